@@ -1,0 +1,34 @@
+// rest_fast._cpu: addresses in, error code out. See params.h for the shapes.
+#include <pybind11/pybind11.h>
+
+#include "pack.h"
+
+namespace py = pybind11;
+namespace rf = rest_fast;
+using rf::Address;
+
+namespace {
+
+int qk_norm_rope_cache(Address qkv, Address q_weight, Address k_weight, Address rope_t,
+                       Address rope_y, Address rope_x, Address k_cache, Address v_cache,
+                       Address q_out, Address row_index, Address ring_index, Address write_slot,
+                       Address base, int64_t batch, int64_t tokens, int64_t heads, int64_t head_dim,
+                       int64_t positions, int64_t grid_h, int64_t grid_w, int64_t rows,
+                       int64_t rings, int64_t slots, int64_t row_stride, int64_t ring_stride,
+                       double eps, int dtype) {
+  return rf::qk_norm_rope_cache_cpu(rf::pack_qk_norm_rope_cache(
+      qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out, row_index,
+      ring_index, write_slot, base, batch, tokens, heads, head_dim, positions, grid_h, grid_w, rows,
+      rings, slots, row_stride, ring_stride, eps, dtype));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "C++ back end of rest_fast: raw addresses in, error codes out.";
+  m.def("error_string", &rf::error_string, "What a non-zero return code means.");
+  m.def("qk_norm_rope_cache", &qk_norm_rope_cache, py::call_guard<py::gil_scoped_release>(),
+        "(qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out, row_index, "
+        "ring_index, write_slot, base, batch, tokens, heads, head_dim, positions, grid_h, grid_w, "
+        "rows, rings, slots, row_stride, ring_stride, eps, dtype) -> error code");
+}

@@ -1,0 +1,246 @@
+// Q and K: RMS norm over the full width, RoPE, K and V into the cache, in one pass over qkv.
+//
+//   q' = rope(q / sqrt(mean(q^2) + eps) * q_weight) -> q_out;  k' likewise, v as it is -> cache
+//
+// Layout: params.h. Why it exists: qkv is read once and each result is written once, where eager
+// PyTorch runs a dozen kernels over it and then copies K and V into the cache.
+// Limits: lanes must not share slots (a scratch row that nobody reads may be shared).
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "../params.h"
+
+// One wheel for every x86-64: the compiler makes three versions of the marked functions and the
+// loader picks one. Helpers are forced inline, or they would keep the base instruction set.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12
+#define REST_FAST_MULTI_ISA \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define REST_FAST_MULTI_ISA
+#endif
+#if defined(__GNUC__)
+#define REST_FAST_INLINE inline __attribute__((always_inline))
+#else
+#define REST_FAST_INLINE inline
+#endif
+
+namespace rest_fast {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+REST_FAST_INLINE float as_float(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, sizeof(f));
+  return f;
+}
+
+REST_FAST_INLINE uint32_t as_bits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, sizeof(u));
+  return u;
+}
+
+REST_FAST_INLINE float to_float(float x) {
+  return x;
+}
+
+REST_FAST_INLINE float to_float(BFloat16 x) {
+  return as_float(uint32_t{x.bits} << 16);
+}
+
+// Half floats by integer arithmetic and selects: any instruction set vectorises it.
+REST_FAST_INLINE float to_float(Float16 x) {
+  const uint32_t sign = (uint32_t{x.bits} & 0x8000u) << 16;
+  const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
+  const uint32_t normal = magnitude + (112u << 23);   // exponent bias 15 -> 127
+  const uint32_t special = magnitude + (224u << 23);  // inf and NaN keep a full exponent
+  // Subnormal: put the mantissa under a leading one of weight 2^-14, then take that one away.
+  const uint32_t subnormal = as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23));
+  const uint32_t finite = magnitude < (1u << 23) ? subnormal : normal;
+  return as_float(sign | (magnitude >= (31u << 23) ? special : finite));
+}
+
+REST_FAST_INLINE void round_to(float x, float& out) {
+  out = x;
+}
+
+REST_FAST_INLINE void round_to(float x, BFloat16& out) {
+  const uint32_t u = as_bits(x);
+  const uint32_t nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : nearest_even);
+}
+
+REST_FAST_INLINE void round_to(float x, Float16& out) {
+  const uint32_t u = as_bits(x);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  const uint32_t magnitude = u & 0x7fffffffu;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal: adding 0.5 leaves exactly the bits of a half in the low mantissa, rounded by the
+  // adder itself.
+  const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
+  const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
+  const uint32_t bounded = magnitude >= (143u << 23) ? 0x7c00u : finite;
+  out.bits = static_cast<uint16_t>(sign | (x != x ? 0x7e00u : bounded));
+}
+
+// cos and sin of every channel pair of the token at hand, the three axes interleaved as the
+// pairs are. Shared by q and k, and by the lanes: going from one token to the next rewrites only
+// the axes that moved, mostly x.
+struct PairAngles {
+  float* cosine;  // [W / 2]
+  float* sine;    // [W / 2]
+  int64_t pad;    // pairs that stay as they are
+  int64_t frequencies;
+  int64_t at[3];  // table row now held, per axis
+};
+
+REST_FAST_INLINE void load_axis(PairAngles& angles, int axis, const float* table, int64_t row) {
+  if (angles.at[axis] == row) return;
+  angles.at[axis] = row;
+  const float* __restrict source = table + row * angles.frequencies * 2;
+  float* __restrict cosine = angles.cosine + angles.pad + axis;
+  float* __restrict sine = angles.sine + angles.pad + axis;
+  for (int64_t m = 0; m < angles.frequencies; ++m) {
+    cosine[3 * m] = source[2 * m];
+    sine[3 * m] = source[2 * m + 1];
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void norm_rotate(const T* __restrict x, const T* __restrict weight,
+                                  const float* __restrict cosine, const float* __restrict sine,
+                                  int64_t width, float eps, T* __restrict out) {
+  // Independent partial sums: the order is fixed in the source, so no fast-math is needed to
+  // vectorise it and every build adds in the same order.
+  constexpr int kLanes = 32;
+  float partial[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float v = to_float(x[i + lane]);
+      partial[lane] += v * v;
+    }
+  }
+  for (int lane = 0; i < width; ++i, ++lane) {
+    const float v = to_float(x[i]);
+    partial[lane] += v * v;
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
+  }
+  const float scale = 1.0f / std::sqrt(partial[0] / static_cast<float>(width) + eps);
+
+  const int64_t pairs = width / 2;
+  for (int64_t j = 0; j < pairs; ++j) {
+    const float a = to_float(x[2 * j]) * scale * to_float(weight[2 * j]);
+    const float b = to_float(x[2 * j + 1]) * scale * to_float(weight[2 * j + 1]);
+    round_to(a * cosine[j] - b * sine[j], out[2 * j]);
+    round_to(a * sine[j] + b * cosine[j], out[2 * j + 1]);
+  }
+}
+
+// Items [begin, end) of B x N, lanes innermost so that they share the angles of their token.
+template <class T>
+REST_FAST_INLINE void run_range(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
+                                float* scratch) {
+  const int64_t width = p.width;
+  const int64_t pairs = width / 2;
+  PairAngles angles{scratch, scratch + pairs, pairs - 3 * (width / 6), width / 6, {-1, -1, -1}};
+  std::fill(angles.cosine, angles.cosine + angles.pad, 1.0f);
+  std::fill(angles.sine, angles.sine + angles.pad, 0.0f);
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t token = item / p.batch;
+    const int64_t lane = item % p.batch;
+    const int64_t frame = token / (p.grid_h * p.grid_w);
+    load_axis(angles, 0, p.rope_t, p.base[lane] + frame);
+    load_axis(angles, 1, p.rope_y, token / p.grid_w % p.grid_h);
+    load_axis(angles, 2, p.rope_x, token % p.grid_w);
+
+    const int64_t row = lane * p.tokens + token;
+    const T* qkv = static_cast<const T*>(p.qkv) + row * 3 * width;
+    const int64_t slot = p.row_index[lane] * p.row_stride + p.ring_index[lane] * p.ring_stride +
+                         (p.write_slot[lane] + token) * width;
+    norm_rotate(qkv, static_cast<const T*>(p.q_weight), angles.cosine, angles.sine, width, p.eps,
+                static_cast<T*>(p.q_out) + row * width);
+    norm_rotate(qkv + width, static_cast<const T*>(p.k_weight), angles.cosine, angles.sine, width,
+                p.eps, static_cast<T*>(p.k_cache) + slot);
+    std::memcpy(static_cast<T*>(p.v_cache) + slot, qkv + 2 * width, width * sizeof(T));
+  }
+}
+
+// GCC does not multi-version templates, hence one plain function per dtype.
+REST_FAST_MULTI_ISA void run_float32(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
+                                     float* scratch) {
+  run_range<float>(p, begin, end, scratch);
+}
+REST_FAST_MULTI_ISA void run_bfloat16(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
+                                      float* scratch) {
+  run_range<BFloat16>(p, begin, end, scratch);
+}
+REST_FAST_MULTI_ISA void run_float16(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
+                                     float* scratch) {
+  run_range<Float16>(p, begin, end, scratch);
+}
+
+int check_indices(const QkNormRopeCacheParams& p) {
+  const int64_t last_frame = (p.tokens - 1) / (p.grid_h * p.grid_w);
+  for (int64_t lane = 0; lane < p.batch; ++lane) {
+    const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
+    if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
+    if (!inside(p.ring_index[lane], p.rings)) return kRingOutOfRange;
+    if (!inside(p.write_slot[lane], p.slots - p.tokens + 1)) return kSlotOutOfRange;
+    if (!inside(p.base[lane], p.positions - last_frame)) return kPositionOutOfRange;
+  }
+  return kOk;
+}
+
+int thread_count(int64_t elements) {
+#ifdef _OPENMP
+  // Waking a second thread costs a few microseconds; a thread does this many elements in ten.
+  constexpr int64_t kElementsPerThread = 32768;
+  if (omp_in_parallel()) return 1;
+  return static_cast<int>(
+      std::clamp<int64_t>(elements / kElementsPerThread, 1, omp_get_max_threads()));
+#else
+  (void)elements;
+  return 1;
+#endif
+}
+
+}  // namespace
+
+int qk_norm_rope_cache_cpu(const QkNormRopeCacheParams& p) {
+  if (const int error = check_sizes(p)) return error;
+  const int64_t items = p.batch * p.tokens;
+  if (items == 0) return kOk;
+  if (const int error = check_indices(p)) return error;
+
+  const auto run = p.dtype == DType::kFloat32    ? &run_float32
+                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
+                                                 : &run_float16;
+  const int threads = thread_count(items * 3 * p.width);
+  std::vector<float> scratch(static_cast<size_t>(threads) * p.width);
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int thread = 0; thread < threads; ++thread) {
+    run(p, items * thread / threads, items * (thread + 1) / threads,
+        scratch.data() + thread * p.width);
+  }
+  return kOk;
+}
+
+}  // namespace rest_fast

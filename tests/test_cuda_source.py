@@ -1,0 +1,172 @@
+"""The CUDA sources without a GPU: nvcc compiles them without spills, and the CPU runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_nvcc_compiles_without_spills(source, tmp_path):
+    command = ["nvcc", "-std=c++17", "-O3", "-DNDEBUG", "-Xptxas", "-v", "--threads", "0", "-c"]
+    for arch in ("80", "90a"):
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    command += [str(source), "-o", str(tmp_path / "out.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    assert "warning" not in log, log
+
+    for arch in ("sm_80", "sm_90a"):
+        assert f"for '{arch}'" in log, f"nothing was compiled for {arch}"
+    spills = [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill \w+)", log)]
+    assert spills and not any(spills), log
+
+
+# --- the kernel on the CPU, against numpy in float64 ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cuda_on_cpu(tmp_path_factory):
+    """rest_fast._cuda, bindings and kernels, compiled by the host compiler with the shim."""
+    compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    pybind11 = pytest.importorskip("pybind11")
+    out = tmp_path_factory.mktemp("cuda_on_cpu") / "_cuda.so"
+    includes = [ROOT / "tests/kit", CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-shared", "-DREST_FAST_CUDA_ON_CPU"]
+    command += [f"-I{path}" for path in includes]
+    command += [str(CSRC / "bindings_cuda.cpp"), "-x", "c++", *map(str, SOURCES), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_cuda", out)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ROWS, RINGS, POSITIONS, EPS = 4, 2, 9, 1e-6
+SEED = 20251211
+
+
+def make_case(lanes, tokens, grid_h, grid_w, heads, head_dim, dtype):
+    rng = np.random.default_rng(SEED)
+    width, slots = heads * head_dim, 2 * tokens + 1
+
+    def table(rows):
+        angle = rng.uniform(-3, 3, (rows, width // 6))
+        return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
+
+    def cache():  # a slice of a bigger tensor, so the strides are not those of its shape
+        return np.full((ROWS, RINGS, 2, slots, width), np.nan, dtype)
+
+    return {
+        "qkv": rng.normal(0, 2, (lanes, tokens, 3 * width)).astype(dtype),
+        "q_weight": rng.normal(1, 0.2, width).astype(dtype),
+        "k_weight": rng.normal(1, 0.2, width).astype(dtype),
+        "rope_t": table(POSITIONS),
+        "rope_y": table(grid_h),
+        "rope_x": table(grid_w),
+        "k_cache": cache(),
+        "v_cache": cache(),
+        "q_out": np.full((lanes, tokens, width), np.nan, dtype),
+        "row_index": rng.permutation(ROWS)[:lanes].astype(np.int32),
+        "ring_index": rng.integers(0, RINGS, lanes, dtype=np.int32),
+        "write_slot": rng.integers(0, slots - tokens + 1, lanes, dtype=np.int32),
+        "base": rng.integers(0, POSITIONS - tokens // (grid_h * grid_w), lanes, dtype=np.int32),
+    }
+
+
+def expected(case, channels, weight, grid_h, grid_w):
+    """q or k in float64, [lanes, tokens, width]."""
+    lanes, tokens, width = channels.shape
+    n = width // 6
+    pad = width // 2 - 3 * n
+    x = channels.astype(np.float64)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * weight.astype(np.float64)
+    token = np.arange(tokens)
+    frame, y, col = token // (grid_h * grid_w), token // grid_w % grid_h, token % grid_w
+    turn = np.zeros((lanes, tokens, width // 2), np.complex128)
+    turn[:, :, :pad] = 1
+    for lane in range(lanes):
+        axes = (case["rope_t"][case["base"][lane] + frame], case["rope_y"][y], case["rope_x"][col])
+        for axis, table in enumerate(axes):
+            turn[lane, :, pad + axis :: 3] = table[..., 0] + 1j * table[..., 1].astype(np.float64)
+    rotated = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
+    return np.stack([rotated.real, rotated.imag], -1).reshape(lanes, tokens, width)
+
+
+def call(module, case, lanes, tokens, grid_h, grid_w, heads, head_dim, device=0):
+    k_cache = case["k_cache"][:, :, 1]
+    row_stride, ring_stride = (s // k_cache.itemsize for s in k_cache.strides[:2])
+    views = dict(case, k_cache=k_cache, v_cache=case["v_cache"][:, :, 1])
+    dtype = {"float32": 0, "float16": 2}[case["qkv"].dtype.name]
+    sizes = (lanes, tokens, heads, head_dim, POSITIONS, grid_h, grid_w)
+    cache = (ROWS, RINGS, k_cache.shape[2], row_stride, ring_stride)
+    pointers = (array.ctypes.data for array in views.values())
+    return module.qk_norm_rope_cache(*pointers, *sizes, *cache, EPS, dtype, 0, device)
+
+
+# lanes, tokens, grid_h, grid_w, heads, head_dim
+CASES = {
+    "demo": (2, 9, 2, 2, 6, 32),  # one vector a thread; a last frame that is not full
+    "odd_width": (3, 4, 1, 2, 1, 34),  # pairs instead of vectors, two pairs unrotated
+    "wide": (1, 2, 1, 2, 32, 64),  # rest-512
+    "wider": (1, 1, 1, 1, 96, 64),  # several vectors a thread
+}
+
+
+# In units in the last place; outputs below 0.25 count as 0.25, because the rotation cancels.
+# float32: the sum over the width and six roundings after it. float16: one rounding at the end, so
+# half a unit and a little for what float32 did before it.
+@pytest.mark.parametrize("dtype, units", [(np.float32, 8.0), (np.float16, 0.51)])
+@pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())
+def test_kernel_on_the_cpu(cuda_on_cpu, shape, dtype, units):
+    case = make_case(*shape, dtype)
+    assert call(cuda_on_cpu, case, *shape) == 0
+
+    lanes, tokens, grid_h, grid_w, heads, head_dim = shape
+    width = heads * head_dim
+    q, k, v = np.split(case["qkv"], 3, axis=-1)
+    q_true = expected(case, q, case["q_weight"], grid_h, grid_w)
+    k_true = expected(case, k, case["k_weight"], grid_h, grid_w)
+
+    written = np.zeros(case["k_cache"].shape[:4], bool)
+    k_new = np.empty((lanes, tokens, width), dtype)
+    for lane in range(lanes):
+        first = case["write_slot"][lane]
+        at = (case["row_index"][lane], case["ring_index"][lane], 1, slice(first, first + tokens))
+        written[at] = True
+        k_new[lane] = case["k_cache"][at]
+        np.testing.assert_array_equal(case["v_cache"][at], v[lane])
+    for cache in (case["k_cache"], case["v_cache"]):
+        assert np.isnan(cache[~written]).all(), "wrote outside the lanes' slots"
+
+    for name, got, true in (("q", case["q_out"], q_true), ("k", k_new, k_true)):
+        unit = np.spacing(np.maximum(np.abs(true), 0.25).astype(dtype)).astype(np.float64)
+        worst = (np.abs(got.astype(np.float64) - true) / unit).max()
+        assert worst <= units, f"{name}: {worst:.2f} units in the last place"
+
+
+def test_launcher_reports_errors(cuda_on_cpu):
+    shape = (2, 4, 2, 2, 1, 32)
+    case = make_case(*shape, np.float32)
+    assert cuda_on_cpu.error_string(call(cuda_on_cpu, case, *shape, device=1)).startswith("CUDA: ")
+    too_many = (2, 12, 2, 2, 1, 32)
+    code = call(cuda_on_cpu, case, *too_many)
+    assert "slots" in cuda_on_cpu.error_string(code)
+    assert np.isnan(case["q_out"]).all()
