@@ -1,0 +1,349 @@
+"""Configuration: frozen dataclasses, presets, JSON round trip.
+
+Every choice that the paper leaves open is a field here, so that an ablation changes a value and not the code.
+Units are in the field comments; the glossary is in ``docs/design.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Context = Literal["last_step", "clean", "per_step"]
+Positions = Literal["window", "absolute"]
+Layout = Literal["full", "teacher", "streaming"]
+Resample = Literal["spatial", "temporal", "all"]
+
+TEMPORAL = 8  # video frames of one latent frame; the paper's VAE and both of ours
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built: names the field, the expectation and the value."""
+
+
+def _require(ok: bool, name: str, expected: str, value: object) -> None:
+    if not ok:
+        raise ConfigError(f"config field {name}: expected {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ConvVAEConfig:
+    """Causal convolutional VAE in the layout of LTX-Video 0.9.5 (residual resampling), decoder causal too."""
+
+    kind: Literal["conv"] = "conv"
+    latent_channels: int = 128
+    patch_size: int = 4
+    encoder_channels: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    encoder_layers: tuple[int, ...] = (4, 6, 6, 2, 2)
+    encoder_down: tuple[Resample, ...] = ("spatial", "temporal", "all", "all")
+    decoder_channels: tuple[int, ...] = (1024, 512, 256, 128)  # in order of execution
+    decoder_layers: tuple[int, ...] = (5, 5, 5, 5)
+    decoder_up: tuple[Resample, ...] = ("all", "all", "all")
+    causal_decoder: bool = True
+
+    def __post_init__(self) -> None:
+        enc, dec = len(self.encoder_channels), len(self.decoder_channels)
+        _require(len(self.encoder_layers) == enc, "vae.encoder_layers", f"{enc} entries", self.encoder_layers)
+        _require(len(self.encoder_down) == enc - 1, "vae.encoder_down", f"{enc - 1} entries", self.encoder_down)
+        _require(len(self.decoder_layers) == dec, "vae.decoder_layers", f"{dec} entries", self.decoder_layers)
+        _require(len(self.decoder_up) == dec - 1, "vae.decoder_up", f"{dec - 1} entries", self.decoder_up)
+        for name, kinds in (("encoder_down", self.encoder_down), ("decoder_up", self.decoder_up)):
+            _require(all(k in get_args(Resample) for k in kinds), f"vae.{name}", "spatial, temporal or all", kinds)
+            halvings = sum(k != "spatial" for k in kinds)
+            _require(halvings == 3, f"vae.{name}", "three temporal halvings (8 frames a latent)", kinds)
+        down = self.patch_size * 2 ** sum(k != "temporal" for k in self.encoder_down)
+        up = self.patch_size * 2 ** sum(k != "temporal" for k in self.decoder_up)
+        _require(down == up, "vae.decoder_up", f"the encoder's spatial factor {down}", up)
+        _require(self.causal_decoder, "vae.causal_decoder", "True (the only streaming mode so far)", False)
+
+    @property
+    def spatial(self) -> int:
+        """Pixels of one latent cell along one side."""
+        return self.patch_size * 2 ** sum(k != "temporal" for k in self.encoder_down)
+
+
+@dataclass(frozen=True)
+class BasisVAEConfig:
+    """Linear space-time basis per latent position, and a causal convolutional post-net behind its decoder."""
+
+    kind: Literal["basis"] = "basis"
+    latent_channels: int = 64
+    patch_size: int = 32  # side of the block that one latent position covers
+    spatial_rank: int = 64  # components of one frame of one block
+    post_channels: int = 64
+    post_blocks: int = 2
+    post_patch: tuple[int, int, int] = (2, 4, 4)  # frames, rows, columns folded into channels
+    post_norm_eps: float = 1e-4  # features of the post-net are small: 1e-8 would amplify flat areas
+
+    def __post_init__(self) -> None:
+        t, h, w = self.post_patch
+        _require(TEMPORAL % t == 0, "vae.post_patch[0]", f"a divisor of {TEMPORAL}", t)
+        _require(h == w and self.patch_size % h == 0, "vae.post_patch", f"equal divisors of {self.patch_size}", (h, w))
+        limit = self.spatial_rank * TEMPORAL
+        _require(0 < self.latent_channels <= limit, "vae.latent_channels", f"1..{limit}", self.latent_channels)
+
+    @property
+    def spatial(self) -> int:
+        """Pixels of one latent cell along one side."""
+        return self.patch_size
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """Speech features and SpeechAE (paper section 3.2 and appendix; READ 3.1)."""
+
+    features: Literal["logmel", "whisper"] = "whisper"
+    positions: int = 10  # feature positions in the window of one video frame (past and future)
+    channels: int = 1920  # channels of one position: mel bands, or Whisper's hidden states concatenated
+    position_ms: int = 20  # time step of a position
+    history_ms: int = 4000  # sound before a chunk that its features may see (Whisper's window)
+    tokens: int = 2  # audio tokens of one latent frame
+    width: int = 2048  # width of an audio token
+
+    def __post_init__(self) -> None:
+        _require(self.features in ("logmel", "whisper"), "speech.features", "logmel or whisper", self.features)
+        _require(40 % self.position_ms == 0, "speech.position_ms", "a divisor of 40 ms", self.position_ms)
+        spare = self.positions - self.positions_per_frame
+        _require(spare >= 0 and spare % 2 == 0, "speech.positions", "a frame's own plus an even number", self.positions)
+        _require(self.positions % self.tokens == 0, "speech.tokens", f"a divisor of {self.positions}", self.tokens)
+        _require(
+            self.history_ms % 40 == 0 and self.history_ms >= 160,
+            "speech.history_ms",
+            "a multiple of 40, at least 160",
+            self.history_ms,
+        )
+
+    @property
+    def positions_per_frame(self) -> int:
+        return 40 // self.position_ms
+
+    @property
+    def side_ms(self) -> int:
+        """Sound on either side of a video frame that its window of positions covers."""
+        return (self.positions - self.positions_per_frame) // 2 * self.position_ms
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Streaming A2V-DiT (paper section 3.3): LTX-Video 2B's block plus frame-level audio cross-attention."""
+
+    layers: int = 28
+    heads: int = 32
+    head_dim: int = 64
+    mlp_ratio: int = 4
+    text_tokens: int = 128  # 0: no text attention
+    text_channels: int = 4096
+    audio: bool = True  # False: the plain LTX transformer
+    layout: Layout = "streaming"
+    qk_eps: float = 1e-5
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_max: tuple[float, float, float] = (20.0, 2048.0, 2048.0)  # seconds, pixels, pixels
+    positionwise_io: bool = False  # own input and output matrices per spatial position (basis latents need it)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "head_dim", "mlp_ratio"):
+            _require(getattr(self, name) >= 1, f"dit.{name}", "at least 1", getattr(self, name))
+        _require(self.head_dim % 2 == 0, "dit.head_dim", "an even number", self.head_dim)
+        _require(self.width >= 6, "dit.heads * head_dim", "at least 6", self.width)
+        _require(self.layout in get_args(Layout), "dit.layout", "/".join(get_args(Layout)), self.layout)
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """ID-Context cache (paper section 3.3): geometry of the window and what the paper leaves open."""
+
+    chunk: int = 3  # new latent frames of a chunk
+    context_chunks: int = 1
+    context: Context = "last_step"
+    positions: Positions = "window"
+
+    def __post_init__(self) -> None:
+        _require(self.chunk >= 1, "stream.chunk", "at least 1", self.chunk)
+        _require(self.context_chunks >= 0, "stream.context_chunks", "0 or more", self.context_chunks)
+        _require(self.context in get_args(Context), "stream.context", "/".join(get_args(Context)), self.context)
+        _require(
+            self.positions in get_args(Positions), "stream.positions", "/".join(get_args(Positions)), self.positions
+        )
+
+    @property
+    def window(self) -> int:
+        """Latent frames visible to a query once the window is full: reference, context, current."""
+        return 1 + (self.context_chunks + 1) * self.chunk
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Euler steps of the rectified flow, joint classifier-free guidance, noise of training (CANS)."""
+
+    steps: int = 8
+    guidance: float = 6.0
+    shift_mu: float = 2.05  # sigma schedule: shift exp(shift_mu) of uniform steps; 0 is uniform
+    train_mu: float = 2.05  # training noise: logit-normal
+    train_sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.steps, int) and self.steps >= 1, "sampling.steps", "an integer >= 1", self.steps)
+        finite = isinstance(self.guidance, int | float) and abs(self.guidance) < 1e4
+        _require(finite, "sampling.guidance", "a finite number", self.guidance)
+        _require(self.train_sigma > 0, "sampling.train_sigma", "a positive number", self.train_sigma)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that a checkpoint's ``config.json`` says."""
+
+    name: str
+    height: int
+    width: int
+    vae: ConvVAEConfig | BasisVAEConfig
+    speech: SpeechConfig
+    dit: DiTConfig
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    fps: int = 25
+
+    def __post_init__(self) -> None:
+        cell = self.vae.spatial
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            _require(side >= cell and side % cell == 0, name, f"a positive multiple of {cell}", side)
+        _require(self.fps == 25, "fps", "25 (audio and video of the model are tied to it)", self.fps)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of one latent frame."""
+        return self.height // self.vae.spatial, self.width // self.vae.spatial
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def latent_seconds(self) -> float:
+        return TEMPORAL / self.fps
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"config is not JSON: {e}") from None
+        if not isinstance(raw, dict):
+            raise ConfigError(f"config: expected a JSON object, got {type(raw).__name__}")
+        vae = raw.get("vae")
+        kind = vae.get("kind") if isinstance(vae, dict) else None
+        kinds: dict[Any, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig}
+        _require(kind in kinds, "vae.kind", "conv or basis", kind)
+        parts = {
+            "vae": kinds[kind],
+            "speech": SpeechConfig,
+            "dit": DiTConfig,
+            "stream": StreamConfig,
+            "sampling": SamplingConfig,
+        }
+        values = {k: _build(parts[k], v, k) if k in parts else v for k, v in raw.items()}
+        return _build(cls, values, "config")
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A copy with changed fields; ``stream__context="clean"`` reaches into a part."""
+        own: dict[str, Any] = {}
+        for key, value in changes.items():
+            part, _, name = key.partition("__")
+            if name:
+                _require(hasattr(self, part), key, "a part of the configuration", part)
+                base = own.get(part, getattr(self, part))
+                own[part] = _replace(base, {name: value}, part)
+            else:
+                own[key] = value
+        return _replace(self, own, "config")
+
+
+def _replace(obj: Any, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(obj)}
+    for name in values:
+        _require(name in known, f"{where}.{name}", f"one of {sorted(known)}", name)
+    return dataclasses.replace(obj, **values)
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
+    """Dataclass from JSON values: unknown and missing fields are named, lists become tuples."""
+    _require(isinstance(values, dict), where, "an object", values)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    _require(not unknown, where, f"fields {sorted(fields)}", unknown)
+    no_default = (
+        f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    missing = sorted(f.name for f in no_default if f.name not in values)
+    _require(not missing, where, "all required fields", f"missing {missing}")
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as e:  # a string where a number belongs
+        raise ConfigError(f"config {where}: wrong type of value ({e})") from None
+
+
+def _rest_512() -> ModelConfig:
+    """The paper's model: 512x512, 28 blocks of width 2048, 8 steps, guidance 6."""
+    return ModelConfig("rest-512", 512, 512, ConvVAEConfig(), SpeechConfig(), DiTConfig())
+
+
+def _demo() -> ModelConfig:
+    """The small model shipped with the package: 128x128, a linear-basis VAE, log-mel features."""
+    return ModelConfig(
+        "demo",
+        128,
+        128,
+        BasisVAEConfig(),
+        SpeechConfig("logmel", positions=20, channels=80, position_ms=10, history_ms=160, tokens=4, width=192),
+        DiTConfig(
+            layers=6,
+            heads=3,
+            text_tokens=0,
+            text_channels=0,
+            rope_theta=100.0,
+            rope_max=(4.0, 256.0, 256.0),
+            positionwise_io=True,
+        ),
+        sampling=SamplingConfig(steps=4, guidance=1.5, shift_mu=0.0, train_mu=0.0, train_sigma=1.2),
+    )
+
+
+def _toy() -> ModelConfig:
+    """For tests: 64x64, two narrow blocks with every part that rest-512 has."""
+    vae = ConvVAEConfig(
+        latent_channels=8,
+        encoder_channels=(8, 16, 32, 32, 32),
+        encoder_layers=(1,) * 5,
+        decoder_channels=(32, 16, 8, 8),
+        decoder_layers=(1,) * 4,
+    )
+    return ModelConfig(
+        "toy",
+        64,
+        64,
+        vae,
+        SpeechConfig("logmel", positions=20, channels=80, position_ms=10, history_ms=160, tokens=2, width=32),
+        DiTConfig(layers=2, heads=2, head_dim=16, text_tokens=5, text_channels=24),
+        sampling=SamplingConfig(steps=2, guidance=2.0),
+    )
+
+
+PRESETS = {"demo": _demo, "rest-512": _rest_512, "toy": _toy}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a preset: ``demo``, ``rest-512`` or ``toy``."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset: expected one of {sorted(PRESETS)}, got {name!r}")
+    return PRESETS[name]()

@@ -1,0 +1,46 @@
+"""Ops: in-place faces here (caller-owned outputs, fast backends), references in :mod:`rest_fast.ops.functional`."""
+
+from rest_fast.ops import functional
+from rest_fast.ops.causal_conv3d import causal_conv3d
+from rest_fast.ops.cfg_euler_step import cfg_euler_step
+from rest_fast.ops.depth_to_space import depth_to_space
+from rest_fast.ops.dispatch import Op, OpError, Spec, use_backend
+from rest_fast.ops.frame_cross_attention import frame_cross_attention
+from rest_fast.ops.frames_to_uint8 import frames_to_uint8
+from rest_fast.ops.gate_norm_modulate import gate_norm_modulate
+from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
+from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope_cache
+from rest_fast.ops.rotate_context import rotate_context
+from rest_fast.ops.sink_ring_attention import sink_ring_attention
+
+ALL: tuple[Op, ...] = (
+    qk_norm_rope_cache,
+    sink_ring_attention,
+    rotate_context,
+    gate_norm_modulate,
+    frame_cross_attention,
+    cfg_euler_step,
+    causal_conv3d,
+    pixel_norm_silu,
+    depth_to_space,
+    frames_to_uint8,
+)
+
+__all__ = [
+    "ALL",
+    "Op",
+    "OpError",
+    "Spec",
+    "causal_conv3d",
+    "cfg_euler_step",
+    "depth_to_space",
+    "frame_cross_attention",
+    "frames_to_uint8",
+    "functional",
+    "gate_norm_modulate",
+    "pixel_norm_silu",
+    "qk_norm_rope_cache",
+    "rotate_context",
+    "sink_ring_attention",
+    "use_backend",
+]

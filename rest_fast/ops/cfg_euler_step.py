@@ -1,0 +1,49 @@
+"""``cfg_euler_step``: joint guidance and the Euler update of the rectified flow.
+
+    v = v_u + g (v_c - v_u),   z <- z + (t_next - t) v
+
+with velocity ``v = eps - z_0``, so that z_t = (1 - t) z_0 + t eps (paper section 3.1). Guidance and step are per lane
+pair and live on the device: lanes of one launch may be at different steps.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
+
+NAME = "cfg_euler_step"
+
+
+def guided_euler(
+    z: torch.Tensor,  # [S, N, C]
+    v_cond: torch.Tensor,  # [S, N, C]
+    v_uncond: torch.Tensor,  # [S, N, C]
+    guidance: torch.Tensor,  # fp32 [S]
+    dt: torch.Tensor,  # fp32 [S]: t_next - t, negative
+) -> torch.Tensor:
+    """Functional reference: the next z, in the dtype of ``z``. Differentiable."""
+    v_c, v_u = v_cond.to(z.dtype), v_uncond.to(z.dtype)
+    v = v_u + guidance[:, None, None].to(z.dtype) * (v_c - v_u)
+    return z + dt[:, None, None].to(z.dtype) * v
+
+
+def check(z, v_cond, v_uncond, guidance, dt) -> Spec:
+    expect_float(NAME, "z", z)
+    expect(NAME, "z", z, (z.shape[0], -1, -1))
+    expect(NAME, "v_cond", v_cond, tuple(z.shape), device=z.device)
+    expect(NAME, "v_uncond", v_uncond, tuple(z.shape), dtype=v_cond.dtype, device=z.device)
+    for name, vector in (("guidance", guidance), ("dt", dt)):
+        expect(NAME, name, vector, (z.shape[0],), dtype=torch.float32, device=z.device)
+    return Spec(z.device.type, z.dtype, (("sessions", z.shape[0]), ("numel", z[0].numel())))
+
+
+def reference(z, v_cond, v_uncond, guidance, dt) -> None:
+    z.copy_(guided_euler(z, v_cond, v_uncond, guidance, dt))
+
+
+cfg_euler_step = Op(
+    f"{NAME}(Tensor(a!) z, Tensor v_cond, Tensor v_uncond, Tensor guidance, Tensor dt)",
+    check=check,
+    reference=reference,
+)

@@ -1,0 +1,50 @@
+"""``depth_to_space``: channels into frames, rows and columns (the decoder's upsampler).
+
+Channel order is (c, p1, p2, p3), c slowest, as in LTX-Video. ``drop`` leading output frames are left out: the first
+call of a causal stream drops the ``p1 - 1`` frames that lie before its start.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect
+
+NAME = "depth_to_space"
+
+
+def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
+    """Functional reference: [B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3]. Differentiable."""
+    b, c, t, h, w = x.shape
+    p1, p2, p3 = factors
+    x = x.reshape(b, c // (p1 * p2 * p3), p1, p2, p3, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, -1, t * p1, h * p2, w * p3)[:, :, drop:]
+
+
+def fold_channels(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
+    """The inverse with ``drop = 0`` (space to depth): [B, C, T p1, H p2, W p3] -> [B, C p1 p2 p3, T, H, W]."""
+    b, c, t, h, w = x.shape
+    p1, p2, p3 = factors
+    x = x.reshape(b, c, t // p1, p1, h // p2, p2, w // p3, p3).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(b, c * p1 * p2 * p3, t // p1, h // p2, w // p3)
+
+
+def check(x, out, *, factors, drop) -> Spec:
+    expect(NAME, "x", x, (-1, -1, -1, -1, -1), contiguous=False)
+    b, c, t, h, w = x.shape
+    p1, p2, p3 = factors
+    if c % (p1 * p2 * p3) or not 0 <= drop < t * p1:
+        raise OpError(
+            f"{NAME}: argument x: expected channels divisible by {p1 * p2 * p3} and more than {drop} output "
+            f"frames, got shape {list(x.shape)}"
+        )
+    shape = (b, c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3)
+    expect(NAME, "out", out, shape, dtype=x.dtype, device=x.device, contiguous=False)
+    return Spec(x.device.type, x.dtype, (("channels", c), ("frames", t), ("height", h), ("width", w)))
+
+
+def reference(x, out, *, factors, drop) -> None:
+    out.copy_(unfold_channels(x, tuple(factors), drop))
+
+
+depth_to_space = Op(f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)", check=check, reference=reference)

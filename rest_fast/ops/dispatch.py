@@ -1,0 +1,165 @@
+"""One dispatch for every op: schema, checks, in-place reference, and a table of faster backends.
+
+An op has two faces. Its *functional reference* (plain PyTorch, differentiable, returns new tensors) is the
+specification and what training uses. Its *in-place* face, an :class:`Op`, writes into tensors of the caller, refuses
+gradients, and picks the first backend of its table that supports the call; the last entry is always the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("rest_fast", "DEF")
+_FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("rest_fast_backend", default=None)
+
+
+class OpError(ValueError):
+    """A call that an op refuses: names op, argument, expectation and value."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a backend needs to know to accept a call: where it runs, in which dtype, at which sizes."""
+
+    device: str
+    dtype: torch.dtype
+    dims: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{k}={v}" for k, v in self.dims)
+        return f"{self.device} {str(self.dtype).removeprefix('torch.')} [{sizes}]"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason)."""
+
+    name: str
+    supports: Callable[[Spec], tuple[bool, str]]
+    run: Callable[..., None]
+
+
+class Op:
+    """In-place op: ``check`` (returns a :class:`Spec`), then the first backend that supports it.
+
+    ``check`` gets exactly the arguments of the op and must not read tensor values on an accelerator. ``ranges``
+    holds the checks of integer contents; it runs for CPU tensors only, where reading them costs no wait.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        check: Callable[..., Spec],
+        reference: Callable[..., None],
+        ranges: Callable[..., None] | None = None,
+        backends: tuple[Backend, ...] = (),
+    ):
+        self.name = schema.partition("(")[0]
+        self._check, self._ranges = check, ranges
+        always = Backend("reference", lambda spec: (True, ""), reference)
+        self.backends = (*backends, always)
+        self.choose = functools.lru_cache(maxsize=1024)(self._choose)
+        LIBRARY.define(f"{schema} -> ()")
+        LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rest_fast::{self.name}", self._fake, lib=LIBRARY)
+        self._registered = getattr(torch.ops.rest_fast, self.name).default
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._registered(*args, **kwargs)
+        else:
+            self.run(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            self._refuse_gradients((*args, *kwargs.values()))
+        spec = self._check(*args, **kwargs)
+        if self._ranges is not None and spec.device == "cpu":
+            self._ranges(*args, **kwargs)
+        self.choose(spec, forced_backend()).run(*args, **kwargs)
+
+    def _fake(self, *args: Any, **kwargs: Any) -> None:
+        self._check(*args, **kwargs)
+
+    def _refuse_gradients(self, values: tuple[Any, ...]) -> None:
+        if any(isinstance(v, torch.Tensor) and v.requires_grad for v in values):
+            raise OpError(
+                f"{self.name}: the in-place face has no gradient; expected torch.no_grad() or "
+                f"inference_mode(), or use rest_fast.ops.functional for training"
+            )
+
+    def _choose(self, spec: Spec, forced: str | None) -> Backend:
+        for backend in self.backends:
+            if forced is None or backend.name == forced:
+                ok, reason = backend.supports(spec)
+                if ok:
+                    return backend
+                if forced is not None:
+                    raise OpError(f"{self.name}: backend {forced!r} was asked for, but cannot run {spec}: {reason}")
+        names = [b.name for b in self.backends]
+        raise OpError(f"{self.name}: backend: expected one of {names}, got {forced!r}")
+
+    def report(self, spec: Spec) -> list[tuple[str, bool, str]]:
+        """(backend, supported, reason) for every entry of the table."""
+        return [(b.name, *b.supports(spec)) for b in self.backends]
+
+
+def forced_backend() -> str | None:
+    """Backend asked for by :func:`use_backend`, else by the variable ``REST_FAST_BACKEND``, else None."""
+    return _FORCED.get() or os.environ.get("REST_FAST_BACKEND") or None
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force one backend for every op called inside; an op that lacks it raises :class:`OpError`."""
+    token = _FORCED.set(name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def expect(
+    op: str,
+    name: str,
+    tensor: torch.Tensor,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    contiguous: bool = True,
+) -> None:
+    """Raise :class:`OpError` unless the tensor has this shape (-1: any size), dtype, device and layout."""
+    got = tuple(tensor.shape)
+    if len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True)):
+        raise OpError(f"{op}: argument {name}: expected shape {list(shape)}, got {list(got)}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise OpError(f"{op}: argument {name}: expected {dtype}, got {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        raise OpError(f"{op}: argument {name}: expected device {device}, got {tensor.device}")
+    if contiguous and not tensor.is_contiguous():
+        raise OpError(f"{op}: argument {name}: expected a contiguous tensor, got strides {tensor.stride()}")
+
+
+def expect_range(op: str, name: str, index: torch.Tensor, low: int, high: int) -> None:
+    """Raise :class:`OpError` unless every entry of a CPU integer tensor lies in low..high."""
+    least, most = (int(v) for v in torch.aminmax(index))
+    if least < low or most > high:
+        raise OpError(f"{op}: argument {name}: expected entries in {low}..{high}, got {least}..{most}")
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def expect_float(op: str, name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise OpError(f"{op}: argument {name}: expected a floating dtype, got {tensor.dtype}")

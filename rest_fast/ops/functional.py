@@ -1,0 +1,28 @@
+"""The functional references of all ops: plain PyTorch, differentiable, new tensors. The specification."""
+
+from rest_fast.ops.causal_conv3d import causal_convolution
+from rest_fast.ops.cfg_euler_step import guided_euler
+from rest_fast.ops.depth_to_space import fold_channels, unfold_channels
+from rest_fast.ops.frame_cross_attention import frame_attention
+from rest_fast.ops.frames_to_uint8 import to_uint8
+from rest_fast.ops.gate_norm_modulate import gated_residual, norm_modulate
+from rest_fast.ops.pixel_norm_silu import normed_silu
+from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope, rms_norm
+from rest_fast.ops.rotate_context import shift_keys
+from rest_fast.ops.sink_ring_attention import attention
+
+__all__ = [
+    "attention",
+    "causal_convolution",
+    "fold_channels",
+    "frame_attention",
+    "gated_residual",
+    "guided_euler",
+    "norm_modulate",
+    "normed_silu",
+    "qk_norm_rope",
+    "rms_norm",
+    "shift_keys",
+    "to_uint8",
+    "unfold_channels",
+]

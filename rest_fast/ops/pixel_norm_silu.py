@@ -1,0 +1,48 @@
+"""``pixel_norm_silu``: RMS norm over the channels of each pixel, optional scale and shift, SiLU.
+
+    out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift)
+
+LTX-Video's decoder norm; statistics in fp32 (squares overflow in fp16).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
+
+NAME = "pixel_norm_silu"
+
+
+def normed_silu(
+    x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None, *, eps: float
+) -> torch.Tensor:
+    """Functional reference: x [B, C, T, H, W], scale and shift [C] or None. Differentiable."""
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    y = wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + eps)
+    if scale is not None and shift is not None:
+        column = (-1, 1, 1, 1)
+        y = y * (1 + scale.to(y.dtype).view(column)) + shift.to(y.dtype).view(column)
+    return F.silu(y).to(x.dtype)
+
+
+def check(x, scale, shift, out, *, eps) -> Spec:
+    expect_float(NAME, "x", x)
+    expect(NAME, "x", x, (-1, -1, -1, -1, -1), contiguous=False)
+    expect(NAME, "out", out, tuple(x.shape), dtype=x.dtype, device=x.device, contiguous=False)
+    if (scale is None) != (shift is None):
+        raise OpError(f"{NAME}: argument shift: expected scale and shift together, got one of them")
+    for name, vector in (("scale", scale), ("shift", shift)):
+        if vector is not None:
+            expect(NAME, name, vector, (x.shape[1],), dtype=x.dtype, device=x.device)
+    return Spec(x.device.type, x.dtype, (("channels", x.shape[1]), ("pixels", x[:, 0].numel())))
+
+
+def reference(x, scale, shift, out, *, eps) -> None:
+    out.copy_(normed_silu(x, scale, shift, eps=eps))
+
+
+pixel_norm_silu = Op(
+    f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)", check=check, reference=reference
+)

@@ -1,0 +1,209 @@
+"""``qk_norm_rope_cache``: from the fused projection to a query and two written cache slots, in one pass.
+
+    q' = rope(rms_norm(q) q_weight),  k' = rope(rms_norm(k) k_weight),  v' = v
+
+The norm spans the full width, before the head split; statistics and rotation are fp32, with one rounding at the end.
+This is the pattern for the other ops: functional reference, checks, in-place reference, backends, :class:`Op`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rest_fast.ops import native
+from rest_fast.ops.dispatch import FLOATS, Backend, Op, Spec, expect, expect_float, expect_range
+from rest_fast.ops.rope import rotate, token_table
+
+NAME = "qk_norm_rope_cache"
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """RMS norm over the last axis, computed and returned in at least fp32."""
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return wide if weight is None else wide * weight.to(wide.dtype)
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,  # [B, N, 3 W]
+    q_weight: torch.Tensor,  # [W]
+    k_weight: torch.Tensor,  # [W]
+    table: torch.Tensor,  # [N, W / 2, 2] or [B, N, W / 2, 2]: cos, sin of each pair of each token
+    *,
+    heads: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Functional reference: q, k, v ``[B, N, H, D]`` in the dtype of ``qkv``. Differentiable."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    q = rotate(rms_norm(q, q_weight, eps), table).to(qkv.dtype)
+    k = rotate(rms_norm(k, k_weight, eps), table).to(qkv.dtype)
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+    return q, k, v
+
+
+def check(
+    qkv,
+    q_weight,
+    k_weight,
+    rope_t,
+    rope_y,
+    rope_x,
+    k_cache,
+    v_cache,
+    q_out,
+    *,
+    row_index,
+    ring_index,
+    write_slot,
+    base,
+    eps,
+) -> Spec:
+    expect_float(NAME, "qkv", qkv)
+    lanes, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[-1] // 3
+    n, dev, h, w = width // 6, qkv.device, rope_y.shape[0], rope_x.shape[0]
+    expect(NAME, "qkv", qkv, (lanes, tokens, 3 * width))
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        expect(NAME, name, weight, (width,), dtype=qkv.dtype, device=dev)
+    for name, table in (("rope_t", rope_t), ("rope_y", rope_y), ("rope_x", rope_x)):
+        expect(NAME, name, table, (-1, n, 2), dtype=torch.float32, device=dev)
+    if h * w == 0 or tokens % (h * w):
+        expect(NAME, "qkv", qkv, (lanes, -(-tokens // max(h * w, 1)) * h * w, 3 * width))
+    heads, dim = k_cache.shape[-2:]
+    expect(NAME, "q_out", q_out, (lanes, tokens, heads, dim), dtype=qkv.dtype, device=dev)
+    expect(NAME, "q_out", q_out.flatten(2), (lanes, tokens, width))
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        expect(NAME, name, cache, (*tuple(k_cache.shape[:3]), heads, dim), dtype=qkv.dtype, device=dev)
+    for name, index in (
+        ("row_index", row_index),
+        ("ring_index", ring_index),
+        ("write_slot", write_slot),
+        ("base", base),
+    ):
+        expect(NAME, name, index, (lanes,), dtype=torch.int32, device=dev)
+    return Spec(dev.type, qkv.dtype, (("lanes", lanes), ("tokens", tokens), ("width", width)))
+
+
+def ranges(
+    qkv,
+    q_weight,
+    k_weight,
+    rope_t,
+    rope_y,
+    rope_x,
+    k_cache,
+    v_cache,
+    q_out,
+    *,
+    row_index,
+    ring_index,
+    write_slot,
+    base,
+    eps,
+) -> None:
+    tokens = qkv.shape[1]
+    rows, rings, slots = k_cache.shape[:3]
+    frames = tokens // (rope_y.shape[0] * rope_x.shape[0])
+    expect_range(NAME, "row_index", row_index, 0, rows - 1)
+    expect_range(NAME, "ring_index", ring_index, 0, rings - 1)
+    expect_range(NAME, "write_slot", write_slot, 0, slots - tokens)
+    expect_range(NAME, "base", base, 0, rope_t.shape[0] - frames)
+
+
+def reference(
+    qkv,
+    q_weight,
+    k_weight,
+    rope_t,
+    rope_y,
+    rope_x,
+    k_cache,
+    v_cache,
+    q_out,
+    *,
+    row_index,
+    ring_index,
+    write_slot,
+    base,
+    eps,
+) -> None:
+    tokens, (heads, dim) = qkv.shape[1], k_cache.shape[-2:]
+    frames = tokens // (rope_y.shape[0] * rope_x.shape[0])
+    offsets = torch.arange(frames, device=qkv.device)
+    times = rope_t[base[:, None].long() + offsets]  # [B, frames, n, 2]
+    tables = torch.stack([token_table(t, rope_y, rope_x, heads * dim) for t in times])
+    q, k, v = qk_norm_rope(qkv, q_weight, k_weight, tables, heads=heads, eps=eps)
+    q_out.copy_(q)
+    slots = write_slot[:, None].long() + torch.arange(tokens, device=qkv.device)
+    where = (row_index.long()[:, None], ring_index.long()[:, None], slots)
+    k_cache[where] = k
+    v_cache[where] = v
+
+
+def _cpp(
+    qkv,
+    q_weight,
+    k_weight,
+    rope_t,
+    rope_y,
+    rope_x,
+    k_cache,
+    v_cache,
+    q_out,
+    *,
+    row_index,
+    ring_index,
+    write_slot,
+    base,
+    eps,
+) -> None:
+    rows, rings, slots, heads, dim = k_cache.shape
+    native.call(
+        NAME,
+        *(
+            t.data_ptr()
+            for t in (
+                qkv,
+                q_weight,
+                k_weight,
+                rope_t,
+                rope_y,
+                rope_x,
+                k_cache,
+                v_cache,
+                q_out,
+                row_index,
+                ring_index,
+                write_slot,
+                base,
+            )
+        ),
+        qkv.shape[0],
+        qkv.shape[1],
+        heads,
+        dim,
+        rope_t.shape[0],
+        rope_y.shape[0],
+        rope_x.shape[0],
+        rows,
+        rings,
+        slots,
+        k_cache.stride(0),
+        k_cache.stride(1),
+        eps,
+        native.DTYPES[qkv.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, [d for d in FLOATS if d != torch.float64])
+
+
+qk_norm_rope_cache = Op(
+    f"{NAME}(Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rope_t, Tensor rope_y, Tensor rope_x, "
+    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out, *, Tensor row_index, Tensor ring_index, "
+    "Tensor write_slot, Tensor base, float eps)",
+    check=check,
+    ranges=ranges,
+    reference=reference,
+    backends=(Backend("cpp", _cpp_supports, _cpp),),
+)

@@ -1,0 +1,63 @@
+"""``rotate_context``: at commit, move the context keys back by one chunk, in place.
+
+Positions are relative to the window: when a full window moves on, what was the current chunk becomes context and its
+keys must stand one chunk earlier. Rotations compose, so one fixed rotation of the time pairs does it; values and the
+other pairs stay. Lanes whose window is still filling pass ``enabled = 0``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rest_fast.ops.dispatch import Op, Spec, expect, expect_float, expect_range
+from rest_fast.ops.rope import rotate
+
+NAME = "rotate_context"
+
+
+def shift_keys(k: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Functional reference: rotate the time pairs of rotated keys k [..., H, D] by shift [n, 2]. Differentiable."""
+    wide = k.double() if k.dtype == torch.float64 else k.float()
+    flat = wide.flatten(-2)
+    n = shift.shape[0]
+    still = torch.tensor([1.0, 0.0], device=k.device, dtype=shift.dtype)
+    axes = torch.stack([shift, still.expand(n, 2), still.expand(n, 2)], 1).reshape(3 * n, 2)
+    table = torch.cat([still.expand(flat.shape[-1] // 2 - 3 * n, 2), axes])
+    return rotate(flat, table).to(k.dtype).unflatten(-1, k.shape[-2:])
+
+
+def check(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Spec:
+    expect_float(NAME, "k_cache", k_cache)
+    layers, rows, rings, slots, heads, dim = k_cache.shape
+    expect(NAME, "k_cache", k_cache, (layers, rows, rings, slots, heads, dim))
+    expect(NAME, "shift", shift, (heads * dim // 6, 2), dtype=torch.float32, device=k_cache.device)
+    for name, index in (("row_index", row_index), ("skip_slot", skip_slot), ("enabled", enabled)):
+        expect(NAME, name, index, (row_index.shape[0],), dtype=torch.int32, device=k_cache.device)
+    expect(NAME, "k_cache", k_cache, (layers, rows, rings, max(slots, sink + chunk), heads, dim))
+    return Spec(
+        k_cache.device.type, k_cache.dtype, (("lanes", row_index.shape[0]), ("slots", slots), ("width", heads * dim))
+    )
+
+
+def ranges(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
+    expect_range(NAME, "row_index", row_index, 0, k_cache.shape[1] - 1)
+    expect_range(NAME, "skip_slot", skip_slot, sink, k_cache.shape[3] - chunk)
+    expect_range(NAME, "enabled", enabled, 0, 1)
+
+
+def reference(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
+    slot = torch.arange(k_cache.shape[3], device=k_cache.device)
+    inside = (slot >= skip_slot[:, None]) & (slot < skip_slot[:, None] + chunk)
+    moves = (slot >= sink) & ~inside & (enabled[:, None] != 0)  # [B, slots]
+    rows = row_index.long()
+    keys = k_cache[:, rows]
+    k_cache[:, rows] = torch.where(moves[:, None, :, None, None], shift_keys(keys, shift), keys)
+
+
+rotate_context = Op(
+    f"{NAME}(Tensor(a!) k_cache, Tensor shift, *, Tensor row_index, Tensor skip_slot, Tensor enabled, int sink, "
+    "int chunk)",
+    check=check,
+    ranges=ranges,
+    reference=reference,
+)

@@ -1,0 +1,102 @@
+"""``sink_ring_attention``: one softmax over the valid slots of each lane's cache row, where they lie.
+
+    out = softmax(scale q K[:n_valid]^T) V[:n_valid]
+
+The ring keeps no order: softmax does not care, and writing the current chunk into the evicted chunk's slots makes the
+visible keys the dense range ``[0, n_valid)``. Queries and keys arrive rotated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
+
+NAME = "sink_ring_attention"
+
+
+def attention(
+    q: torch.Tensor,  # [B, Nq, H, D]
+    k: torch.Tensor,  # [B, Nk, H, D]
+    v: torch.Tensor,  # [B, Nk, H, D]
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Functional reference: softmax attention without a mask, ``[B, Nq, H, D]``. Differentiable."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+    return out.transpose(1, 2)
+
+
+def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> Spec:
+    expect_float(NAME, "q", q)
+    lanes, tokens = q.shape[:2]
+    heads, dim = k_cache.shape[-2:]
+    expect(NAME, "q", q, (lanes, tokens, heads, dim))
+    expect(NAME, "out", out, (lanes, tokens, heads, dim), dtype=q.dtype, device=q.device)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        expect(NAME, name, cache, (*tuple(k_cache.shape[:3]), heads, dim), dtype=q.dtype, device=q.device)
+    for name, index in (("row_index", row_index), ("ring_index", ring_index), ("n_valid", n_valid)):
+        expect(NAME, name, index, (lanes,), dtype=torch.int32, device=q.device)
+    if lse is not None:
+        expect(NAME, "lse", lse, (lanes, heads, tokens), dtype=torch.float32, device=q.device)
+    slots = k_cache.shape[2]
+    if len(host_n_valid) != lanes or any(not 0 < n <= slots for n in host_n_valid):
+        _refuse_lengths(f"{lanes} lengths in 1..{slots}", host_n_valid)
+    return Spec(
+        q.device.type,
+        q.dtype,
+        (("lanes", lanes), ("tokens", tokens), ("heads", heads), ("head_dim", dim), ("slots", slots)),
+    )
+
+
+def ranges(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    expect_range(NAME, "row_index", row_index, 0, k_cache.shape[0] - 1)
+    expect_range(NAME, "ring_index", ring_index, 0, k_cache.shape[1] - 1)
+    if n_valid.tolist() != list(host_n_valid):
+        _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
+
+
+def reference(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    """float32 (float64 for float64) softmax over a mask: reads only device integers, needs no host lengths."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    where = (row_index.long(), ring_index.long())
+    k, v = k_cache[where].to(wide), v_cache[where].to(wide)
+    valid = torch.arange(k.shape[1], device=q.device) < n_valid[:, None]  # [B, slots]
+    score = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale
+    score = score.masked_fill(~valid[:, None, None], -torch.inf)
+    v = v.masked_fill(~valid[:, :, None, None], 0)  # 0 * NaN of an unwritten slot would leak
+    if lse is not None:
+        lse.copy_(score.logsumexp(-1))
+    out.copy_(torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v))
+
+
+def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    """Stock attention on the dense range of each lane; the log-sum-exp, which SDPA keeps, is computed apart."""
+    rows, rings = row_index.tolist(), ring_index.tolist()
+    for b, (row, ring, n) in enumerate(zip(rows, rings, host_n_valid, strict=True)):
+        k, v = (c[row, ring, :n].transpose(0, 1)[None] for c in (k_cache, v_cache))
+        one = F.scaled_dot_product_attention(q[b].transpose(0, 1)[None], k, v, scale=scale)
+        out[b].copy_(one[0].transpose(0, 1))
+        if lse is not None:
+            lse[b].copy_((q[b].transpose(0, 1) @ k[0].mT).float().mul(scale).logsumexp(-1))
+
+
+def _sdpa_supports(spec: Spec) -> tuple[bool, str]:
+    if spec.device != "cpu":
+        return False, "reads row_index on the host, which would wait for an accelerator"
+    return True, ""
+
+
+def _refuse_lengths(expected: str, got: object) -> None:
+    raise OpError(f"{NAME}: argument host_n_valid: expected {expected}, got {got}")
+
+
+sink_ring_attention = Op(
+    f"{NAME}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, *, Tensor row_index, Tensor ring_index, "
+    "Tensor n_valid, int[] host_n_valid, float scale, Tensor(b!)? lse=None)",
+    check=check,
+    ranges=ranges,
+    reference=reference,
+    backends=(Backend("sdpa", _sdpa_supports, _sdpa),),
+)
