@@ -1,0 +1,382 @@
+"""Streaming A2V-DiT (paper section 3.3): LTX-Video's block, the ID-Context cache, frame-level audio attention.
+
+Two passes over the same weights. :meth:`StreamingDiT.forward` is the functional reference and what training uses: all
+latent frames of a clip at once, in one of three attention layouts, differentiable. :meth:`StreamingDiT.step` is one
+evaluation for the current chunk of several lanes, in place, through the slots of a cache. Shapes: B lanes, F latent
+frames, T tokens of a frame, N = F T, W width, H heads of D, L blocks, A audio tokens of a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rest_fast import ops
+from rest_fast.config import DiTConfig, Layout, ModelConfig
+from rest_fast.models.layouts import Attend, layout_attention
+from rest_fast.ops import rope
+
+fn = ops.functional
+KV = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class Lanes:
+    """The slots of a cache as one step sees them; what varies per lane are int32 [B] on the device."""
+
+    k: torch.Tensor  # [L, rows, rings, slots, H, D]
+    v: torch.Tensor
+    rope_t: torch.Tensor  # fp32 [P, n, 2]
+    row_index: torch.Tensor
+    ring_index: torch.Tensor
+    write_slot: torch.Tensor
+    base: torch.Tensor  # row of rope_t where the chunk's first frame stands
+    n_valid: torch.Tensor
+    host_n_valid: list[int]
+
+
+class Workspace:
+    """Buffers of a step for B lanes of N tokens: residual stream, normed stream, query, attention output."""
+
+    def __init__(self, lanes: int, tokens: int, config: DiTConfig, like: torch.Tensor):
+        heads = (lanes, tokens, config.heads, config.head_dim)
+        self.x, self.y = (like.new_empty(lanes, tokens, config.width) for _ in range(2))
+        self.q, self.out = like.new_empty(heads), like.new_empty(heads)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        w = config.width
+        self.qkv, self.out = nn.Linear(w, 3 * w), nn.Linear(w, w)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
+
+
+class CrossAttention(nn.Module):
+    """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
+
+    def __init__(self, config: DiTConfig, context: int):
+        super().__init__()
+        w, self.heads, self.eps = config.width, config.heads, config.qk_eps
+        self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
+
+    def keys_values(self, context: torch.Tensor) -> KV:
+        """[..., context] -> k, v [..., H, D]."""
+        k, v = self.kv(context).chunk(2, -1)
+        k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
+        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
+
+    def attend(self, x: torch.Tensor, kv: KV) -> torch.Tensor:
+        """x [B, N, W] sees all tokens of kv [1, tokens, H, D] -> [B, N, W]."""
+        q = fn.rms_norm(self.q(x), self.q_norm, self.eps).to(x.dtype).unflatten(-1, (self.heads, -1))
+        k, v = (c.expand(x.shape[0], -1, -1, -1) for c in kv)
+        return self.out(fn.attention(q, k, v).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, text attention, audio attention, MLP; AdaLN-single around the first and the last."""
+
+    def __init__(self, config: DiTConfig, audio_width: int):
+        super().__init__()
+        w, self.eps, self.qk_eps = config.width, config.norm_eps, config.qk_eps
+        self.attn = SelfAttention(config)
+        self.text = CrossAttention(config, w) if config.text_tokens else None
+        self.audio = CrossAttention(config, audio_width) if config.audio else None
+        hidden = config.mlp_ratio * w
+        self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, w))
+        self.table = nn.Parameter(torch.zeros(6, w))  # shift, scale, gate of attention; of the MLP
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mod: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+        text: KV | None,
+        audio: KV | None,
+    ) -> torch.Tensor:
+        """x [B, N, W], mod [6, B, F, W], text [1, tokens, H, D], audio [B, F, A, H, D]. Differentiable."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = mod
+        y = fn.norm_modulate(x, scale1, shift1, self.eps)
+        x = fn.gated_residual(x, self.attn.out(attend(self.attn.qkv(y))), gate1)
+        if self.text is not None and text is not None:
+            x = fn.gated_residual(x, self.text.attend(x, text), None)
+        if self.audio is not None and audio is not None:
+            seen = fn.frame_attention(self.audio.q(x), self.audio.q_norm, *audio, eps=self.qk_eps)
+            x = fn.gated_residual(x, self.audio.out(seen), None)
+        y = fn.norm_modulate(x, scale2, shift2, self.eps)
+        return fn.gated_residual(x, self.mlp(y), gate2)
+
+    def step(
+        self,
+        work: Workspace,
+        mod: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+        text: KV | None,
+        audio: KV | None,
+    ) -> None:
+        """The same in place on ``work.x``; ``work.y`` is scratch."""
+        x, y = work.x, work.y
+        shift1, scale1, gate1, shift2, scale2, gate2 = mod
+        ops.gate_norm_modulate(x, None, None, scale1, shift1, y, eps=self.eps)
+        branch = self.attn.out(attend(self.attn.qkv(y)))
+        ops.gate_norm_modulate(x, branch, gate1, None, None, None, eps=self.eps)
+        branch = None
+        if self.text is not None and text is not None:
+            branch = self.text.attend(x, text)
+        if self.audio is not None and audio is not None:
+            if branch is not None:
+                ops.gate_norm_modulate(x, branch, None, None, None, None, eps=self.eps)
+            ops.frame_cross_attention(self.audio.q(x), self.audio.q_norm, *audio, y, eps=self.qk_eps)
+            branch = self.audio.out(y)
+        ops.gate_norm_modulate(x, branch, None, scale2, shift2, y, eps=self.eps)
+        ops.gate_norm_modulate(x, self.mlp(y), gate2, None, None, None, eps=self.eps)
+
+
+class PositionwiseLinear(nn.Module):
+    """A matrix and a bias of its own for each of the T positions of a latent frame."""
+
+    def __init__(self, positions: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(positions, inputs, outputs) * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(positions, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, F T, inputs] -> [B, F T, outputs]."""
+        x = x.unflatten(1, (-1, self.weight.shape[0]))
+        return (torch.einsum("bftc,tcw->bftw", x, self.weight) + self.bias).flatten(1, 2)
+
+
+class TimestepEmbedding(nn.Module):
+    """AdaLN-single: sinusoid of 1000 t, two linear layers, six vectors shared by all blocks."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.six = nn.Linear(width, 6 * width)
+
+    def forward(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """t [...] in 0..1 -> (six [..., 6, W], embedding [..., W])."""
+        freq = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
+        angle = 1000 * t.float()[..., None] * freq
+        wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.six.weight.dtype)
+        embedded = self.embed(wave)
+        return self.six(F.silu(embedded)).unflatten(-1, (6, -1)), embedded
+
+
+@dataclass
+class Modulation:
+    """AdaLN vectors of one evaluation: per block [6, B, F, W], and [2, B, F, W] before the output."""
+
+    blocks: list[torch.Tensor]
+    final: torch.Tensor
+
+    def block(self, i: int, lanes: int) -> torch.Tensor:
+        """[6, lanes, F, W]: vectors of one evaluation may be shared by all lanes (B = 1)."""
+        return self.blocks[i].expand(-1, lanes, -1, -1)
+
+
+class StreamingDiT(nn.Module):
+    rope_y: torch.Tensor
+    rope_x: torch.Tensor
+    rope_freqs: torch.Tensor
+    prompt: torch.Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config, self.stream, dit = config.dit, config.stream, config.dit
+        self.tokens, self.step_seconds = config.tokens, config.latent_seconds
+        channels, w = config.vae.latent_channels, dit.width
+        if dit.positionwise_io:
+            self.proj_in: nn.Module = PositionwiseLinear(self.tokens, channels, w)
+            self.proj_out: nn.Module = PositionwiseLinear(self.tokens, w, channels)
+        else:
+            self.proj_in, self.proj_out = nn.Linear(channels, w), nn.Linear(w, channels)
+        self.time = TimestepEmbedding(w)
+        self.table = nn.Parameter(torch.zeros(2, w))  # shift, scale before the output
+        if dit.text_tokens:
+            self.caption = nn.Sequential(nn.Linear(dit.text_channels, w), nn.GELU(approximate="tanh"), nn.Linear(w, w))
+            self.register_buffer("prompt", torch.zeros(1, dit.text_tokens, dit.text_channels))
+        self.blocks = nn.ModuleList(Block(dit, config.speech.width) for _ in range(dit.layers))
+        cell, freqs = float(config.vae.spatial), rope.frequencies(w, dit.rope_theta)
+        rows, columns = (torch.arange(n) for n in config.grid)
+        self.register_buffer("rope_freqs", freqs, persistent=False)
+        self.register_buffer("rope_y", rope.axis_table(rows, cell, dit.rope_max[1], freqs), persistent=False)
+        self.register_buffer("rope_x", rope.axis_table(columns, cell, dit.rope_max[2], freqs), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start as a near identity: open gates, no modulation, small branches, zero output and audio."""
+        depth = 0.02 / math.sqrt(2 * len(self.blocks))
+        for block in self.blocks:
+            nn.init.ones_(block.table[2].data)
+            nn.init.ones_(block.table[5].data)
+            for linear in (block.attn.out, block.mlp[2]):
+                nn.init.normal_(linear.weight, std=depth)
+            if block.audio is not None:
+                nn.init.zeros_(block.audio.out.weight)
+        nn.init.zeros_(self.time.six.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def _apply(self, function, recurse=True):
+        """Positions stay float64 and float32 whatever the weights become."""
+        tables = self.rope_freqs, self.rope_y, self.rope_x
+        super()._apply(function, recurse)
+        device = self.table.device
+        if tables[0].device.type != "meta":
+            self.rope_freqs, self.rope_y, self.rope_x = (t.to(device) for t in tables)
+        return self
+
+    # -- positions
+
+    def time_table(self, positions: torch.Tensor) -> torch.Tensor:
+        """fp32 [P, n, 2] for latent-frame positions [P]."""
+        positions = positions.to(self.rope_freqs.device)
+        return rope.axis_table(positions, self.step_seconds, self.config.rope_max[0], self.rope_freqs)
+
+    def time_shift(self, frames: int) -> torch.Tensor:
+        """fp32 [n, 2]: moves a rotated key by this many latent frames."""
+        return rope.shift_table(frames, self.step_seconds, self.config.rope_max[0], self.rope_freqs)
+
+    def base(self, chunk: int) -> int:
+        """Position of the first frame of chunk i: window positions stop growing when the window is full."""
+        if self.stream.positions == "window":
+            chunk = min(chunk, self.stream.context_chunks)
+        return 1 + self.stream.chunk * chunk
+
+    # -- constants of a model, a schedule, a chunk
+
+    def text_kv(self) -> list[KV | None]:
+        """Keys and values of the fixed prompt, per block: constants of the model."""
+        if not self.config.text_tokens:
+            return [None] * len(self.blocks)
+        projected = self.caption(self.prompt)
+        return [block.text.keys_values(projected) for block in self.blocks]
+
+    def audio_kv(self, codes: torch.Tensor | None) -> list[KV | None]:
+        """Keys and values of audio codes [B, F, A, Wa], per block: constants of a chunk."""
+        if codes is None or not self.config.audio:
+            return [None] * len(self.blocks)
+        return [block.audio.keys_values(codes) for block in self.blocks]
+
+    def modulation(self, t: torch.Tensor) -> Modulation:
+        """AdaLN vectors for timesteps t [B, F] in 0..1."""
+        six, embedded = self.time(t)
+        blocks = [(block.table + six).permute(2, 0, 1, 3) for block in self.blocks]
+        return Modulation(blocks, (self.table + embedded[..., None, :]).permute(2, 0, 1, 3))
+
+    # -- functional pass
+
+    def forward(
+        self, z: torch.Tensor, t: torch.Tensor, codes: torch.Tensor | None, layout: Layout | None = None
+    ) -> torch.Tensor:
+        """Velocity of a whole clip.
+
+        Args:
+            z: noised latents [B, F T, C], frame 0 the clean reference.
+            t: timestep of each latent frame [B, F] in 0..1, frame 0 at 0.
+            codes: audio codes [B, F, A, Wa], frame 0 null (zeros); None only for a model without audio.
+            layout: ``full``, ``teacher`` or ``streaming``; the configuration's when None.
+        Returns: velocity [B, F T, C], frame 0 without meaning.
+        """
+        frames = z.shape[1] // self.tokens
+        if z.ndim != 3 or z.shape[1] != frames * self.tokens or tuple(t.shape) != (z.shape[0], frames):
+            raise ValueError(
+                f"dit: expected z [B, F x {self.tokens}, C] and t [B, F], got {list(z.shape)} and {list(t.shape)}"
+            )
+        attend = layout_attention(self, layout or self.config.layout, frames)
+        return self._run(z, self.modulation(t), attend, self.audio_kv(codes))
+
+    def _run(self, z: torch.Tensor, mod: Modulation, attend: Attend, audio: list[KV | None]) -> torch.Tensor:
+        x, text = self.proj_in(z), self.text_kv()
+        for i, block in enumerate(self.blocks):
+            x = block(x, mod.blocks[i], lambda qkv, i=i: attend(i, qkv), text[i], audio[i])
+        return self._output(x, mod)
+
+    def _output(self, x: torch.Tensor, mod: Modulation) -> torch.Tensor:
+        shift, scale = mod.final
+        x = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps).unflatten(1, (shift.shape[1], -1))
+        return self.proj_out((x * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2))
+
+    def qkv_heads(self, layer: int, qkv: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normed and rotated q, k and v [B, N, H, D] at time positions [F]."""
+        attn = self.blocks[layer].attn
+        table = rope.token_table(self.time_table(times), self.rope_y, self.rope_x, self.config.width)
+        table = table.to(torch.promote_types(qkv.dtype, torch.float32))
+        eps = self.config.qk_eps
+        return fn.qk_norm_rope(qkv, attn.q_norm, attn.k_norm, table, heads=self.config.heads, eps=eps)
+
+    @torch.no_grad()
+    def sink(self, reference: torch.Tensor, codes: torch.Tensor | None) -> KV:
+        """Keys and values of the reference [B, T, C], isolated: t = 0, null audio -> k, v [L, B, T, H, D]."""
+        keys, values = [], []
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv_heads(layer, qkv, torch.zeros(1))
+            keys.append(k)
+            values.append(v)
+            return fn.attention(q, k, v).flatten(2)
+
+        t = torch.zeros(reference.shape[0], 1, device=reference.device)
+        self._run(reference, self.modulation(t), attend, self.audio_kv(codes))
+        return torch.stack(keys), torch.stack(values)
+
+    # -- streaming pass
+
+    @torch.no_grad()
+    def step(
+        self,
+        z: torch.Tensor,
+        mod: Modulation,
+        lanes: Lanes,
+        work: Workspace,
+        text: list[KV | None],
+        audio: list[KV | None],
+    ) -> torch.Tensor:
+        """One evaluation of the current chunk: z [B, N, C] -> velocity [B, N, C]; writes the chunk's slots."""
+        work.x.copy_(self.proj_in(z))
+        for i, block in enumerate(self.blocks):
+            block.step(
+                work,
+                mod.block(i, z.shape[0]),
+                lambda qkv, i=i: self._attend_cache(i, qkv, lanes, work),
+                text[i],
+                audio[i],
+            )
+        return self._output(work.x, mod)
+
+    def _attend_cache(self, layer: int, qkv: torch.Tensor, lanes: Lanes, work: Workspace) -> torch.Tensor:
+        attn, k, v = self.blocks[layer].attn, lanes.k[layer], lanes.v[layer]
+        ops.qk_norm_rope_cache(
+            qkv,
+            attn.q_norm,
+            attn.k_norm,
+            lanes.rope_t,
+            self.rope_y,
+            self.rope_x,
+            k,
+            v,
+            work.q,
+            row_index=lanes.row_index,
+            ring_index=lanes.ring_index,
+            write_slot=lanes.write_slot,
+            base=lanes.base,
+            eps=self.config.qk_eps,
+        )
+        ops.sink_ring_attention(
+            work.q,
+            k,
+            v,
+            work.out,
+            row_index=lanes.row_index,
+            ring_index=lanes.ring_index,
+            n_valid=lanes.n_valid,
+            host_n_valid=lanes.host_n_valid,
+            scale=self.config.head_dim**-0.5,
+        )
+        return work.out.flatten(2)

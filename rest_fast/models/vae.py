@@ -1,0 +1,245 @@
+"""Temporal VAE: 8 video frames and 32x32 pixels to one latent cell, encoder and decoder causal in time.
+
+A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). A causal decoder needs
+two past input frames per convolution and nothing else, so decoding latent by latent equals decoding the whole clip.
+Two families behind one interface: :class:`ConvVAEConfig` in the layout of LTX-Video, and the small
+:mod:`~rest_fast.models.vae_basis` of the demo model.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from rest_fast.config import TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
+from rest_fast.ops import functional as ops
+
+STRIDES: dict[str, tuple[int, int, int]] = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "all": (2, 2, 2)}
+NORM_EPS = 1e-8
+
+
+class StreamState:
+    """Histories of one stream: the last two input frames of each convolution, keyed by module path.
+
+    A fresh state is the start of a clip: histories repeat the first frame, upsamplers drop what lies before it.
+    Histories are replaced, never written into, so a snapshot is a shallow copy.
+    """
+
+    def __init__(self) -> None:
+        self.histories: dict[str, torch.Tensor] = {}
+        self.started = False
+
+    def snapshot(self) -> StreamState:
+        copy = StreamState()
+        copy.histories, copy.started = dict(self.histories), self.started
+        return copy
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.histories)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
+        state = cls()
+        state.histories, state.started = dict(tensors), bool(tensors)
+        return state
+
+
+class CausalConv3d(nn.Module):
+    """3x3x3 convolution over the present and two past frames."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.path = ""  # set by name_convolutions
+        init = nn.Conv3d(channels, out_channels, 3)
+        self.weight, self.bias = init.weight, init.bias
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        y, state.histories[self.path] = ops.causal_convolution(
+            x, self.weight, self.bias, state.histories.get(self.path)
+        )
+        return y
+
+
+def name_convolutions(module: nn.Module) -> None:
+    """Tell each convolution its path, the key of its history."""
+    for path, child in module.named_modules():
+        if isinstance(child, CausalConv3d):
+            child.path = path
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+
+    def __init__(self, channels: int, eps: float = NORM_EPS):
+        super().__init__()
+        self.eps = eps
+        self.conv1 = CausalConv3d(channels, channels)
+        self.conv2 = CausalConv3d(channels, channels)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        y = self.conv1(ops.normed_silu(x, eps=self.eps), state)
+        return x + self.conv2(ops.normed_silu(y, eps=self.eps), state)
+
+
+class Downsampler(nn.Module):
+    """Space-to-depth of a convolution, plus the group mean of the input's own space-to-depth."""
+
+    def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int]):
+        super().__init__()
+        self.stride, cell = stride, stride[0] * stride[1] * stride[2]
+        assert out_channels % cell == 0 and channels * cell % out_channels == 0, (
+            f"downsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
+        )
+        self.group = channels * cell // out_channels
+        self.conv = CausalConv3d(channels, out_channels // cell)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        if not state.started:  # the first frame stands alone: complete its group with copies
+            x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
+        residual = ops.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
+        return ops.fold_channels(self.conv(x, state), self.stride) + residual
+
+
+class Upsampler(nn.Module):
+    """Depth-to-space of a convolution, plus the input's own depth-to-space, tiled over the channels."""
+
+    def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int]):
+        super().__init__()
+        self.stride, cell = stride, stride[0] * stride[1] * stride[2]
+        assert channels % cell == 0 and out_channels % (channels // cell) == 0, (
+            f"upsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
+        )
+        self.tiles = out_channels * cell // channels
+        self.conv = CausalConv3d(channels, out_channels * cell)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        drop = 0 if state.started else self.stride[0] - 1
+        residual = ops.unfold_channels(x, self.stride, drop).repeat(1, self.tiles, 1, 1, 1)
+        return ops.unfold_channels(self.conv(x, state), self.stride, drop) + residual
+
+
+def patchify(x: torch.Tensor, p: int) -> torch.Tensor:
+    """[B, C, T, H p, W p] -> [B, C p p, T, H, W]; LTX-Video's channel order is (c, column, row)."""
+    return ops.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+
+
+def unpatchify(x: torch.Tensor, p: int) -> torch.Tensor:
+    return ops.unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+
+
+class ConvEncoder(nn.Module):
+    """[B, 3, 1 + 8n, H, W] -> posterior mean and one shared log-variance [B, latent + 1, 1 + n, H / 32, W / 32]."""
+
+    def __init__(self, config: ConvVAEConfig):
+        super().__init__()
+        channels, self.patch = config.encoder_channels, config.patch_size
+        self.conv_in = CausalConv3d(3 * self.patch**2, channels[0])
+        self.blocks = nn.ModuleList()
+        for i, layers in enumerate(config.encoder_layers):
+            self.blocks.extend(ResBlock(channels[i]) for _ in range(layers))
+            if i < len(config.encoder_down):
+                self.blocks.append(Downsampler(channels[i], channels[i + 1], STRIDES[config.encoder_down[i]]))
+        self.conv_out = CausalConv3d(channels[-1], config.latent_channels + 1)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        x = self.conv_in(patchify(x, self.patch), state)
+        for block in self.blocks:
+            x = block(x, state)
+        return self.conv_out(ops.normed_silu(x, eps=NORM_EPS), state)
+
+
+class ConvDecoder(nn.Module):
+    """[B, latent, n, h, w] -> [B, 3, 8n (- 7 at the start), 32 h, 32 w]."""
+
+    def __init__(self, config: ConvVAEConfig):
+        super().__init__()
+        channels, self.patch = config.decoder_channels, config.patch_size
+        self.conv_in = CausalConv3d(config.latent_channels, channels[0])
+        self.blocks = nn.ModuleList()
+        for i, layers in enumerate(config.decoder_layers):
+            if i > 0:
+                self.blocks.append(Upsampler(channels[i - 1], channels[i], STRIDES[config.decoder_up[i - 1]]))
+            self.blocks.extend(ResBlock(channels[i]) for _ in range(layers))
+        self.conv_out = CausalConv3d(channels[-1], 3 * self.patch**2)
+
+    def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
+        x = self.conv_in(z, state)
+        for block in self.blocks:
+            x = block(x, state)
+        return unpatchify(self.conv_out(ops.normed_silu(x, eps=NORM_EPS), state), self.patch)
+
+
+class TemporalVAE(nn.Module):
+    """Encoder, decoder and latent statistics of a checkpoint. Latents are normalised by the statistics."""
+
+    latents_mean: torch.Tensor
+    latents_std: torch.Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config.vae
+        self.height, self.width, self.grid = config.height, config.width, config.grid
+        if isinstance(config.vae, BasisVAEConfig):
+            from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
+
+            basis = SpaceTimeBasis(config.vae, config.grid)
+            self.encoder: nn.Module = BasisEncoder(basis)
+            self.decoder: nn.Module = BasisDecoder(config.vae, basis, config.grid)
+        else:
+            self.encoder, self.decoder = ConvEncoder(config.vae), ConvDecoder(config.vae)
+        column = (config.vae.latent_channels, 1, 1, 1)
+        self.register_buffer("latents_mean", torch.zeros(column))
+        self.register_buffer("latents_std", torch.ones(column))
+        name_convolutions(self)
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Posterior mean, normalised: video [B, 3, 1 + 8n, H, W] in -1..1 -> [B, C, 1 + n, H / 32, W / 32]."""
+        self._check(video, "video", 3, (self.height, self.width))
+        if video.shape[2] % TEMPORAL != 1:
+            raise ValueError(f"encode: video: expected 1 + {TEMPORAL}n frames, got {video.shape[2]}")
+        mean = self.encoder(video, StreamState())[:, : self.config.latent_channels]
+        return (mean - self.latents_mean) / self.latents_std
+
+    def decode(self, latents: torch.Tensor, *, mode: str = "causal") -> torch.Tensor:
+        """Whole clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1."""
+        return self.stream(mode=mode).decode(latents)
+
+    def stream(self, *, mode: str = "causal") -> DecodeStream:
+        """A decoder with memory: the latents of one stream, in pieces of any size."""
+        if mode != "causal":
+            raise ValueError(f"stream: mode: expected 'causal' (what this checkpoint supports), got {mode!r}")
+        return DecodeStream(self)
+
+    def decode_step(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
+        self._check(latents, "latents", self.config.latent_channels, self.grid)
+        video = self.decoder(latents * self.latents_std + self.latents_mean, state)
+        state.started = True
+        return cast(torch.Tensor, video)
+
+    def _check(self, x: torch.Tensor, name: str, channels: int, size: tuple[int, int]) -> None:
+        if x.ndim != 5 or x.shape[1] != channels or tuple(x.shape[3:]) != size or x.shape[2] < 1:
+            raise ValueError(f"vae: {name}: expected [B, {channels}, T, {size[0]}, {size[1]}], got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"vae: {name}: expected a floating dtype, got {x.dtype}")
+
+
+class DecodeStream:
+    """State of one streaming decode. The first latent gives 1 frame, every further one 8."""
+
+    def __init__(self, vae: TemporalVAE):
+        self.vae, self.state = vae, StreamState()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W]."""
+        return self.vae.decode_step(latents, self.state)
+
+    def reset(self) -> None:
+        self.state = StreamState()
+
+    def snapshot(self) -> StreamState:
+        return self.state.snapshot()
+
+    def restore(self, state: StreamState) -> None:
+        self.state = state.snapshot()
