@@ -1,0 +1,123 @@
+"""ID-Context cache (paper section 3.3): keys and values of reference, context chunks and current chunk, in slots.
+
+    slots of a cache row:  [ sink (reference) | chunk | chunk | ... ]   context_chunks + 1 chunks
+
+The current chunk is written into the slots of the chunk that is being evicted, so what a query may see is always the
+dense range ``[0, n_valid)``. Commit moves one integer per row and, once the window is full, turns the context keys back
+by one chunk. No roll, no copy, no concatenation.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rest_fast import ops
+from rest_fast.config import ModelConfig
+from rest_fast.models.dit import Lanes, StreamingDiT
+
+
+class IDContextCache:
+    """A pool of cache rows; a row belongs to one (session, guidance branch)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        steps: int | None = None,
+    ):
+        if rows < 1:
+            raise ValueError(f"cache: rows: expected at least 1, got {rows}")
+        stream, dit = config.stream, config.dit
+        self.stream, self.rows = stream, rows
+        self.sink, self.chunk = config.tokens, stream.chunk * config.tokens
+        self.slots = self.sink + (stream.context_chunks + 1) * self.chunk
+        self.rings = (steps or config.sampling.steps) if stream.context == "per_step" else 1
+        shape = (dit.layers, rows, self.rings, self.slots, dit.heads, dit.head_dim)
+        self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.committed = [0] * rows  # chunks committed since the row was opened
+        self._opened = [False] * rows
+
+    def open(self, row: int, sink_k: torch.Tensor, sink_v: torch.Tensor) -> None:
+        """Start a stream in a row, used before or not: sink [L, T, H, D] into every ring, context empty."""
+        self._check([row], opened=False)
+        for cache, sink, name in ((self.k, sink_k, "sink_k"), (self.v, sink_v, "sink_v")):
+            want = (self.k.shape[0], self.sink, *self.k.shape[-2:])
+            if tuple(sink.shape) != want:
+                raise ValueError(f"cache.open: {name}: expected shape {list(want)}, got {list(sink.shape)}")
+            cache[:, row, :, : self.sink] = sink[:, None].to(cache.dtype)
+        self.committed[row], self._opened[row] = 0, True
+
+    def write_slot(self, row: int) -> int:
+        """First slot of the current chunk."""
+        return self.sink + self.committed[row] % (self.stream.context_chunks + 1) * self.chunk
+
+    def n_valid(self, row: int) -> int:
+        """Slots that hold something once the current chunk is written."""
+        return self.sink + min(self.committed[row] + 1, self.stream.context_chunks + 1) * self.chunk
+
+    def lanes(self, dit: StreamingDiT, rows: list[int], ring: int = 0) -> Lanes:
+        """The slots as the next step of these rows sees them; ``ring`` is the step index under ``per_step``."""
+        self._check(rows)
+        if not 0 <= ring < self.rings:
+            raise ValueError(f"cache.lanes: ring: expected 0..{self.rings - 1}, got {ring}")
+        chunk = self.stream.chunk
+        bases = [dit.base(self.committed[r]) for r in rows]
+        if self.stream.positions == "window":
+            rope_t = dit.time_table(torch.arange(self.stream.window))
+        else:  # each lane brings the rows of the table that it needs
+            rope_t = dit.time_table(torch.cat([b + torch.arange(chunk) for b in bases]))
+            bases = [i * chunk for i in range(len(rows))]
+        n_valid = [self.n_valid(r) for r in rows]
+        return Lanes(
+            self.k,
+            self.v,
+            rope_t,
+            self._ints(rows),
+            self._ints([ring] * len(rows)),
+            self._ints([self.write_slot(r) for r in rows]),
+            self._ints(bases),
+            self._ints(n_valid),
+            n_valid,
+        )
+
+    def commit(self, dit: StreamingDiT, rows: list[int]) -> None:
+        """What was written becomes context; the oldest context's slots become current."""
+        self._check(rows)
+        full = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
+        for row in rows:
+            self.committed[row] += 1
+        if self.stream.positions == "window" and self.stream.context_chunks and any(full):
+            ops.rotate_context(
+                self.k,
+                dit.time_shift(-self.stream.chunk),
+                row_index=self._ints(rows),
+                skip_slot=self._ints([self.write_slot(r) for r in rows]),
+                enabled=self._ints(full),
+                sink=self.sink,
+                chunk=self.chunk,
+            )
+
+    def snapshot(self, row: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(k, v, committed) of one row; :meth:`restore` continues bit-equal, in any row of any pool."""
+        self._check([row])
+        return self.k[:, row].clone(), self.v[:, row].clone(), self.committed[row]
+
+    def restore(self, row: int, state: tuple[torch.Tensor, torch.Tensor, int]) -> None:
+        self._check([row], opened=False)
+        self.k[:, row], self.v[:, row], self.committed[row] = state
+        self._opened[row] = True
+
+    def _ints(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.k.device)
+
+    def _check(self, rows: list[int], opened: bool = True) -> None:
+        for row in rows:
+            if not 0 <= row < self.rows:
+                raise IndexError(f"cache: row: expected 0..{self.rows - 1}, got {row}")
+            if opened and not self._opened[row]:
+                raise ValueError(f"cache: row {row}: expected an opened row (sink loaded), got a fresh one")
+        if len(set(rows)) != len(rows):
+            raise ValueError(f"cache: rows: expected distinct rows, got {rows}")

@@ -1,0 +1,52 @@
+"""Counter-based noise: Philox4x32-10 and Box-Muller, a function of (seed, latent index, element, purpose).
+
+No state and no order of drawing: the noise of a latent frame is the same on every device, in every batch and however a
+stream was cut. Integers are exact everywhere; the transform runs in float64 and is rounded once, so that the last bits
+of a library's logarithm do not show. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+LATENT, CONTEXT = 0, 1  # purposes: initial noise of a chunk; noise of a rebuilt context
+
+
+def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(high, low) 32 bits of a 32 x 32 bit product, in int64 without overflow."""
+    low = a * (b & 0xFFFF)  # under 2^48
+    mid = a * (b >> 16) + (low >> 16)
+    return mid >> 16, ((mid & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int], rounds: int = 10) -> tuple[torch.Tensor, ...]:
+    """Four int64 tensors holding 32-bit words, from four counter words of one shape and a 64-bit key."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def normal(
+    seed: int, latent: int, count: int, purpose: int = LATENT, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """fp32 [count] standard normal numbers of one latent frame; element i does not depend on ``count``."""
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: expected an integer in 0..2^64 - 1, got {seed}")
+    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
+    words = [block, *(torch.full_like(block, w) for w in (latent & _MASK, latent >> 32, purpose))]
+    bits = torch.stack(philox4x32(tuple(words), (seed & _MASK, seed >> 32)), 1).double()
+    uniform = (bits + 0.5) / 2**32  # never 0 or 1
+    radius = (-2 * uniform[:, 0::2].log()).sqrt()
+    angle = 2 * math.pi * uniform[:, 1::2]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten()[:count].float()

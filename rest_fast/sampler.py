@@ -1,0 +1,128 @@
+"""The loop over denoising steps of one chunk (paper section 3.4): thin, over the cache and the step of the DiT.
+
+Guidance branches are lanes: lane s is the conditional, lane S + s the unconditional branch of session s, both fed the
+same noise. Guidance 1 needs no unconditional branch, and then none is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rest_fast import ops
+from rest_fast.cache import IDContextCache
+from rest_fast.config import SamplingConfig
+from rest_fast.models.dit import KV, Modulation, StreamingDiT, Workspace
+from rest_fast.schedule import sigmas
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Cache rows of one session: conditional, and unconditional when there is guidance."""
+
+    cond: int
+    uncond: int | None
+
+
+class ChunkSampler:
+    """Constants of a model and a schedule, and the chunk loop. Holds nothing of a stream."""
+
+    def __init__(self, dit: StreamingDiT, sampling: SamplingConfig):
+        self.dit, self.sampling = dit, sampling
+        self.guided = sampling.guidance != 1
+        self.sigmas = sigmas(sampling.steps, sampling.shift_mu).tolist()
+        self.device, self.dtype = dit.table.device, dit.table.dtype
+        with torch.no_grad():
+            self.text: list[KV | None] = dit.text_kv()
+            self.modulations = [self._modulation(t) for t in self.sigmas]  # the last one is t = 0
+
+    @torch.no_grad()
+    def sample(
+        self, cache: IDContextCache, sessions: list[Branches], noise: torch.Tensor, codes: torch.Tensor
+    ) -> torch.Tensor:
+        """The next chunk of S sessions: noise fp32 [S, N, C], codes [S, F, A, Wa] -> latents fp32 [S, N, C]."""
+        self._check(sessions, noise, codes)
+        rows, z, work, audio = self._prepare(sessions, noise, codes)
+        count = len(sessions)
+        guidance = self._per_session(count, self.sampling.guidance)
+        per_step = cache.stream.context == "per_step"
+        for step in range(self.sampling.steps):
+            lanes = cache.lanes(self.dit, rows, step if per_step else 0)
+            v = self.dit.step(self._twice(z), self.modulations[step], lanes, work, self.text, audio)
+            dt = self._per_session(count, self.sigmas[step + 1] - self.sigmas[step])
+            ops.cfg_euler_step(z, v[:count], v[-count:], guidance, dt)
+        if cache.stream.context == "clean":
+            self._write(cache, rows, z, -1, 0, work, audio)
+        cache.commit(self.dit, rows)
+        return z
+
+    @torch.no_grad()
+    def rebuild(
+        self,
+        cache: IDContextCache,
+        sessions: list[Branches],
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        codes: torch.Tensor,
+    ) -> None:
+        """Make given latents [S, N, C] the next context chunk: evaluated at the level their own would have had."""
+        self._check(sessions, latents, codes)
+        rows, z, work, audio = self._prepare(sessions, latents, codes)
+        context = cache.stream.context
+        for step in range(self.sampling.steps) if context == "per_step" else [-1]:
+            index = {"clean": -1, "last_step": self.sampling.steps - 1}.get(context, step)
+            t = self.sigmas[index]
+            self._write(cache, rows, (1 - t) * z + t * noise, index, max(step, 0), work, audio)
+        cache.commit(self.dit, rows)
+
+    def _write(
+        self,
+        cache: IDContextCache,
+        rows: list[int],
+        z: torch.Tensor,
+        index: int,
+        ring: int,
+        work: Workspace,
+        audio: list[KV | None],
+    ) -> None:
+        """One evaluation for the sake of the slots that it writes."""
+        lanes = cache.lanes(self.dit, rows, ring)
+        self.dit.step(self._twice(z), self.modulations[index], lanes, work, self.text, audio)
+
+    def _prepare(
+        self, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[list[int], torch.Tensor, Workspace, list[KV | None]]:
+        rows = [s.cond for s in sessions]
+        codes = codes.to(self.device, self.dtype)
+        if self.guided:
+            rows += [s.uncond for s in sessions if s.uncond is not None]
+            codes = torch.cat([codes, torch.zeros_like(codes)])  # the null code is zero
+        work = Workspace(len(rows), z.shape[1], self.dit.config, self.dit.table)
+        z = z.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32, copy=True)
+        return rows, z, work, self.dit.audio_kv(codes)
+
+    def _per_session(self, count: int, value: float) -> torch.Tensor:
+        return torch.full((count,), value, dtype=torch.float32, device=self.device)
+
+    def _twice(self, z: torch.Tensor) -> torch.Tensor:
+        z = z.to(self.dtype)
+        return torch.cat([z, z]) if self.guided else z
+
+    def _modulation(self, t: float) -> Modulation:
+        """AdaLN vectors of one sigma, shared by all lanes: [6, 1, 1, W] per block."""
+        return self.dit.modulation(torch.full((1, 1), t, device=self.device))
+
+    def _check(self, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
+        frames = self.dit.stream.chunk
+        if not sessions or any((s.uncond is None) is self.guided for s in sessions):
+            raise ValueError(
+                f"sampler: sessions: expected {'two rows' if self.guided else 'one row'} per session at "
+                f"guidance {self.sampling.guidance}, got {sessions}"
+            )
+        if z.ndim != 3 or tuple(z.shape[:2]) != (len(sessions), frames * self.dit.tokens):
+            raise ValueError(
+                f"sampler: noise: expected [{len(sessions)}, {frames * self.dit.tokens}, C], got {list(z.shape)}"
+            )
+        if tuple(codes.shape[:2]) != (len(sessions), frames):
+            raise ValueError(f"sampler: codes: expected [{len(sessions)}, {frames}, A, W], got {list(codes.shape)}")
