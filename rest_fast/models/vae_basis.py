@@ -27,8 +27,8 @@ class SpaceTimeBasis(nn.Module):
         self.mean = nn.Parameter(torch.zeros(positions, pixels))
         spatial = torch.linalg.qr(torch.randn(positions, pixels, rank))[0]
         temporal = torch.linalg.qr(torch.randn(positions, TEMPORAL * rank, channels))[0]
-        self.spatial = nn.Parameter(spatial)  # [P, pixels, rank]
-        self.temporal = nn.Parameter(temporal)  # [P, 8 rank, channels]
+        self.spatial = nn.Parameter(spatial.contiguous())  # [P, pixels, rank]
+        self.temporal = nn.Parameter(temporal.contiguous())  # [P, 8 rank, channels]
         self.scale = nn.Parameter(torch.ones(positions, channels))  # coefficient = latent x scale
 
     def blocks(self, video: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,163 @@
+"""Model: the parts of a checkpoint together, and what apps call: ``load``, ``prepare``, ``session``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rest_fast import checkpoint, media
+from rest_fast.avatar import Avatar
+from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
+from rest_fast.models.dit import KV, StreamingDiT
+from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
+from rest_fast.models.vae import TemporalVAE
+from rest_fast.sampler import ChunkSampler
+from rest_fast.session import Session
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def to_tokens(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, n, h, w] -> [B, n h w, C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """[B, n h w, C] -> [B, C, n, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
+
+
+class Model(nn.Module):
+    """VAE, SpeechAE encoder and DiT of one configuration. Holds nothing of a stream: sessions share it."""
+
+    def __init__(self, config: ModelConfig, *, whisper: Any = None):
+        super().__init__()
+        self.config = config
+        self.vae = TemporalVAE(config)
+        self.speech = SpeechEncoder(config.speech)
+        self.dit = StreamingDiT(config)
+        self._whisper = whisper
+        self._samplers: dict[SamplingConfig, ChunkSampler] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.dit.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.dit.table.dtype
+
+    @functools.cached_property
+    def features(self) -> SpeechFeatures:
+        return speech_features(self.config.speech, self._whisper)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of the weights as loaded; an avatar belongs to one."""
+        return checkpoint.fingerprint(self, self.config)
+
+    @functools.cached_property
+    def null_sink(self) -> KV:
+        """Sink of the unconditional branch: the zero latent. One per model."""
+        zero = torch.zeros(1, self.config.tokens, self.config.vae.latent_channels, device=self.device, dtype=self.dtype)
+        return self.sink(zero)
+
+    def sink(self, reference: torch.Tensor) -> KV:
+        """Keys and values [L, T, H, D] of a reference [1, T, C]."""
+        speech = self.config.speech
+        codes = torch.zeros(1, 1, speech.tokens, speech.width, device=self.device, dtype=self.dtype)
+        k, v = self.dit.sink(reference.to(self.device, self.dtype), codes)
+        return k[:, 0], v[:, 0]
+
+    def sampler(self, sampling: SamplingConfig) -> ChunkSampler:
+        """The chunk sampler of a schedule; constants are computed once per model and schedule."""
+        if sampling not in self._samplers:
+            self._samplers[sampling] = ChunkSampler(self.dit, sampling)
+        return self._samplers[sampling]
+
+    @torch.no_grad()
+    def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | None = None) -> Avatar:
+        """Make a photo ready, once per face: crop, encode, sink.
+
+        Args:
+            photo: path, file, bytes, PIL image or uint8 [H, W, 3].
+            crop: square (left, top, right, bottom) in pixels of the upright photo; the largest centred square if None.
+        Raises: :class:`rest_fast.media.MediaError`.
+        """
+        if self.config.height != self.config.width:
+            raise ValueError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
+        picture, box = media.square_crop(media.load_image(photo), crop, self.config.height)
+        pixels = torch.from_numpy(picture.copy()).to(self.device, self.dtype) / 127.5 - 1
+        reference = to_tokens(self.vae.encode(pixels.permute(2, 0, 1)[None, :, None]))
+        k, v = self.sink(reference)
+        return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint)
+
+    def session(
+        self,
+        avatar: Avatar,
+        *,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Session:
+        """Open a stream for one viewer; see :class:`rest_fast.session.Session`."""
+        changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
+        config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
+        return Session(self, avatar, config.sampling, sample_rate=sample_rate, seed=seed)
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        checkpoint.save(self, self.config, folder, dtype)
+
+
+def load(
+    source: str | Path = "demo",
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    whisper: Any = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        dtype: bfloat16 on CUDA and float32 on the CPU when None.
+        whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
+    Raises: :class:`rest_fast.checkpoint.CheckpointError`.
+    """
+    folder = _find(source)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    model = Model(checkpoint.read_config(folder), whisper=whisper)
+    checkpoint.read_weights(model, folder)
+    return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists():
+        return path
+    name = str(source)
+    if (ASSETS / name / checkpoint.CONFIG).is_file():
+        return ASSETS / name
+    if name in PRESETS:
+        raise checkpoint.CheckpointError(
+            f"load: {name!r} is a preset without published weights; expected a folder with "
+            "a checkpoint of it, or 'demo'"
+        )
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError:
+            raise checkpoint.CheckpointError(
+                f"load: no folder {name!r}; as a hub id it needs huggingface_hub, which is not installed"
+            ) from None
+        return Path(snapshot_download(name, allow_patterns=[checkpoint.CONFIG, checkpoint.WEIGHTS]))
+    raise checkpoint.CheckpointError(f"load: expected a folder, 'demo' or a hub id owner/name, got {name!r}")

@@ -1,0 +1,391 @@
+"""Session: one viewer's stream. Push sound, take blocks of 8 frames with exactly their sound.
+
+Nothing here depends on a clock: the same seed and the same samples, segment ends and idle chunks give the same frames,
+bit for bit, however the samples were cut. Time is counted in latents of 8 frames from the start of the stream.
+
+Two locks: ``_inbox_lock`` guards what other threads touch (inbox, epoch, what was delivered) and is held for
+microseconds; ``_work_lock`` is held while a block is made. So pushing never waits for a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rest_fast import media, noise
+from rest_fast.avatar import Avatar, AvatarError
+from rest_fast.cache import IDContextCache
+from rest_fast.config import TEMPORAL, SamplingConfig
+from rest_fast.metrics import Stopwatch
+from rest_fast.models.speech import FRAME
+from rest_fast.ops import functional as ops
+from rest_fast.sampler import Branches
+from rest_fast.sound import RATE, SoundTimeline
+
+if TYPE_CHECKING:
+    from rest_fast.model import Model
+    from rest_fast.session_state import SessionState
+
+BRANCHES = Branches(0, 1)
+
+
+class SessionClosed(RuntimeError):
+    """A call that needs an open session."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One latent frame: 8 video frames and their sound."""
+
+    video: np.ndarray  # uint8 [8, H, W, 3]
+    audio: np.ndarray  # the caller's samples of these frames, in the caller's format; silence is zeros
+    pts: float  # seconds from the start of the stream to the first frame
+    epoch: int  # grows by one at each interrupt
+    idle: bool  # made from silence because nothing was due
+    segment_end: bool
+    true_samples: int  # how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
+    degraded: bool = False  # made with less work than the preset asks for (never here; an engine may, when allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """A generated latent frame and the speech code it was made with."""
+
+    z: torch.Tensor  # fp32 [T, C]
+    code: torch.Tensor  # [A, Wa]
+    idle: bool = False
+
+
+class Session:
+    """Open with :meth:`rest_fast.Model.session`; use as a context manager or call :meth:`close`.
+
+    Args:
+        sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
+        seed: of the noise; 0..2^64 - 1.
+    """
+
+    def __init__(
+        self, model: Model, avatar: Avatar, sampling: SamplingConfig, *, sample_rate: int = 16000, seed: int = 0
+    ):
+        if avatar.fingerprint != model.fingerprint:
+            raise AvatarError(
+                f"session: avatar: expected one prepared by this model ({model.fingerprint[:12]}...), "
+                f"got one of {avatar.fingerprint[:12]}..."
+            )
+        noise.normal(seed, 0, 1)  # refuses a seed out of range now
+        self.model, self.avatar, self.sampling, self.seed = model, avatar, sampling, seed
+        self._chunk, self._tokens = model.config.stream.chunk, model.config.tokens
+        self._context = model.config.stream.context_chunks * self._chunk
+        self.lead = self._chunk  # latents that an interrupt can take back after delivery
+        self._sampler = model.sampler(sampling)
+        self._cache = IDContextCache(model.config, 2, dtype=model.dtype, device=model.device, steps=sampling.steps)
+        self._branches = BRANCHES if self._sampler.guided else Branches(0, None)
+        self._sound = SoundTimeline(sample_rate)
+        self._segments: deque[tuple[int, int]] = deque()  # (latent where it ends, true last sample), not yet passed
+        self._noise_index = 0  # of the next latent to be drawn; never goes back
+        self._next = 0  # latent of the timeline that is generated next
+        self._decoded = 0  # latents that the decoder has seen
+        self._delivered = 0
+        self._stale_context = False
+        self._pending: deque[Latent] = deque()
+        self._open_rows()
+        with torch.inference_mode():
+            silent = Latent(avatar.reference.to(model.device), self._codes(-self._chunk, 0)[0, 0])
+            self._decoder = model.vae.stream()
+            self._decode(silent.z)  # primes the decoder: the reference stands before the first frame
+        # the latest latents, generated and kept; before the stream there was the reference, silent
+        self._history = deque([silent] * self._context, maxlen=self._context + self.lead + self._chunk)
+        self._states = deque([self._decoder.snapshot()], maxlen=self.lead + 2)  # decoder after each latest latent
+        self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
+        self._inbox: deque[Any] = deque()
+        self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
+        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._watch = Stopwatch(self._chunk * model.config.latent_seconds)
+        self.epoch = 0
+        self.closed = False
+
+    # -- input
+
+    def push_audio(self, pcm: np.ndarray | torch.Tensor) -> None:
+        """Append sound: int16 or float, [n] or [n, channels], any length; all pushes share one format.
+
+        Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`SessionClosed`.
+        """
+        samples = np.array(pcm.detach().cpu() if isinstance(pcm, torch.Tensor) else pcm)  # the caller may reuse his
+        media.check_pcm(samples)
+        form = (samples.dtype, samples.shape[1:])
+        with self._inbox_lock:
+            self._require_open("push_audio")
+            if self._format not in (None, form):
+                raise media.MediaError(f"push_audio: expected samples like the first push {self._format}, got {form}")
+            self._format = form
+            self._inbox.append(samples)
+        self._wake()
+
+    def end_segment(self) -> None:
+        """What was pushed is complete: it is padded with silence to the next latent border and generated to the end."""
+        with self._inbox_lock:
+            self._require_open("end_segment")
+            self._inbox.append("end")
+        self._wake()
+
+    def interrupt(self, shown_pts: float | None = None) -> None:
+        """Drop what the viewer has not seen, queued speech included, and begin a new epoch.
+
+        Args:
+            shown_pts: stream time in seconds up to which video was shown; all delivered blocks when None. At most
+                ``lead`` blocks of delivered video can be taken back. The new epoch continues from there.
+        """
+        seconds = self.model.config.latent_seconds
+        with self._inbox_lock:
+            self._require_open("interrupt")
+            shown = self._delivered if shown_pts is None else int(np.ceil(shown_pts / seconds - 1e-6))
+            if not max(0, self._delivered - self.lead) <= shown <= self._delivered:
+                low, high = (seconds * max(0, self._delivered - n) for n in (self.lead, 0))
+                raise ValueError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
+            self._delivered = shown
+            self.epoch += 1
+            self._inbox.append(shown)
+        self._wake()
+
+    def close(self) -> None:
+        """End everything; what was not delivered is dropped."""
+        with self._inbox_lock:
+            self.closed = True
+            self._inbox.clear()
+        self._wake()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- output
+
+    @property
+    def lookahead_ms(self) -> float:
+        """Sound that must follow a chunk before it can be generated: feature window and resampler."""
+        return (self.model.features.ahead + self._sound.margin) * 1000 / RATE
+
+    def blocks(self, *, idle: bool = False) -> Iterator[Block]:
+        """What the samples so far allow; never waits. With ``idle``, one chunk of silence when that is nothing."""
+        block = self._next_block()
+        if block is None and idle and not self.closed:
+            block = self._next_block(idle=True)
+        while block is not None:
+            yield block
+            block = self._next_block()
+
+    async def ablocks(self) -> AsyncIterator[Block]:
+        """Blocks as they become possible, until :meth:`close`. Work runs in a thread."""
+        entry = (asyncio.get_running_loop(), asyncio.Event())
+        self._waiting.add(entry)
+        try:
+            while not self.closed:
+                entry[1].clear()
+                block = await asyncio.to_thread(self._next_block)
+                if block is not None:
+                    yield block
+                elif not self.closed:
+                    await entry[1].wait()
+        finally:
+            self._waiting.discard(entry)
+
+    def metrics(self) -> dict[str, Any]:
+        """Counts, and milliseconds of each stage as p50, p95, p99 over the latest chunks and blocks."""
+        return self._watch.report()
+
+    def snapshot(self) -> SessionState:
+        """Everything that is this stream's; :meth:`restore` continues bit-equal, in this process or another."""
+        from rest_fast import session_state
+
+        with self._work_lock:
+            self._read_inbox()
+            return session_state.capture(self)
+
+    def restore(self, state: SessionState) -> None:
+        """Continue a snapshot in a session of the same model, avatar, rate, seed and sampling."""
+        from rest_fast import session_state
+
+        with self._work_lock, self._inbox_lock:
+            self._require_open("restore")
+            session_state.apply(self, state)
+
+    # -- one block
+
+    @torch.inference_mode()
+    def _next_block(self, idle: bool = False) -> Block | None:
+        with self._work_lock:
+            while not self.closed:
+                epoch = self._read_inbox()
+                if not self._pending:
+                    if self._due():
+                        self._generate()
+                    elif idle:
+                        self._generate(idle=True)
+                    else:
+                        return None
+                index = self._next - len(self._pending)
+                block = self._make_block(self._pending[0], index, epoch)
+                with self._inbox_lock:
+                    if self.epoch == epoch and not self.closed:  # else an interrupt came meanwhile: drop it
+                        self._pending.popleft()
+                        self._delivered = index + 1
+                        self._forget()
+                        return block
+            return None
+
+    def _make_block(self, latent: Latent, index: int, epoch: int) -> Block:
+        with self._watch("decode"):
+            video = self._decode(latent.z)
+            self._states.append(self._decoder.snapshot())
+            self._decoded = index + 1
+        a, b = (self._sound.sample_of(TEMPORAL * i) for i in (index, index + 1))
+        true_end = next((last for end, last in self._segments if end == index + 1), None)
+        true = 0 if latent.idle else b - a if true_end is None else max(0, true_end - a)
+        return Block(
+            video,
+            self._sound.raw(a, b),
+            index * self.model.config.latent_seconds,
+            epoch,
+            latent.idle,
+            true_end is not None,
+            true,
+        )
+
+    def _read_inbox(self) -> int:
+        """Take over what other threads sent, in order; the epoch that this state belongs to."""
+        while True:
+            with self._inbox_lock:
+                if not self._inbox:
+                    return self.epoch
+                event = self._inbox.popleft()
+            if isinstance(event, np.ndarray):
+                self._sound.append(event)
+            elif event == "end":
+                self._end_segment()
+            else:
+                self._roll_back(event)
+
+    def _end_segment(self) -> None:
+        end = self._sound.end
+        start = max(self._next, self._segments[-1][0] if self._segments else 0)
+        latent = start
+        while self._sound.sample_of(TEMPORAL * latent) < end:
+            latent += 1
+        if latent > start:
+            self._segments.append((latent, end))
+            self._sound.pad_to(self._sound.sample_of(TEMPORAL * latent))
+
+    def _roll_back(self, shown: int) -> None:
+        """Forget latents from ``shown`` on: timeline, queued speech, decoder; the context is rebuilt when needed."""
+        self._pending.clear()
+        self._segments.clear()
+        self._sound.truncate(self._sound.sample_of(TEMPORAL * shown))
+        for _ in range(self._next - shown):
+            self._history.pop()
+        for _ in range(self._decoded - shown):
+            self._states.pop()
+        self._decoder.restore(self._states[-1])
+        self._decoded = shown
+        self._stale_context = self._stale_context or shown != self._next
+        self._next = shown
+
+    def _forget(self) -> None:
+        """Drop sound and segments that nothing can ask for again."""
+        while self._segments and self._segments[0][0] <= self._delivered - self.lead:
+            self._segments.popleft()
+        oldest = TEMPORAL * (self._delivered - self.lead - 1)
+        reach = self.model.features.back + self._sound.margin + RATE  # windows start at a whole second
+        self._sound.drop_before(self._sound.sample_of(oldest) - reach * self._sound.rate // RATE - 1)
+
+    def _decode(self, z: torch.Tensor) -> np.ndarray:
+        tokens = z[None].to(self.model.dtype)
+        latents = tokens.transpose(1, 2).unflatten(2, (1, *self.model.config.grid))
+        return ops.to_uint8(self._decoder.decode(latents))[0].cpu().numpy()
+
+    # -- one chunk
+
+    def _segment(self) -> int | None:
+        """Latent where the segment that ``_next`` lies in ends; None while it is open."""
+        return next((end for end, _ in self._segments if end > self._next), None)
+
+    def _due(self) -> bool:
+        if self._segment() is not None:
+            return True
+        chunk_end = TEMPORAL * (self._next + self._chunk) * FRAME
+        return self._sound.end >= self._sound.needed(chunk_end + self.model.features.ahead)
+
+    def _generate(self, idle: bool = False) -> None:
+        """The next chunk. Past a segment's end it hears silence, and latents past that end are dropped."""
+        first, end = self._next, self._segment()
+        border = self._sound.sample_of(TEMPORAL * first)
+        keep, limit = self._chunk, self._sound.end
+        if idle:
+            after = self._sound.sample_of(TEMPORAL * (first + self._chunk))
+            self._sound.insert_silence(border, after - border)  # what is queued comes after
+            limit = border
+        elif end is not None:
+            keep, limit = min(keep, end - first), self._sound.sample_of(TEMPORAL * end)
+        with self._watch("features"):
+            codes = self._codes(first, limit)
+        with self._watch("denoise"):
+            if self._stale_context:
+                self._rebuild_context()
+            start = torch.stack([self._noise(self._noise_index + i, noise.LATENT) for i in range(self._chunk)])
+            z = self._sampler.sample(self._cache, [self._branches], start.flatten(0, 1)[None], codes)[0]
+        self._noise_index += self._chunk
+        made = [Latent(*pair, idle) for pair in zip(z.unflatten(0, (self._chunk, -1)), codes[0], strict=True)][:keep]
+        self._pending.extend(made)
+        self._history.extend(made)
+        self._next += keep
+        self._stale_context = keep < self._chunk
+
+    def _codes(self, first: int, limit: int) -> torch.Tensor:
+        """Speech codes [1, chunk, A, Wa] of a chunk: its frames and the 8 before, zeros before the stream."""
+        features, frame = self.model.features, TEMPORAL * (first - 1)
+        count = TEMPORAL * (self._chunk + 1)
+        a, b = frame * FRAME - features.back, (frame + count) * FRAME + features.ahead
+        samples = torch.from_numpy(self._sound.window16(a, b, limit))[None].to(self.model.device)
+        windows = features(samples).to(self.model.dtype)
+        windows[:, : max(0, min(count, -frame))] = 0
+        codes: torch.Tensor = self.model.speech(windows)
+        return codes
+
+    def _noise(self, index: int, purpose: int) -> torch.Tensor:
+        channels = self.model.config.vae.latent_channels
+        return noise.normal(self.seed, index, self._tokens * channels, purpose).view(self._tokens, channels)
+
+    def _open_rows(self) -> None:
+        self._cache.open(0, self.avatar.sink_k, self.avatar.sink_v)
+        if self._branches.uncond is not None:
+            self._cache.open(1, *self.model.null_sink)
+
+    def _rebuild_context(self) -> None:
+        """Context from the latest kept latents, one evaluation a chunk; positions start anew."""
+        self._open_rows()
+        latest = list(self._history)[len(self._history) - self._context :]
+        for i in range(0, self._context, self._chunk):
+            part = latest[i : i + self._chunk]
+            z, codes = torch.cat([p.z for p in part])[None], torch.stack([p.code for p in part])[None]
+            start = [self._noise(self._noise_index + i + j, noise.CONTEXT) for j in range(self._chunk)]
+            self._sampler.rebuild(self._cache, [self._branches], z, torch.cat(start)[None], codes)
+        self._stale_context = False
+
+    # -- threads
+
+    def _require_open(self, call: str) -> None:
+        if self.closed:
+            raise SessionClosed(f"{call}: expected an open session, got a closed one")
+
+    def _wake(self) -> None:
+        for loop, event in list(self._waiting):
+            loop.call_soon_threadsafe(event.set)

@@ -1,0 +1,145 @@
+"""Model, load, prepare, render."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import rest_fast
+from rest_fast import media
+from rest_fast.checkpoint import CheckpointError
+from tests.kit.toys import photo, sound, toy
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")
+    model.save(path, torch.float32)
+    return path
+
+
+def test_saved_model_streams_the_same_frames(model, folder):
+    loaded = rest_fast.load(folder, device="cpu")
+    assert loaded.fingerprint == model.fingerprint
+
+    def video(m):
+        with m.session(m.prepare(photo())) as s:
+            s.push_audio(sound(16000, 1.2))
+            return np.stack([b.video for b in s.blocks()])
+
+    assert np.array_equal(video(model), video(loaded))
+
+
+def test_prepare_takes_the_crop_that_it_was_given(model):
+    picture = photo()
+    avatar = model.prepare(picture, crop=(10, 5, 74, 69))
+    assert avatar.box == (10, 5, 74, 69)
+    assert np.array_equal(avatar.picture, picture[5:69, 10:74])  # 64 x 64: no resizing
+    centred = model.prepare(picture)
+    assert centred.box == (10, 0, 90, 80)
+    pixels = torch.from_numpy(avatar.picture).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+    want = model.vae.encode(pixels)[0].flatten(1).T
+    torch.testing.assert_close(avatar.reference, want)
+
+
+@pytest.mark.parametrize(("source", "text"), [
+    ("rest-512", "preset without published weights"), ("./missing/folder", "expected a folder, 'demo' or a hub id"),
+    ("face.pt", "expected a folder"),
+])  # fmt: skip
+def test_load_names_what_it_wants(source, text):
+    with pytest.raises(CheckpointError, match=text):
+        rest_fast.load(source)
+
+
+def test_load_never_opens_a_pickle(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="pickle-type file, which is never loaded"):
+        rest_fast.load(path)
+
+
+def test_hub_id_downloads_two_files(folder, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(folder)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    rest_fast.load("owner/model", device="cpu")
+    assert asked == {"owner/model": ["config.json", "model.safetensors"]}
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.33, 1.0, 2.01])
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2)])
+def test_render_has_every_frame_and_all_sound(model, tmp_path, seconds, rate, channels):
+    samples = np.stack([sound(rate, seconds, seed=i) for i in range(channels)], 1)
+    out = tmp_path / "out.mp4"
+    done = rest_fast.render(model, model.prepare(photo()), media.Audio(samples, rate), out)
+    frames, fps = media.read_video(out)
+    assert fps == 25
+    assert len(frames) == done.frames == -(-len(samples) * 25 // rate)  # ceil in integers
+    back = media.load_audio(out)
+    assert abs(len(back.samples) / back.rate - seconds) <= 1024 / back.rate + 0.04  # an AAC frame, a video frame
+
+
+def test_render_sound_is_in_place(model, tmp_path):
+    """Cross-correlation of the mp4's sound with the input peaks at lag 0."""
+    rate, samples = 48000, sound(48000, 1.5)
+    out = tmp_path / "out.mp4"
+    rest_fast.render(model, model.prepare(photo()), media.Audio(samples[:, None], rate), out)
+    back = media.load_audio(out)
+    assert back.rate == rate
+    n = min(len(samples), len(back.samples))
+    spectrum = np.fft.rfft(back.mono[:n], 2 * n) * np.fft.rfft(samples[:n], 2 * n).conj()
+    lag = int(np.argmax(np.fft.irfft(spectrum)))
+    assert min(lag, 2 * n - lag) <= rate // 1000  # a millisecond
+
+
+def test_interrupted_render_leaves_a_playable_file(model, tmp_path):
+    """A session that breaks in the middle: the blocks before are in the file."""
+    out, avatar = tmp_path / "out.mp4", model.prepare(photo())
+    broken = toy()
+    original, calls = broken.sampler(broken.config.sampling).sample, []
+
+    def sample(*args):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*args)
+
+    broken.sampler(broken.config.sampling).sample = sample
+    with pytest.raises(KeyboardInterrupt):
+        rest_fast.render(broken, avatar, media.Audio(sound(16000, 4.0)[:, None], 16000), out)
+    frames, _ = media.read_video(out)
+    assert len(frames) == 48
+
+
+def test_import_is_light():
+    """No GPU library, no compiled module and no optional package is needed or loaded by the import."""
+    code = ("import sys, rest_fast; heavy = {'triton', 'transformers', 'diffusers', 'huggingface_hub', "
+            "'rest_fast._cpu', 'rest_fast._cuda'}; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) "
+            "else 0)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+
+
+def test_show_config_names_every_op(capsys):
+    rest_fast.show_config()
+    text = capsys.readouterr().out
+    assert all(op.name in text for op in rest_fast.ops.ALL)
+    assert "_cpu" in text
+    assert "_cuda" in text
