@@ -1,0 +1,1 @@
+"""Training. So far: the first demo weights, by flow matching on drawn faces (:mod:`.first_weights`)."""
