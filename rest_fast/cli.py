@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest_fast.show_config()
         return 0
     if args.command == "demo":
-        args.photo, args.audio, args.crop = ASSETS / "portrait.png", ASSETS / "speech.wav", None
+        args.photo, args.audio, args.crop = ASSETS / "demo" / "portrait.png", ASSETS / "demo" / "speech.wav", None
     try:
         _render(args)
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +45,18 @@ def render(
     Raises: :class:`rest_fast.media.MediaError` before work starts.
     """
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
-    frames = math.ceil(len(audio.samples) * 25 / audio.rate)
+    # mp4 players expect mono or stereo: more channels are mixed down
+    samples = audio.samples if audio.samples.shape[1] <= 2 else audio.mono[:, None]
+    frames = -(-len(samples) * 25 // audio.rate)
     session = model.session(avatar, sample_rate=audio.rate, seed=seed, steps=steps, guidance=guidance)
     height, width = avatar.picture.shape[:2]
     done = 0
     with (
         session,
-        media.VideoWriter(out, width, height, sample_rate=audio.rate, channels=audio.samples.shape[1]) as writer,
+        media.VideoWriter(out, width, height, sample_rate=audio.rate, channels=samples.shape[1]) as writer,
         tqdm(total=frames, unit="frame", disable=not progress) as bar,
     ):
-        session.push_audio(audio.samples)
+        session.push_audio(samples)
         session.end_segment()
         for block in session.blocks():
             count = min(len(block.video), frames - done)
@@ -63,4 +64,4 @@ def render(
             done += count
             bar.update(count)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
-    return Rendered(Path(out), frames, len(audio.samples) / audio.rate)
+    return Rendered(Path(out), frames, audio.duration)

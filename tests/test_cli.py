@@ -54,7 +54,7 @@ def test_demo_uses_what_is_shipped(tmp_path):
     out = tmp_path / "talking.mp4"
     assert cli.main(["demo", "-o", str(out), "--quiet"]) == 0
     frames, _ = media.read_video(out)
-    speech = media.load_audio(cli.ASSETS / "speech.wav")
+    speech = media.load_audio(cli.ASSETS / "demo" / "speech.wav")
     assert len(frames) == -(-len(speech.samples) * 25 // speech.rate)
     assert frames.shape[1:] == (128, 128, 3)
     # the mouth moves: the lower face changes more over time than the corners of the picture

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,9 +28,10 @@ from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import StreamState
 from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
 from rest_fast.schedule import draw_cans, logit_normal_table
-from rest_fast.training.drawn_faces import LEAD, TAIL, make_clips
+from rest_fast.training.drawn_faces import LEAD, TAIL, make_clips, portrait, speech_like
 
 FRAMES = 97
+EXAMPLE_SEED = 100_005
 TEST_CLIPS = 24  # the last clips are never trained on
 MOUTH = (slice(64, 128), slice(32, 96))  # rows and columns of the lower face at 128 x 128
 
@@ -57,15 +60,11 @@ class Clips:
 
 
 def make_data(work: Path, count: int, workers: int, config: ModelConfig) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     clips = Clips(work, "w", count, config.height)
     for i, clip in enumerate(make_clips(range(count), workers, FRAMES, config.height)):
         clips.video[i], clips.samples[i], clips.mouth[i] = clip.video, clip.samples, clip.mouth
     for array in (clips.video, clips.samples, clips.mouth):
         array.flush()
-
-
-# -- basis
 
 
 @torch.no_grad()
@@ -105,9 +104,6 @@ def encode_all(model: Model, clips: Clips) -> torch.Tensor:
     )
 
 
-# -- DiT
-
-
 class Ema:
     """Running average of parameters."""
 
@@ -127,10 +123,23 @@ class Ema:
 
 
 class Progress:
-    """Resumable training state of one stage in one safetensors file."""
+    """Resumable state of one training in one safetensors file: parameters, AdamW's moments, more if given."""
 
-    def __init__(self, path: Path, tensors: dict[str, torch.Tensor], every: int = 200):
-        self.path, self.tensors, self.every = path, tensors, every
+    def __init__(
+        self,
+        path: Path,
+        parameters: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        more: dict[str, torch.Tensor] | None = None,
+        every: int = 200,
+    ):
+        self.path, self.every, self.optimiser = path, every, optimiser
+        self.tensors = dict(more or {})
+        for i, p in enumerate(parameters):
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            optimiser.state[p] = {"step": torch.tensor(0.0), **moments}
+            self.tensors |= {f"{name}.{i}": t for name, t in moments.items()}
+            self.tensors[f"parameter.{i}"] = p.data
 
     @torch.no_grad()
     def load(self) -> int:
@@ -139,6 +148,8 @@ class Progress:
         saved = load_file(self.path)
         for name, tensor in self.tensors.items():
             tensor.copy_(saved[name])
+        for state in self.optimiser.state.values():
+            state["step"].fill_(float(saved["step"]))
         return int(saved["step"])
 
     def save(self, step: int) -> None:
@@ -175,10 +186,8 @@ def train_dit(
         p.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     ema = Ema(parameters)
-    names = [f"p{i}" for i in range(len(parameters))]
-    tensors = {n: p.data for n, p in zip(names, parameters, strict=True)}
-    tensors |= {f"ema.{n}": a for n, a in zip(names, ema.average, strict=True)}
-    progress = Progress(work / "dit.safetensors", tensors)
+    averages = {f"ema.{i}": a for i, a in enumerate(ema.average)}
+    progress = Progress(work / "dit.safetensors", parameters, optimiser, averages)
     table = logit_normal_table(config.sampling.train_mu, config.sampling.train_sigma)
     mouth_tokens = _mouth_weight(config)
     begin, start, shown = progress.load(), time.time(), []
@@ -226,7 +235,8 @@ def _dit_loss(
     tt = t.repeat_interleave(tokens, 1)[..., None]
     z = (1 - tt) * z0 + tt * noise
     z[:, :tokens] *= keep_ref[:, None, None]
-    v = model.dit(z, t, codes, "streaming")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        v = model.dit(z, t, codes, "streaming").float()
     error = ((v - (noise - z0))[:, tokens:].square().mean(-1) * weight.repeat(frames - 1)).mean()
     return error + 0.1 * aux, error.item()
 
@@ -255,9 +265,6 @@ def _mouth_weight(config: ModelConfig) -> torch.Tensor:
     return weight.flatten() / weight.mean()
 
 
-# -- post-net
-
-
 def train_post(
     model: Model,
     clips: Clips,
@@ -265,8 +272,8 @@ def train_post(
     train: int,
     steps: int,
     work: Path,
-    batch: int = 4,
-    peak: float = 5e-4,
+    batch: int = 2,
+    peak: float = 2e-4,
     seed: int = 2,
 ) -> None:
     """L1 on pixels and on their spatial and temporal differences, lower face three times; three latents a piece."""
@@ -276,7 +283,7 @@ def train_post(
     for p in parameters:
         p.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
-    progress = Progress(work / "post.safetensors", {f"p{i}": p.data for i, p in enumerate(parameters)})
+    progress = Progress(work / "post.safetensors", parameters, optimiser)
     begin, start, shown = progress.load(), time.time(), []
     grid, tokens = model.config.grid, model.config.tokens
     for step in range(begin, steps):
@@ -288,7 +295,8 @@ def train_post(
         want = torch.stack([_frames_of(clips, int(i), first) for i in index])
         state = StreamState()
         state.started = True  # all 8 frames of the first latent; those of a clip's first latent are copies
-        got = decoder(z, state)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = decoder(z, state).float()
         loss = _pixel_loss(got, want)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
@@ -319,7 +327,13 @@ def _pixel_loss(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-# -- all together
+def write_examples(out: Path) -> None:
+    """The shipped portrait (an identity never trained on) and 8 s of synthetic speech."""
+    Image.fromarray(portrait(EXAMPLE_SEED, 512)).save(out / "portrait.png", optimize=True)
+    samples = speech_like(np.random.default_rng(EXAMPLE_SEED), 8.0)
+    with wave.open(str(out / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
 
 
 def main() -> None:
@@ -345,6 +359,7 @@ def run(args: argparse.Namespace) -> None:
     encoder = model.vae.encoder
     assert isinstance(encoder, BasisEncoder)
     work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
     if "data" in todo and not (work / "data.done").exists():
         make_data(work, args.clips, args.workers, model.config)
         (work / "data.done").touch()
@@ -367,6 +382,7 @@ def run(args: argparse.Namespace) -> None:
         train_dit(model, clips, latents, train, 0, work)  # loads what was trained
         train_post(model, clips, latents, train, 0, work)
         model.save(args.out)
+        write_examples(args.out)
 
 
 if __name__ == "__main__":

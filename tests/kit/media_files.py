@@ -1,0 +1,104 @@
+"""Pictures, sounds and files made for the tests of media."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import wave
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from rest_fast.media import (
+    MediaError,
+)
+
+
+def refuses(*words: str):
+    """One MediaError of one line that says each of ``words``."""
+    pattern = "^" + "".join(f"(?=.*{re.escape(word)})" for word in words) + "[^\n]+$"
+    return pytest.raises(MediaError, match=pattern)
+
+
+def photo(height: int = 40, width: int = 56) -> np.ndarray:
+    """A smooth coloured picture without any symmetry."""
+    y, x, c = np.mgrid[0:height, 0:width, 0:3].astype(np.float64)
+    return np.uint8(128 + 60 * np.sin(x / 11 + c) + 50 * np.cos(y / 9 - 2 * c) + x * y / 900 % 16)
+
+
+def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises a size and holds no pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+
+
+def chirp(rate: int, seconds: float = 1.0, channels: int = 1) -> np.ndarray:
+    """float32 [n, channels]: sweeps that correlate with themselves at lag 0 only."""
+    t = np.arange(round(rate * seconds))[:, None] / rate
+    start = 200 + 90 * np.arange(channels)
+    return np.float32(0.4 * np.sin(2 * np.pi * (start * t + 700 * t**2)) * np.minimum(1, 8 * t))
+
+
+def lag(got: np.ndarray, want: np.ndarray) -> int:
+    """Samples by which ``got`` [n] comes later than ``want`` [n]: where they correlate most."""
+    size = 1 << (len(got) + len(want)).bit_length()
+    peak = int(np.fft.irfft(np.fft.rfft(got, size) * np.fft.rfft(want, size).conj(), size).argmax())
+    return peak - size if peak > size // 2 else peak
+
+
+def encode_sound(path: Path, codec: str, samples: np.ndarray, rate: int) -> None:
+    with av.open(str(path), "w") as file:
+        layout = LAYOUTS[samples.shape[1]]
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", layout)
+        frame.sample_rate, frame.pts = rate, 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def wav(values: np.ndarray, rate: int, width: int) -> bytes:
+    """Integers [n, channels] as WAV of ``width`` bytes a sample, by the standard library."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((values.shape[1], width, rate, 0, "NONE", ""))
+        shifted = np.ascontiguousarray(values + (128 if width == 1 else 0)).astype("<i8")
+        out.writeframes(shifted.reshape(-1, 1).view(np.uint8)[:, :width].tobytes())
+    return file.getvalue()
+
+
+def float_wav(values: np.ndarray, rate: int) -> bytes:
+    """Floats [n] as WAV of IEEE floats, byte by byte."""
+    bits = values.dtype.itemsize
+    head = struct.pack("<HHIIHH", 3, 1, rate, rate * bits, bits, bits * 8)
+    data = values.tobytes()
+    size = 4 + 8 + len(head) + 8 + len(data)
+    return (b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + struct.pack("<I", len(head)) + head
+            + b"data" + struct.pack("<I", len(data)) + data)  # fmt: skip
+
+
+def film(n: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [n, H, W, 3]: the photo drifting, every frame different."""
+    return np.stack([np.roll(photo(height, width * 2), k, 1)[:, :width] for k in range(n)])
+
+
+def psnr(got: np.ndarray, want: np.ndarray) -> float:
+    """dB of the worst frame."""
+    return float(10 * np.log10(255**2 / ((got - want.astype(float)) ** 2).mean((1, 2, 3)).max()))
