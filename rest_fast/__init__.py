@@ -12,7 +12,7 @@ from rest_fast.avatar import Avatar
 from rest_fast.config import ModelConfig, preset
 from rest_fast.diagnostics import show_config
 from rest_fast.model import Model, load
-from rest_fast.render import render
+from rest_fast.rendering import render
 from rest_fast.session import Block, Session
 from rest_fast.session_state import SessionState
 

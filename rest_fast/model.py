@@ -130,14 +130,25 @@ def load(
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
-    folder = _find(source)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder, device = _find(source), _device(device)
     if dtype is None:
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Model(checkpoint.read_config(folder), whisper=whisper)
     checkpoint.read_weights(model, folder)
     return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"load: device: expected auto, cpu or cuda, got {device!r}") from None
+    if found.type == "cuda" and not has_cuda:
+        raise ValueError(f"load: device: expected one that is there, got {device!r} (torch sees no CUDA device)")
+    return found
 
 
 def _find(source: str | Path) -> Path:

@@ -69,7 +69,7 @@ class ChunkSampler:
         """Make given latents [S, N, C] the next context chunk: evaluated at the level their own would have had."""
         self._check(sessions, latents, codes)
         rows, z, work, audio = self._prepare(sessions, latents, codes)
-        context = cache.stream.context
+        context, noise = cache.stream.context, noise.to(z)
         for step in range(self.sampling.steps) if context == "per_step" else [-1]:
             index = {"clean": -1, "last_step": self.sampling.steps - 1}.get(context, step)
             t = self.sigmas[index]

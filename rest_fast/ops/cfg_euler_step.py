@@ -30,7 +30,8 @@ def guided_euler(
 
 def check(z, v_cond, v_uncond, guidance, dt) -> Spec:
     expect_float(NAME, "z", z)
-    expect(NAME, "z", z, (z.shape[0], -1, -1))
+    expect(NAME, "z", z, (-1, -1, -1))
+    expect_float(NAME, "v_cond", v_cond)
     expect(NAME, "v_cond", v_cond, tuple(z.shape), device=z.device)
     expect(NAME, "v_uncond", v_uncond, tuple(z.shape), dtype=v_cond.dtype, device=z.device)
     for name, vector in (("guidance", guidance), ("dt", dt)):

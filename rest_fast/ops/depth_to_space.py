@@ -32,6 +32,8 @@ def fold_channels(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tenso
 def check(x, out, *, factors, drop) -> Spec:
     expect(NAME, "x", x, (-1, -1, -1, -1, -1), contiguous=False)
     b, c, t, h, w = x.shape
+    if len(factors) != 3 or min(factors) < 1:
+        raise OpError(f"{NAME}: argument factors: expected three positive integers, got {list(factors)}")
     p1, p2, p3 = factors
     if c % (p1 * p2 * p3) or not 0 <= drop < t * p1:
         raise OpError(

@@ -75,6 +75,8 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         if torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                self._refuse_gradients((*args, *kwargs.values()))
             self._registered(*args, **kwargs)
         else:
             self.run(*args, **kwargs)
@@ -152,6 +154,8 @@ def expect(
 
 def expect_range(op: str, name: str, index: torch.Tensor, low: int, high: int) -> None:
     """Raise :class:`OpError` unless every entry of a CPU integer tensor lies in low..high."""
+    if index.numel() == 0:
+        raise OpError(f"{op}: argument {name}: expected at least one lane, got none")
     least, most = (int(v) for v in torch.aminmax(index))
     if least < low or most > high:
         raise OpError(f"{op}: argument {name}: expected entries in {low}..{high}, got {least}..{most}")

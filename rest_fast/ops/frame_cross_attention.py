@@ -34,6 +34,7 @@ def frame_attention(
 
 def check(q, q_weight, k, v, out, *, eps) -> Spec:
     expect_float(NAME, "q", q)
+    expect(NAME, "q", q, (-1, -1, -1))
     expect(NAME, "k", k, (q.shape[0], -1, -1, -1, -1), dtype=q.dtype, device=q.device)
     lanes, frames, audio, heads, dim = k.shape
     expect(NAME, "v", v, (lanes, frames, audio, heads, dim), dtype=q.dtype, device=q.device)

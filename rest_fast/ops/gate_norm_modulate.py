@@ -32,8 +32,8 @@ def norm_modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps
 
 def check(x, branch, gate, scale, shift, out, *, eps) -> Spec:
     expect_float(NAME, "x", x)
+    expect(NAME, "x", x, (-1, -1, -1))
     lanes, tokens, width = x.shape
-    expect(NAME, "x", x, (lanes, tokens, width))
     if branch is not None:
         expect(NAME, "branch", branch, (lanes, tokens, width), dtype=x.dtype, device=x.device)
     if gate is not None and branch is None:
@@ -51,6 +51,8 @@ def check(x, branch, gate, scale, shift, out, *, eps) -> Spec:
                     f"got {list(vector.shape)}"
                 )
             expect(NAME, name, vector, (lanes, frames, width), dtype=x.dtype, device=x.device, contiguous=False)
+    if scale is not None and shift is not None and scale.shape != shift.shape:
+        raise OpError(f"{NAME}: argument shift: expected scale's shape {list(scale.shape)}, got {list(shift.shape)}")
     return Spec(x.device.type, x.dtype, (("lanes", lanes), ("tokens", tokens), ("width", width)))
 
 

@@ -59,7 +59,9 @@ def check(
     eps,
 ) -> Spec:
     expect_float(NAME, "qkv", qkv)
-    lanes, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[-1] // 3
+    expect(NAME, "qkv", qkv, (-1, -1, -1))
+    expect(NAME, "k_cache", k_cache, (-1, -1, -1, -1, -1))
+    lanes, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[-1] // 6 * 2
     n, dev, h, w = width // 6, qkv.device, rope_y.shape[0], rope_x.shape[0]
     expect(NAME, "qkv", qkv, (lanes, tokens, 3 * width))
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from rest_fast.ops.dispatch import Op, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate
 
 NAME = "rotate_context"
@@ -28,12 +28,17 @@ def shift_keys(k: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 def check(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Spec:
     expect_float(NAME, "k_cache", k_cache)
-    layers, rows, rings, slots, heads, dim = k_cache.shape
-    expect(NAME, "k_cache", k_cache, (layers, rows, rings, slots, heads, dim))
+    expect(NAME, "k_cache", k_cache, (-1,) * 6)
+    slots, heads, dim = k_cache.shape[3:]
+    if heads * dim % 2:
+        raise OpError(f"{NAME}: argument k_cache: expected an even width (heads x head_dim), got {heads} x {dim}")
+    if sink < 0 or chunk < 1 or sink + chunk > slots:
+        raise OpError(
+            f"{NAME}: argument sink: expected sink >= 0 and chunk >= 1 within {slots} slots, got {sink} and {chunk}"
+        )
     expect(NAME, "shift", shift, (heads * dim // 6, 2), dtype=torch.float32, device=k_cache.device)
     for name, index in (("row_index", row_index), ("skip_slot", skip_slot), ("enabled", enabled)):
         expect(NAME, name, index, (row_index.shape[0],), dtype=torch.int32, device=k_cache.device)
-    expect(NAME, "k_cache", k_cache, (layers, rows, rings, max(slots, sink + chunk), heads, dim))
     return Spec(
         k_cache.device.type, k_cache.dtype, (("lanes", row_index.shape[0]), ("slots", slots), ("width", heads * dim))
     )

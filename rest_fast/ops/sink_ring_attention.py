@@ -30,6 +30,8 @@ def attention(
 
 def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> Spec:
     expect_float(NAME, "q", q)
+    expect(NAME, "q", q, (-1, -1, -1, -1))
+    expect(NAME, "k_cache", k_cache, (-1, -1, -1, -1, -1))
     lanes, tokens = q.shape[:2]
     heads, dim = k_cache.shape[-2:]
     expect(NAME, "q", q, (lanes, tokens, heads, dim))
@@ -79,7 +81,7 @@ def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_va
         one = F.scaled_dot_product_attention(q[b].transpose(0, 1)[None], k, v, scale=scale)
         out[b].copy_(one[0].transpose(0, 1))
         if lse is not None:
-            lse[b].copy_((q[b].transpose(0, 1) @ k[0].mT).float().mul(scale).logsumexp(-1))
+            lse[b].copy_((q[b].transpose(0, 1).float() @ k[0].mT.float()).mul(scale).logsumexp(-1))
 
 
 def _sdpa_supports(spec: Spec) -> tuple[bool, str]:

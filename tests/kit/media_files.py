@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_fast.media import (
-    MediaError,
-)
+from rest_fast.media import MediaError
 
 
 def refuses(*words: str):

@@ -1,0 +1,238 @@
+"""One small valid call per op, as a dictionary of arguments, for tests that hold for every op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rest_fast import ops
+
+OPS = {op.name: op for op in ops.ALL}
+Call = dict[str, Any]
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def nans(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+def schema(name: str):
+    return getattr(torch.ops.rest_fast, name).default
+
+
+def split(name: str, call: Call) -> tuple[tuple, dict]:
+    """(args, kwargs) in the order of the op's schema; what the call leaves out keeps its default."""
+    arguments = schema(name)._schema.arguments
+    args = tuple(call[a.name] for a in arguments if not a.kwarg_only)
+    return args, {a.name: call[a.name] for a in arguments if a.kwarg_only and a.name in call}
+
+
+def invoke(name: str, call: Call) -> None:
+    args, kwargs = split(name, call)
+    OPS[name](*args, **kwargs)
+
+
+def written(name: str) -> list[str]:
+    """The arguments that the op writes, from its schema."""
+    return [a.name for a in schema(name)._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+def qk_norm_rope_cache(
+    heads: int = 2,
+    dim: int = 10,
+    frames: int = 2,
+    grid: tuple[int, int] = (2, 3),
+    *,
+    rows: tuple[int, ...] = (2, 0),
+    rings: tuple[int, ...] = (1, 0),
+    slots: tuple[int, ...] = (1, 5),
+    base: tuple[int, ...] = (3, 0),
+    cache: tuple[int, int, int] = (4, 2, 20),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Call:
+    """Two lanes at different phases, rows out of order; W = 20, so that one channel pair is not rotated."""
+    g = torch.Generator().manual_seed(seed)
+    width, tokens, lanes = heads * dim, frames * grid[0] * grid[1], len(rows)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g)
+
+    def table(positions: int) -> torch.Tensor:
+        angle = 20 * normal(positions, width // 6)
+        return torch.stack([angle.cos(), angle.sin()], -1)
+
+    return {
+        "qkv": (3 * normal(lanes, tokens, 3 * width)).to(dtype),
+        "q_weight": (1 + 0.3 * normal(width)).to(dtype),
+        "k_weight": (1 + 0.3 * normal(width)).to(dtype),
+        "rope_t": table(max(base) + frames),
+        "rope_y": table(grid[0]),
+        "rope_x": table(grid[1]),
+        "k_cache": normal(*cache, heads, dim).to(dtype),
+        "v_cache": normal(*cache, heads, dim).to(dtype),
+        "q_out": nans(lanes, tokens, heads, dim, dtype=dtype),
+        "row_index": ints(*rows),
+        "ring_index": ints(*rings),
+        "write_slot": ints(*slots),
+        "base": ints(*base),
+        "eps": 1e-5,
+    }
+
+
+def sink_ring_attention(
+    rows: tuple[int, ...] = (2, 0, 3),
+    rings: tuple[int, ...] = (1, 0, 1),
+    n_valid: tuple[int, ...] = (4, 7, 1),
+    *,
+    tokens: int = 5,
+    heads: int = 3,
+    dim: int = 6,
+    cache: tuple[int, int, int] = (4, 2, 7),
+    dtype: torch.dtype = torch.float32,
+    lse: bool = True,
+    seed: int = 0,
+) -> Call:
+    """Slots beyond a lane's ``n_valid``, and rows of no lane, hold NaN."""
+    g = torch.Generator().manual_seed(seed)
+    keys, values = (torch.randn(*cache, heads, dim, generator=g).to(dtype) for _ in range(2))
+    valid = torch.zeros(cache, dtype=torch.bool)
+    for row, ring, n in zip(rows, rings, n_valid, strict=True):
+        valid[row, ring, :n] = True
+    keys[~valid], values[~valid] = torch.nan, torch.nan
+    call = {
+        "q": torch.randn(len(rows), tokens, heads, dim, generator=g).to(dtype),
+        "k_cache": keys,
+        "v_cache": values,
+        "out": nans(len(rows), tokens, heads, dim, dtype=dtype),
+        "row_index": ints(*rows),
+        "ring_index": ints(*rings),
+        "n_valid": ints(*n_valid),
+        "host_n_valid": list(n_valid),
+        "scale": dim**-0.5,
+    }
+    return call | ({"lse": nans(len(rows), heads, tokens)} if lse else {})
+
+
+def rotate_context(
+    rows: tuple[int, ...] = (3, 0, 1),
+    skip: tuple[int, ...] = (2, 5, 8),
+    enabled: tuple[int, ...] = (1, 0, 1),
+    *,
+    sink: int = 2,
+    chunk: int = 3,
+    heads: int = 2,
+    dim: int = 10,
+    cache: tuple[int, int, int, int] = (2, 5, 2, 11),
+    dtype: torch.dtype = torch.float32,
+) -> Call:
+    g = torch.Generator().manual_seed(0)
+    angle = 3 * torch.randn(heads * dim // 6, generator=g)
+    return {
+        "k_cache": torch.randn(*cache, heads, dim, generator=g).to(dtype),
+        "shift": torch.stack([angle.cos(), angle.sin()], -1),
+        "row_index": ints(*rows),
+        "skip_slot": ints(*skip),
+        "enabled": ints(*enabled),
+        "sink": sink,
+        "chunk": chunk,
+    }
+
+
+def gate_norm_modulate(frames: int = 3, tokens: int = 4, width: int = 10, dtype: torch.dtype = torch.float32) -> Call:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    return {
+        "x": normal(2, frames * tokens, width),
+        "branch": normal(2, frames * tokens, width),
+        "gate": normal(2, frames, width),
+        "scale": normal(2, frames, width),
+        "shift": normal(2, frames, width),
+        "out": nans(2, frames * tokens, width, dtype=dtype),
+        "eps": 1e-6,
+    }
+
+
+def frame_cross_attention(
+    frames: int = 3, tokens: int = 4, audio: int = 2, heads: int = 2, dim: int = 5, dtype: torch.dtype = torch.float32
+) -> Call:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    return {
+        "q": 2 * normal(2, frames * tokens, heads * dim),
+        "q_weight": 1 + normal(heads * dim),
+        "k": normal(2, frames, audio, heads, dim),
+        "v": normal(2, frames, audio, heads, dim),
+        "out": nans(2, frames * tokens, heads * dim, dtype=dtype),
+        "eps": 1e-5,
+    }
+
+
+def cfg_euler_step(dtype: torch.dtype = torch.float32, velocity: torch.dtype | None = None) -> Call:
+    g = torch.Generator().manual_seed(0)
+    z, v_cond, v_uncond = (torch.randn(3, 5, 7, generator=g) for _ in range(3))
+    return {
+        "z": z.to(dtype),
+        "v_cond": v_cond.to(velocity or dtype),
+        "v_uncond": v_uncond.to(velocity or dtype),
+        "guidance": torch.tensor([6.0, 1.0, 0.0]),
+        "dt": torch.tensor([-0.125, -0.5, -0.03]),
+    }
+
+
+def causal_conv3d(channels: int = 3, out: int = 4, frames: int = 2, dtype: torch.dtype = torch.float32) -> Call:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    return {
+        "buffer": normal(2, channels, 2 + frames, 4, 5),
+        "weight": normal(out, channels, 3, 3, 3),
+        "bias": normal(out),
+        "residual": normal(2, out, frames, 4, 5),
+        "out": nans(2, out, frames, 4, 5, dtype=dtype),
+        "normed": nans(2, out, frames, 4, 5, dtype=dtype),
+        "eps": 1e-6,
+    }
+
+
+def pixel_norm_silu(dtype: torch.dtype = torch.float32) -> Call:
+    g = torch.Generator().manual_seed(0)
+    x, scale, shift = (torch.randn(s, generator=g).to(dtype) for s in ((2, 5, 3, 4, 3), (5,), (5,)))
+    return {"x": x, "scale": scale, "shift": shift, "out": nans(*x.shape, dtype=dtype), "eps": 1e-8}
+
+
+def depth_to_space(dtype: torch.dtype = torch.float32) -> Call:
+    x = torch.randn(2, 24, 3, 2, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return {"x": x, "out": nans(2, 2, 5, 6, 6, dtype=dtype), "factors": [2, 3, 2], "drop": 1}
+
+
+def frames_to_uint8(dtype: torch.dtype = torch.float32) -> Call:
+    x = torch.randn(2, 3, 2, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return {"x": x, "out": torch.full((2, 2, 3, 5, 3), 77, dtype=torch.uint8)}
+
+
+VALID: dict[str, Callable[..., Call]] = {
+    "qk_norm_rope_cache": qk_norm_rope_cache,
+    "sink_ring_attention": sink_ring_attention,
+    "rotate_context": rotate_context,
+    "gate_norm_modulate": gate_norm_modulate,
+    "frame_cross_attention": frame_cross_attention,
+    "cfg_euler_step": cfg_euler_step,
+    "causal_conv3d": causal_conv3d,
+    "pixel_norm_silu": pixel_norm_silu,
+    "depth_to_space": depth_to_space,
+    "frames_to_uint8": frames_to_uint8,
+}

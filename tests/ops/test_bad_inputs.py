@@ -1,0 +1,182 @@
+"""Every class of bad input, per op: an OpError that names op, argument, expectation and value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rest_fast.ops.dispatch import OpError
+from tests.kit.compare import assert_same_bits
+from tests.ops import calls
+from tests.ops.calls import ints
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Twice as long along the last axis."""
+    return torch.cat([x, x], -1)
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def meta(x: torch.Tensor) -> torch.Tensor:
+    return x.to("meta")
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten()
+
+
+def table(op: str, change: Change, arguments: str, expected: str, got: str) -> list:
+    """One row per argument: (op, argument, change, what the message must say)."""
+    text = rf"expected {expected}.*got {got}"
+    return [pytest.param(op, a, change, text, id=f"{op}-{a}-{change.__name__}") for a in arguments.split()]
+
+
+QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
+GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
+CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
+
+# op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
+ARGUMENTS = {
+    QK: (
+        "qkv",
+        "q_weight k_weight k_cache v_cache q_out",
+        "row_index ring_index write_slot base",
+        "qkv q_weight k_weight rope_t rope_y rope_x k_cache v_cache q_out row_index ring_index write_slot base",
+    ),
+    RING: (
+        "q",
+        "k_cache v_cache out",
+        "row_index ring_index n_valid",
+        "q k_cache v_cache out row_index ring_index n_valid lse",
+    ),
+    ROTATE: ("k_cache", "", "row_index skip_slot enabled", "k_cache shift row_index skip_slot enabled"),
+    GLUE: ("x", "branch gate scale shift out", "", "x branch out"),
+    CROSS: ("q", "q_weight k v out", "", "q q_weight k v out"),
+    CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
+    CONV: ("buffer", "weight bias residual out normed", "", "bias"),
+    NORM: ("x", "scale shift out", "", "scale shift"),
+    DEPTH: ("x", "out", "", ""),
+    BYTES: ("x", "", "", "out"),
+}
+OTHER_DTYPE = [  # arguments with a dtype of their own
+    *table(QK, torch.Tensor.double, "rope_t rope_y rope_x", "torch.float32", "torch.float64"),
+    *table(RING, torch.Tensor.double, "lse", "torch.float32", "torch.float64"),
+    *table(ROTATE, torch.Tensor.double, "shift", "torch.float32", "torch.float64"),
+    *table(CFG, torch.Tensor.double, "guidance dt", "torch.float32", "torch.float64"),
+    *table(CFG, torch.Tensor.double, "v_uncond", "torch.float32", "torch.float64"),
+    *table(BYTES, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
+]
+
+
+def tensors(op: str) -> str:
+    return " ".join(n for n, v in calls.VALID[op]().items() if isinstance(v, torch.Tensor))
+
+
+def rows() -> list:
+    result = list(OTHER_DTYPE)
+    for op, (first, same, index, contiguous) in ARGUMENTS.items():
+        others = " ".join(n for n in tensors(op).split() if n != first)
+        if op != DEPTH:  # it only moves numbers, of any dtype
+            result += table(op, torch.Tensor.int, first, "a floating dtype", "torch.int32")
+        result += table(op, torch.Tensor.half, same, "torch.float32", "torch.float16")
+        result += table(op, torch.Tensor.long, index, "torch.int32", "torch.int64")
+        result += table(op, torch.Tensor.float, index, "torch.int32", "torch.float32")
+        result += table(op, meta, others, "device cpu", "meta")
+        result += table(op, strided, contiguous, "a contiguous tensor", r"strides \(")
+        result += table(op, flat, first, r"shape \[-1(, -?\d+)+\]", r"\[\d+\]")
+    return result
+
+
+@pytest.mark.parametrize("op, argument, change, text", rows())
+def test_one_bad_argument(op, argument, change, text):
+    call = calls.VALID[op]()
+    call[argument] = change(call[argument])
+    with pytest.raises(OpError, match=f"^{op}: argument {argument}: {text}"):
+        calls.invoke(op, call)
+
+
+# Arguments that other arguments are measured by: one of those is named when the sizes disagree.
+YARDSTICKS = {"qkv", "q", "k", "k_cache", "x", "z", "buffer", "row_index"}
+
+
+@pytest.mark.parametrize("op, argument", [(op, a) for op in ARGUMENTS for a in tensors(op).split()])
+def test_a_wrong_size(op, argument):
+    call = calls.VALID[op]()
+    named = r"\w+" if argument in YARDSTICKS else argument
+    call[argument] = doubled(call[argument])
+    before = {n: call[n].clone() for n in calls.written(op) if call.get(n) is not None}
+    with pytest.raises(OpError, match=rf"^{op}: argument {named}: expected .*got .*\d"):
+        calls.invoke(op, call)
+    for name, old in before.items():
+        assert_same_bits(call[name], old, f"{name}, which a refused call must not write")
+
+
+VALUES = [  # op, changes, what the message must say
+    (QK, {"row_index": ints(0, 4)}, "row_index: expected entries in 0..3, got 0..4"),
+    (QK, {"row_index": ints(-1, 2)}, "row_index: expected entries in 0..3, got -1..2"),
+    (QK, {"ring_index": ints(0, 2)}, "ring_index: expected entries in 0..1, got 0..2"),
+    (QK, {"ring_index": ints(1, -2)}, "ring_index: expected entries in 0..1, got -2..1"),
+    (QK, {"write_slot": ints(0, 9)}, "write_slot: expected entries in 0..8, got 0..9"),
+    (QK, {"write_slot": ints(-1, 0)}, "write_slot: expected entries in 0..8, got -1..0"),
+    (QK, {"base": ints(4, 0)}, "base: expected entries in 0..3, got 0..4"),
+    (QK, {"base": ints(-1, -1)}, "base: expected entries in 0..3, got -1..-1"),
+    (QK, {"qkv": torch.randn(2, 11, 60)}, r"qkv: expected shape \[2, 12, 60\], got \[2, 11, 60\]"),
+    (QK, {"qkv": torch.randn(2, 12, 63)}, r"qkv: expected shape \[2, 12, 60\], got \[2, 12, 63\]"),
+    (QK, {"k_cache": torch.randn(6)}, r"k_cache: expected shape \[-1, -1, -1, -1, -1\], got \[6\]"),
+    (RING, {"row_index": ints(0, 4, 1)}, "row_index: expected entries in 0..3, got 0..4"),
+    (RING, {"row_index": ints(0, -1, 1)}, "row_index: expected entries in 0..3, got -1..1"),
+    (RING, {"ring_index": ints(0, 2, 1)}, "ring_index: expected entries in 0..1, got 0..2"),
+    (RING, {"host_n_valid": [4, 7]}, r"host_n_valid: expected 3 lengths in 1..7, got \[4, 7\]"),
+    (RING, {"host_n_valid": [4, 7, 0]}, r"host_n_valid: expected 3 lengths in 1..7, got \[4, 7, 0\]"),
+    (RING, {"host_n_valid": [4, 8, 1]}, r"host_n_valid: expected 3 lengths in 1..7, got \[4, 8, 1\]"),
+    (RING, {"host_n_valid": [4, 7, 2]}, r"host_n_valid: expected the same as n_valid \[4, 7, 1\], got \[4, 7, 2\]"),
+    (RING, {"n_valid": ints(4, 8, 1)}, r"host_n_valid: expected the same as n_valid \[4, 8, 1\], got \[4, 7, 1\]"),
+    (RING, {"k_cache": torch.randn(6)}, r"k_cache: expected shape \[-1, -1, -1, -1, -1\], got \[6\]"),
+    (ROTATE, {"row_index": ints(0, 5, 1)}, "row_index: expected entries in 0..4, got 0..5"),
+    (ROTATE, {"row_index": ints(0, -5, 1)}, "row_index: expected entries in 0..4, got -5..1"),
+    (ROTATE, {"skip_slot": ints(2, 5, 9)}, "skip_slot: expected entries in 2..8, got 2..9"),
+    (ROTATE, {"skip_slot": ints(1, 5, 8)}, "skip_slot: expected entries in 2..8, got 1..8"),
+    (ROTATE, {"enabled": ints(1, 2, 0)}, "enabled: expected entries in 0..1, got 0..2"),
+    (ROTATE, {"sink": 9}, "sink: expected sink >= 0 and chunk >= 1 within 11 slots, got 9 and 3"),
+    (GLUE, {"branch": None}, "branch: expected a tensor beside gate, got None"),
+    (GLUE, {"scale": None}, "scale: expected scale and shift beside out, got None"),
+    (GLUE, {"shift": None}, "scale: expected scale and shift beside out, got None"),
+    (GLUE, {"gate": torch.randn(2, 5, 10)}, r"gate: expected \[2, F, 10\] with F dividing 12, got \[2, 5, 10\]"),
+    (GLUE, {"scale": torch.randn(2, 10)}, r"scale: expected \[2, F, 10\] with F dividing 12, got \[2, 10\]"),
+    (CROSS, {"q": torch.randn(2, 11, 10)}, r"q: expected shape \[2, 12, 10\], got \[2, 11, 10\]"),
+    (CONV, {"buffer": torch.randn(2, 3, 2, 4, 5)}, "buffer: expected more than 2 frames, got 2"),
+    (CONV, {"out": None, "normed": None}, "out: expected out or normed, got None for both"),
+    (CONV, {"weight": torch.randn(4, 3, 1, 1, 1)}, r"weight: expected shape \[-1, 3, 3, 3, 3\], got \[4, 3, 1, 1, 1\]"),
+    (NORM, {"scale": None}, "shift: expected scale and shift together, got one of them"),
+    (NORM, {"shift": None}, "shift: expected scale and shift together, got one of them"),
+    (DEPTH, {"x": torch.randn(2, 23, 3, 2, 3)}, r"x: expected channels divisible by 12 .*got shape \[2, 23, 3, 2, 3\]"),
+    (DEPTH, {"factors": [-2, -3, 2]}, "factors: expected three positive integers"),
+    (DEPTH, {"drop": 6}, r"x: expected .*more than 6 output frames, got shape \[2, 24, 3, 2, 3\]"),
+    (DEPTH, {"drop": -1}, r"x: expected .*more than -1 output frames"),
+    (DEPTH, {"factors": [2, 12]}, r"factors: expected three positive integers, got \[2, 12\]"),
+    (ROTATE, {"sink": -1}, "sink: expected sink >= 0 and chunk >= 1"),
+    (ROTATE, {"chunk": -1}, "sink: expected sink >= 0 and chunk >= 1"),
+    (ROTATE, {"k_cache": torch.randn(2, 5, 2, 11, 1, 7), "shift": torch.ones(1, 2)}, "k_cache: expected an even width"),
+    (GLUE, {"scale": torch.randn(2, 1, 10)}, r"shift: expected scale's shape \[2, 1, 10\]"),
+    (CFG, {"v_cond": torch.ones(3, 5, 7).int(), "v_uncond": torch.ones(3, 5, 7).int()}, "v_cond: expected a floating"),
+    (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
+]
+
+
+@pytest.mark.parametrize(
+    "op, changes, text", VALUES, ids=[f"{op}-{'-'.join(c)}-{i}" for i, (op, c, _) in enumerate(VALUES)]
+)
+def test_bad_values(op, changes, text):
+    call = calls.VALID[op]() | changes
+    before = {n: call[n].clone() for n in calls.written(op) if call.get(n) is not None}
+    with pytest.raises(OpError, match=f"^{op}: argument {text}"):
+        calls.invoke(op, call)
+    for name, old in before.items():
+        assert_same_bits(call[name], old, f"{name}, which a refused call must not write")

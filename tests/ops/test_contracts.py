@@ -1,0 +1,167 @@
+"""What holds for every op: torch's own checks, compilation, no gradients in place, gradients in the references."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from rest_fast import ops
+from rest_fast.ops import functional, rope
+from rest_fast.ops.dispatch import OpError
+from tests.kit.compare import assert_same_bits
+from tests.ops import calls
+
+EVERY_OP = pytest.mark.parametrize("name", calls.VALID)
+LEFT_OUT = [
+    ("sink_ring_attention", ["lse"]),
+    ("gate_norm_modulate", ["gate"]),
+    ("gate_norm_modulate", ["gate", "branch"]),
+    ("gate_norm_modulate", ["scale", "shift", "out"]),
+    ("causal_conv3d", ["bias", "residual", "normed"]),
+    ("causal_conv3d", ["out"]),
+    ("pixel_norm_silu", ["scale", "shift"]),
+]
+
+
+def test_every_op_is_covered_here():
+    assert list(calls.VALID) == [op.name for op in ops.ALL]
+
+
+def opcheck(name: str, call: calls.Call) -> None:
+    """Schema (what is written and what is not), fake tensors, functionalisation with symbolic shapes."""
+    clean = {n: torch.nan_to_num(v) if isinstance(v, torch.Tensor) else v for n, v in call.items()}
+    args, kwargs = calls.split(name, clean)
+    torch.library.opcheck(calls.schema(name), args, kwargs)
+
+
+@EVERY_OP
+def test_opcheck(name):
+    opcheck(name, calls.VALID[name]())
+
+
+@pytest.mark.parametrize("name, absent", LEFT_OUT, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_opcheck_without_optional_arguments(name, absent):
+    opcheck(name, calls.VALID[name]() | {n: None for n in absent})
+
+
+@EVERY_OP
+def test_schema_names_exactly_what_is_written(name):
+    """Everything written is in the schema, and everything in the schema is written."""
+    call = calls.VALID[name]()
+    before = {n: v.clone() for n, v in call.items() if isinstance(v, torch.Tensor)}
+    calls.invoke(name, call)
+    changed = []
+    for n, old in before.items():
+        try:
+            assert_same_bits(call[n], old, n)
+        except AssertionError:
+            changed.append(n)
+    assert changed == calls.written(name)
+
+
+def test_compiled_function_of_two_ops_equals_eager():
+    """Write K and V, then attend to them: the compiler must keep the order through the shared cache."""
+
+    def both(write, where, read, lengths):
+        ops.qk_norm_rope_cache(*write, **where)
+        ops.sink_ring_attention(*read, **lengths)
+        return read[-1] * 2
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for slots in ((1, 5), (3, 0)):
+        results = []
+        for function in (both, compiled):
+            first = calls.qk_norm_rope_cache(slots=slots)
+            n_valid = [slot + 12 for slot in slots]
+            second = {name: first[name] for name in ("k_cache", "v_cache", "row_index", "ring_index")}
+            second |= {"q": first["q_out"], "n_valid": calls.ints(*n_valid), "host_n_valid": n_valid, "scale": 0.3}
+            second["out"] = torch.full_like(first["q_out"], torch.nan)
+            arguments = (*calls.split("qk_norm_rope_cache", first), *calls.split("sink_ring_attention", second))
+            with torch.no_grad():
+                results.append((function(*arguments), second["out"], first["k_cache"], first["v_cache"]))
+        for eager, fast in zip(*results):
+            assert_same_bits(fast, eager, f"slots {slots}")
+        assert not results[0][0].isnan().any()
+
+
+def floating(name: str, call: calls.Call) -> list[str]:
+    return [n for n, v in call.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
+
+@EVERY_OP
+def test_gradients_are_refused_in_place(name):
+    for argument in floating(name, calls.VALID[name]()):
+        call = calls.VALID[name]()
+        call[argument].requires_grad_(True)
+        with pytest.raises(OpError, match=f"{name}: the in-place face has no gradient.*rest_fast.ops.functional"):
+            calls.invoke(name, call)
+        args, kwargs = calls.split(name, call)
+        with pytest.raises(OpError, match="has no gradient"):
+            calls.schema(name)(*args, **kwargs)
+    for guard in (torch.no_grad, torch.inference_mode):
+        call = calls.VALID[name]()
+        with guard():
+            calls.invoke(name, call)
+
+
+def test_gradients_are_refused_when_compiled():
+    call = calls.cfg_euler_step()
+    call["v_cond"].requires_grad_(True)
+
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def step(z, v_cond, v_uncond, guidance, dt):
+        z = z.clone()
+        ops.cfg_euler_step(z, v_cond, v_uncond, guidance, dt)
+        return z
+
+    with pytest.raises(Exception, match="has no gradient"):
+        step(*call.values())
+
+
+def wide(call: calls.Call, *names: str) -> tuple[torch.Tensor, ...]:
+    return tuple(call[n].double().requires_grad_(True) for n in names)
+
+
+def differentiable() -> dict:
+    """name -> (function, float64 inputs)."""
+    qk, cross = calls.qk_norm_rope_cache(frames=1, grid=(1, 2)), calls.frame_cross_attention()
+    conv = calls.causal_conv3d()
+    glue, norm, cfg = calls.gate_norm_modulate(2, 1, 4), calls.pixel_norm_silu(), calls.cfg_euler_step()
+    table = rope.token_table(qk["rope_t"][:1], qk["rope_y"], qk["rope_x"], 20).double()
+    conv |= {"x": conv["buffer"][:, :, 2:], "history": conv["buffer"][:, :, :2]}
+    qkv = {n: torch.randn(2, 3, 1, 4) for n in "qkv"}
+
+    def convolve(x, weight, bias, history):
+        return functional.causal_convolution(x, weight, bias, history)
+
+    def rotated(*tensors):
+        return functional.qk_norm_rope(*tensors, table, heads=2, eps=1e-5)
+
+    def euler(*tensors):
+        return functional.guided_euler(*tensors, cfg["guidance"], cfg["dt"])
+
+    return {
+        "qk_norm_rope": (rotated, wide(qk, "qkv", "q_weight", "k_weight")),
+        "attention": (functional.attention, wide(qkv, "q", "k", "v")),
+        "shift_keys": (functional.shift_keys, wide(calls.rotate_context(cache=(1, 1, 1, 2)), "k_cache", "shift")),
+        "gated_residual": (functional.gated_residual, wide(glue, "x", "branch", "gate")),
+        "norm_modulate": (functools.partial(functional.norm_modulate, eps=1e-6), wide(glue, "x", "scale", "shift")),
+        "frame_attention": (
+            functools.partial(functional.frame_attention, eps=1e-5),
+            wide(cross, "q", "q_weight", "k", "v"),
+        ),
+        "guided_euler": (euler, wide(cfg, "z", "v_cond", "v_uncond")),
+        "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
+        "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),
+        "unfold_channels": (lambda x: functional.unfold_channels(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),
+        "fold_channels": (lambda x: functional.fold_channels(x, (3, 2, 3)), wide(calls.depth_to_space(), "x")),
+        "rms_norm": (lambda x, weight: functional.rms_norm(x, weight, 1e-6), wide(cross, "q", "q_weight")),
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in functional.__all__ if n != "to_uint8"])
+def test_functional_references_are_differentiable(name):
+    function, inputs = differentiable()[name]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)

@@ -1,0 +1,217 @@
+"""Dispatch: which backend runs, who may choose it, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from rest_fast import ops
+from rest_fast.ops import dispatch, native
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, forced_backend, use_backend
+from tests.ops import calls
+
+VARIABLE = "REST_FAST_BACKEND"
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """An op of four backends that note their names: one for CPU, one for fp16, one for nothing, the reference."""
+    ran: list[str] = []
+
+    def backend(name, supports):
+        return Backend(name, supports, lambda x: ran.append(name))
+
+    op = Op(
+        "test_traced(Tensor x)",
+        check=lambda x: Spec(x.device.type, x.dtype, (("numel", x.numel()),)),
+        reference=lambda x: ran.append("reference"),
+        backends=(
+            backend("never", lambda spec: (False, "not on this planet")),
+            backend("half", lambda spec: (spec.dtype == torch.float16, "float16 only")),
+            backend("small", lambda spec: (dict(spec.dims)["numel"] < 10, "too large")),
+        ),
+    )
+    return op, ran
+
+
+def which(traced, numel: int, dtype: torch.dtype = torch.float32) -> str:
+    op, ran = traced
+    ran.clear()
+    op(torch.zeros(numel, dtype=dtype))
+    assert len(ran) == 1
+    return ran[0]
+
+
+def test_the_first_backend_that_supports_the_call_runs(traced):
+    assert which(traced, 3) == "small"
+    assert which(traced, 30) == "reference"
+    assert which(traced, 3, torch.float16) == "half"
+    assert which(traced, 30, torch.float16) == "half"
+
+
+def test_forcing_a_backend(traced):
+    with use_backend("reference"):
+        assert which(traced, 3) == "reference"
+    with use_backend("small"):
+        assert which(traced, 3, torch.float16) == "small"
+    assert which(traced, 3) == "small", "back to the table"
+
+
+@pytest.mark.parametrize("name, numel, reason", [("never", 3, "not on this planet"), ("small", 12, "too large")])
+def test_a_forced_backend_that_cannot_run_says_why(traced, name, numel, reason):
+    with use_backend(name):
+        with pytest.raises(OpError, match=rf"test_traced: backend '{name}'.*cpu float32 \[numel={numel}\]: {reason}"):
+            which(traced, numel)
+    assert traced[1] == [], "nothing else ran in its place"
+
+
+def test_unknown_backend_lists_the_known_ones(traced):
+    with (
+        use_backend("warp"),
+        pytest.raises(OpError, match=r"expected one of \['never', 'half', 'small', 'reference'\], got"),
+    ):
+        which(traced, 3)
+
+
+@pytest.mark.parametrize("name", calls.VALID)
+def test_every_op_refuses_an_unknown_backend(name):
+    with use_backend("warp"):
+        with pytest.raises(OpError, match=rf"{name}: backend: expected one of \[.*'reference'\], got 'warp'"):
+            calls.invoke(name, calls.VALID[name]())
+
+
+def test_nesting(traced):
+    assert forced_backend() is None
+    with use_backend("reference"):
+        with use_backend("small"):
+            assert which(traced, 3) == "small"
+            with use_backend(None):
+                assert which(traced, 3, torch.float16) == "half", "None: free choice again"
+            assert forced_backend() == "small"
+        assert which(traced, 3) == "reference"
+    assert forced_backend() is None
+
+
+def test_an_exception_restores_the_choice():
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert forced_backend() is None
+
+
+def test_the_variable(traced, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert which(traced, 3) == "reference", "read at the call, also after an earlier choice for the same shape"
+    with use_backend("small"):
+        assert which(traced, 3) == "small", "code goes before the environment"
+    monkeypatch.setenv(VARIABLE, "never")
+    with pytest.raises(OpError, match="not on this planet"):
+        which(traced, 3)
+    monkeypatch.setenv(VARIABLE, "")
+    assert which(traced, 3) == "small"
+
+
+def test_a_choice_holds_for_its_own_thread():
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(forced_backend()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_the_choice_is_made_once_per_shape(traced):
+    op, _ = traced
+    before = op.choose.cache_info()
+    for _ in range(3):
+        which(traced, 7, torch.float64)
+    after = op.choose.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+
+
+def test_report_gives_every_backend_and_reason(traced):
+    op, _ = traced
+    assert op.report(Spec("cpu", torch.float32, (("numel", 50),))) == [
+        ("never", False, "not on this planet"),
+        ("half", False, "float16 only"),
+        ("small", False, "too large"),
+        ("reference", True, ""),
+    ]
+
+
+def spec_of(name: str, **changes) -> Spec:
+    spec = Spec("cpu", torch.float32, (("lanes", 1),))
+    return Spec(**{"device": spec.device, "dtype": spec.dtype, "dims": spec.dims} | changes)
+
+
+@pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)
+def test_the_reference_is_last_and_supports_everything(op):
+    for spec in (
+        spec_of(op.name),
+        spec_of(op.name, device="cuda", dtype=torch.float64),
+        spec_of(op.name, device="mps"),
+    ):
+        assert op.report(spec)[-1] == ("reference", True, "")
+        assert op.choose(spec, None).name in [b.name for b in op.backends]
+
+
+def test_reasons_of_the_real_backends(monkeypatch):
+    def reasons(op: Op, spec: Spec) -> dict[str, tuple[bool, str]]:
+        return {name: (ok, reason) for name, ok, reason in op.report(spec)}
+
+    attention = reasons(ops.sink_ring_attention, spec_of("", device="cuda"))
+    assert not attention["sdpa"][0] and "accelerator" in attention["sdpa"][1]
+
+    monkeypatch.setattr(native, "module", lambda: (object(), ""))
+    assert reasons(ops.qk_norm_rope_cache, spec_of(""))["cpp"] == (True, "")
+    cuda = reasons(ops.qk_norm_rope_cache, spec_of("", device="cuda"))["cpp"]
+    assert cuda == (False, "CPU tensors only, got cuda")
+    double = reasons(ops.qk_norm_rope_cache, spec_of("", dtype=torch.float64))["cpp"]
+    assert double == (False, "dtype torch.float64 is not compiled in")
+
+    monkeypatch.setattr(native, "module", lambda: (None, "rest_fast._cpu is not available: gone"))
+    missing = reasons(ops.qk_norm_rope_cache, spec_of(""))["cpp"]
+    assert missing == (False, "rest_fast._cpu is not available: gone")
+
+
+def test_without_the_compiled_module_the_reference_runs(monkeypatch):
+    """As in the pure-Python wheel; the choices made here are forgotten afterwards."""
+    op, call = ops.qk_norm_rope_cache, calls.qk_norm_rope_cache()
+    monkeypatch.setattr(native, "module", lambda: (None, "rest_fast._cpu is not available: gone"))
+    op.choose.cache_clear()
+    try:
+        calls.invoke(op.name, call)
+        assert not call["q_out"].isnan().any()
+        with use_backend("cpp"), pytest.raises(OpError, match=r"'cpp' was asked for.*lanes=2.*not available: gone"):
+            calls.invoke(op.name, call)
+    finally:
+        op.choose.cache_clear()
+
+
+def test_a_spec_reads_well():
+    spec = Spec("cuda", torch.bfloat16, (("lanes", 2), ("width", 192)))
+    assert str(spec) == "cuda bfloat16 [lanes=2, width=192]"
+
+
+def test_ranges_are_not_read_on_an_accelerator():
+    """Meta tensors stand for one: the values cannot be read, and nothing tries to."""
+    read, ran = [], []
+    op = Op(
+        "test_ranged(Tensor index)",
+        check=lambda index: Spec(index.device.type, index.dtype),
+        ranges=lambda index: read.append(dispatch.expect_range("test_ranged", "index", index, 0, 3)),
+        reference=lambda index: ran.append(index.device.type),
+    )
+    op(torch.zeros(2, dtype=torch.int32, device="meta"))
+    assert (read, ran) == ([], ["meta"])
+    op(torch.zeros(2, dtype=torch.int32))
+    assert (len(read), ran) == (1, ["meta", "cpu"])
+    with pytest.raises(OpError, match=r"test_ranged: argument index: expected entries in 0..3, got 0..4"):
+        op(torch.tensor([0, 4], dtype=torch.int32))
+    assert ran == ["meta", "cpu"]
