@@ -39,8 +39,13 @@ def tone(decibels, frames=20):
 def test_same_seed_same_bytes_in_another_process():
     clip = faces.make_clip(5, 9)
     digest = hashlib.sha256(clip.video.tobytes() + clip.samples.tobytes()).hexdigest()
-    other = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True,
-                           check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    other = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
     assert other.stdout.strip() == digest
 
 
@@ -73,7 +78,7 @@ def test_mouth_pixels_follow_the_motion():
             video = faces.draw(who, dataclasses.replace(motion, mouth=mouth)).astype(int)
             x = np.round(who.x + motion.dx - 24 * motion.roll).astype(int)
             y = np.round(60 + motion.dy + 24).astype(int)
-            box = np.stack([f[b - 8:b + 24, a - 20:a + 20] for f, a, b in zip(video, x, y)])
+            box = np.stack([f[b - 8 : b + 24, a - 20 : a + 20] for f, a, b in zip(video, x, y)])
             dark.append((box.max(3) < 100) & (box[..., 0] > 1.5 * box[..., 1]))
         opened = (dark[0] & ~dark[1]).sum((1, 2))
         assert np.corrcoef(opened, motion.mouth)[0, 1] > 0.9
@@ -88,8 +93,9 @@ def test_motion_moves_what_it_says():
         moved = np.abs(faces.draw(who, still(**{name: np.ones(1)})).astype(int)[0] - base).sum(2)
         assert moved[rows].sum() > 0.99 * moved.sum() > 0
     shifted = faces.draw(who, still(dx=np.array([4.0])))[0].astype(int)
-    np.testing.assert_allclose(shifted[y - 20:y + 25, x - 10:x + 14],
-                               base[y - 20:y + 25, x - 14:x + 10], atol=2)
+    np.testing.assert_allclose(
+        shifted[y - 20 : y + 25, x - 10 : x + 14], base[y - 20 : y + 25, x - 14 : x + 10], atol=2
+    )
 
 
 def test_random_motion_is_slow_and_blinks_last():
@@ -127,10 +133,10 @@ def test_mouth_hears_no_further_than_the_look_ahead():
     end = (i + 1) * faces.FRAME + faces.LOOK_AHEAD
     changed, near = sound.copy(), sound.copy()
     changed[end:] = 0.9
-    near[end - 100:end] = 0.9
+    near[end - 100 : end] = 0.9
     for track in range(2):
         before, after = (faces.mouth_from_sound(x)[track] for x in (sound, changed))
-        np.testing.assert_array_equal(before[:i + 1], after[:i + 1])
+        np.testing.assert_array_equal(before[: i + 1], after[: i + 1])
     assert faces.loudness(near)[i] != faces.loudness(sound)[i]
 
 
@@ -165,19 +171,22 @@ def test_workers_keep_the_order():
         assert np.array_equal(a.video, faces.make_clip(seed, 3, 32).video)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: faces.make_clip(-1),
-    lambda: faces.make_clip(0, frames=0),
-    lambda: faces.portrait(0, size=4),
-    lambda: faces.speech_like(np.random.default_rng(0), 0),
-    lambda: faces.loudness(np.zeros(6400, np.int16)),
-    lambda: faces.loudness(np.zeros((2, 6400), np.float32)),
-    lambda: faces.loudness(np.zeros(639, np.float32)),
-    lambda: faces.loudness(np.full(6400, np.nan, np.float32)),
-    lambda: faces.Motion(*np.zeros((6, 3)), np.zeros(2)),
-    lambda: faces.Motion(*np.full((7, 3), np.inf)),
-    lambda: next(faces.make_clips([0], workers=0)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: faces.make_clip(-1),
+        lambda: faces.make_clip(0, frames=0),
+        lambda: faces.portrait(0, size=4),
+        lambda: faces.speech_like(np.random.default_rng(0), 0),
+        lambda: faces.loudness(np.zeros(6400, np.int16)),
+        lambda: faces.loudness(np.zeros((2, 6400), np.float32)),
+        lambda: faces.loudness(np.zeros(639, np.float32)),
+        lambda: faces.loudness(np.full(6400, np.nan, np.float32)),
+        lambda: faces.Motion(*np.zeros((6, 3)), np.zeros(2)),
+        lambda: faces.Motion(*np.full((7, 3), np.inf)),
+        lambda: next(faces.make_clips([0], workers=0)),
+    ],
+)
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError):
         call()

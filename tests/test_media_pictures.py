@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_fast.media import (
-    BACKDROP,
-    load_audio,
-    load_image,
-    read_video,
-    square_crop,
-)
+from rest_fast.media import BACKDROP, load_audio, load_image, read_video, square_crop
 from tests.kit.media_files import encoded, photo, png_header, refuses
 
 

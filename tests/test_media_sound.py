@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rest_fast.media import (
-    VideoWriter,
-    check_pcm,
-    load_audio,
-    read_video,
-    resample,
-)
+from rest_fast.media import VideoWriter, check_pcm, load_audio, read_video, resample
 from tests.kit.media_files import chirp, encode_sound, float_wav, lag, photo, refuses, wav
 
 

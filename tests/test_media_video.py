@@ -14,13 +14,7 @@ import pytest
 import torch
 
 from rest_fast import media
-from rest_fast.media import (
-    Audio,
-    VideoWriter,
-    load_audio,
-    read_video,
-    resample,
-)
+from rest_fast.media import Audio, VideoWriter, load_audio, read_video, resample
 from tests.kit.media_files import chirp, film, lag, psnr, refuses
 
 

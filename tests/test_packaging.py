@@ -50,12 +50,7 @@ def build(where: Path, env: dict[str, str], args: list[str]) -> Built:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     command += ["--no-cache-dir", "--wheel-dir", str(where), *args, str(ROOT)]
     done = subprocess.run(
-        command,
-        env=inherited | env,
-        cwd=where,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        command, env=inherited | env, cwd=where, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     built = Built(done.returncode, done.stdout)
     if done.returncode == 0:
@@ -95,11 +90,7 @@ def test_wheel_holds_the_package_and_nothing_else(builds, name):
     assert {n for n in top if not n.endswith(".dist-info")} == {"rest_fast"}, top
     assert "rest_fast/kernels/__init__.py" in names
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
-    in_tree = {
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / "rest_fast/assets").rglob("*")
-        if p.is_file()
-    }
+    in_tree = {p.relative_to(ROOT).as_posix() for p in (ROOT / "rest_fast/assets").rglob("*") if p.is_file()}
     assert in_tree <= set(names), in_tree - set(names)
 
 
