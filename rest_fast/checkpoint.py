@@ -53,7 +53,8 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> Non
     """Load ``model.safetensors`` into a module, every tensor with the expected name and shape; cast to its dtype."""
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{folder}: expected {WEIGHTS}, found {sorted(p.name for p in Path(folder).iterdir())}")
+        found = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
+        raise CheckpointError(f"{folder}: expected {WEIGHTS}, found {found}")
     want = module.state_dict()
     try:
         with safe_open(path, framework="pt") as file:

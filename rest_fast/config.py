@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from math import prod
+from typing import Any, Literal
+
+from rest_fast.validate import ConfigError, check_fields, require
 
 Context = Literal["last_step", "clean", "per_step"]
 Positions = Literal["window", "absolute"]
@@ -17,15 +20,7 @@ Layout = Literal["full", "teacher", "streaming"]
 Resample = Literal["spatial", "temporal", "all"]
 
 TEMPORAL = 8  # video frames of one latent frame; the paper's VAE and both of ours
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built: names the field, the expectation and the value."""
-
-
-def _require(ok: bool, name: str, expected: str, value: object) -> None:
-    if not ok:
-        raise ConfigError(f"config field {name}: expected {expected}, got {value!r}")
+STRIDES: dict[str, tuple[int, int, int]] = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "all": (2, 2, 2)}
 
 
 @dataclass(frozen=True)
@@ -44,19 +39,34 @@ class ConvVAEConfig:
     causal_decoder: bool = True
 
     def __post_init__(self) -> None:
+        sizes = "latent_channels patch_size encoder_channels encoder_layers decoder_channels decoder_layers"
+        check_fields(self, "vae", at_least={1: sizes})
         enc, dec = len(self.encoder_channels), len(self.decoder_channels)
-        _require(len(self.encoder_layers) == enc, "vae.encoder_layers", f"{enc} entries", self.encoder_layers)
-        _require(len(self.encoder_down) == enc - 1, "vae.encoder_down", f"{enc - 1} entries", self.encoder_down)
-        _require(len(self.decoder_layers) == dec, "vae.decoder_layers", f"{dec} entries", self.decoder_layers)
-        _require(len(self.decoder_up) == dec - 1, "vae.decoder_up", f"{dec - 1} entries", self.decoder_up)
+        require(len(self.encoder_layers) == enc, "vae.encoder_layers", f"{enc} entries", self.encoder_layers)
+        require(len(self.encoder_down) == enc - 1, "vae.encoder_down", f"{enc - 1} entries", self.encoder_down)
+        require(len(self.decoder_layers) == dec, "vae.decoder_layers", f"{dec} entries", self.decoder_layers)
+        require(len(self.decoder_up) == dec - 1, "vae.decoder_up", f"{dec - 1} entries", self.decoder_up)
         for name, kinds in (("encoder_down", self.encoder_down), ("decoder_up", self.decoder_up)):
-            _require(all(k in get_args(Resample) for k in kinds), f"vae.{name}", "spatial, temporal or all", kinds)
             halvings = sum(k != "spatial" for k in kinds)
-            _require(halvings == 3, f"vae.{name}", "three temporal halvings (8 frames a latent)", kinds)
+            require(halvings == 3, f"vae.{name}", "three temporal halvings (8 frames a latent)", kinds)
         down = self.patch_size * 2 ** sum(k != "temporal" for k in self.encoder_down)
         up = self.patch_size * 2 ** sum(k != "temporal" for k in self.decoder_up)
-        _require(down == up, "vae.decoder_up", f"the encoder's spatial factor {down}", up)
-        _require(self.causal_decoder, "vae.causal_decoder", "True (the only streaming mode so far)", False)
+        require(down == up, "vae.decoder_up", f"the encoder's spatial factor {down}", up)
+        require(self.causal_decoder, "vae.causal_decoder", "True (the only streaming mode so far)", False)
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        """The samplers fold cells into channels and average or tile the rest: widths must divide."""
+        for i, kind in enumerate(self.encoder_down):
+            (a, b), cell = self.encoder_channels[i : i + 2], prod(STRIDES[kind])
+            ok = b % cell == 0 and a * cell % b == 0
+            require(ok, "vae.encoder_channels", f"a multiple of {cell} that divides {a * cell} after {a}", b)
+        for i, kind in enumerate(self.decoder_up):
+            (a, b), cell = self.decoder_channels[i : i + 2], prod(STRIDES[kind])
+            ok = a % cell == 0 and b % (a // cell) == 0
+            require(
+                ok, "vae.decoder_channels", f"a multiple of {max(a // cell, 1)} after {a} (itself one of {cell})", b
+            )
 
     @property
     def spatial(self) -> int:
@@ -78,11 +88,20 @@ class BasisVAEConfig:
     post_norm_eps: float = 1e-4  # features of the post-net are small: 1e-8 would amplify flat areas
 
     def __post_init__(self) -> None:
+        sizes = "latent_channels patch_size spatial_rank post_channels post_patch"
+        check_fields(self, "vae", at_least={1: sizes, 0: "post_blocks"}, positive="post_norm_eps")
         t, h, w = self.post_patch
-        _require(TEMPORAL % t == 0, "vae.post_patch[0]", f"a divisor of {TEMPORAL}", t)
-        _require(h == w and self.patch_size % h == 0, "vae.post_patch", f"equal divisors of {self.patch_size}", (h, w))
+        pixels = 3 * self.patch_size**2
+        require(
+            self.spatial_rank <= pixels,
+            "vae.spatial_rank",
+            f"at most the {pixels} values of a block",
+            self.spatial_rank,
+        )
+        require(TEMPORAL % t == 0, "vae.post_patch[0]", f"a divisor of {TEMPORAL}", t)
+        require(h == w and self.patch_size % h == 0, "vae.post_patch", f"equal divisors of {self.patch_size}", (h, w))
         limit = self.spatial_rank * TEMPORAL
-        _require(0 < self.latent_channels <= limit, "vae.latent_channels", f"1..{limit}", self.latent_channels)
+        require(self.latent_channels <= limit, "vae.latent_channels", f"1..{limit}", self.latent_channels)
 
     @property
     def spatial(self) -> int:
@@ -103,16 +122,24 @@ class SpeechConfig:
     width: int = 2048  # width of an audio token
 
     def __post_init__(self) -> None:
-        _require(self.features in ("logmel", "whisper"), "speech.features", "logmel or whisper", self.features)
-        _require(40 % self.position_ms == 0, "speech.position_ms", "a divisor of 40 ms", self.position_ms)
+        check_fields(self, "speech", at_least={1: "positions channels position_ms tokens width"})
+        require(40 % self.position_ms == 0, "speech.position_ms", "a divisor of 40 ms", self.position_ms)
         spare = self.positions - self.positions_per_frame
-        _require(spare >= 0 and spare % 2 == 0, "speech.positions", "a frame's own plus an even number", self.positions)
-        _require(self.positions % self.tokens == 0, "speech.tokens", f"a divisor of {self.positions}", self.tokens)
-        _require(
+        require(spare >= 0 and spare % 2 == 0, "speech.positions", "a frame's own plus an even number", self.positions)
+        require(self.positions % self.tokens == 0, "speech.tokens", f"a divisor of {self.positions}", self.tokens)
+        require(
             self.history_ms % 40 == 0 and self.history_ms >= 160,
             "speech.history_ms",
             "a multiple of 40, at least 160",
             self.history_ms,
+        )
+        if self.features == "logmel":
+            require(self.position_ms == 10, "speech.position_ms", "10 (log-mel positions)", self.position_ms)
+        require(
+            self.side_ms <= self.history_ms,
+            "speech.positions",
+            f"a window of at most {self.history_ms} ms a side",
+            self.positions,
         )
 
     @property
@@ -144,11 +171,14 @@ class DiTConfig:
     positionwise_io: bool = False  # own input and output matrices per spatial position (basis latents need it)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "head_dim", "mlp_ratio"):
-            _require(getattr(self, name) >= 1, f"dit.{name}", "at least 1", getattr(self, name))
-        _require(self.head_dim % 2 == 0, "dit.head_dim", "an even number", self.head_dim)
-        _require(self.width >= 6, "dit.heads * head_dim", "at least 6", self.width)
-        _require(self.layout in get_args(Layout), "dit.layout", "/".join(get_args(Layout)), self.layout)
+        check_fields(
+            self,
+            "dit",
+            at_least={1: "layers heads head_dim mlp_ratio", 0: "text_tokens text_channels"},
+            positive="qk_eps norm_eps rope_theta rope_max",
+        )
+        require(self.head_dim % 2 == 0, "dit.head_dim", "an even number", self.head_dim)
+        require(self.width >= 6, "dit.heads * head_dim", "at least 6", self.width)
 
     @property
     def width(self) -> int:
@@ -165,12 +195,7 @@ class StreamConfig:
     positions: Positions = "window"
 
     def __post_init__(self) -> None:
-        _require(self.chunk >= 1, "stream.chunk", "at least 1", self.chunk)
-        _require(self.context_chunks >= 0, "stream.context_chunks", "0 or more", self.context_chunks)
-        _require(self.context in get_args(Context), "stream.context", "/".join(get_args(Context)), self.context)
-        _require(
-            self.positions in get_args(Positions), "stream.positions", "/".join(get_args(Positions)), self.positions
-        )
+        check_fields(self, "stream", at_least={1: "chunk", 0: "context_chunks"})
 
     @property
     def window(self) -> int:
@@ -189,10 +214,7 @@ class SamplingConfig:
     train_sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.steps, int) and self.steps >= 1, "sampling.steps", "an integer >= 1", self.steps)
-        finite = isinstance(self.guidance, int | float) and abs(self.guidance) < 1e4
-        _require(finite, "sampling.guidance", "a finite number", self.guidance)
-        _require(self.train_sigma > 0, "sampling.train_sigma", "a positive number", self.train_sigma)
+        check_fields(self, "sampling", at_least={1: "steps"}, positive="train_sigma")
 
 
 @dataclass(frozen=True)
@@ -210,11 +232,12 @@ class ModelConfig:
     fps: int = 25
 
     def __post_init__(self) -> None:
+        check_fields(self, "")
         cell = self.vae.spatial
         for name in ("height", "width"):
             side = getattr(self, name)
-            _require(side >= cell and side % cell == 0, name, f"a positive multiple of {cell}", side)
-        _require(self.fps == 25, "fps", "25 (audio and video of the model are tied to it)", self.fps)
+            require(side >= cell and side % cell == 0, name, f"a positive multiple of {cell}", side)
+        require(self.fps == 25, "fps", "25 (audio and video of the model are tied to it)", self.fps)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -244,7 +267,7 @@ class ModelConfig:
         vae = raw.get("vae")
         kind = vae.get("kind") if isinstance(vae, dict) else None
         kinds: dict[Any, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig}
-        _require(kind in kinds, "vae.kind", "conv or basis", kind)
+        require(isinstance(kind, str) and kind in kinds, "vae.kind", "conv or basis", kind)
         parts = {
             "vae": kinds[kind],
             "speech": SpeechConfig,
@@ -261,7 +284,7 @@ class ModelConfig:
         for key, value in changes.items():
             part, _, name = key.partition("__")
             if name:
-                _require(hasattr(self, part), key, "a part of the configuration", part)
+                require(part in _PARTS, key, f"a part of the configuration, one of {_PARTS}", part)
                 base = own.get(part, getattr(self, part))
                 own[part] = _replace(base, {name: value}, part)
             else:
@@ -269,28 +292,28 @@ class ModelConfig:
         return _replace(self, own, "config")
 
 
+_PARTS = ("vae", "speech", "dit", "stream", "sampling")
+
+
 def _replace(obj: Any, values: dict[str, Any], where: str) -> Any:
     known = {f.name for f in dataclasses.fields(obj)}
     for name in values:
-        _require(name in known, f"{where}.{name}", f"one of {sorted(known)}", name)
+        require(name in known, f"{where}.{name}", f"one of {sorted(known)}", name)
     return dataclasses.replace(obj, **values)
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     """Dataclass from JSON values: unknown and missing fields are named, lists become tuples."""
-    _require(isinstance(values, dict), where, "an object", values)
+    require(isinstance(values, dict), where, "an object", values)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
-    _require(not unknown, where, f"fields {sorted(fields)}", unknown)
+    require(not unknown, where, f"fields {sorted(fields)}", unknown)
     no_default = (
         f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     )
     missing = sorted(f.name for f in no_default if f.name not in values)
-    _require(not missing, where, "all required fields", f"missing {missing}")
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as e:  # a string where a number belongs
-        raise ConfigError(f"config {where}: wrong type of value ({e})") from None
+    require(not missing, where, "all required fields", f"missing {missing}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _rest_512() -> ModelConfig:

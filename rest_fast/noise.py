@@ -41,8 +41,8 @@ def normal(
     seed: int, latent: int, count: int, purpose: int = LATENT, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """fp32 [count] standard normal numbers of one latent frame; element i does not depend on ``count``."""
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed: expected an integer in 0..2^64 - 1, got {seed}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: expected an integer in 0..2^64 - 1, got {seed!r}")
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
     words = [block, *(torch.full_like(block, w) for w in (latent & _MASK, latent >> 32, purpose))]
     bits = torch.stack(philox4x32(tuple(words), (seed & _MASK, seed >> 32)), 1).double()

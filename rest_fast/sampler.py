@@ -42,7 +42,7 @@ class ChunkSampler:
         self, cache: IDContextCache, sessions: list[Branches], noise: torch.Tensor, codes: torch.Tensor
     ) -> torch.Tensor:
         """The next chunk of S sessions: noise fp32 [S, N, C], codes [S, F, A, Wa] -> latents fp32 [S, N, C]."""
-        self._check(sessions, noise, codes)
+        self._check(cache, sessions, noise, codes)
         rows, z, work, audio = self._prepare(sessions, noise, codes)
         count = len(sessions)
         guidance = self._per_session(count, self.sampling.guidance)
@@ -67,7 +67,11 @@ class ChunkSampler:
         codes: torch.Tensor,
     ) -> None:
         """Make given latents [S, N, C] the next context chunk: evaluated at the level their own would have had."""
-        self._check(sessions, latents, codes)
+        self._check(cache, sessions, latents, codes)
+        if noise.shape != latents.shape:
+            raise ValueError(
+                f"sampler: noise: expected the latents' shape {list(latents.shape)}, got {list(noise.shape)}"
+            )
         rows, z, work, audio = self._prepare(sessions, latents, codes)
         context, noise = cache.stream.context, noise.to(z)
         for step in range(self.sampling.steps) if context == "per_step" else [-1]:
@@ -113,8 +117,10 @@ class ChunkSampler:
         """AdaLN vectors of one sigma, shared by all lanes: [6, 1, 1, W] per block."""
         return self.dit.modulation(torch.full((1, 1), t, device=self.device))
 
-    def _check(self, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
+    def _check(self, cache: IDContextCache, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
         frames = self.dit.stream.chunk
+        if cache.stream.context == "per_step" and cache.rings != self.sampling.steps:
+            raise ValueError(f"sampler: cache: expected one ring per step ({self.sampling.steps}), got {cache.rings}")
         if not sessions or any((s.uncond is None) is self.guided for s in sessions):
             raise ValueError(
                 f"sampler: sessions: expected {'two rows' if self.guided else 'one row'} per session at "

@@ -33,6 +33,8 @@ def poisoned(allocate):
 @pytest.fixture(scope="session", autouse=True)
 def uninitialised_memory_is_nan():
     """Once a session: a call costs a microsecond more, and callers outside ``rest_fast`` get what they asked for."""
+    with torch.device("meta"):
+        torch.empty(0)  # torch lists its constructors at the first use of a device context: before they are wrapped
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))
         patch.setattr(torch, "empty_like", poisoned(torch.empty_like))

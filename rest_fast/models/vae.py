@@ -13,10 +13,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from rest_fast.config import TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
+from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
 from rest_fast.ops import functional as ops
 
-STRIDES: dict[str, tuple[int, int, int]] = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "all": (2, 2, 2)}
 NORM_EPS = 1e-8
 
 

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 import rest_fast
+from rest_fast import media
 from rest_fast.config import TEMPORAL
-from rest_fast.model import Model, to_tokens
+from rest_fast.model import ASSETS, Model, to_tokens
 from rest_fast.models.speech import FRAME
-from rest_fast.training.drawn_faces import LEAD
+from rest_fast.training.drawn_faces import LEAD, mouth_from_sound
 from rest_fast.training.first_weights import FRAMES, MOUTH, TEST_CLIPS, Clips
 
 
@@ -90,13 +92,38 @@ def report(model: Model, clips: Clips) -> dict[str, Any]:
     return {name: {"mean": float(np.mean(v)), "std": float(np.std(v))} for name, v in rows.items()}
 
 
+def figure(model: Model, path: Path, columns: int = 12, size: int = 96) -> None:
+    """Frames of the shipped example above the loudness of its sound, both over the whole clip."""
+    photo = media.load_image(ASSETS / "demo" / "portrait.png")
+    samples = media.load_audio(ASSETS / "demo" / "speech.wav").mono
+    video = generate(model, model.prepare(photo).picture, samples, seed=0)[:, 1:]
+    level = mouth_from_sound(samples)[0]
+    picks = np.linspace(0, len(level) - 1, columns).round().astype(int)
+    frames = ((video[:, picks] + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
+    width, height = columns * size, 72
+    sheet = Image.new("RGB", (width, size + height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (frame, pick) in enumerate(zip(frames, picks, strict=True)):
+        sheet.paste(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS), (i * size, 0))
+        x = int((pick + 0.5) / len(level) * width)
+        draw.line([(i * size + size // 2, size), (x, size + 12)], fill=(180, 180, 180))
+        draw.line([(x, size + 12), (x, size + height)], fill=(180, 180, 180))
+    base, scale = size + height - 4, height - 20
+    points = [(int((i + 0.5) / len(level) * width), int(base - scale * v)) for i, v in enumerate(level)]
+    draw.polygon([(points[0][0], base), *points, (points[-1][0], base)], fill=(120, 150, 200))
+    sheet.save(path, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, help="also draw frames and loudness of the shipped example")
     args = parser.parse_args()
     model = rest_fast.load(args.model, device="cpu")
+    if args.figure:
+        figure(model, args.figure)
     result = {"clips": TEST_CLIPS, "sampling": vars(model.config.sampling), **report(model, Clips(args.work))}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, value in result.items():

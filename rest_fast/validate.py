@@ -1,0 +1,68 @@
+"""Checks of configuration values: every refusal names the field, the expectation and the value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built: names the field, the expectation and the value."""
+
+
+def require(ok: bool, name: str, expected: str, value: object) -> None:
+    if not ok:
+        raise ConfigError(f"config field {name}: expected {expected}, got {value!r}")
+
+
+def check_fields(part: Any, where: str, *, at_least: dict[int, str] | None = None, positive: str = "") -> None:
+    """Every field has the type that its annotation says; ``at_least={1: "layers heads"}`` and ``positive`` bound some.
+
+    A tuple's entries count one by one.
+    """
+    prefix = f"{where}." if where else ""
+    for name, hint in _hints(type(part)).items():
+        value = getattr(part, name)
+        require(_fits(value, hint), prefix + name, _describe(hint), value)
+    for low, names in (at_least or {}).items():
+        for name in names.split():
+            value = getattr(part, name)
+            entries = value if isinstance(value, tuple) else (value,)
+            require(all(v >= low for v in entries), prefix + name, f"at least {low}", value)
+    for name in positive.split():
+        value = getattr(part, name)
+        entries = value if isinstance(value, tuple) else (value,)
+        require(all(v > 0 for v in entries), prefix + name, "positive", value)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else list(args)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "/".join(args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_describe, args))
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}" if args[-1] is Ellipsis else f"{len(args)} x {_describe(args[0])}"
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+    return words.get(hint, f"an object of {getattr(hint, '__name__', hint)}")
