@@ -28,6 +28,13 @@ BUILDS: dict[str, tuple[dict[str, str], list[str]]] = {
 WITH_CPU_MODULE = ["nvcc", "no_nvcc"]
 WHEELS = [*WITH_CPU_MODULE, "no_compiler"]
 
+# builds that this machine has no tools for
+MISSING = {}
+if shutil.which("nvcc") is None:
+    MISSING["nvcc"] = "no nvcc on this machine"
+if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    MISSING |= {"nvcc": "no C++ compiler on this machine", "no_nvcc": "no C++ compiler on this machine"}
+
 
 @dataclass
 class Built:
@@ -68,15 +75,14 @@ def builds(tmp_path_factory):
     running: dict[str, Future[Built]] = {}
     with ThreadPoolExecutor(max_workers=2) as pool:
         for name, (env, args) in BUILDS.items():
-            if name == "nvcc" and shutil.which("nvcc") is None:
-                continue
-            running[name] = pool.submit(build, tmp_path_factory.mktemp(name), env, args)
+            if name not in MISSING:
+                running[name] = pool.submit(build, tmp_path_factory.mktemp(name), env, args)
         yield running
 
 
 def result(builds, name: str) -> Built:
     if name not in builds:
-        pytest.skip("no nvcc on this machine")
+        pytest.skip(MISSING[name])
     built = builds[name].result()
     assert built.returncode == 0, built.log
     return built
