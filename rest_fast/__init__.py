@@ -9,11 +9,12 @@ with model.session(avatar, sample_rate=24000) as session:
 """
 
 from rest_fast.avatar import Avatar
+from rest_fast.block import Block
 from rest_fast.config import ModelConfig, preset
 from rest_fast.diagnostics import show_config
 from rest_fast.model import Model, load
 from rest_fast.rendering import render
-from rest_fast.session import Block, Session
+from rest_fast.session import Session
 from rest_fast.session_state import SessionState
 
 __version__ = "0.1.0"

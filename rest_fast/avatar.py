@@ -18,7 +18,7 @@ class AvatarError(ValueError):
     """An avatar that does not fit: names the file or argument, the expectation and what came."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Avatar:
     """The crop, its latent and its sink; tied to one model by the fingerprint of the weights."""
 

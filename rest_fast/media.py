@@ -234,20 +234,31 @@ def load_audio(source: Source) -> Audio:
     return Audio(samples, int(rate))
 
 
-def _floats(name: str, value: Any, least: int, most: int) -> Float32:
-    """int16 or float samples ``[n]`` or ``[n, least..most]`` as float32 ``[n, channels]``."""
+def _samples(name: str, value: Any, least: int, most: int) -> NDArray[Any]:
+    """int16 or float samples ``[n]`` or ``[n, least..most]``, checked, as ``[n, channels]`` of their own dtype."""
     pcm = _array(name, value)
     if pcm.dtype not in (np.int16, np.float32, np.float64):
         raise _error(name, "int16, float32 or float64 samples", pcm.dtype)
     pcm = pcm[:, None] if pcm.ndim == 1 else pcm
     if pcm.ndim != 2 or not least <= pcm.shape[1] <= most:
         raise _error(name, f"samples [n, {least}..{most} channels]", f"shape {list(pcm.shape)}")
-    if pcm.dtype == np.int16:
-        return pcm.astype(np.float32) / np.float32(32768)
-    peak = np.abs(pcm).max(initial=0)
-    if not peak <= MAX_PEAK:  # NaN too
-        raise _error(name, "finite floats in -1..1", f"a peak of {peak:g} (unscaled integers?)")
-    return pcm.astype(np.float32)
+    if pcm.dtype != np.int16 and pcm.size:
+        peak = max(pcm.max(), -pcm.min())
+        if not peak <= MAX_PEAK:  # NaN too
+            raise _error(name, "finite floats in -1..1", f"a peak of {peak:g} (unscaled integers?)")
+    return pcm
+
+
+def _floats(name: str, value: Any, least: int, most: int) -> Float32:
+    """:func:`_samples` as float32 ``[n, channels]``; int16 is divided by 32768."""
+    pcm = _samples(name, value, least, most)
+    return pcm.astype(np.float32) / np.float32(32768) if pcm.dtype == np.int16 else pcm.astype(np.float32)
+
+
+def own_pcm(pcm: Array) -> NDArray[Any]:
+    """The samples of a live push, checked like :func:`check_pcm`, as a copy in their own shape and dtype."""
+    _samples("pcm", pcm, 1, 8)
+    return np.array(_array("pcm", pcm))
 
 
 def check_pcm(pcm: Array, channels: int | None = None) -> Float32:

@@ -14,13 +14,16 @@ KEPT = 1000  # latest durations of a stage
 
 
 class Stopwatch:
-    """Durations per stage. A denoised chunk slower than its video is an underrun of a live stream."""
+    """Durations per stage, and underruns: blocks that took longer to make than they last.
 
-    def __init__(self, chunk_seconds: float):
-        self.chunk_seconds = chunk_seconds
+    A block's time is its decode and its share of the chunk's features and denoising. On an accelerator the stages'
+    own times are those of their launches; a block's time is right, since its pictures are waited for.
+    """
+
+    def __init__(self) -> None:
         self.stages: dict[str, deque[float]] = {}
-        self.counts: dict[str, int] = {}
-        self.underruns = 0
+        self.chunks = self.blocks = self.underruns = 0
+        self._since, self._share = 0.0, 0.0  # seconds of stages not yet booked; a block's share of its chunk
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -28,17 +31,22 @@ class Stopwatch:
         yield
         seconds = time.perf_counter() - start
         self.stages.setdefault(stage, deque(maxlen=KEPT)).append(seconds)
-        self.underruns += stage == "denoise" and seconds > self.chunk_seconds
-        self.counts[stage] = self.counts.get(stage, 0) + 1
+        self._since += seconds
+
+    def chunk(self, blocks: int) -> None:
+        """A chunk is generated, of which this many blocks are kept."""
+        self.chunks += 1
+        self._share, self._since = self._since / blocks, 0.0
+
+    def block(self, duration: float) -> None:
+        """A block of this duration is decoded."""
+        self.blocks += 1
+        self.underruns += self._share + self._since > duration
+        self._since = 0.0
 
     def report(self) -> dict[str, Any]:
         stages = {}
-        for name, seconds in self.stages.items():
+        for name, seconds in list(self.stages.items()):
             p50, p95, p99 = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
             stages[name] = {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
-        return {
-            "chunks": self.counts.get("denoise", 0),
-            "blocks": self.counts.get("decode", 0),
-            "underruns": self.underruns,
-            "stages": stages,
-        }
+        return {"chunks": self.chunks, "blocks": self.blocks, "underruns": self.underruns, "stages": stages}

@@ -14,21 +14,11 @@ from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.models.dit import KV, StreamingDiT
 from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
-from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae import TemporalVAE, to_tokens
 from rest_fast.sampler import ChunkSampler
 from rest_fast.session import Session
 
 ASSETS = Path(__file__).parent / "assets"
-
-
-def to_tokens(latents: torch.Tensor) -> torch.Tensor:
-    """[B, C, n, h, w] -> [B, n h w, C]."""
-    return latents.flatten(2).transpose(1, 2)
-
-
-def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """[B, n h w, C] -> [B, C, n, h, w]."""
-    return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
 
 
 class Model(nn.Module):
@@ -40,8 +30,7 @@ class Model(nn.Module):
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
-        self._whisper = whisper
-        self._samplers: dict[SamplingConfig, ChunkSampler] = {}
+        self._whisper = (whisper,)  # in a tuple: its weights are the user's, not of this checkpoint
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +42,7 @@ class Model(nn.Module):
 
     @functools.cached_property
     def features(self) -> SpeechFeatures:
-        return speech_features(self.config.speech, self._whisper)
+        return speech_features(self.config.speech, self._whisper[0])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -73,11 +62,20 @@ class Model(nn.Module):
         k, v = self.dit.sink(reference.to(self.device, self.dtype), codes)
         return k[:, 0], v[:, 0]
 
+    @functools.cached_property
+    def text(self) -> list[KV | None]:
+        """Keys and values of the fixed prompt, per block."""
+        with torch.no_grad():
+            return self.dit.text_kv()
+
     def sampler(self, sampling: SamplingConfig) -> ChunkSampler:
-        """The chunk sampler of a schedule; constants are computed once per model and schedule."""
-        if sampling not in self._samplers:
-            self._samplers[sampling] = ChunkSampler(self.dit, sampling)
-        return self._samplers[sampling]
+        return ChunkSampler(self.dit, sampling, self.text)
+
+    def _apply(self, function, recurse=True):
+        """Another device or dtype: what was derived from the weights is derived anew."""
+        for name in ("text", "null_sink", "fingerprint"):
+            self.__dict__.pop(name, None)
+        return super()._apply(function, recurse)
 
     @torch.no_grad()
     def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | None = None) -> Avatar:
@@ -91,8 +89,8 @@ class Model(nn.Module):
         if self.config.height != self.config.width:
             raise ValueError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
         picture, box = media.square_crop(media.load_image(photo), crop, self.config.height)
-        pixels = torch.from_numpy(picture.copy()).to(self.device, self.dtype) / 127.5 - 1
-        reference = to_tokens(self.vae.encode(pixels.permute(2, 0, 1)[None, :, None]))
+        pixels = torch.from_numpy(picture.copy()).to(self.device) / 127.5 - 1  # in fp32: bf16 has 8 bits
+        reference = to_tokens(self.vae.encode(pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)))
         k, v = self.sink(reference)
         return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint)
 
@@ -163,7 +161,7 @@ def _find(source: str | Path) -> Path:
             f"load: {name!r} is a preset without published weights; expected a folder with "
             "a checkpoint of it, or 'demo'"
         )
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
+    if name.count("/") == 1 and not name.startswith((".", "/")):
         try:
             from huggingface_hub import snapshot_download
         except ImportError:

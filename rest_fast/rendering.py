@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from rest_fast import media
@@ -45,23 +46,35 @@ def render(
     Raises: :class:`rest_fast.media.MediaError` before work starts.
     """
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
-    # mp4 players expect mono or stereo: more channels are mixed down
-    samples = audio.samples if audio.samples.shape[1] <= 2 else audio.mono[:, None]
-    frames = -(-len(samples) * 25 // audio.rate)
-    session = model.session(avatar, sample_rate=audio.rate, seed=seed, steps=steps, guidance=guidance)
+    frames = -(-len(audio.samples) * 25 // audio.rate)
+    samples, rate = _playable(audio)
+    session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
     height, width = avatar.picture.shape[:2]
     done = 0
-    with (
-        session,
-        media.VideoWriter(out, width, height, sample_rate=audio.rate, channels=samples.shape[1]) as writer,
-        tqdm(total=frames, unit="frame", disable=not progress) as bar,
-    ):
-        session.push_audio(samples)
+    with session:
+        session.push_audio(samples)  # refuses what it must before the file is touched
         session.end_segment()
-        for block in session.blocks():
-            count = min(len(block.video), frames - done)
-            writer.write(block.video[:count], block.audio[: block.true_samples])
-            done += count
-            bar.update(count)
+        with (
+            media.VideoWriter(out, width, height, sample_rate=rate, channels=samples.shape[1]) as writer,
+            tqdm(total=frames, unit="frame", disable=not progress) as bar,
+        ):
+            for block in session.blocks():
+                count = min(len(block.video), frames - done)
+                writer.write(block.video[:count], block.audio[: block.true_samples])
+                done += count
+                bar.update(count)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
     return Rendered(Path(out), frames, audio.duration)
+
+
+def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:
+    """Samples and rate as sessions and players take them: mono or stereo, 8 to 96 kHz; otherwise as they are."""
+    samples, rate = audio.samples, audio.rate
+    if samples.shape[1] > 2:
+        samples = audio.mono[:, None]
+    if not 8000 <= rate <= 96000:
+        target = 48000 if rate > 96000 else 16000
+        length = -(-len(samples) * target // rate)  # the resampler may give one sample more or less
+        channels = [media.resample(np.ascontiguousarray(c), rate, target)[:length] for c in samples.T]
+        samples, rate = np.stack([np.pad(c, (0, length - len(c))) for c in channels], 1), target
+    return samples, rate

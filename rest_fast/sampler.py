@@ -28,13 +28,13 @@ class Branches:
 class ChunkSampler:
     """Constants of a model and a schedule, and the chunk loop. Holds nothing of a stream."""
 
-    def __init__(self, dit: StreamingDiT, sampling: SamplingConfig):
+    def __init__(self, dit: StreamingDiT, sampling: SamplingConfig, text: list[KV | None] | None = None):
         self.dit, self.sampling = dit, sampling
         self.guided = sampling.guidance != 1
         self.sigmas = sigmas(sampling.steps, sampling.shift_mu).tolist()
         self.device, self.dtype = dit.table.device, dit.table.dtype
         with torch.no_grad():
-            self.text: list[KV | None] = dit.text_kv()
+            self.text = dit.text_kv() if text is None else text
             self.modulations = [self._modulation(t) for t in self.sigmas]  # the last one is t = 0
 
     @torch.no_grad()

@@ -10,10 +10,10 @@ microseconds; ``_work_lock`` is held while a block is made. So pushing never wai
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +21,12 @@ import torch
 
 from rest_fast import media, noise
 from rest_fast.avatar import Avatar, AvatarError
+from rest_fast.block import Block, Latent
 from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
+from rest_fast.models.vae import to_latents
 from rest_fast.ops import functional as ops
 from rest_fast.sampler import Branches
 from rest_fast.sound import RATE, SoundTimeline
@@ -38,29 +40,6 @@ BRANCHES = Branches(0, 1)
 
 class SessionClosed(RuntimeError):
     """A call that needs an open session."""
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One latent frame: 8 video frames and their sound."""
-
-    video: np.ndarray  # uint8 [8, H, W, 3]
-    audio: np.ndarray  # the caller's samples of these frames, in the caller's format; silence is zeros
-    pts: float  # seconds from the start of the stream to the first frame
-    epoch: int  # grows by one at each interrupt
-    idle: bool  # made from silence because nothing was due
-    segment_end: bool
-    true_samples: int  # how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
-    degraded: bool = False  # made with less work than the preset asks for (never here; an engine may, when allowed)
-
-
-@dataclass(frozen=True, eq=False)
-class Latent:
-    """A generated latent frame and the speech code it was made with."""
-
-    z: torch.Tensor  # fp32 [T, C]
-    code: torch.Tensor  # [A, Wa]
-    idle: bool = False
 
 
 class Session:
@@ -93,6 +72,8 @@ class Session:
         self._next = 0  # latent of the timeline that is generated next
         self._decoded = 0  # latents that the decoder has seen
         self._delivered = 0
+        self._floor = 0  # no interrupt reaches back beyond this latent: what it needs is forgotten
+        self._ready: Block | None = None  # made and not yet taken
         self._stale_context = False
         self._pending: deque[Latent] = deque()
         self._open_rows()
@@ -107,7 +88,7 @@ class Session:
         self._inbox: deque[Any] = deque()
         self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        self._watch = Stopwatch(self._chunk * model.config.latent_seconds)
+        self._watch = Stopwatch()
         self.epoch = 0
         self.closed = False
 
@@ -118,8 +99,7 @@ class Session:
 
         Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`SessionClosed`.
         """
-        samples = np.array(pcm.detach().cpu() if isinstance(pcm, torch.Tensor) else pcm)  # the caller may reuse his
-        media.check_pcm(samples)
+        samples = media.own_pcm(pcm)  # a copy: the caller may reuse his
         form = (samples.dtype, samples.shape[1:])
         with self._inbox_lock:
             self._require_open("push_audio")
@@ -141,16 +121,18 @@ class Session:
 
         Args:
             shown_pts: stream time in seconds up to which video was shown; all delivered blocks when None. At most
-                ``lead`` blocks of delivered video can be taken back. The new epoch continues from there.
+                ``lead`` blocks of delivered video can be taken back, once. The new epoch continues from there.
         """
         seconds = self.model.config.latent_seconds
         with self._inbox_lock:
             self._require_open("interrupt")
-            shown = self._delivered if shown_pts is None else int(np.ceil(shown_pts / seconds - 1e-6))
-            if not max(0, self._delivered - self.lead) <= shown <= self._delivered:
-                low, high = (seconds * max(0, self._delivered - n) for n in (self.lead, 0))
-                raise ValueError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
-            self._delivered = shown
+            shown = self._delivered
+            if shown_pts is not None:
+                low, high = self._floor * seconds, self._delivered * seconds
+                if not (math.isfinite(shown_pts) and low - 1e-6 <= shown_pts <= high + 1e-6):
+                    raise ValueError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
+                shown = math.ceil(shown_pts / seconds - 1e-6)
+            self._delivered, self._ready = shown, None
             self.epoch += 1
             self._inbox.append(shown)
         self._wake()
@@ -177,23 +159,22 @@ class Session:
 
     def blocks(self, *, idle: bool = False) -> Iterator[Block]:
         """What the samples so far allow; never waits. With ``idle``, one chunk of silence when that is nothing."""
-        block = self._next_block()
-        if block is None and idle and not self.closed:
-            block = self._next_block(idle=True)
+        block = self._next_block() or (self._next_block(idle=True) if idle else None)
         while block is not None:
             yield block
             block = self._next_block()
 
     async def ablocks(self) -> AsyncIterator[Block]:
-        """Blocks as they become possible, until :meth:`close`. Work runs in a thread."""
+        """Blocks as they become possible, until :meth:`close`; made in a thread. A cancelled wait loses nothing."""
         entry = (asyncio.get_running_loop(), asyncio.Event())
         self._waiting.add(entry)
         try:
             while not self.closed:
                 entry[1].clear()
-                block = await asyncio.to_thread(self._next_block)
-                if block is not None:
-                    yield block
+                if await asyncio.to_thread(self._prepare):
+                    block = self._take()
+                    if block is not None:
+                        yield block
                 elif not self.closed:
                     await entry[1].wait()
         finally:
@@ -208,8 +189,12 @@ class Session:
         from rest_fast import session_state
 
         with self._work_lock:
-            self._read_inbox()
-            return session_state.capture(self)
+            while True:
+                self._read_inbox()
+                with self._inbox_lock:
+                    if not self._inbox:  # nothing came meanwhile: counters and timeline belong together
+                        self._unmake()
+                        return session_state.capture(self)
 
     def restore(self, state: SessionState) -> None:
         """Continue a snapshot in a session of the same model, avatar, rate, seed and sampling."""
@@ -218,48 +203,63 @@ class Session:
         with self._work_lock, self._inbox_lock:
             self._require_open("restore")
             session_state.apply(self, state)
+        self._wake()
 
     # -- one block
 
-    @torch.inference_mode()
     def _next_block(self, idle: bool = False) -> Block | None:
+        while self._prepare(idle):
+            block = self._take()
+            if block is not None:
+                return block
+        return None
+
+    def _take(self) -> Block | None:
+        """Hand out what was prepared, unless an interrupt or another consumer came first."""
+        with self._inbox_lock:
+            block, self._ready = self._ready, None
+            if block is not None:
+                self._delivered += 1
+                self._floor = max(self._floor, self._delivered - self.lead)
+            return block
+
+    @torch.inference_mode()
+    def _prepare(self, idle: bool = False) -> bool:
+        """Make the next block and keep it in ``_ready``; False when nothing is due."""
         with self._work_lock:
             while not self.closed:
                 epoch = self._read_inbox()
+                if self._ready is not None:
+                    return True
+                self._forget()
                 if not self._pending:
-                    if self._due():
-                        self._generate()
-                    elif idle:
-                        self._generate(idle=True)
-                    else:
-                        return None
-                index = self._next - len(self._pending)
-                block = self._make_block(self._pending[0], index, epoch)
+                    if not self._due() and not idle:
+                        return False
+                    self._generate(idle=not self._due())
+                block = self._make_block(self._pending[0], self._next - len(self._pending), epoch)
                 with self._inbox_lock:
                     if self.epoch == epoch and not self.closed:  # else an interrupt came meanwhile: drop it
-                        self._pending.popleft()
-                        self._delivered = index + 1
-                        self._forget()
-                        return block
-            return None
+                        self._ready = block
+            return False
 
     def _make_block(self, latent: Latent, index: int, epoch: int) -> Block:
+        self._decoder.restore(self._states[-1])  # also after a decode that failed half way
         with self._watch("decode"):
             video = self._decode(latent.z)
-            self._states.append(self._decoder.snapshot())
-            self._decoded = index + 1
+        self._states.append(self._decoder.snapshot())
+        self._decoded = index + 1
+        self._watch.block(self.model.config.latent_seconds)
         a, b = (self._sound.sample_of(TEMPORAL * i) for i in (index, index + 1))
         true_end = next((last for end, last in self._segments if end == index + 1), None)
         true = 0 if latent.idle else b - a if true_end is None else max(0, true_end - a)
-        return Block(
-            video,
-            self._sound.raw(a, b),
-            index * self.model.config.latent_seconds,
-            epoch,
-            latent.idle,
-            true_end is not None,
-            true,
-        )
+        pts = index * self.model.config.latent_seconds
+        return Block(video, self._sound.raw(a, b), pts, epoch, latent.idle, true_end is not None, true)
+
+    def _unmake(self) -> None:
+        """Back to the state before the block in ``_ready``, which then is made again."""
+        if self._ready is not None:
+            self._states.pop()
+            self._decoded, self._ready = self._decoded - 1, None
 
     def _read_inbox(self) -> int:
         """Take over what other threads sent, in order; the epoch that this state belongs to."""
@@ -294,22 +294,22 @@ class Session:
             self._history.pop()
         for _ in range(self._decoded - shown):
             self._states.pop()
-        self._decoder.restore(self._states[-1])
         self._decoded = shown
         self._stale_context = self._stale_context or shown != self._next
         self._next = shown
 
     def _forget(self) -> None:
-        """Drop sound and segments that nothing can ask for again."""
-        while self._segments and self._segments[0][0] <= self._delivered - self.lead:
+        """Drop latents that were taken, and sound and segments that nothing can ask for again."""
+        while self._pending and self._next - len(self._pending) < self._delivered:
+            self._pending.popleft()
+        while self._segments and self._segments[0][0] <= self._floor:
             self._segments.popleft()
-        oldest = TEMPORAL * (self._delivered - self.lead - 1)
+        oldest = TEMPORAL * (self._floor - 1)
         reach = self.model.features.back + self._sound.margin + RATE  # windows start at a whole second
         self._sound.drop_before(self._sound.sample_of(oldest) - reach * self._sound.rate // RATE - 1)
 
     def _decode(self, z: torch.Tensor) -> np.ndarray:
-        tokens = z[None].to(self.model.dtype)
-        latents = tokens.transpose(1, 2).unflatten(2, (1, *self.model.config.grid))
+        latents = to_latents(z[None].to(self.model.dtype), self.model.config.grid)
         return ops.to_uint8(self._decoder.decode(latents))[0].cpu().numpy()
 
     # -- one chunk
@@ -330,8 +330,6 @@ class Session:
         border = self._sound.sample_of(TEMPORAL * first)
         keep, limit = self._chunk, self._sound.end
         if idle:
-            after = self._sound.sample_of(TEMPORAL * (first + self._chunk))
-            self._sound.insert_silence(border, after - border)  # what is queued comes after
             limit = border
         elif end is not None:
             keep, limit = min(keep, end - first), self._sound.sample_of(TEMPORAL * end)
@@ -342,12 +340,15 @@ class Session:
                 self._rebuild_context()
             start = torch.stack([self._noise(self._noise_index + i, noise.LATENT) for i in range(self._chunk)])
             z = self._sampler.sample(self._cache, [self._branches], start.flatten(0, 1)[None], codes)[0]
+        if idle:  # what is queued comes after
+            self._sound.insert_silence(border, self._sound.sample_of(TEMPORAL * (first + self._chunk)) - border)
         self._noise_index += self._chunk
         made = [Latent(*pair, idle) for pair in zip(z.unflatten(0, (self._chunk, -1)), codes[0], strict=True)][:keep]
         self._pending.extend(made)
         self._history.extend(made)
         self._next += keep
         self._stale_context = keep < self._chunk
+        self._watch.chunk(keep)
 
     def _codes(self, first: int, limit: int) -> torch.Tensor:
         """Speech codes [1, chunk, A, Wa] of a chunk: its frames and the 8 before, zeros before the stream."""
@@ -355,8 +356,9 @@ class Session:
         count = TEMPORAL * (self._chunk + 1)
         a, b = frame * FRAME - features.back, (frame + count) * FRAME + features.ahead
         samples = torch.from_numpy(self._sound.window16(a, b, limit))[None].to(self.model.device)
-        windows = features(samples).to(self.model.dtype)
-        windows[:, : max(0, min(count, -frame))] = 0
+        windows = features(samples).to(self.model.device, self.model.dtype)
+        before = max(0, min(count, -frame))
+        windows = torch.cat([torch.zeros_like(windows[:, :before]), windows[:, before:]], 1)
         codes: torch.Tensor = self.model.speech(windows)
         return codes
 
@@ -370,10 +372,14 @@ class Session:
             self._cache.open(1, *self.model.null_sink)
 
     def _rebuild_context(self) -> None:
-        """Context from the latest kept latents, one evaluation a chunk; positions start anew."""
+        """Context from the latest kept latents, one evaluation a chunk; positions start anew.
+
+        A stream that is back at its start has none: its first chunk sees the sink and itself, as any first chunk.
+        """
         self._open_rows()
-        latest = list(self._history)[len(self._history) - self._context :]
-        for i in range(0, self._context, self._chunk):
+        count = min(-(-self._next // self._chunk) * self._chunk, self._context)
+        latest = list(self._history)[len(self._history) - count :]
+        for i in range(0, count, self._chunk):
             part = latest[i : i + self._chunk]
             z, codes = torch.cat([p.z for p in part])[None], torch.stack([p.code for p in part])[None]
             start = [self._noise(self._noise_index + i + j, noise.CONTEXT) for j in range(self._chunk)]
@@ -387,5 +393,8 @@ class Session:
             raise SessionClosed(f"{call}: expected an open session, got a closed one")
 
     def _wake(self) -> None:
-        for loop, event in list(self._waiting):
-            loop.call_soon_threadsafe(event.set)
+        for entry in list(self._waiting):
+            try:
+                entry[0].call_soon_threadsafe(entry[1].set)
+            except RuntimeError:  # that consumer's loop is closed
+                self._waiting.discard(entry)

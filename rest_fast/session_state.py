@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from rest_fast.block import Latent
 from rest_fast.models.vae import StreamState
+from rest_fast.sound import SoundTimeline
 
 if TYPE_CHECKING:
-    from rest_fast.session import Latent, Session
+    from rest_fast.session import Session
 
-_COUNTERS = ("_noise_index", "_next", "_decoded", "_delivered", "_stale_context", "epoch")
+_COUNTERS = ("_noise_index", "_next", "_decoded", "_delivered", "_floor", "_stale_context", "epoch")
 
 
 class StateError(ValueError):
@@ -55,7 +57,7 @@ def identity(session: Session) -> dict[str, Any]:
         "avatar": face,
         "seed": session.seed,
         "sample_rate": session._sound.rate,
-        "sampling": repr(session.sampling),
+        "sampling": dataclasses.asdict(session.sampling),
     }
 
 
@@ -86,38 +88,47 @@ def capture(session: Session) -> SessionState:
 
 
 def apply(session: Session, state: SessionState) -> None:
-    from rest_fast.session import Latent
-
-    t, meta = state.tensors, state.meta
-    here, there = identity(session), meta.get("identity")
+    """Build all parts first, then put them in: a state that does not fit leaves the session as it was."""
+    here, there = identity(session), state.meta.get("identity") or {}
     if here != there:
-        other = {k: v for k, v in (there or {}).items() if here.get(k) != v}
+        other = {k: there.get(k) for k in here if here[k] != there.get(k)}
         raise StateError(f"restore: expected a snapshot of this session's {', '.join(here)}, got one with {other}")
+    try:
+        parts, rows = _parts(session, state.tensors, state.meta)
+        for row, content in rows.items():
+            session._cache.restore(row, content)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        raise StateError(f"restore: expected a whole snapshot, got one without or with a wrong {e}") from None
+    for name, value in parts.items():
+        setattr(session, name, value)
+    session._ready = None
+    session._inbox.clear()
+
+
+def _parts(session: Session, t: dict[str, torch.Tensor], meta: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Any]]:
+    """(attributes of a session, contents of its cache rows) from a snapshot."""
     device = session.model.device
 
     def latents(name: str) -> list[Latent]:
-        idle = meta["idle"][name]
-        return [
-            Latent(t[f"{name}.{i}.z"].to(device), t[f"{name}.{i}.code"].to(device), on) for i, on in enumerate(idle)
-        ]
+        pairs = (
+            (t[f"{name}.{i}.z"].to(device), t[f"{name}.{i}.code"].to(device)) for i in range(len(meta["idle"][name]))
+        )
+        return [Latent(*pair, idle) for pair, idle in zip(pairs, meta["idle"][name], strict=True)]
 
+    sound = t["sound"].numpy().copy()
+    states = (_decoder_state(t, i, device) for i in range(meta["states"]))
     rows = [r for r in (session._branches.cond, session._branches.uncond) if r is not None]
-    for row, count in zip(rows, meta["committed"], strict=True):
-        session._cache.restore(row, (t[f"k.{row}"].to(device), t[f"v.{row}"].to(device), count))
-    session._pending = deque(latents("pending"))
-    session._history = deque(latents("history"), maxlen=session._history.maxlen)
-    session._segments = deque((end, last) for end, last in meta["segments"])
-    session._states = deque(
-        (_decoder_state(t, i, device) for i in range(meta["states"])), maxlen=session._states.maxlen
-    )
-    session._decoder.restore(session._states[-1])
-    session._sound = type(session._sound)(session._sound.rate)
-    sound = session._sound
-    sound.data, sound.start, sound.fixed = t["sound"].numpy().copy(), meta["sound_start"], meta["sound_fixed"]
-    session._format = (np.dtype(sound.data.dtype), sound.data.shape[1:]) if sound.fixed else None
-    session._inbox.clear()
-    for name in _COUNTERS:
-        setattr(session, name, meta[name])
+    parts = {
+        "_pending": deque(latents("pending")),
+        "_history": deque(latents("history"), maxlen=session._history.maxlen),
+        "_segments": deque((end, last) for end, last in meta["segments"]),
+        "_states": deque(states, maxlen=session._states.maxlen),
+        "_sound": SoundTimeline.restore(session._sound.rate, meta["sound_start"], sound, meta["sound_fixed"]),
+        "_format": (sound.dtype, sound.shape[1:]) if meta["sound_fixed"] else None,
+        **{name: meta[name] for name in _COUNTERS},
+    }
+    counts = zip(rows, meta["committed"], strict=True)
+    return parts, {r: (t[f"k.{r}"].to(device), t[f"v.{r}"].to(device), n) for r, n in counts}
 
 
 def _decoder_state(tensors: dict[str, torch.Tensor], index: int, device: torch.device) -> StreamState:

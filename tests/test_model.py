@@ -114,7 +114,8 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path):
     """A session that breaks in the middle: the blocks before are in the file."""
     out, avatar = tmp_path / "out.mp4", model.prepare(photo())
     broken = toy()
-    original, calls = broken.sampler(broken.config.sampling).sample, []
+    sampler = broken.sampler(broken.config.sampling)
+    original, calls = sampler.sample, []
 
     def sample(*args):
         if len(calls) == 2:
@@ -122,11 +123,68 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path):
         calls.append(1)
         return original(*args)
 
-    broken.sampler(broken.config.sampling).sample = sample
+    sampler.sample = sample
+    broken.sampler = lambda sampling: sampler
     with pytest.raises(KeyboardInterrupt):
         rest_fast.render(broken, avatar, media.Audio(sound(16000, 4.0)[:, None], 16000), out)
     frames, _ = media.read_video(out)
     assert len(frames) == 48
+
+
+@pytest.mark.parametrize("rate", [6000, 192000])
+def test_render_takes_rates_that_a_session_does_not(model, tmp_path, rate):
+    samples = sound(rate, 1.01)
+    done = rest_fast.render(model, model.prepare(photo()), media.Audio(samples[:, None], rate), tmp_path / "out.mp4")
+    assert done.frames == len(media.read_video(tmp_path / "out.mp4")[0]) == -(-len(samples) * 25 // rate) == 26
+
+
+def test_render_mixes_surround_down(model, tmp_path):
+    samples = np.stack([sound(16000, 0.5, seed=i) for i in range(6)], 1)
+    rest_fast.render(model, model.prepare(photo()), media.Audio(samples, 16000), tmp_path / "out.mp4")
+    assert media.load_audio(tmp_path / "out.mp4").samples.shape[1] == 1
+
+
+def test_refused_sound_leaves_the_output_alone(model, tmp_path):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"precious")
+    loud = media.Audio(np.full((16000, 1), 9, np.float32), 16000)
+    with pytest.raises(media.MediaError, match="a peak of 9"):
+        rest_fast.render(model, model.prepare(photo()), loud, out)
+    assert out.read_bytes() == b"precious"
+
+
+def test_whisper_stays_the_user_s(tmp_path):
+    """A loaded Whisper is no part of the checkpoint, and its features drive a session."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = transformers.WhisperConfig(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32,
+                                       decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32)  # fmt: skip
+    whisper = transformers.WhisperModel(small)
+    speech = {"features": "whisper", "positions": 10, "channels": 48, "position_ms": 20, "history_ms": 4000}
+    config = rest_fast.preset("toy").replace(**{f"speech__{k}": v for k, v in speech.items()})
+    rest_fast.Model(config).save(tmp_path / "w")
+    loaded = rest_fast.load(tmp_path / "w", device="cpu", whisper=whisper)
+    assert not any("whisper" in name for name in loaded.state_dict())
+    with loaded.session(loaded.prepare(photo())) as session:
+        session.push_audio(sound(16000, 1.1))
+        assert len(list(session.blocks())) == 3
+    without = rest_fast.load(tmp_path / "w", device="cpu")
+    avatar = without.prepare(photo())
+    with pytest.raises(ValueError, match=r"expected a loaded transformers\.WhisperModel"):
+        without.session(avatar)
+
+
+def test_another_dtype_renews_what_was_derived():
+    model = toy()
+    before = model.fingerprint, model.prepare(photo()).sink_k.dtype
+    list(model.session(model.prepare(photo())).blocks())
+    model.to(torch.bfloat16)
+    avatar = model.prepare(photo())
+    assert avatar.sink_k.dtype == torch.bfloat16 != before[1]
+    assert model.fingerprint != before[0]
+    with model.session(avatar) as session:
+        session.push_audio(sound(16000, 1.1))
+        assert len(list(session.blocks())) == 3
 
 
 def test_bfloat16_follows_float32():

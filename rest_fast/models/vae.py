@@ -19,6 +19,16 @@ from rest_fast.ops import functional as ops
 NORM_EPS = 1e-8
 
 
+def to_tokens(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, n, h, w] -> [B, n h w, C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """[B, n h w, C] -> [B, C, n, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
+
+
 class StreamState:
     """Histories of one stream: the last two input frames of each convolution, keyed by module path.
 
@@ -55,9 +65,9 @@ class CausalConv3d(nn.Module):
         self.weight, self.bias = init.weight, init.bias
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        y, state.histories[self.path] = ops.causal_convolution(
-            x, self.weight, self.bias, state.histories.get(self.path)
-        )
+        y, history = ops.causal_convolution(x, self.weight, self.bias, state.histories.get(self.path))
+        # a view would keep the whole input of the convolution alive
+        state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
         return y
 
 

@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw
 import rest_fast
 from rest_fast import media
 from rest_fast.config import TEMPORAL
-from rest_fast.model import ASSETS, Model, to_tokens
+from rest_fast.model import ASSETS, Model
 from rest_fast.models.speech import FRAME
+from rest_fast.models.vae import to_tokens
 from rest_fast.training.drawn_faces import LEAD, mouth_from_sound
 from rest_fast.training.first_weights import FRAMES, MOUTH, TEST_CLIPS, Clips
 

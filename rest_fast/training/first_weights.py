@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rest_fast.config import TEMPORAL, ModelConfig, preset
-from rest_fast.model import Model, to_tokens
+from rest_fast.model import Model
 from rest_fast.models.speech import FRAME
-from rest_fast.models.vae import StreamState
+from rest_fast.models.vae import StreamState, to_tokens
 from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
 from rest_fast.schedule import draw_cans, logit_normal_table
 from rest_fast.training.drawn_faces import LEAD, TAIL, make_clips, portrait, speech_like

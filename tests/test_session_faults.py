@@ -1,0 +1,260 @@
+"""Session when something goes wrong or comes at a bad moment. The model is a toy with random weights."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from rest_fast.metrics import Stopwatch
+from rest_fast.session_state import SessionState, StateError
+from tests.kit.streams import play, same
+from tests.kit.toys import photo, sound, toy
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def avatar(model):
+    return model.prepare(photo())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_first_codes_hear_the_first_sound(dtype):
+    """Frames before the stream are the zero vector, the ones after it are not touched: as training makes them."""
+    model = toy().to(dtype)
+    samples = sound(16000, 1.5)
+    with model.session(model.prepare(photo())) as s:
+        s.push_audio(samples)
+        s._read_inbox()
+        got = s._codes(0, s._sound.end)
+    f = model.features
+    padded = np.concatenate([np.zeros(f.back, np.float32), samples[: 24 * 640 + f.ahead]])
+    windows = f(torch.from_numpy(padded)[None]).to(dtype)
+    want = model.speech(torch.cat([torch.zeros_like(windows[:, :8]), windows], 1))
+    rounding = 1e-2 if dtype == torch.bfloat16 else 1e-5  # same numbers up to the order of a matrix product's sums
+    torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
+
+
+def test_lead_counts_from_what_was_delivered(model, avatar):
+    """What an interrupt took back is gone: a second one cannot reach further, and the stream goes on."""
+    with model.session(avatar) as s:
+        blocks = play(s, sound(16000, 3.0))
+        end = len(blocks) * 0.32
+        s.interrupt(shown_pts=end - 3 * 0.32)
+        with pytest.raises(ValueError, match="interrupt: shown_pts: expected"):
+            s.interrupt(shown_pts=end - 4 * 0.32)
+        assert len(play(s, sound(16000, 0.3))) == 1
+        with pytest.raises(ValueError, match="interrupt: shown_pts: expected"):
+            s.interrupt(shown_pts=end - 5 * 0.32)
+        s.interrupt(shown_pts=end - 3 * 0.32)
+        after = play(s, sound(16000, 2.0))
+    assert after[0].pts == pytest.approx(end - 3 * 0.32)
+    assert len(after) == 7
+
+
+@pytest.mark.parametrize("pts", [float("nan"), float("inf"), -1.0, 0.5])
+def test_interrupt_with_a_time_that_never_was(model, avatar, pts):
+    with model.session(avatar) as s, pytest.raises(ValueError, match=r"interrupt: shown_pts: expected 0\.00..0\.00 s"):
+        s.interrupt(shown_pts=pts)
+
+
+def test_back_at_the_start_a_chunk_has_no_context(model, avatar):
+    """An interrupt back to frame 0 leaves what a fresh session has: with the same noise, the same frames."""
+    samples = sound(16000, 2.0)
+    with model.session(avatar) as s:
+        fresh = play(s, samples)
+    with model.session(avatar) as s:
+        next(iter(_pushed(s, samples)))
+        s.interrupt(shown_pts=0.0)
+        s._read_inbox()
+        s._noise_index = 0
+        again = play(s, samples)
+    assert all(np.array_equal(a.video, b.video) for a, b in zip(fresh, again, strict=True))
+
+
+def _pushed(session, samples):
+    session.push_audio(samples)
+    return session.blocks()
+
+
+@pytest.mark.parametrize("context_chunks", [0, 2])
+def test_other_windows_survive_interrupts(context_chunks):
+    model = toy(stream__context_chunks=context_chunks)
+    with model.session(model.prepare(photo())) as s:
+        blocks = play(s, sound(16000, 4.2))
+        for back in (1, 0):
+            s.interrupt(shown_pts=blocks[-1].pts + 0.32 * (1 - back))
+            blocks = play(s, sound(16000, 1.0))
+            assert len(blocks) == 4
+
+
+def test_cancelled_waits_lose_nothing(model, avatar):
+    """Consumers that give up: every block still comes, once, in order."""
+    samples = sound(16000, 4.0)
+    with model.session(avatar) as s:
+        want = play(s, samples)
+
+    async def run():
+        got = []
+        with model.session(avatar) as s:
+            s.push_audio(samples)
+            s.end_segment()
+            for patience in [0.0005, 0.002, 0.02, 0.05] * 50:
+                try:
+                    got.append(await asyncio.wait_for(anext(s.ablocks()), patience))
+                except asyncio.TimeoutError:
+                    continue
+                if len(got) == len(want):
+                    return got
+            while len(got) < len(want):
+                got.append(await asyncio.wait_for(anext(s.ablocks()), 20))
+        return got
+
+    same(want, asyncio.run(run()))
+
+
+def test_snapshot_while_an_interrupt_comes_in(model, avatar):
+    """Counters and timeline of a snapshot belong together, whenever the interrupt falls."""
+    samples = sound(16000, 3.0)
+    with model.session(avatar) as s:
+        play(s, samples)
+        original, done = s._read_inbox, []
+
+        def late():
+            epoch = original()
+            if not done:
+                done.append(1)
+                s.interrupt(shown_pts=8 * 0.32)
+            return epoch
+
+        s._read_inbox = late
+        state = s.snapshot()
+        want = play(s, samples)
+    with model.session(avatar) as s:
+        s.restore(state)
+        got = play(s, samples)
+    assert {b.epoch for b in got} == {1}
+    same(want, got)
+
+
+def test_snapshot_with_a_block_made_and_not_taken(model, avatar):
+    samples = sound(16000, 3.0)
+    with model.session(avatar) as s:
+        want = play(s, samples)
+    with model.session(avatar) as s:
+        s.push_audio(samples)
+        s.end_segment()
+        assert s._prepare()
+        state = s.snapshot()
+        same(want, list(s.blocks()))
+    with model.session(avatar) as s:
+        s.restore(state)
+        same(want, list(s.blocks()))
+
+
+def test_a_failed_decode_is_repeated_from_its_start(model, avatar):
+    samples = sound(16000, 2.0)
+    with model.session(avatar) as s:
+        want = play(s, samples)
+    with model.session(avatar) as s:
+        s.push_audio(samples)
+        s.end_segment()
+        stream = s.blocks()
+        got = [next(stream)]
+
+        def fail(*_):
+            raise MemoryError
+
+        hook = model.vae.decoder.conv_out.register_forward_pre_hook(fail)  # most histories have moved on by then
+        with pytest.raises(MemoryError):
+            next(s.blocks())
+        hook.remove()
+        same(want, got + list(s.blocks()))
+
+
+def test_a_failed_idle_chunk_adds_no_silence(model, avatar):
+    with model.session(avatar) as s:
+        original = s._sampler.sample
+        s._sampler.sample = lambda *_: (_ for _ in ()).throw(MemoryError())
+        with pytest.raises(MemoryError):
+            list(s.blocks(idle=True))
+        s._sampler.sample = original
+        assert s._sound.end == 0
+        assert [b.pts for b in s.blocks(idle=True)] == pytest.approx([0, 0.32, 0.64])
+
+
+def test_histories_own_their_memory(model, avatar):
+    """A view would keep the convolution's whole input alive, in every snapshot."""
+    with model.session(avatar) as s:
+        play(s, sound(16000, 1.0))
+        kept = [h for state in s._states for h in state.histories.values()]
+    assert kept
+    assert all(h.untyped_storage().nbytes() == h.numel() * h.element_size() for h in kept)
+
+
+def test_restore_wakes_and_a_closed_loop_is_forgotten(model, avatar):
+    with model.session(avatar) as s:
+        s.push_audio(sound(16000, 2.0))
+        state = s.snapshot()
+
+    async def run():
+        s = model.session(avatar)
+        waiting = asyncio.create_task(anext(s.ablocks()))
+        await asyncio.sleep(0.05)
+        s.restore(state)
+        block = await asyncio.wait_for(waiting, 10)
+        return s, block
+
+    s, block = asyncio.run(run())
+    assert block.pts == 0
+    loop = asyncio.new_event_loop()
+    s._waiting.add((loop, asyncio.Event()))
+    loop.close()
+    s.push_audio(sound(16000, 0.1))  # must not raise
+    assert not s._waiting
+
+
+def test_equal_sampling_is_equal_however_written(model, avatar):
+    state = model.session(avatar, guidance=2).snapshot()
+    model.session(avatar, guidance=2.0).restore(SessionState.from_bytes(state.to_bytes()))
+
+
+def test_broken_snapshots_leave_the_session_as_it_was(model, avatar):
+    samples = sound(16000, 1.0)
+    with model.session(avatar) as s:
+        want = play(s, samples)
+    good = model.session(avatar).snapshot()
+    foreign = SessionState.from_bytes(save({"meta": torch.frombuffer(bytearray(b"{}"), dtype=torch.uint8)}))
+    broken = [foreign] + [SessionState({k: v for k, v in good.tensors.items() if k != name}, good.meta)
+                          for name in ("sound", "k.1", "history.0.z")]  # fmt: skip
+    broken.append(SessionState(good.tensors, {k: v for k, v in good.meta.items() if k != "_next"}))
+    with model.session(avatar) as s:
+        for state in broken:
+            with pytest.raises(StateError, match="restore: expected"):
+                s.restore(state)
+        same(want, play(s, samples))
+
+
+def test_underruns_are_blocks_slower_than_they_last(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    watch = Stopwatch()
+
+    def spend(stage, seconds):
+        with watch(stage):
+            clock[0] += seconds
+
+    spend("denoise", 0.6)
+    watch.chunk(3)  # 0.2 s a block
+    for decode, late in ((0.1, 0), (0.13, 1), (0.11, 1)):  # against 0.32 s
+        spend("decode", decode)
+        watch.block(0.32)
+        assert watch.underruns == late
+    assert watch.report()["stages"]["decode"]["p50_ms"] == pytest.approx(110)
