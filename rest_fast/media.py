@@ -96,8 +96,7 @@ def _uint8(name: str, value: Any, *shape: int | str) -> UInt8:
     sizes = zip(shape, pixels.shape, strict=False)
     fits = pixels.ndim == len(shape) and all(isinstance(s, str) or s == n for s, n in sizes)
     if pixels.dtype != np.uint8 or not fits:
-        got = f"{pixels.dtype} {list(pixels.shape)}"
-        raise _error(name, f"uint8 [{', '.join(map(str, shape))}]", got)
+        raise _error(name, f"uint8 [{', '.join(map(str, shape))}]", f"{pixels.dtype} {list(pixels.shape)}")
     return pixels
 
 
@@ -110,8 +109,7 @@ def _to_rgb(name: str, picture: Image.Image) -> UInt8:
             raise _error(name, "samples of 8 or 16 bits", f"{values.min():g}..{values.max():g}")
         picture = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if picture.has_transparency_data:
-        backdrop = Image.new("RGBA", picture.size, BACKDROP)
-        picture = Image.alpha_composite(backdrop, picture.convert("RGBA"))
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKDROP), picture.convert("RGBA"))
     return np.array(picture.convert("RGB"))
 
 
@@ -119,9 +117,8 @@ def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     """Read a picture (path, binary file, bytes, PIL image, uint8 array) as uint8 ``[H, W, 3]``.
 
     Grey, palette, CMYK and 16-bit pictures (scaled) become RGB; the EXIF rotation is applied,
-    transparency is laid over :data:`BACKDROP`, an animation gives its first picture. MediaError: no
-    such file, no picture, cut off, another kind of array, or (seen before decoding) under
-    :data:`MIN_SIDE` a side or over :data:`MAX_PIXELS`.
+    transparency is laid over :data:`BACKDROP`, an animation gives its first picture. MediaError: no such file, no
+    picture, cut off, another kind of array, or (seen before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
     """
     name = _name("image", source)
     if isinstance(source, np.ndarray):
@@ -161,9 +158,8 @@ def square_crop(
 ) -> tuple[UInt8, tuple[int, int, int, int]]:
     """Cut a square out of uint8 ``[H, W, 3]`` and scale it (Lanczos) to ``[size, size, 3]``.
 
-    ``box`` is ``(left, top, right, bottom)`` in pixels, right and bottom exclusive; ``None`` takes
-    the largest centred square. The box returned is the one used: whole pixels, exactly square.
-    MediaError: another kind of image, a box that is not square (within 1 px) or not inside.
+    ``box`` is ``(left, top, right, bottom)`` in pixels, right and bottom exclusive; ``None`` takes the largest centred
+    square. The box returned is the one used: whole pixels, exactly square. MediaError: another kind of image or box.
     """
     pixels = _uint8("image", image, "H", "W", 3)
     side = _number("crop size", size, 1, 16384)
@@ -280,10 +276,10 @@ def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:
 class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Write H.264 and AAC into a fragmented MP4, piece by piece: ``with VideoWriter(...) as w``.
 
-    The file grows by fragments of 0.2 s: what a killed process leaves behind plays up to about half
-    a second before its end, if pictures and sound come along together. Both start at time 0 and go
-    on from their own end; ``frames`` and ``samples`` (per channel) count them. ``audio_rate`` is
-    the AAC rate nearest to ``sample_rate``, which sound is resampled to; ``None`` without sound.
+    The file grows by fragments of 0.2 s: what a killed process leaves behind plays up to about half a second before its
+    end, if pictures and sound come along together. Both start at time 0 and go on from their own end; ``frames`` and
+    ``samples`` (per channel) count them. ``audio_rate`` is the AAC rate nearest to ``sample_rate``, which sound is
+    resampled to; ``None`` without sound.
     """
 
     def __init__(
@@ -299,9 +295,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     ) -> None:
         """Check everything, then create the file at ``path`` (.mp4, .m4v or .mov) or empty it.
 
-        ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound to
-        come in Hz, ``None`` for a silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51 and
-        ``preset`` are x264's. MediaError: anything else, a file that cannot be created.
+        ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound in Hz, ``None`` for a
+        silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. MediaError: anything else.
         """
         name, ending = _name("video", path), os.path.splitext(path)[1]
         if ending.lower() not in CONTAINERS:
@@ -331,8 +326,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     def _start(self, path: str, form: str, size: tuple[int, int], quality: dict[str, str]) -> None:
         # delay_moov: the header waits for the first packets and so can hold the edit list that
         # hides the AAC encoder's 1024 samples of priming. With empty_moov the sound comes late.
-        mux = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
-        mux["frag_duration"] = "200000"  # microseconds
+        flags = "frag_keyframe+delay_moov+default_base_moof"
+        mux = {"movflags": flags, "flush_packets": "1", "frag_duration": "200000"}  # microseconds
         self._file = av.open(path, "w", format=form, container_options=mux)
         # No B frames, no frame threads, a look-ahead of 0.2 s: so much a killed process loses.
         # No look-ahead at all (zerolatency) would more than double the file.

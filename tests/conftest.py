@@ -1,4 +1,4 @@
-"""For every test: what the package allocates without filling it starts as NaN, so that a missed write shows."""
+"""For every test: a toy model, and NaN in what the package allocates without filling, so that a missed write shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+
+from tests.kit import toys
 
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,3 +42,14 @@ def uninitialised_memory_is_nan():
         patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
         yield
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The toy preset with random weights, shared: nothing of a stream lives in a model."""
+    return toys.toy()
+
+
+@pytest.fixture(scope="session")
+def avatar(model):
+    return model.prepare(toys.photo())

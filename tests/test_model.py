@@ -19,11 +19,6 @@ from tests.kit.toys import photo, sound, toy
 
 
 @pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint")
     model.save(path, torch.float32)

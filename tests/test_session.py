@@ -19,16 +19,6 @@ from tests.kit.toys import photo, sound, toy
 RATE = 22050  # 7056 samples a latent; not the model's rate, so the resampler takes part
 
 
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
-def avatar(model):
-    return model.prepare(photo())
-
-
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 24000, 44100, 48000, 96000, 12345])
 def test_blocks_cover_the_sound_exactly(model, avatar, rate):
     samples = sound(rate, 1.5, dtype=np.int16)

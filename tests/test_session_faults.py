@@ -15,16 +15,6 @@ from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 
 
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
-def avatar(model):
-    return model.prepare(photo())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_first_codes_hear_the_first_sound(dtype):
     """Frames before the stream are the zero vector, the ones after it are not touched: as training makes them."""

@@ -17,16 +17,6 @@ from tests.kit.toys import photo, sound, toy
 RATE = 22050  # 7056 samples a latent; not the model's rate, so the resampler takes part
 
 
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
-def avatar(model):
-    return model.prepare(photo())
-
-
 def test_interrupt_drops_and_continues_from_what_was_shown(model, avatar):
     samples = sound(RATE, 4.0)
     with model.session(avatar, sample_rate=RATE) as s:

@@ -353,32 +353,32 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    todo = ["data", "basis", "dit", "post", "pack"] if args.stage == "all" else [args.stage]
+    stages = ["data", "basis", "dit", "post", "pack"] if args.stage == "all" else [args.stage]
     torch.manual_seed(0)
     model = Model(preset("demo")).requires_grad_(False)
     encoder = model.vae.encoder
     assert isinstance(encoder, BasisEncoder)
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
-    if "data" in todo and not (work / "data.done").exists():
+    if "data" in stages and not (work / "data.done").exists():
         make_data(work, args.clips, args.workers, model.config)
         (work / "data.done").touch()
-    if todo == ["data"]:
+    if stages == ["data"]:
         return
     clips = Clips(work)
     train = len(clips.video) - TEST_CLIPS
-    if "basis" in todo and not (work / "basis.safetensors").exists():
+    if "basis" in stages and not (work / "basis.safetensors").exists():
         fit_basis(encoder.basis, clips, train)
         latents = encode_all(model, clips)
         save_file({"latents": latents, **encoder.basis.state_dict()}, work / "basis.safetensors")
     saved = load_file(work / "basis.safetensors")
     latents = saved.pop("latents")
     encoder.basis.load_state_dict(saved)
-    if "dit" in todo:
+    if "dit" in stages:
         train_dit(model, clips, latents, train, args.dit_steps, work)
-    if "post" in todo:
+    if "post" in stages:
         train_post(model, clips, latents, train, args.post_steps, work)
-    if "pack" in todo:
+    if "pack" in stages:
         train_dit(model, clips, latents, train, 0, work)  # loads what was trained
         train_post(model, clips, latents, train, 0, work)
         model.save(args.out)
