@@ -116,9 +116,9 @@ def _to_rgb(name: str, picture: Image.Image) -> UInt8:
 def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     """Read a picture (path, binary file, bytes, PIL image, uint8 array) as uint8 ``[H, W, 3]``.
 
-    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB; the EXIF rotation is applied,
-    transparency is laid over :data:`BACKDROP`, an animation gives its first picture. MediaError: no such file, no
-    picture, cut off, another kind of array, or (seen before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
+    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB; the EXIF rotation is applied, transparency is laid over
+    :data:`BACKDROP`, an animation gives its first picture. MediaError: no such file, no picture, cut off, another kind
+    of array, or (seen before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
     """
     name = _name("image", source)
     if isinstance(source, np.ndarray):
