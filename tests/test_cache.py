@@ -218,8 +218,12 @@ def test_rings_out_of_range(ring):
 # -- long streams
 
 
-def test_ten_thousand_commits():
-    """Bounded integers, the same memory, and a window that still computes what a young one computes."""
+@pytest.mark.parametrize("sampled", [2500, pytest.param(1, marks=pytest.mark.slow)])
+def test_ten_thousand_chunks(sampled):
+    """Bounded integers, the same memory, and a window that still computes what a young one computes.
+
+    Every ``sampled``-th chunk is sampled, the others are committed as they lie.
+    """
     changes = {"dit__layers": 1, "sampling__guidance": 1.0, "sampling__steps": 1}
     config, dit, old = setup(1, **changes)
     _, _, young = setup(1, **changes)
@@ -235,7 +239,7 @@ def test_ten_thousand_commits():
         slots.add(int(lanes.write_slot))
         valid.add(lanes.host_n_valid[0])
         assert lanes.rope_t.shape[0] == config.stream.window
-        if i % 2500 == 0:  # some chunks are real
+        if i % sampled == 0:
             sampler.sample(old, [Branches(0, None)], noise[0], codes[0])
         else:
             old.commit(dit, [0])

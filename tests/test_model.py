@@ -184,7 +184,7 @@ def test_another_dtype_renews_what_was_derived():
 
 def test_bfloat16_follows_float32():
     """The dtype of GPUs: same stream, same noise. bf16 keeps 8 bits; after 4 steps and the decoder the demo's pictures
-    differ by 0.5 of 255 levels on average, where another seed differs by more than 5."""
+    differ by 0.2 of 255 levels on average, where another seed differs by 2.4."""
     speech = media.load_audio(ASSETS / "demo" / "speech.wav").mono[:32000]
     videos = []
     for dtype, seed in ((torch.float32, 0), (torch.bfloat16, 0), (torch.float32, 1)):
@@ -192,8 +192,8 @@ def test_bfloat16_follows_float32():
         with model.session(model.prepare(ASSETS / "demo" / "portrait.png"), seed=seed) as session:
             session.push_audio(speech)
             videos.append(np.concatenate([b.video for b in session.blocks()]).astype(np.float32))
-    assert np.abs(videos[1] - videos[0]).mean() < 1.5
-    assert np.abs(videos[2] - videos[0]).mean() > 3
+    assert np.abs(videos[1] - videos[0]).mean() < 0.8
+    assert np.abs(videos[2] - videos[0]).mean() > 1.5
 
 
 def test_import_is_light():
