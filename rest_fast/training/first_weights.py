@@ -344,8 +344,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    parser.add_argument("--dit-steps", type=int, default=4000)
-    parser.add_argument("--post-steps", type=int, default=2000)
+    parser.add_argument("--dit-steps", type=int, default=8000)
+    parser.add_argument("--post-steps", type=int, default=6000)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
