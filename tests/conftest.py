@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+
+# Tiny sizes gain nothing from threads, and two threads beside a busy neighbour are many times slower than one.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
