@@ -19,21 +19,17 @@ STAMP := $(VENV)/.rest_fast-installed
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints-cpu.txt Makefile \
     $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-# Without an NVIDIA GPU: the CPU build of PyTorch, and Triton for its interpreter. With one, the
-# CUDA build of PyTorch brings its own Triton.
-ifeq ($(shell command -v nvidia-smi),)
-PIP_FLAGS := -c constraints-cpu.txt
-EXTRAS := test,dev,triton
-else
-PIP_FLAGS :=
+# Without an NVIDIA GPU: the pinned PyTorch, whose CPU build must be the one that pip finds (README).
+# With one: the CUDA PyTorch that is there.
+PIP_FLAGS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 EXTRAS := test,dev
-endif
 
 .PHONY: install demo test test-full lint format bench clean
 
 install: $(STAMP)
 
 $(BIN)/python:
+	$(if $(PYTHON),,$(error no Python 3.10 to 3.13 on PATH; name one with make PYTHON=...))
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(BUILD_INPUTS) | $(BIN)/python

@@ -10,6 +10,7 @@ from pathlib import Path
 import rest_fast
 from rest_fast import media
 from rest_fast.model import ASSETS
+from rest_fast.rendering import refuse_input
 
 PARTIAL = 130  # exit code after Ctrl-C, as shells have it
 
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in (render, demo):
         command.add_argument(
-            "--weights", default="demo", help="folder of a checkpoint; default: the shipped demo model"
+            "--weights", default="demo", help="checkpoint folder or hub id owner/name; default: the shipped demo model"
         )
         command.add_argument("--seed", type=int, default=0, help="same seed, same video; default: 0")
         command.add_argument("--steps", type=int, help="denoising steps instead of the model's own")
@@ -55,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command == "demo":
         args.photo, args.audio, args.crop = ASSETS / "demo" / "portrait.png", ASSETS / "demo" / "speech.wav", None
+    before = _state(args.out)
     try:
         _render(args)
     except KeyboardInterrupt:
-        print(f"rest-fast: interrupted; {args.out} is partial: it holds what was rendered so far", file=sys.stderr)
+        partial = f"{args.out} is partial: it holds what was rendered so far"
+        print(
+            f"rest-fast: interrupted; {partial if _state(args.out) != before else 'nothing was written'}",
+            file=sys.stderr,
+        )
         return PARTIAL
     except (ValueError, OSError) as e:  # every error of bad input in this package is a ValueError
         if args.debug:
@@ -68,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _state(path: Path) -> tuple[int, int] | None:
+    """Tells whether a file has been touched."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
+
+
 def _render(args: argparse.Namespace) -> None:
+    refuse_input(args.out, args.photo, args.audio)
     audio = media.load_audio(args.audio)
     model = rest_fast.load(args.weights, device=args.device)
     avatar = model.prepare(args.photo, crop=args.crop)

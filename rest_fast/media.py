@@ -20,7 +20,7 @@ import numpy as np
 import soxr
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -133,7 +133,8 @@ def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     except MediaError:
         raise
     except Exception as error:  # on a broken file Pillow's readers raise nearly anything
-        raise _error(name, "a picture that Pillow can read", error) from error
+        got = "an unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise _error(name, "a picture that Pillow can read", got) from error
 
 
 def _square(box: Sequence[float] | None, width: int, height: int) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def render(
         steps, guidance: instead of the preset's.
     Raises: :class:`rest_fast.media.MediaError` before work starts.
     """
+    refuse_input(out, speech)
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
     frames = -(-len(audio.samples) * 25 // audio.rate)
     samples, rate = _playable(audio)
@@ -65,6 +67,14 @@ def render(
                 bar.update(count)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
     return Rendered(Path(out), frames, audio.duration)
+
+
+def refuse_input(out: str | Path, *inputs: Any) -> None:
+    """MediaError when the output would overwrite one of the inputs."""
+    for given in inputs:
+        if isinstance(given, str | os.PathLike) and os.path.exists(out) and os.path.exists(given):
+            if os.path.samefile(out, given):
+                raise media.MediaError(f"output {os.fspath(out)!r}: expected another file than the input, got the same")
 
 
 def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:

@@ -97,6 +97,27 @@ def test_interrupt_says_partial_and_130(folder, files, tmp_path):
     assert len(media.read_video(out)[0]) >= 24
 
 
+def test_an_input_is_never_the_output(folder, files, tmp_path, capsys):
+    face = tmp_path / "face.mp4"
+    face.write_bytes((files / "face.png").read_bytes())
+    assert cli.main(["render", str(face), str(files / "speech.wav"), "-o", str(face), "--weights", str(folder)]) == 2
+    assert "expected another file than the input" in capsys.readouterr().err
+    assert face.read_bytes() == (files / "face.png").read_bytes()
+
+
+def test_interrupt_before_the_first_frame_says_so(folder, files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "old.mp4"
+    out.write_bytes(b"precious")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rest_fast.load", interrupt)
+    assert cli.main(["render", str(files / "face.png"), str(files / "speech.wav"), "-o", str(out)]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert out.read_bytes() == b"precious"
+
+
 def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     assert "qk_norm_rope_cache" in capsys.readouterr().out
