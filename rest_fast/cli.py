@@ -61,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _render(args)
     except KeyboardInterrupt:
         partial = f"{args.out} is partial: it holds what was rendered so far"
-        print(
-            f"rest-fast: interrupted; {partial if _state(args.out) != before else 'nothing was written'}",
-            file=sys.stderr,
-        )
+        left = "nothing was written" if _state(args.out) == before else partial
+        print(f"rest-fast: interrupted; {left}", file=sys.stderr)
         return PARTIAL
     except (ValueError, OSError) as e:  # every error of bad input in this package is a ValueError
         if args.debug:

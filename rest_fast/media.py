@@ -163,8 +163,7 @@ def square_crop(
     square. The box returned is the one used: whole pixels, exactly square. MediaError: another kind of image or box.
     """
     pixels = _uint8("image", image, "H", "W", 3)
-    side = _number("crop size", size, 1, 16384)
-    used = _square(box, pixels.shape[1], pixels.shape[0])
+    side, used = _number("crop size", size, 1, 16384), _square(box, pixels.shape[1], pixels.shape[0])
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     return np.array(picture.resize((side, side), Image.Resampling.LANCZOS, box=used)), used
 

@@ -72,9 +72,9 @@ def render(
 def refuse_input(out: str | Path, *inputs: Any) -> None:
     """MediaError when the output would overwrite one of the inputs."""
     for given in inputs:
-        if isinstance(given, str | os.PathLike) and os.path.exists(out) and os.path.exists(given):
-            if os.path.samefile(out, given):
-                raise media.MediaError(f"output {os.fspath(out)!r}: expected another file than the input, got the same")
+        is_path = isinstance(given, str | os.PathLike) and os.path.exists(out) and os.path.exists(given)
+        if is_path and os.path.samefile(out, given):
+            raise media.MediaError(f"output {os.fspath(out)!r}: expected another file than the input, got the same")
 
 
 def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:
