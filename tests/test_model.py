@@ -75,8 +75,9 @@ def test_hub_id_downloads_two_files(folder, monkeypatch):
     hub = types.ModuleType("huggingface_hub")
     hub.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    rest_fast.load("owner/model", device="cpu")
-    assert asked == {"owner/model": ["config.json", "model.safetensors"]}
+    for name in ("owner/model", "owner/model-v1.0"):
+        rest_fast.load(name, device="cpu")
+        assert asked[name] == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("seconds", [0.04, 0.33, 1.0, 2.01])

@@ -377,6 +377,14 @@ def test_a_pool_made_for_other_steps(steps):
     assert cache.committed == [0, 0]
 
 
+def test_rebuild_refuses_noise_of_another_shape(ready):
+    """It would broadcast in silence."""
+    sampler, cache, latents, codes = ready
+    with pytest.raises(ValueError, match="noise: expected the latents' shape"):
+        sampler.rebuild(cache, [rows()], latents, latents[:, :1], codes)
+    assert cache.committed == [0] * 6
+
+
 def test_no_gradients(ready):
     sampler, cache, noise, codes = ready
     sampler.dit.requires_grad_(True)

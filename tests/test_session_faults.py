@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from rest_fast.media import MediaError
 from rest_fast.metrics import Stopwatch
 from rest_fast.session_state import SessionState, StateError
 from tests.kit.streams import play, same
@@ -248,3 +249,15 @@ def test_underruns_are_blocks_slower_than_they_last(monkeypatch):
         watch.block(0.32)
         assert watch.underruns == late
     assert watch.report()["stages"]["decode"]["p50_ms"] == pytest.approx(110)
+
+
+def test_a_tensor_that_numpy_does_not_know(model, avatar):
+    with model.session(avatar) as s, pytest.raises(MediaError, match=r"pcm: expected .* got Tensor torch\.bfloat16"):
+        s.push_audio(torch.zeros(100, dtype=torch.bfloat16))
+
+
+def test_avatars_and_blocks_compare_by_identity(model, avatar):
+    """Fields are arrays: comparing or hashing them would raise."""
+    assert avatar == avatar
+    assert avatar in {avatar}
+    assert avatar != model.prepare(photo())
