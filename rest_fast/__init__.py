@@ -8,14 +8,20 @@ with model.session(avatar, sample_rate=24000) as session:
         show(block.video, block.audio)
 """
 
-from rest_fast.avatar import Avatar
-from rest_fast.block import Block
-from rest_fast.config import ModelConfig, preset
-from rest_fast.diagnostics import show_config
-from rest_fast.model import Model, load
-from rest_fast.rendering import render
-from rest_fast.session import Session
-from rest_fast.session_state import SessionState
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rest_fast.avatar import Avatar
+    from rest_fast.block import Block
+    from rest_fast.config import ModelConfig, preset
+    from rest_fast.diagnostics import show_config
+    from rest_fast.model import Model, load
+    from rest_fast.rendering import render
+    from rest_fast.session import Session
+    from rest_fast.session_state import SessionState
 
 __version__ = "0.1.0"
 
@@ -31,3 +37,29 @@ __all__ = [
     "render",
     "show_config",
 ]
+
+# Where each name lives. Imported at its first use: `rest-fast --help` need not wait for PyTorch.
+_HOMES = {
+    "Avatar": "avatar",
+    "Block": "block",
+    "Model": "model",
+    "ModelConfig": "config",
+    "Session": "session",
+    "SessionState": "session_state",
+    "load": "model",
+    "preset": "config",
+    "render": "rendering",
+    "show_config": "diagnostics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rest_fast.paste_back import PasteBack
+
 FORMAT = "rest_fast avatar 1"
 
 
@@ -20,7 +22,10 @@ class AvatarError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Avatar:
-    """The crop, its latent and its sink; tied to one model by the fingerprint of the weights."""
+    """The crop, its latent and its sink; tied to one model by the fingerprint of the weights.
+
+    ``photo`` is there for pasting back: the whole picture, its longer side at most 1920 px (11 MB at most).
+    """
 
     picture: np.ndarray  # uint8 [H, W, 3], the crop at the model's size
     box: tuple[int, int, int, int]  # left, top, right, bottom of the crop in the photo
@@ -28,29 +33,43 @@ class Avatar:
     sink_k: torch.Tensor  # [L, T, H, D]
     sink_v: torch.Tensor
     fingerprint: str  # of the model that made it
+    photo: np.ndarray | None = None  # uint8 [H, W, 3]
+    photo_box: tuple[int, int, int, int] | None = None  # the crop in ``photo``, which may be smaller than the original
+
+    def paste_back(self) -> PasteBack:
+        """What blends generated frames into the photo. AvatarError: this avatar came without its photo."""
+        if self.photo is None or self.photo_box is None:
+            raise AvatarError("paste_back: expected an avatar with its photo, got one saved without (prepare it again)")
+        return PasteBack(self.photo, self.photo_box)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file."""
+        """One safetensors file; with the photo, where there is one."""
         tensors = {
             "picture": torch.from_numpy(self.picture.copy()),
             "reference": self.reference,
             "sink_k": self.sink_k,
             "sink_v": self.sink_v,
         }
-        meta = {"format": FORMAT, "box": json.dumps(self.box), "fingerprint": self.fingerprint}
+        if self.photo is not None:
+            tensors["photo"] = torch.from_numpy(self.photo.copy())
+        boxes = {"box": json.dumps(self.box), "photo_box": json.dumps(self.photo_box)}
+        meta = {"format": FORMAT, "fingerprint": self.fingerprint, **boxes}
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path, metadata=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Avatar:
+        """What :meth:`save` wrote. AvatarError: no such file, or another kind of file."""
         try:
             with safe_open(path, framework="pt") as file:
                 meta = file.metadata() or {}
                 if meta.get("format") != FORMAT:
                     raise AvatarError(f"{path}: expected a file of format {FORMAT!r}, got {meta.get('format')!r}")
                 t = {k: file.get_tensor(k) for k in ("picture", "reference", "sink_k", "sink_v")}
+                photo = file.get_tensor("photo").numpy() if "photo" in file.keys() else None  # noqa: SIM118
         except (SafetensorError, OSError) as e:
             raise AvatarError(f"{path}: expected a saved avatar, got a file that does not read ({e})") from None
         left, top, right, bottom = json.loads(meta["box"])
+        photo_box = json.loads(meta.get("photo_box", "null"))  # files of the first version have neither
         return cls(
             t["picture"].numpy(),
             (left, top, right, bottom),
@@ -58,4 +77,6 @@ class Avatar:
             t["sink_k"],
             t["sink_v"],
             meta["fingerprint"],
+            photo,
+            photo_box and tuple(photo_box),
         )

@@ -1,99 +1,288 @@
-"""``rest-fast``: render a photo and a speech file into a video; the demo; what is installed."""
+"""``rest-fast``: a photo and speech become a video; the demo; what is installed; training data and training.
+
+Exit codes: 0 done; 1 an error of the program; 2 bad input or usage; 130 after Ctrl-C, 143 after SIGTERM. All but 0 come
+with one line on stderr, and with a traceback before it if ``--debug`` is given.
+
+A video is written as ``OUT.partial.mp4`` and renamed once it is whole. So ``OUT.mp4`` is never a short one, an older
+``OUT.mp4`` survives whatever goes wrong, and after Ctrl-C (or a kill, or a full disk) the partial file plays.
+
+Imports of this package stay inside the commands: ``--help`` does not wait for PyTorch, and Ctrl-C during the imports
+ends like any other.
+"""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import logging
+import os
+import signal
 import sys
+import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import rest_fast
-from rest_fast import media
-from rest_fast.model import ASSETS
-from rest_fast.rendering import refuse_input
+from rest_fast.arguments import build_parser, join_crop
+from rest_fast.terminal import Progress, Signals, notes, one_line, say
 
-PARTIAL = 130  # exit code after Ctrl-C, as shells have it
+ENDINGS = (".mp4", ".m4v", ".mov")  # as in media.CONTAINERS, which is slow to import
+ASSETS = Path(__file__).parent / "assets" / "demo"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rest-fast", description="A talking face from one photo and a speech file.")
-    parser.add_argument("--version", action="version", version=f"rest_fast {rest_fast.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    render = commands.add_parser("render", help="photo + speech -> mp4")
-    render.add_argument("photo", type=Path, help="any picture: PNG, JPEG, WebP, ...")
-    render.add_argument("audio", type=Path, help="any sound or video file: WAV, MP3, M4A, OGG, FLAC, MP4, ...")
-    demo = commands.add_parser("demo", help="the shipped portrait and speech -> mp4")
-    commands.add_parser("doctor", help="versions, compiled modules, and the backend of every op")
-    render.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
-    demo.add_argument(
-        "-o", "--out", type=Path, default=Path("talking.mp4"), metavar="OUT.mp4", help="default: %(default)s"
-    )
-    render.add_argument(
-        "--crop",
-        type=float,
-        nargs=4,
-        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="square around the face, in pixels of the upright photo; default: the centre",
-    )
-    for command in (render, demo):
-        command.add_argument(
-            "--weights", default="demo", help="checkpoint folder or hub id owner/name; default: the shipped demo model"
-        )
-        command.add_argument("--seed", type=int, default=0, help="same seed, same video; default: 0")
-        command.add_argument("--steps", type=int, help="denoising steps instead of the model's own")
-        command.add_argument("--guidance", type=float, help="guidance scale instead of the model's own")
-        command.add_argument("--device", default="auto", help="auto, cpu or cuda; default: auto")
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-        command.add_argument("--debug", action="store_true", help="full traceback on an error")
-    return parser
+class InputError(ValueError):
+    """Something that the user gave cannot be used."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 done, 2 bad input (one line on stderr), 130 interrupted (what was rendered stays playable)."""
-    args = build_parser().parse_args(argv)
-    if args.command == "doctor":
-        rest_fast.show_config()
-        return 0
-    if args.command == "demo":
-        args.photo, args.audio, args.crop = ASSETS / "demo" / "portrait.png", ASSETS / "demo" / "speech.wav", None
-    before = _state(args.out)
-    try:
-        _render(args)
-    except KeyboardInterrupt:
-        partial = f"{args.out} is partial: it holds what was rendered so far"
-        left = "nothing was written" if _state(args.out) == before else partial
-        print(f"rest-fast: interrupted; {left}", file=sys.stderr)
-        return PARTIAL
-    except (ValueError, OSError) as e:  # every error of bad input in this package is a ValueError
-        if args.debug:
+    """Run one command; the exit code. Without ``argv``, the words of the process, which is to end afterwards."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    args = Namespace(left="")  # what is left behind, kept up to date by the commands for the message of a failure
+    with Signals(last=argv is None) as signals, contextlib.ExitStack() as stack:
+        try:
+            build_parser().parse_args(join_crop(words), args)
+            level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
+            stack.enter_context(notes(level))
+            if not debug:  # of Pillow, PyTorch, ...: they speak to programmers
+                import warnings
+
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            COMMANDS.get(args.command, _help)(args)
+            return 0
+        except SystemExit as e:  # argparse: help, version, usage
+            return e.code if isinstance(e.code, int) else 2
+        except BaseException as e:
+            signals.ignore()
+            if debug:
+                traceback.print_exc()
+            code, message = _failure(e, signals.received, args)
+            say(f"rest-fast: {message}", sys.stderr)
+            return code
+
+
+def _failure(e: BaseException, stopped_by: int, args: Namespace) -> tuple[int, str]:
+    """Exit code and message."""
+    if stopped_by or isinstance(e, KeyboardInterrupt):
+        code, word = (143, "terminated") if stopped_by == signal.SIGTERM else (130, "interrupted")
+        return code, f"{word}; {args.left or 'nothing was written'}"
+    left = args.left and f"; {args.left}"
+    if isinstance(e, ValueError | OSError):  # every error of bad input in this package is a ValueError
+        return 2, f"error: {one_line(e)}{left}"
+    if isinstance(e, ImportError):
+        extra = "[synth]" if args.command in ("synth", "train") else ""
+        return 2, f"error: {one_line(e)}; expected all of: pip install 'rest_fast{extra}'"
+    text = f"internal error: {type(e).__name__}: {one_line(e)}{left}"
+    return 1, f"{text}; please report it with what the same command prints with --debug"
+
+
+def _help(args: Namespace) -> None:
+    args.show_help()
+
+
+# -- render, demo
+
+
+def _render(args: Namespace) -> None:
+    out, partial = _output(args.out)
+    if args.photo == args.audio == "-":
+        raise InputError("PHOTO and AUDIO: expected one of them on standard input (-), got both")
+
+    import rest_fast
+    from rest_fast import media
+    from rest_fast.rendering import refuse_input
+
+    for written in (out, partial):
+        refuse_input(written, args.photo, args.audio)
+    photo = media.load_image(_source(args.photo, "PHOTO"))
+    audio = media.load_audio(_source(args.audio, "AUDIO"))
+    model = _load(args)
+    avatar = model.prepare(photo, crop=_centre(photo) if args.crop == "center" else args.crop)
+
+    partial.unlink(missing_ok=True)  # of an earlier run
+    more = {"paste_back": True} if args.paste_back else {}
+    with Progress("frames", quiet=args.quiet, rate=25) as progress:
+        try:
+            done = rest_fast.render(
+                model,
+                avatar,
+                audio,
+                partial,
+                seed=args.seed,
+                steps=args.steps,
+                guidance=args.guidance,
+                progress=progress,
+                **more,
+            )
+            os.replace(partial, out)
+        except BaseException:
+            if progress.done:
+                made, whole = progress.done / 25, progress.total / 25
+                name = partial if os.path.isabs(args.out) else os.path.relpath(partial)
+                args.left = f"{name} is partial: it plays the first {made:.2f} s of {whole:.2f} s"
+            if not _plays(partial):
+                partial.unlink(missing_ok=True)
+                args.left = ""
             raise
-        print(f"rest-fast: error: {e}", file=sys.stderr)
-        return 2
-    return 0
+        seconds = progress.seconds
+    speed = done.frames / 25 / seconds
+    say(f"{args.out}: {done.frames} frames, {done.seconds:.2f} s, made in {seconds:.2f} s ({speed:.1f}x real time)")
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Tells whether a file has been touched."""
-    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
+def _demo(args: Namespace) -> None:
+    portraits = [ASSETS / "portrait.png", ASSETS / "portrait_2.png"]
+    args.photo = portraits[args.portrait - 1]
+    if not args.photo.exists() and portraits[0].exists():
+        logging.getLogger("rest_fast.cli").warning("portrait %d is not installed, using portrait 1", args.portrait)
+        args.photo = portraits[0]
+    args.audio, args.paste_back = ASSETS / "speech.wav", False
+    args.crop = "center"  # the portraits are framed as the model wants them
+    _render(args)
 
 
-def _render(args: argparse.Namespace) -> None:
-    refuse_input(args.out, args.photo, args.audio)
-    audio = media.load_audio(args.audio)
-    model = rest_fast.load(args.weights, device=args.device)
-    avatar = model.prepare(args.photo, crop=args.crop)
-    done = rest_fast.render(
-        model,
-        avatar,
-        audio,
+def _output(name: str) -> tuple[Path, Path]:
+    """Where the video goes, and its name until it is whole; InputError if it cannot be written there."""
+    expected = f"output {name}: expected a file name that ends in {', '.join(ENDINGS)}"
+    if name == "-":
+        raise InputError(f"{expected}, got standard output, where no video can be written")
+    if os.path.splitext(name)[1].lower() not in ENDINGS:
+        raise InputError(expected)
+    out = Path(os.path.realpath(name))  # a link stays one
+    if not out.parent.is_dir():
+        raise InputError(f"output {name}: expected a folder that exists, got {out.parent}, which does not")
+    if out.exists() and not out.is_file():
+        raise InputError(f"output {name}: expected a file, got {'a folder' if out.is_dir() else 'a device'}")
+    if not os.access(out.parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
+        raise InputError(f"output {name}: expected a place that you may write to, got one that you may not")
+    return out, out.with_name(f"{out.stem}.partial{out.suffix}")
+
+
+def _source(given: Any, which: str) -> Any:
+    """A path, or what stands on standard input."""
+    if given != "-":
+        return given
+    if sys.stdin.isatty():
+        raise InputError(f"{which} -: expected a file on standard input (rest-fast ... - < FILE), got a terminal")
+    import io
+
+    file: Any = io.BytesIO(sys.stdin.buffer.read())
+    file.name = "standard input"  # what messages call it
+    return file
+
+
+def _load(args: Namespace) -> Any:
+    import rest_fast
+
+    device, dtype = _device(args.device), _dtype(args.dtype, args.device)
+    try:
+        return rest_fast.load(args.weights, device=device, dtype=dtype)
+    except ValueError:
+        raise
+    except Exception as e:
+        if args.weights.count("/") != 1 or os.path.exists(args.weights):
+            raise
+        hub = f"expected a folder, or a hub id that can be downloaded, got {one_line(e)}"  # of any network library
+        raise InputError(f"--weights {args.weights}: {hub}") from e
+
+
+def _device(name: str) -> str:
+    import torch
+
+    count = torch.cuda.device_count()
+    if name.startswith("cuda:") and count and int(name.removeprefix("cuda:")) >= count:
+        raise InputError(f"--device {name}: expected cuda:0 to cuda:{count - 1}, which are there")
+    return name
+
+
+def _dtype(name: str, device: str) -> Any:
+    """A torch dtype that the device computes in, or None for the device's own choice."""
+    if name == "auto":
+        return None
+    import torch
+
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if name == "float16" and not on_cuda:  # it would run, hundreds of times slower
+        raise InputError("--dtype float16: expected float32 or bfloat16 on the CPU, which has no fast float16")
+    if name == "bfloat16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--dtype bfloat16: expected float16 or float32 on this GPU, which has no bfloat16")
+    return getattr(torch, name)
+
+
+def _centre(photo: Any) -> tuple[int, int, int, int]:
+    """The largest centred square."""
+    height, width = photo.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _plays(video: Path) -> bool:
+    from rest_fast import media
+
+    try:
+        media.read_video(video, 1)
+    except media.MediaError:
+        return False
+    return True
+
+
+# -- doctor, synth, train
+
+
+def _doctor(args: Namespace) -> None:
+    from rest_fast import diagnostics
+
+    say(diagnostics.describe())
+
+
+def _synth(args: Namespace) -> None:
+    from rest_fast.training.synthetic.clips import write_clips
+
+    with Progress("clips", quiet=args.quiet) as progress:
+        try:
+            write_clips(
+                args.out,
+                args.clips,
+                split=args.split,
+                first=args.first,
+                size=args.size,
+                workers=args.workers,
+                videos=min(args.videos, args.clips),
+                progress=progress,
+            )
+        except BaseException:
+            if progress.done:
+                args.left = f"{args.out} is partial: it holds {progress.done} of {progress.total} clips"
+            raise
+        seconds = progress.seconds
+    last = args.first + args.clips - 1
+    say(f"{args.out}: {args.clips} clips ({args.split} {args.first} to {last}), made in {seconds:.1f} s")
+
+
+def _train(args: Namespace) -> None:
+    if args.stage is None:
+        return _help(args)
+    if args.work is None:
+        raise InputError(f"train {args.stage}: expected --work DIR, got none")
+    if args.stage in ("pack", "all") and args.out is None:
+        raise InputError(f"train {args.stage}: expected --out DIR for the checkpoint, got none")
+    from rest_fast.training import demo_weights
+
+    demo_weights.run(
+        args.stage,
+        args.work,
         args.out,
-        seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        progress=not args.quiet,
+        clips=args.clips,
+        dit_steps=args.dit_steps,
+        decoder_steps=args.decoder_steps,
+        workers=args.workers,
+        threads=args.threads,
     )
-    print(f"{done.path}: {done.frames} frames, {done.seconds:.2f} s of sound")
+    say(f"train {args.stage}: done; " + (str(args.out) if args.stage in ("pack", "all") else f"results in {args.work}"))
 
+
+COMMANDS = {"render": _render, "demo": _demo, "doctor": _doctor, "synth": _synth, "train": _train}
 
 if __name__ == "__main__":
     sys.exit(main())

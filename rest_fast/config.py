@@ -76,20 +76,28 @@ class ConvVAEConfig:
 
 @dataclass(frozen=True)
 class BasisVAEConfig:
-    """Linear space-time basis per latent position, and a causal convolutional post-net behind its decoder."""
+    """Linear space-time basis per latent position; behind its decoder a transformer over the blocks and a post-net."""
 
     kind: Literal["basis"] = "basis"
-    latent_channels: int = 64
+    latent_channels: int = 128
     patch_size: int = 32  # side of the block that one latent position covers
-    spatial_rank: int = 64  # components of one frame of one block
+    spatial_rank: int = 80  # components of one frame of one block
+    motion_weight: float = 1.5  # how much more than its mean over 8 frames a block's change over them counts
+    mixer_layers: int = 4
+    mixer_heads: int = 3
+    mixer_width: int = 192
     post_channels: int = 64
     post_blocks: int = 2
     post_patch: tuple[int, int, int] = (2, 4, 4)  # frames, rows, columns folded into channels
     post_norm_eps: float = 1e-4  # features of the post-net are small: 1e-8 would amplify flat areas
 
     def __post_init__(self) -> None:
-        sizes = "latent_channels patch_size spatial_rank post_channels post_patch"
-        check_fields(self, "vae", at_least={1: sizes, 0: "post_blocks"}, positive="post_norm_eps")
+        sizes = "latent_channels patch_size spatial_rank mixer_heads mixer_width post_channels post_patch"
+        check_fields(
+            self, "vae", at_least={1: sizes, 0: "mixer_layers post_blocks"}, positive="motion_weight post_norm_eps"
+        )
+        divides = self.mixer_width % self.mixer_heads == 0
+        require(divides, "vae.mixer_width", f"a multiple of mixer_heads {self.mixer_heads}", self.mixer_width)
         t, h, w = self.post_patch
         pixels = 3 * self.patch_size**2
         require(

@@ -1,10 +1,13 @@
-"""What is installed and what runs: the first thing to look at, and to send along, when something is off."""
+"""What is installed, what runs and how to mend what does not: look here first, and send it along with a question."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,18 @@ from rest_fast import ops
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import Spec, forced_backend
 
-OPTIONAL = ("triton", "flash_attn", "transformers", "huggingface_hub")
+# Extra of this package: the modules that it brings, what they are for.
+EXTRAS = {
+    "whisper": (("transformers",), "speech features from Whisper, for models that are built on them"),
+    "synth": (("skia", "espeakng_loader"), "rest-fast synth and train: drawn faces and synthetic voices"),
+    "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
+    "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
+}
+# Packages that are used where they are there.
+OPTIONAL = {"huggingface_hub": "--weights owner/name, downloaded from the Hugging Face hub"}
+REINSTALL = "reinstall rest_fast: pip install --force-reinstall --no-deps --no-cache-dir"
+DEMO = ("config.json", "model.safetensors", "portrait.png", "speech.wav")
+DRIVER = Path("/proc/driver/nvidia/version")  # there when the machine's NVIDIA driver runs
 
 
 def config_report() -> dict[str, Any]:
@@ -21,29 +35,118 @@ def config_report() -> dict[str, Any]:
     modules = {"_cpu": native.module()[1] or "available", "_cuda": _cuda_module()}
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     chosen = {op.name: {device: op.report(Spec(device, torch.float32)) for device in devices} for op in ops.ALL}
-    return {
+    report = {
+        "version": _version(),
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "torch": torch.__version__,
         "devices": devices,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "modules": modules,
         "build": _build_info(),
-        "optional": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
+        "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
+        "optional": {name: _is_there(name) for name in OPTIONAL},
         "forced_backend": forced_backend(),
         "ops": chosen,
     }
+    return report | {"problems": list(_problems(report))}
 
 
 def show_config() -> None:
-    """Print every op, the backend chosen for it, and why the others were not."""
+    """Print versions, what is installed, the backend of every op, and problems with their cures."""
+    print(describe())
+
+
+def describe() -> str:
+    """The report as text to read."""
     report = config_report()
-    for key in ("python", "torch", "devices", "threads", "modules", "build", "optional", "forced_backend"):
-        print(f"{key:15} {report[key]}")
+    build = ", ".join(f"{k} {str(v).strip()}" for k, v in report["build"].items() if k not in ("compiled", "version"))
+    lines = [
+        f"rest_fast {report['version']}, Python {report['python']}, PyTorch {report['torch']}, {report['platform']}",
+        "",
+        "devices",
+        f"  {'cpu':16} {report['threads']} threads on {report['cores']} cores",
+        f"  {'cuda':16} {', '.join(report['gpus']) or 'none'}",
+        "",
+        "compiled modules" + (f" ({build})" if build else ""),
+        *(f"  {name:16} {state}" for name, state in report["modules"].items()),
+        "",
+        "extras",
+    ]
+    for name, there in report["extras"].items():
+        cure = "" if there else f" [pip install 'rest_fast[{name}]']"
+        lines.append(f"  {name:16} {_word(there)}   {EXTRAS[name][1]}{cure}")
+    for name, there in report["optional"].items():
+        lines.append(f"  {name:16} {_word(there)}   {OPTIONAL[name]}{'' if there else f' [pip install {name}]'}")
+    forced = report["forced_backend"]
+    lines += ["", "ops: the backend that runs in float32" + (f" (REST_FAST_BACKEND={forced})" if forced else "")]
     for name, devices in report["ops"].items():
         for device, entries in devices.items():
-            best = next(backend for backend, ok, _ in entries if ok)
-            others = "; ".join(f"{backend}: {reason}" for backend, ok, reason in entries if not ok)
-            print(f"{name:22} {device:5} -> {best}" + (f"   ({others})" if others else ""))
+            lines.append(f"  {name:22} {device:5} {_chosen(entries, forced)}")
+    problems = report["problems"]
+    lines += ["", "problems" if problems else "no problems found"]
+    for what, cure in problems:
+        lines += [f"  {what}", f"    cure: {cure}"]
+    return "\n".join(lines)
+
+
+def _chosen(entries: list[tuple[str, bool, str]], forced: str | None) -> str:
+    """The backend that runs, and why faster ones do not."""
+    allowed = [e for e in entries if forced in (None, e[0])]
+    best = next((name for name, ok, _ in allowed if ok), f"none: it has no backend {forced}")
+    reasons = "; ".join(f"{name}: {reason}" for name, ok, reason in entries if not ok)
+    return best + (f"   ({reasons})" if reasons else "")
+
+
+def _word(there: bool) -> str:
+    return "installed" if there else "missing  "
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong, and what mends it; a missing extra is no problem."""
+    module, version, forced = report["modules"]["_cpu"], report["version"], report["forced_backend"]
+    if not _is_there("rest_fast._cpu"):
+        yield "the compiled CPU module is missing: all works, but slower", f"install a C++ compiler and {REINSTALL}"
+    elif module != "available":
+        yield f"the compiled CPU module does not load: {module}", REINSTALL
+    if report["build"].get("version") not in (None, version):
+        yield f"the compiled modules are of version {report['build']['version']}, the rest of {version}", REINSTALL
+    if DRIVER.exists() and not report["gpus"]:
+        cure = f"update its driver for CUDA {torch.version.cuda}, and look at the variable CUDA_VISIBLE_DEVICES"
+        if torch.version.cuda is None:
+            cure = "install a CUDA build of PyTorch: https://pytorch.org/get-started/locally"
+        yield "there is an NVIDIA GPU, but PyTorch sees none", cure
+    unable = [op.name for op in ops.ALL if forced and not any(b.name == forced for b in op.backends)]
+    if unable:
+        yield f"REST_FAST_BACKEND={forced}: there is no such backend of {', '.join(unable)}", "unset that variable"
+    if not _encodes_h264():
+        yield "PyAV has no H.264 encoder (libx264)", "pip install --force-reinstall --no-deps --only-binary av av"
+    assets = Path(__file__).parent / "assets" / "demo"
+    lacking = [name for name in DEMO if not (assets / name).exists()]
+    if lacking:
+        yield f"the demo lacks {', '.join(lacking)} in {assets}", REINSTALL
+
+
+def _encodes_h264() -> bool:
+    import av
+
+    try:
+        av.Codec("libx264", "w")
+    except ValueError:  # PyAV's UnknownCodecError
+        return False
+    return True
+
+
+def _version() -> str:
+    import rest_fast  # not above: it imports this module
+
+    return rest_fast.__version__
 
 
 def _cuda_module() -> str:

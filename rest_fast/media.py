@@ -1,171 +1,64 @@
-"""All decoding and encoding of pictures, sound and video.
+"""All decoding and encoding of sound and video; the pictures of :mod:`rest_fast.pictures` under the same name.
 
 Pictures are uint8 ``[H, W, 3]`` RGB, sound is float32 in -1..1; what does not fit is refused.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral, Real
-from typing import IO, Any, TypeAlias
+from numbers import Real
+from typing import IO, Any
 
 import av
 import numpy as np
 import soxr
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Array: TypeAlias = NDArray[Any] | torch.Tensor
-Source = str | os.PathLike[str] | bytes | IO[bytes]  # a path, a file's content, an open file
+from rest_fast.pictures import BACKDROP, MAX_PIXELS, MIN_SIDE, load_image, square_crop
+from rest_fast.sources import (
+    Array,
+    Float32,
+    MediaError,
+    Source,
+    UInt8,
+    as_array,
+    as_uint8,
+    media_error,
+    number,
+    open_source,
+    source_name,
+)
 
-MIN_SIDE, MAX_PIXELS = 16, 40_000_000  # of a picture
-BACKDROP = (192, 192, 192)  # light grey: shows through the transparent parts of a picture
+__all__ = [
+    "BACKDROP",
+    "MAX_PIXELS",
+    "MAX_SAMPLES",
+    "MAX_SECONDS",
+    "MIN_SIDE",
+    "Audio",
+    "MediaError",
+    "VideoWriter",
+    "check_pcm",
+    "load_audio",
+    "load_image",
+    "own_pcm",
+    "read_video",
+    "resample",
+    "square_crop",
+]
+
+MAX_SECONDS = 7200  # of a file of sound: two hours
+MAX_SAMPLES = 1 << 30  # of all channels together: 4 GiB as float32
 MAX_PEAK = 8.0  # floats beyond this are integers in disguise, not a loud voice
 SOUND_RATES = (1000, 768_000)  # Hz, lowest and highest
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 PRESETS = "ultrafast, superfast, veryfast, faster, fast, medium, slow, slower, veryslow, placebo"
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov"}
-TENSORS = (torch.uint8, torch.int16, torch.float32, torch.float64)
-
-
-class MediaError(ValueError):
-    """A picture, sound or video that cannot be used: names it, what was expected and what came."""
-
-
-def _error(name: str, expected: str, got: object, where: str = "") -> MediaError:
-    if isinstance(got, Exception):
-        got = getattr(got, "strerror", None) or f"{type(got).__name__}: {got}"
-    return MediaError(" ".join(f"{name}: expected {expected}, got {got} {where}".split()))
-
-
-def _name(kind: str, source: object) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return f"{kind} {os.fspath(source)!r}"
-    return f"{kind} <{getattr(source, 'name', type(source).__name__)}>"
-
-
-def _number(name: str, value: Any, low: int, high: int, kind: Any = Integral) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-        noun = "a whole number" if kind is Integral else "a number"
-        raise _error(name, f"{noun} in {low}..{high}", repr(value))
-    return int(value) if kind is Integral else float(value)
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    """An array, or a tensor on any device, as an array."""
-    if isinstance(value, torch.Tensor) and value.dtype in TENSORS:
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray):
-        got = f"{type(value).__name__} {getattr(value, 'dtype', '')}"
-        raise _error(name, "an array, or a tensor of uint8, int16, float32 or float64", got)
-    return value
-
-
-def _open(kind: str, source: Source) -> AbstractContextManager[IO[bytes]]:
-    """``source`` as a binary file for a ``with``, which leaves a caller's own file open."""
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if isinstance(source, (str, os.PathLike)):
-        try:
-            return open(source, "rb")
-        except (OSError, ValueError) as error:
-            raise _error(_name(kind, source), "a readable file", error) from error
-    if isinstance(source, io.TextIOBase) or not hasattr(source, "read"):
-        raise _error(kind, "a path, a binary file or bytes", type(source).__name__)
-    return nullcontext(source)
-
-
-def _check_size(name: str, width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
-        limits = f"at least {MIN_SIDE} px a side and at most {MAX_PIXELS // 10**6} megapixels"
-        raise _error(name, limits, f"{width} x {height} px")
-
-
-def _uint8(name: str, value: Any, *shape: int | str) -> UInt8:
-    """``value`` as an array, which is uint8 of this ``shape``; a letter stands for any size."""
-    pixels = _array(name, value)
-    sizes = zip(shape, pixels.shape, strict=False)
-    fits = pixels.ndim == len(shape) and all(isinstance(s, str) or s == n for s, n in sizes)
-    if pixels.dtype != np.uint8 or not fits:
-        raise _error(name, f"uint8 [{', '.join(map(str, shape))}]", f"{pixels.dtype} {list(pixels.shape)}")
-    return pixels
-
-
-def _to_rgb(name: str, picture: Image.Image) -> UInt8:
-    _check_size(name, *picture.size)  # from the header: nothing is decoded yet
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture)  # 16-bit grey, which Pillow's own conversion would clip
-        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise _error(name, "samples of 8 or 16 bits", f"{values.min():g}..{values.max():g}")
-        picture = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKDROP), picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"))
-
-
-def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
-    """Read a picture (path, binary file, bytes, PIL image, uint8 array) as uint8 ``[H, W, 3]``.
-
-    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB; the EXIF rotation is applied, transparency is laid over
-    :data:`BACKDROP`, an animation gives its first picture. MediaError: no such file, no picture, cut off, another kind
-    of array, or (seen before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
-    """
-    name = _name("image", source)
-    if isinstance(source, np.ndarray):
-        pixels = _uint8(name, source, "H", "W", 3)
-        _check_size(name, pixels.shape[1], pixels.shape[0])
-        return pixels.copy()
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(name, source)
-        with _open("image", source) as file, Image.open(file) as picture:
-            return _to_rgb(name, picture)
-    except MediaError:
-        raise
-    except Exception as error:  # on a broken file Pillow's readers raise nearly anything
-        got = "an unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise _error(name, "a picture that Pillow can read", got) from error
-
-
-def _square(box: Sequence[float] | None, width: int, height: int) -> tuple[int, int, int, int]:
-    """``box`` in whole pixels and exactly square, within 1 px of what was asked."""
-    if box is None:
-        side = min(width, height)
-        box = (width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2
-    try:
-        x0, y0, x1, y1 = (float(edge) for edge in box)
-    except (TypeError, ValueError):
-        raise _error("crop box", "(left, top, right, bottom) in pixels", repr(box)) from None
-    inside = 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-    if not inside or abs((x1 - x0) - (y1 - y0)) > 1:
-        raise _error("crop box", f"a square (within 1 px) inside {width} x {height} px", repr(box))
-    side = max(1, min(round((x1 - x0 + y1 - y0) / 2), width, height))
-    left, top = min(round(x0), width - side), min(round(y0), height - side)
-    return left, top, left + side, top + side
-
-
-def square_crop(
-    image: UInt8, box: Sequence[float] | None = None, size: int = 512
-) -> tuple[UInt8, tuple[int, int, int, int]]:
-    """Cut a square out of uint8 ``[H, W, 3]`` and scale it (Lanczos) to ``[size, size, 3]``.
-
-    ``box`` is ``(left, top, right, bottom)`` in pixels, right and bottom exclusive; ``None`` takes the largest centred
-    square. The box returned is the one used: whole pixels, exactly square. MediaError: another kind of image or box.
-    """
-    pixels = _uint8("image", image, "H", "W", 3)
-    side, used = _number("crop size", size, 1, 16384), _square(box, pixels.shape[1], pixels.shape[0])
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.array(picture.resize((side, side), Image.Resampling.LANCZOS, box=used)), used
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,58 +83,133 @@ def _decode(
     kind: str, source: Source, convert: Callable[[Any], list[NDArray[Any]]], limit: float = math.inf
 ) -> tuple[NDArray[Any], Fraction]:
     """The first audio or video stream, converted frame by frame and joined, and its rate."""
-    name, blocks, rate = _name(kind, source), list[NDArray[Any]](), Fraction(1)
+    name, blocks, rate = source_name(kind, source), list[NDArray[Any]](), Fraction(1)
     # Playlists and concat scripts name other files and addresses; none of them may be opened.
-    only_this = {"protocol_whitelist": "pipe"}
+    safe: dict[str, Any] = {"options": {"protocol_whitelist": "pipe"}, "metadata_errors": "ignore"}
     try:
-        with _open(kind, source) as file, av.open(file, "r", options=only_this, metadata_errors="ignore") as container:
-            stream = next((s for s in container.streams if s.type == kind), None)
-            if stream is None:
-                raise _error(name, f"a file with {kind} in it", f"no {kind} stream")
-            for frame in container.decode(stream):
-                # Not the audio stream's own rate: that is halved for some kinds of AAC.
-                rate = Fraction(getattr(frame, "sample_rate", None) or stream.average_rate or 1)
-                blocks += convert(frame)
-                if len(blocks) >= limit:
-                    break
+        with open_source(kind, source) as file:
+            if kind == "audio":
+                _check_wav(name, file)
+            with av.open(file, "r", **safe) as container:
+                stream = next((s for s in container.streams if s.type == kind), None)
+                if stream is None:
+                    raise media_error(name, f"a file with {kind} in it", f"no {kind} stream")
+                if kind == "audio":
+                    _check_length(name, _promised(container, stream))
+                for frame in container.decode(stream):
+                    # Not the audio stream's own rate: that is halved for some kinds of AAC.
+                    rate = Fraction(getattr(frame, "sample_rate", None) or stream.average_rate or 1)
+                    blocks += convert(frame)
+                    if len(blocks) >= limit:
+                        break
         if not sum(map(len, blocks)):
-            raise _error(name, f"some {kind}", "an empty stream")
-        return np.concatenate(blocks), rate
+            raise media_error(name, f"some {kind}", "an empty stream")
+        return _join(blocks), rate
     except MediaError:
         raise
     except (av.FFmpegError, ValueError) as error:
         where = f"after {float(sum(map(len, blocks)) / rate):.2f} s"
-        raise _error(name, f"{kind} that FFmpeg can read to its end", error, where) from error
+        raise media_error(name, f"{kind} that FFmpeg can read to its end", error, where) from error
+
+
+def _join(blocks: list[NDArray[Any]]) -> NDArray[Any]:
+    """The blocks as one array; the list is emptied on the way, so that the memory is not needed twice."""
+    if len({block.shape[1:] for block in blocks}) > 1:
+        raise ValueError("channels or picture size change part way")
+    at = sum(map(len, blocks))
+    whole = np.empty((at, *blocks[0].shape[1:]), blocks[0].dtype)
+    while blocks:
+        block = blocks.pop()
+        at -= len(block)
+        whole[at : at + len(block)] = block
+    return whole
+
+
+def _check_length(name: str, seconds: float, values: int = 0, more: str = "") -> None:
+    if seconds > MAX_SECONDS:
+        raise media_error(name, f"at most {MAX_SECONDS} s of sound", f"{more} {seconds:.2f} s")
+    if values > MAX_SAMPLES:
+        raise media_error(name, f"at most {MAX_SAMPLES} samples, all channels together", f"{more} {values}")
+
+
+def _promised(container: Any, stream: Any) -> float:
+    """Seconds of sound by the header; 0 where it says nothing or FFmpeg would guess from the first frames."""
+    if container.format.name in ("mp3", "aac", "wav"):  # what WAV promises is read by _check_wav
+        return 0.0
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _check_wav(name: str, file: IO[bytes]) -> None:
+    """MediaError for a WAV that ends before its header says (FFmpeg plays what is there) or lasts too long.
+
+    Sizes of 0 and of nearly 2 or 4 GiB are those of a stream whose writer could not know the end. A lack of up to
+    10 ms passes: headers exist that count a few bytes too many.
+    """
+    if not (hasattr(file, "seekable") and file.seekable()):
+        return
+    start, rate = file.tell(), 0
+    try:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(start)
+        head = file.read(12)
+        is_wav = head[:4] == b"RIFF" and head[8:] == b"WAVE"
+        for _ in range(100 * is_wav):  # chunks; a bound, since a file may consist of empty ones
+            if len(chunk := file.read(8)) < 8:
+                return
+            size, at = int.from_bytes(chunk[4:], "little"), file.tell()
+            if chunk[:4] == b"fmt " and size >= 16:
+                rate = int.from_bytes(file.read(12)[8:], "little")  # bytes a second
+            if chunk[:4] == b"data" and rate:
+                held, promised = (end - at) / rate, size / rate
+                if 0 < size < 0x7FFFF000 and held < promised - 0.01:
+                    there = f"the header promises {promised:.2f} s, the file holds {held:.2f} s"
+                    raise media_error(name, "a whole WAV", f"truncated: {there}")
+                return _check_length(name, min(held, promised or held))
+            file.seek(at + size + size % 2)
+    finally:
+        file.seek(start)
 
 
 def load_audio(source: Source) -> Audio:
     """Read sound from a path, a binary file or bytes: any codec, also the sound of a video.
 
-    Takes the first audio stream from its first sample on, with its own rate and channels. Integers
-    are scaled to -1..1; WAV and FLAC come out sample by sample. MediaError: no such file, no sound
-    or no samples in it, NaN or infinity, an error part way (it says how many seconds were read).
+    Takes the first audio stream from its first sample on, with its own rate and channels. Integers are scaled to -1..1;
+    WAV and FLAC come out sample by sample. At most :data:`MAX_SECONDS` and :data:`MAX_SAMPLES`, which bound the memory:
+    more is refused by the header where it says so, else as soon as it has been decoded. MediaError: no such file, no
+    sound or no samples in it, NaN or infinity, too much, an error part way (it says how many seconds were read), a WAV
+    that ends before its header says; a cut MP3, Ogg or Matroska file counts as a shorter one where FFmpeg does.
     """
+    name, count = source_name("audio", source), 0
     packed = av.AudioResampler(format="flt")  # not planar: PyAV crashes over 8 planes
-    samples, rate = _decode(
-        "audio", source, lambda f: [b.to_ndarray().reshape(-1, b.layout.nb_channels) for b in packed.resample(f)]
-    )
-    if not np.isfinite(samples).all():
-        raise _error(_name("audio", source), "finite samples", "NaN or infinity")
+
+    def convert(frame: Any) -> list[NDArray[Any]]:
+        nonlocal count
+        blocks = [b.to_ndarray().reshape(-1, b.layout.nb_channels) for b in packed.resample(frame)]
+        for block in blocks:
+            if not np.isfinite(block).all():
+                raise media_error(name, "finite samples", "NaN or infinity")
+            count += len(block)
+            _check_length(name, count / frame.sample_rate, count * block.shape[1], "more, stopped at")
+        return blocks
+
+    samples, rate = _decode("audio", source, convert)
     return Audio(samples, int(rate))
 
 
 def _samples(name: str, value: Any, least: int, most: int) -> NDArray[Any]:
     """int16 or float samples ``[n]`` or ``[n, least..most]``, checked, as ``[n, channels]`` of their own dtype."""
-    pcm = _array(name, value)
+    pcm = as_array(name, value)
     if pcm.dtype not in (np.int16, np.float32, np.float64):
-        raise _error(name, "int16, float32 or float64 samples", pcm.dtype)
+        raise media_error(name, "int16, float32 or float64 samples", pcm.dtype)
     pcm = pcm[:, None] if pcm.ndim == 1 else pcm
     if pcm.ndim != 2 or not least <= pcm.shape[1] <= most:
-        raise _error(name, f"samples [n, {least}..{most} channels]", f"shape {list(pcm.shape)}")
+        raise media_error(name, f"samples [n, {least}..{most} channels]", f"shape {list(pcm.shape)}")
     if pcm.dtype != np.int16 and pcm.size:
         peak = max(pcm.max(), -pcm.min())
         if not peak <= MAX_PEAK:  # NaN too
-            raise _error(name, "finite floats in -1..1", f"a peak of {peak:g} (unscaled integers?)")
+            raise media_error(name, "finite floats in -1..1", f"a peak of {peak:g} (unscaled integers?)")
     return pcm
 
 
@@ -254,7 +222,7 @@ def _floats(name: str, value: Any, least: int, most: int) -> Float32:
 def own_pcm(pcm: Array) -> NDArray[Any]:
     """The samples of a live push, checked like :func:`check_pcm`, as a copy in their own shape and dtype."""
     _samples("pcm", pcm, 1, 8)
-    return np.array(_array("pcm", pcm))
+    return np.array(as_array("pcm", pcm))
 
 
 def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
@@ -269,7 +237,7 @@ def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
 
 def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:
     """Resample float32 ``[n]`` in one go (soxr HQ, aligned at sample 0); MediaError otherwise."""
-    rates = [_number("sample rate", rate, *SOUND_RATES) for rate in (rate_in, rate_out)]
+    rates = [number("sample rate", rate, *SOUND_RATES) for rate in (rate_in, rate_out)]
     return np.asarray(soxr.resample(_floats("samples", samples, 1, 1)[:, 0], *rates, "HQ"))
 
 
@@ -298,22 +266,22 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound in Hz, ``None`` for a
         silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. MediaError: anything else.
         """
-        name, ending = _name("video", path), os.path.splitext(path)[1]
+        name, ending = source_name("video", path), os.path.splitext(path)[1]
         if ending.lower() not in CONTAINERS:
-            raise _error(name, f"a name that ends in {', '.join(CONTAINERS)}", repr(ending))
-        size = _number("width", width, 2, 16384), _number("height", height, 2, 16384)
+            raise media_error(name, f"a name that ends in {', '.join(CONTAINERS)}", repr(ending))
+        size = number("width", width, 2, 16384), number("height", height, 2, 16384)
         if width % 2 or height % 2:
-            raise _error(name, "an even width and height (H.264 4:2:0)", f"{width} x {height}")
-        self._fps = Fraction(_number("fps", fps, 1, 240, Real)).limit_denominator(1001)
+            raise media_error(name, "an even width and height (H.264 4:2:0)", f"{width} x {height}")
+        self._fps = Fraction(number("fps", fps, 1, 240, Real)).limit_denominator(1001)
         if preset not in PRESETS.split(", "):
-            raise _error("preset", f"one of {PRESETS}", repr(preset))
-        quality = {"crf": str(_number("crf", crf, 0, 51, Real)), "preset": preset}
-        self._channels = _number("channels", channels, 1, 2)
+            raise media_error("preset", f"one of {PRESETS}", repr(preset))
+        quality = {"crf": str(number("crf", crf, 0, 51, Real)), "preset": preset}
+        self._channels = number("channels", channels, 1, 2)
         self._layout = "stereo" if channels == 2 else "mono"
         self.audio_rate: int | None = None
         self._resampler: soxr.ResampleStream | None = None
         if sample_rate is not None:
-            rate = _number("sample_rate", sample_rate, *SOUND_RATES)
+            rate = number("sample_rate", sample_rate, *SOUND_RATES)
             self.audio_rate = min(AAC_RATES, key=lambda known: abs(known - rate))
             if self.audio_rate != rate:
                 self._resampler = soxr.ResampleStream(rate, self.audio_rate, self._channels)
@@ -321,7 +289,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         try:
             self._start(os.path.abspath(path), CONTAINERS[ending.lower()], size, quality)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _error(name, "a file that can be written", error) from error
+            raise media_error(name, "a file that can be written", error) from error
 
     def _start(self, path: str, form: str, size: tuple[int, int], quality: dict[str, str]) -> None:
         # delay_moov: the header waits for the first packets and so can hold the edit list that
@@ -348,10 +316,10 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         two. Both may be empty. MediaError, with nothing written: anything else, a closed writer.
         """
         if self._closed:
-            raise _error("VideoWriter.write", "an open writer", "a closed one")
-        pixels = _uint8("frames", frames, "n", self._video.height, self._video.width, 3)
+            raise media_error("VideoWriter.write", "an open writer", "a closed one")
+        pixels = as_uint8("frames", frames, "n", self._video.height, self._video.width, 3)
         if audio is not None and self.audio_rate is None:
-            raise _error("audio", "none (the writer has no sample_rate)", "samples")
+            raise media_error("audio", "none (the writer has no sample_rate)", "samples")
         sound = _floats("audio", np.zeros(0, "f4") if audio is None else audio, 1, self._channels)
         for picture in pixels:
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
@@ -395,6 +363,6 @@ def read_video(source: Source, max_frames: int | None = None) -> tuple[UInt8, fl
 
     Returns uint8 ``[n, H, W, 3]``. MediaError: no such file, no pictures, an error part way.
     """
-    limit = math.inf if max_frames is None else _number("max_frames", max_frames, 1, 2**31)
+    limit = math.inf if max_frames is None else number("max_frames", max_frames, 1, 2**31)
     pictures, rate = _decode("video", source, lambda f: [f.to_ndarray(format="rgb24")[None]], limit)
     return pictures, float(rate)

@@ -12,9 +12,11 @@ from torch import nn
 from rest_fast import checkpoint, media
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
+from rest_fast.faces import find_face
 from rest_fast.models.dit import KV, StreamingDiT
 from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
 from rest_fast.models.vae import TemporalVAE, to_tokens
+from rest_fast.paste_back import shrink
 from rest_fast.sampler import ChunkSampler
 from rest_fast.session import Session
 
@@ -78,21 +80,28 @@ class Model(nn.Module):
         return super()._apply(function, recurse)
 
     @torch.no_grad()
-    def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | None = None) -> Avatar:
+    def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | str | None = None) -> Avatar:
         """Make a photo ready, once per face: crop, encode, sink.
 
         Args:
             photo: path, file, bytes, PIL image or uint8 [H, W, 3].
-            crop: square (left, top, right, bottom) in pixels of the upright photo; the largest centred square if None.
+            crop: square (left, top, right, bottom) in pixels of the upright photo; ``"center"`` for the largest centred
+                square; None for the square around the largest face (:func:`rest_fast.faces.find_face`), or the centre
+                where none is found or the extra ``face`` is not installed, which the logger ``rest_fast`` says.
         Raises: :class:`rest_fast.media.MediaError`.
         """
         if self.config.height != self.config.width:
             raise ValueError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
-        picture, box = media.square_crop(media.load_image(photo), crop, self.config.height)
+        whole = media.load_image(photo)
+        if crop is None:
+            crop = find_face(whole)
+        elif isinstance(crop, str) and crop == "center":
+            crop = None
+        picture, box = media.square_crop(whole, crop, self.config.height)
         pixels = torch.from_numpy(picture.copy()).to(self.device) / 127.5 - 1  # in fp32: bf16 has 8 bits
         reference = to_tokens(self.vae.encode(pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)))
         k, v = self.sink(reference)
-        return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint)
+        return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, *shrink(whole, box))
 
     def session(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ def render(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
+    paste_back: bool = False,
 ) -> Rendered:
     """Write ``out`` (mp4, H.264 + AAC): exactly ceil(25 d) frames for d seconds of sound, block by block.
 
@@ -44,27 +46,36 @@ def render(
     Args:
         speech: path or file of any sound that PyAV reads, or a :class:`rest_fast.media.Audio`.
         steps, guidance: instead of the preset's.
-    Raises: :class:`rest_fast.media.MediaError` before work starts.
+        progress: True for a bar on stderr, or a function called with frames done and frames in all after each block.
+        paste_back: put the face back into the photo. The video then has the photo's size, scaled to at most 1920 px on
+            the longer side and without an odd last row or column; otherwise it is the model's square.
+    Raises: :class:`rest_fast.media.MediaError` before work starts, for sound of more than
+        :data:`rest_fast.media.MAX_SECONDS` too; :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar
+        that has no photo.
     """
     refuse_input(out, speech)
+    paste = avatar.paste_back() if paste_back else None
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
     frames = -(-len(audio.samples) * 25 // audio.rate)
     samples, rate = _playable(audio)
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
-    height, width = avatar.picture.shape[:2]
+    height, width = (paste.photo if paste else avatar.picture).shape[:2]
     done = 0
     with session:
         session.push_audio(samples)  # refuses what it must before the file is touched
         session.end_segment()
         with (
             media.VideoWriter(out, width, height, sample_rate=rate, channels=samples.shape[1]) as writer,
-            tqdm(total=frames, unit="frame", disable=not progress) as bar,
+            tqdm(total=frames, unit="frame", disable=callable(progress) or not progress) as bar,
         ):
             for block in session.blocks():
                 count = min(len(block.video), frames - done)
-                writer.write(block.video[:count], block.audio[: block.true_samples])
+                video = block.video[:count]
+                writer.write(paste(video) if paste else video, block.audio[: block.true_samples])
                 done += count
                 bar.update(count)
+                if callable(progress):
+                    progress(done, frames)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
     return Rendered(Path(out), frames, audio.duration)
 

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-import signal
+import ast
+import io
+import logging
+import os
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
-from rest_fast import cli, media
-from tests.kit.toys import photo, sound, toy
+import rest_fast
+from rest_fast import cli, media, terminal
+from rest_fast.arguments import build_parser, join_crop
+from tests.kit.command import refused, words, write_inputs
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("toy")
-    toy().save(path)
-    return path
+PACKAGE = Path(cli.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    path = tmp_path_factory.mktemp("in")
-    Image.fromarray(photo()).save(path / "face.png")
-    write_wav(path / "speech.wav", sound(16000, 1.0))
-    return path
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("in"))
 
 
-def write_wav(path, samples, rate=16000):
-    import wave
+@pytest.fixture
+def render_call(monkeypatch):
+    """Instead of a render: what it was called with."""
+    call = {}
 
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    def fake(model, avatar, speech, out, **options):
+        call.update(options, model=model, avatar=avatar, speech=speech)
+        out.write_bytes(b"video")
+        return rest_fast.rendering.Rendered(out, 16, 0.64)
+
+    monkeypatch.setattr("rest_fast.render", fake)
+    return call
 
 
-def test_render(folder, files, tmp_path, capsys):
+class Stdin:
+    """What ``rest-fast < file`` reads."""
+
+    def __init__(self, path: Path):
+        self.buffer = io.BytesIO(path.read_bytes())
+
+    def isatty(self) -> bool:
+        return False
+
+
+# -- render, demo
+
+
+def test_render(inputs, tmp_path, capsys):
     out = tmp_path / "out.mp4"
-    code = cli.main(["render", str(files / "face.png"), str(files / "speech.wav"), "-o", str(out),
-                     "--weights", str(folder), "--quiet"])  # fmt: skip
-    assert code == 0
-    frames, _ = media.read_video(out)
-    assert len(frames) == 25
-    assert "25 frames, 1.00 s" in capsys.readouterr().out
+    assert cli.main(words(inputs, out)) == 0
+    frames, rate = media.read_video(out)
+    assert len(frames) == 16 and rate == 25
+    shown, err = capsys.readouterr()
+    assert shown.startswith(f"{out}: 16 frames, 0.64 s, made in ") and shown.endswith("x real time)\n")
+    assert not err  # no terminal, no bar
+    assert os.listdir(tmp_path) == ["out.mp4"]
 
 
 def test_demo_uses_what_is_shipped(tmp_path):
     out = tmp_path / "talking.mp4"
     assert cli.main(["demo", "-o", str(out), "--quiet"]) == 0
     frames, _ = media.read_video(out)
-    speech = media.load_audio(cli.ASSETS / "demo" / "speech.wav")
+    speech = media.load_audio(cli.ASSETS / "speech.wav")
     assert len(frames) == -(-len(speech.samples) * 25 // speech.rate)
     assert frames.shape[1:] == (128, 128, 3)
     # the mouth moves: the lower face changes more over time than the corners of the picture
@@ -62,62 +77,213 @@ def test_demo_uses_what_is_shipped(tmp_path):
     assert motion[64:112, 40:88].mean() > 2 * motion[:24, :24].mean()
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"photo": "missing.png"}, "expected a readable file"), ({"audio": "face.png"}, "expected"),
-    ({"photo": "speech.wav"}, "expected"), ({"out": "out.avi"}, "mp4"), ({"out": "missing/out.mp4"}, "expected"),
-    ({"more": ["--steps", "0"]}, "sampling.steps: expected"), ({"more": ["--guidance", "nan"]}, "guidance: expected"),
-    ({"more": ["--crop", "0", "0", "10", "50"]}, "expected"), ({"more": ["--weights", "nowhere"]}, "expected a folder"),
-    ({"more": ["--seed", "-1"]}, "seed: expected"),
-])  # fmt: skip
-def test_bad_input_is_one_line_and_code_2(folder, files, tmp_path, capsys, change, text):
-    out = tmp_path / change.get("out", "out.mp4")
-    args = ["render", str(files / change.get("photo", "face.png")), str(files / change.get("audio", "speech.wav")),
-            "-o", str(out), "--weights", str(folder), "--quiet", *change.get("more", [])]  # fmt: skip
-    assert cli.main(args) == 2
+def test_demo_takes_a_portrait_that_is_there(inputs, tmp_path, capsys, render_call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "ASSETS", tmp_path)
+    for name in ("portrait.png", "speech.wav"):
+        source = inputs / {"portrait.png": "face.png"}.get(name, name)
+        (tmp_path / name).write_bytes(source.read_bytes())
+    assert cli.main(["demo", "--portrait", "2", "--weights", str(inputs / "toy")]) == 0
+    assert capsys.readouterr().err == "warning: portrait 2 is not installed, using portrait 1\n"
+    assert Path("talking.mp4").exists()
+    (tmp_path / "portrait_2.png").write_bytes((inputs / "face.png").read_bytes())
+    assert cli.main(["demo", "--portrait", "2", "--weights", str(inputs / "toy"), "-o", "b.mp4"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_paste_back_keeps_the_whole_photo(inputs, tmp_path):
+    assert cli.main(words(inputs, tmp_path / "out.mp4", "--paste-back", "--crop", 10, 0, 74, 64)) == 0
+    assert media.read_video(tmp_path / "out.mp4")[0].shape == (16, 80, 100, 3)
+
+
+def test_a_photo_without_a_face_is_noted(inputs, tmp_path, capsys):
+    argv = [w for w in words(inputs, tmp_path / "out.mp4") if w not in ("--crop", "center", "--quiet")]
+    assert cli.main(argv) == 0
     err = capsys.readouterr().err
-    assert err.startswith("rest-fast: error: ")
-    assert err.count("\n") == 1
-    assert text in err
-    assert not out.exists()
+    assert err.count("\n") == 1 and err.startswith(("note: ", "warning: ")) and "face" in err
 
 
-def test_interrupt_says_partial_and_130(folder, files, tmp_path):
-    write_wav(tmp_path / "long.wav", sound(16000, 120.0))
-    out = tmp_path / "out.mp4"
-    args = [sys.executable, "-m", "rest_fast.cli", "render", str(files / "face.png"), str(tmp_path / "long.wav"),
-            "-o", str(out), "--weights", str(folder), "--quiet"]  # fmt: skip
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 30
-    while time.time() < deadline and not (out.exists() and out.stat().st_size > 100_000):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert f"{out} is partial" in err
-    assert len(media.read_video(out)[0]) >= 24
+@pytest.mark.parametrize("which", ["photo", "audio"])
+def test_standard_input(inputs, tmp_path, monkeypatch, render_call, which):
+    monkeypatch.setattr(sys, "stdin", Stdin(inputs / {"photo": "face.png", "audio": "speech.wav"}[which]))
+    assert cli.main(words(inputs, tmp_path / "out.mp4", **{which: "-"})) == 0
+    assert len(render_call["speech"].samples) == 10240
+    assert render_call["avatar"].picture.shape == (64, 64, 3)
 
 
-def test_an_input_is_never_the_output(folder, files, tmp_path, capsys):
-    face = tmp_path / "face.mp4"
-    face.write_bytes((files / "face.png").read_bytes())
-    assert cli.main(["render", str(face), str(files / "speech.wav"), "-o", str(face), "--weights", str(folder)]) == 2
-    assert "expected another file than the input" in capsys.readouterr().err
-    assert face.read_bytes() == (files / "face.png").read_bytes()
+def test_options_reach_the_library(inputs, tmp_path, render_call):
+    more = ["--seed", 3, "--steps", 1, "--guidance", 1.5, "--dtype", "bfloat16", "--device", "cpu", "--paste-back"]
+    assert cli.main(words(inputs, tmp_path / "out.mp4", *more)) == 0
+    given = {name: render_call[name] for name in ("seed", "steps", "guidance", "paste_back")}
+    assert given == {"seed": 3, "steps": 1, "guidance": 1.5, "paste_back": True}
+    assert render_call["model"].dtype == torch.bfloat16 and callable(render_call["progress"])
 
 
-def test_interrupt_before_the_first_frame_says_so(folder, files, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "old.mp4"
-    out.write_bytes(b"precious")
+def test_crop(inputs, tmp_path, render_call):
+    for typed, box in [
+        (["10", "0", "50", "40"], (10, 0, 50, 40)),
+        (["10,0,50,40"], (10, 0, 50, 40)),
+        (["center"], (10, 0, 90, 80)),
+    ]:
+        _, face, speech, *more = words(inputs, tmp_path / "out.mp4")
+        argv = [*more, "--crop", *typed, face, speech]  # before PHOTO, which it must not swallow
+        assert cli.main(["render", *argv]) == 0
+        assert tuple(render_call["avatar"].box) == box
 
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("rest_fast.load", interrupt)
-    assert cli.main(["render", str(files / "face.png"), str(files / "speech.wav"), "-o", str(out)]) == 130
-    assert "nothing was written" in capsys.readouterr().err
-    assert out.read_bytes() == b"precious"
+def test_crop_words():
+    assert join_crop(["--crop", "center", "a"]) == ["--crop=center", "a"]
+    assert join_crop(["--crop", "1", "-2", "3", "4", "5"]) == ["--crop=1,-2,3,4", "5"]
+    assert join_crop(["x", "--crop"]) == ["x", "--crop"]
+
+
+# -- help, speed of start
+
+
+@pytest.mark.parametrize("argv", [[], ["render"], ["demo"], ["doctor"], ["synth"], ["train"]])
+def test_help(argv, capsys):
+    assert cli.main([*argv, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  rest-fast" in text and "usage: rest-fast" in text
+    assert "None" not in text and "False" not in text
+
+
+@pytest.mark.parametrize("argv", [[], ["train"]])
+def test_without_a_command_comes_the_help(argv, capsys):
+    assert cli.main(argv) == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_defaults_are_shown(capsys):
+    cli.main(["render", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "same seed, same video (default: 0)" in text and "(default: auto)" in text
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rest_fast {rest_fast.__version__}\n"
+
+
+def test_help_does_not_wait_for_imports():
+    """The command line's own modules import nothing heavy; ``rest_fast/__init__.py`` is left out of this."""
+    code = f"""
+import sys, types
+sys.modules["rest_fast"] = package = types.ModuleType("rest_fast")
+package.__path__, package.__version__ = [{str(PACKAGE)!r}], "1.2.3"
+from rest_fast import cli
+assert cli.main(["--version"]) == cli.main(["render", "--help"]) == 0
+print(sorted({{"torch", "numpy", "tqdm", "av", "PIL"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "[]\n" and done.returncode == 0
+
+
+def test_endings_are_those_of_the_library():
+    assert tuple(media.CONTAINERS) == cli.ENDINGS
+
+
+# -- notes, bar, prints
+
+
+def test_notes_of_the_library(inputs, tmp_path, capsys, monkeypatch):
+    logger = logging.getLogger("rest_fast.somewhere")
+
+    def fake(*args, **options):
+        logger.debug("detail")
+        logger.info("no face detector\ninstalled")
+        logger.warning("odd")
+        raise ValueError("enough")
+
+    monkeypatch.setattr("rest_fast.load", fake)
+    argv = [word for word in words(inputs, tmp_path / "out.mp4") if word != "--quiet"]
+    for more, shown in [
+        ([], ["note: no face detector installed", "warning: odd"]),
+        (["--quiet"], ["warning: odd"]),
+        (["--verbose"], ["note: detail", "note: no face detector installed", "warning: odd"]),
+    ]:
+        assert cli.main([*argv, *more]) == 2
+        assert capsys.readouterr().err.splitlines() == [*shown, "rest-fast: error: enough"]
+    assert not any(isinstance(h, terminal._Notes) for h in logging.getLogger("rest_fast").handlers)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    with terminal.Progress("frames", rate=25) as progress, terminal.notes(logging.INFO):
+        progress(0, 200)
+        progress._start -= 1.0  # as if a second had passed
+        progress._bar.mininterval = 0
+        progress(100, 200)
+        logging.getLogger("rest_fast").info("hello")
+    text = screen.getvalue()
+    assert "100/200 frames, 4.0x real time, 00:0" in text and "left" in text
+    assert "\rnote: hello\n" in text  # on a line of its own, from its start
+
+
+@pytest.mark.parametrize("options", [{"quiet": True}, {}])
+def test_no_bar_when_quiet_or_in_a_pipe(monkeypatch, options):
+    monkeypatch.setattr(sys, "stderr", screen := Terminal() if options else io.StringIO())
+    with terminal.Progress("frames", rate=25, **options) as progress:
+        progress(100, 200)
+    assert progress.done == 100 and not screen.getvalue()
+
+
+def test_the_library_prints_nothing():
+    """Only the command line talks; scripts (``if __name__ == "__main__"``) and ``show_config`` are made to be read."""
+    talking = {}
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        calls = [
+            n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
+        ]
+        if calls and "__main__" not in source:
+            talking[path.name] = len(calls)
+    assert talking == {"terminal.py": 1, "diagnostics.py": 1}
+
+
+# -- exit codes
+
+
+def test_an_error_of_the_program(inputs, tmp_path, capsys, monkeypatch):
+    def broken(*args, **options):
+        raise KeyError("lost")
+
+    monkeypatch.setattr("rest_fast.load", broken)
+    argv = words(inputs, tmp_path / "out.mp4")
+    refused(capsys, argv, "internal error: KeyError: 'lost'", "please report", "--debug", code=1)
+    assert cli.main([*argv, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "internal error" in err.splitlines()[-1]
+
+
+def test_debug_shows_the_traceback_of_bad_input(inputs, tmp_path, capsys):
+    assert cli.main(words(inputs, tmp_path / "out.mp4", "--debug", photo="none.png")) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "none.png" in err.splitlines()[-1]
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    for argv in (["doctor"], ["render", "--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "rest_fast.cli", *argv]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     assert "qk_norm_rope_cache" in capsys.readouterr().out
+
+
+def test_every_command_can_be_parsed():
+    parser = build_parser()
+    for argv in (["demo"], ["doctor"], ["synth", "x", "--clips", "1"], ["train"], ["render", "a", "b", "-o", "c"]):
+        args = parser.parse_args(argv)
+        assert args.command in cli.COMMANDS and not args.quiet

@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rest_fast.media import BACKDROP, load_audio, load_image, read_video, square_crop
-from tests.kit.media_files import encoded, photo, png_header, refuses
+from tests.kit.media_files import encoded, photo, png16, png_header, refuses
 
 
 def test_every_source_gives_the_same_picture(tmp_path):
@@ -45,6 +45,28 @@ def test_plain_modes(mode):
         want = {"YCbCr": (128, 128, 128), "HSV": (64, 128, 127)}[mode]
     data = encoded(picture, "TIFF" if mode == "YCbCr" else "PNG") if mode in "L1P" else picture
     np.testing.assert_allclose(load_image(data), np.broadcast_to(want, (40, 56, 3)), atol=1)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 95}])
+def test_webp(options):
+    want = photo(64, 96)
+    got = load_image(encoded(Image.fromarray(want), "WEBP", **options))
+    assert got.shape == want.shape
+    assert np.abs(got - want.astype(int)).mean() < (0.01 if "lossless" in options else 8)
+    clear = np.dstack([want, np.full((64, 96), 0, np.uint8)])
+    got = load_image(encoded(Image.fromarray(clear), "WEBP", **options))
+    np.testing.assert_allclose(got, np.broadcast_to(BACKDROP, want.shape), atol=1)
+
+
+def test_grey_jpeg():
+    grey = photo()[..., 0]
+    got = load_image(encoded(Image.fromarray(grey), "JPEG", quality=95))
+    assert np.abs(got - grey[..., None].astype(int)).mean() < 3 and (got == got[..., :1]).all()
+
+
+def test_sixteen_bit_colour():
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 56, 3)).astype(np.uint16)
+    np.testing.assert_allclose(load_image(png16(deep)), deep / 257, atol=1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
@@ -129,7 +151,8 @@ def test_first_picture_of_an_animation():
         (encoded(Image.new("L", (15, 300))), ["16 px", "15 x 300"]),
         (np.zeros((300, 15, 3), np.uint8), ["16 px", "15 x 300"]),
         (png_header(8000, 6000), ["40 megapixels", "8000 x 6000"]),  # seen without a pixel
-        (png_header(50000, 50000), ["Pillow can read", "pixels"]),
+        (png_header(100000, 100000), ["40 megapixels", "10000000000 pixels"]),  # by Pillow's own limit
+        (encoded(Image.new("RGB", (1, 1))), ["16 px", "1 x 1"]),
         (Image.new("F", (20, 20), 0.5), ["8 or 16 bits", "0.5"]),
         (Image.new("I", (20, 20), 70000), ["8 or 16 bits", "70000"]),
         (Image.new("I", (20, 20), -1), ["8 or 16 bits", "-1"]),
@@ -155,6 +178,28 @@ def test_files_that_are_not_there(load, tmp_path):
         load("nul\0byte")
     with refuses(r"two\nlines"):
         load(tmp_path / "two\nlines")
+
+
+@pytest.mark.parametrize("load", [load_image, load_audio, read_video])
+def test_files_that_may_not_be_read(load, tmp_path, monkeypatch):
+    (tmp_path / "mine.png").write_bytes(b"secret")
+
+    def deny(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", deny)  # as root every file can be read
+    with refuses("mine.png", "readable file", "Permission denied"):
+        load(tmp_path / "mine.png")
+
+
+@pytest.mark.parametrize("size", [(100000, 100000), (8000, 6000), (1, 1)])
+def test_sizes_are_refused_by_the_header(size, monkeypatch):
+    def decode(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    with refuses("16 px", "40 megapixels"):
+        load_image(png_header(*size))
 
 
 def test_square_crop():

@@ -60,7 +60,7 @@ class CausalConv3d(nn.Module):
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.path = ""  # set by name_convolutions
+        self.path = ""  # set by name_memories
         init = nn.Conv3d(channels, out_channels, 3)
         self.weight, self.bias = init.weight, init.bias
 
@@ -71,10 +71,10 @@ class CausalConv3d(nn.Module):
         return y
 
 
-def name_convolutions(module: nn.Module) -> None:
-    """Tell each convolution its path, the key of its history."""
+def name_memories(module: nn.Module) -> None:
+    """Tell each part that remembers its path, the key of its history."""
     for path, child in module.named_modules():
-        if isinstance(child, CausalConv3d):
+        if hasattr(child, "path"):
             child.path = path
 
 
@@ -201,7 +201,7 @@ class TemporalVAE(nn.Module):
         column = (config.vae.latent_channels, 1, 1, 1)
         self.register_buffer("latents_mean", torch.zeros(column))
         self.register_buffer("latents_std", torch.ones(column))
-        name_convolutions(self)
+        name_memories(self)
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Posterior mean, normalised: video [B, 3, 1 + 8n, H, W] in -1..1 -> [B, C, 1 + n, H / 32, W / 32]."""

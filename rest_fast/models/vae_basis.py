@@ -1,14 +1,17 @@
-"""The demo model's VAE: a linear space-time basis per latent position, and a causal post-net behind its decoder.
+"""The demo model's VAE: a linear space-time basis per latent position; a mixer and a post-net behind its decoder.
 
 A block of 8 frames x 32 x 32 pixels is projected frame by frame on ``spatial_rank`` components, and the 8 x rank
 coefficients on ``latent_channels``; each position has its own bases, since a portrait's parts stay in place. The first
-frame of a clip stands for a block of 8 copies. The bases are orthonormal, so the decoder is the transpose; what blocks
-cannot share (seams, steps at latent borders) the post-net repairs.
+frame of a clip stands for a block of 8 copies. The bases are orthonormal, so the linear decoder is the transpose. What
+a block cannot know alone (seams, steps at latent borders, motion that the basis leaves out) is put back twice: the
+mixer, a small transformer, corrects the coefficients from those of all blocks of this latent and the one before; the
+post-net, a causal convolution, corrects the picture.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
@@ -22,7 +25,7 @@ class SpaceTimeBasis(nn.Module):
     def __init__(self, config: BasisVAEConfig, grid: tuple[int, int]):
         super().__init__()
         positions, pixels = grid[0] * grid[1], 3 * config.patch_size**2
-        self.patch, self.grid = config.patch_size, grid
+        self.patch, self.grid, self.motion_weight = config.patch_size, grid, config.motion_weight
         rank, channels = config.spatial_rank, config.latent_channels
         self.mean = nn.Parameter(torch.zeros(positions, pixels))
         spatial = torch.linalg.qr(torch.randn(positions, pixels, rank))[0]
@@ -42,17 +45,30 @@ class SpaceTimeBasis(nn.Module):
         x = blocks.permute(0, 4, 1, 3, 2).flatten(2, 3).unflatten(-1, self.grid)
         return ops.unfold_channels(x, (1, self.patch, self.patch))
 
+    def coefficients(self, blocks: torch.Tensor) -> torch.Tensor:
+        """[B, n, P, 8, pixels] -> frame by frame [B, n, P, 8, rank]."""
+        return torch.einsum("bnpfx,pxr->bnpfr", blocks - self.mean[:, None], self.spatial)
+
     def project(self, blocks: torch.Tensor) -> torch.Tensor:
         """[B, n, P, 8, pixels] -> latents [B, C, n, h, w]."""
-        frames = torch.einsum("bnpfx,pxr->bnpfr", blocks - self.mean[:, None], self.spatial)
+        frames = self.weigh_motion(self.coefficients(blocks))
         latent = torch.einsum("bnpk,pkc->bnpc", frames.flatten(3), self.temporal) / self.scale
         return latent.permute(0, 3, 1, 2).unflatten(-1, self.grid)
 
     def expand(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, n, h, w] -> [B, n, P, 8, pixels]."""
+        """Latents [B, C, n, h, w] -> coefficients [B, n, P, 8, rank]."""
         latent = latents.flatten(3).permute(0, 2, 3, 1) * self.scale
         frames = torch.einsum("bnpc,pkc->bnpk", latent, self.temporal).unflatten(-1, (TEMPORAL, -1))
-        return torch.einsum("bnpfr,pxr->bnpfx", frames, self.spatial) + self.mean[:, None]
+        return self.weigh_motion(frames, -1)
+
+    def synthesise(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """[B, n, P, 8, rank] -> blocks [B, n, P, 8, pixels]."""
+        return torch.einsum("bnpfr,pxr->bnpfx", coefficients, self.spatial) + self.mean[:, None]
+
+    def weigh_motion(self, frames: torch.Tensor, power: int = 1) -> torch.Tensor:
+        """Scale what changes over the 8 frames of [..., 8, rank] against their mean; power -1 is the inverse."""
+        mean = frames.mean(-2, keepdim=True)
+        return mean + self.motion_weight**power * (frames - mean)
 
 
 class BasisEncoder(nn.Module):
@@ -67,6 +83,52 @@ class BasisEncoder(nn.Module):
             first = video[:, :, :1].expand(-1, -1, TEMPORAL - 1, -1, -1)
             video = torch.cat([first, video], 2)
         return self.basis.project(self.basis.blocks(video))
+
+
+class MixerLayer(nn.Module):
+    """Pre-norm transformer layer whose tokens see those of their own latent and of the one before."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.path, self.heads = "", heads  # the path is set by name_memories
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """[B, n, tokens, width] -> the same; the state keeps keys and values of the last latent."""
+        q, kv = self.qkv(self.norm_attention(x)).split([x.shape[-1], 2 * x.shape[-1]], -1)
+        before = state.histories.get(self.path, kv[:, :1])  # at the start a latent is its own past
+        past = torch.cat([before.to(kv.dtype), kv[:, :-1]], 1)
+        state.histories[self.path] = kv[:, -1:] if torch.is_grad_enabled() else kv[:, -1:].clone()
+        k, v = torch.cat([past, kv], 2).chunk(2, -1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(2, 3) for y in (q, k, v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3))
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+
+
+class Mixer(nn.Module):
+    """Corrects the coefficients of all blocks together; one token for each frame of each block."""
+
+    def __init__(self, config: BasisVAEConfig, positions: int):
+        super().__init__()
+        rank, width = config.spatial_rank, config.mixer_width
+        self.proj_in = nn.Parameter(torch.randn(positions, rank, width) * rank**-0.5)
+        self.position = nn.Parameter(torch.randn(positions, TEMPORAL, width) * 0.1)
+        self.layers = nn.ModuleList(MixerLayer(width, config.mixer_heads) for _ in range(config.mixer_layers))
+        self.norm = nn.LayerNorm(width)
+        self.proj_out = nn.Parameter(torch.zeros(positions, width, rank))  # starts as the identity
+        self.reach = nn.Parameter(torch.ones(positions, 1, rank))  # how far a coefficient is corrected
+
+    def forward(self, coefficients: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """[B, n, P, 8, rank] -> the same."""
+        x = torch.einsum("bnpfr,prw->bnpfw", coefficients, self.proj_in) + self.position
+        shape = x.shape
+        x = x.flatten(2, 3)
+        for layer in self.layers:
+            x = layer(x, state)
+        x = self.norm(x).reshape(shape)
+        return coefficients + self.reach * torch.einsum("bnpfw,pwr->bnpfr", x, self.proj_out)
 
 
 class PostNet(nn.Module):
@@ -100,9 +162,13 @@ class BasisDecoder(nn.Module):
         super().__init__()
         # held in a tuple: the weights are the encoder's, and belong in a checkpoint once
         self._basis = (basis,)
+        self.mixer = Mixer(config, grid[0] * grid[1]) if config.mixer_layers else None
         self.post = PostNet(config, (grid[0] * config.patch_size, grid[1] * config.patch_size))
 
     def forward(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
         (basis,) = self._basis
-        picture = self.post(basis.pictures(basis.expand(latents)), state)
+        coefficients = basis.expand(latents)
+        if self.mixer is not None:
+            coefficients = self.mixer(coefficients, state)
+        picture = self.post(basis.pictures(basis.synthesise(coefficients)), state)
         return picture if state.started else picture[:, :, TEMPORAL - 1 :]

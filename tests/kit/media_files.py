@@ -35,14 +35,23 @@ def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes
     return file.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds no pixel."""
-
+def _png(width: int, height: int, bits: int, rows: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises a size and holds no pixel."""
+    return _png(width, height, 8, b"")
+
+
+def png16(values: np.ndarray) -> bytes:
+    """uint16 [H, W, 3] as a PNG, which Pillow reads but does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return _png(values.shape[1], values.shape[0], 16, zlib.compress(rows))
 
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -55,6 +64,19 @@ def chirp(rate: int, seconds: float = 1.0, channels: int = 1) -> np.ndarray:
     return np.float32(0.4 * np.sin(2 * np.pi * (start * t + 700 * t**2)) * np.minimum(1, 8 * t))
 
 
+def sine(rate: int, hz: float = 440, peak: float = 0.5, seconds: float = 1.0) -> np.ndarray:
+    """float32 [n, 1]."""
+    return np.float32(peak * np.sin(2 * np.pi * hz * np.arange(round(rate * seconds)) / rate))[:, None]
+
+
+def tone(samples: np.ndarray, rate: int) -> tuple[float, float]:
+    """Pitch (Hz, to 0.1) and peak of the strongest sine in the middle half of samples [n]."""
+    middle = samples[len(samples) // 4 : len(samples) * 3 // 4].astype(np.float64)
+    window = np.hanning(len(middle))
+    spectrum = np.abs(np.fft.rfft(middle * window, 16 * len(middle)))
+    return int(spectrum.argmax()) * rate / (16 * len(middle)), float(2 * spectrum.max() / window.sum())
+
+
 def lag(got: np.ndarray, want: np.ndarray) -> int:
     """Samples by which ``got`` [n] comes later than ``want`` [n]: where they correlate most."""
     size = 1 << (len(got) + len(want)).bit_length()
@@ -62,8 +84,9 @@ def lag(got: np.ndarray, want: np.ndarray) -> int:
     return peak - size if peak > size // 2 else peak
 
 
-def encode_sound(path: Path, codec: str, samples: np.ndarray, rate: int) -> None:
-    with av.open(str(path), "w") as file:
+def encode_sound(path: Path, codec: str, samples: np.ndarray, rate: int, **options: str) -> None:
+    """float32 [n, channels] as a file; ``options`` are those of the container."""
+    with av.open(str(path), "w", container_options=options) as file:
         layout = LAYOUTS[samples.shape[1]]
         stream = file.add_stream(codec, rate=rate, layout=layout)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", layout)

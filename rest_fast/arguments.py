@@ -1,0 +1,266 @@
+"""The words of the command line: every command's arguments, help and examples. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rest_fast
+from rest_fast.terminal import one_line, say
+
+SPLITS = ("train", "validation", "test")
+# What a stage does, and its time with the defaults on one core of an AMD EPYC: data measured, the others as they were
+# for the first demo model.
+STAGES = {
+    "data": ("write the synthetic clips that the others learn from", "8 min"),
+    "basis": ("fit the linear basis of the VAE and encode the clips", "5 min"),
+    "dit": ("train the speech encoder and the diffusion transformer", "70 min"),
+    "decoder": ("train the VAE's decoder network", "60 min"),
+    "pack": ("write the checkpoint folder that --weights takes", "seconds"),
+    "all": ("all of these in this order", "2.5 hours"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults, keeps examples as typed, and says what is wrong in one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        say(message.rstrip("\n"), file)  # argparse would fail on a closed pipe
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.option_strings and not any(action.default is d for d in (None, False, argparse.SUPPRESS))
+        return f"{text} (default: %(default)s)" if shown else text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="rest-fast",
+        description="Make one photo speak: a picture of a face and a recording of speech become a video.",
+        epilog="""examples:
+  rest-fast demo                                          the shipped face and voice -> talking.mp4
+  rest-fast render face.jpg speech.mp3 -o talking.mp4     your own
+  rest-fast render --help                                 all that can be chosen
+
+exit code: 0 done; 1 an error of the program; 2 something to correct, named in one line; 130 or 143 stopped""",
+    )
+    parser.set_defaults(command=None, quiet=False, verbose=False)
+    parser.add_argument("--version", action="version", version=f"rest_fast {rest_fast.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, brief: str, usage: str, examples: str) -> Parser:
+        command = commands.add_parser(
+            name,
+            help=brief,
+            description=brief[0].upper() + brief[1:] + ".",
+            usage=f"rest-fast {name} {usage}".rstrip(),
+            epilog=f"examples:\n{examples}",
+        )
+        command.set_defaults(command=name, show_help=command.print_help)
+        return command
+
+    _add_render(add)
+    _add_demo(add)
+    _add_doctor(add)
+    _add_synth(add)
+    _add_train(add)
+    parser.set_defaults(show_help=parser.print_help)
+    return parser
+
+
+def _add_render(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "render",
+        "make a video in which the face of a photo speaks a recording",
+        "PHOTO AUDIO -o OUT.mp4 [options]",
+        """  rest-fast render face.jpg speech.mp3 -o talking.mp4
+  rest-fast render group.png talk.wav -o talking.mp4 --crop 410 120 730 440    this face
+  ffmpeg -i film.mkv -f wav - | rest-fast render face.jpg - -o talking.mp4     sound from another program""",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument("photo", metavar="PHOTO", help="any picture: PNG, JPEG, WebP, ...; - reads standard input")
+    source.add_argument(
+        "audio", metavar="AUDIO", help="any sound, or a video's: WAV, MP3, M4A, OGG, FLAC, MP4, ...; - as above"
+    )
+    source.add_argument(
+        "--crop",
+        type=_crop,
+        metavar="L T R B | center",
+        help="the square to animate: left, top, right, bottom in pixels of the upright photo, or the largest one in "
+        "the middle; default: around the face that is found",
+    )
+    output = _add_output(parser)
+    output.add_argument("-o", "--out", required=True, metavar="OUT.mp4", help="the video: .mp4, .m4v or .mov")
+    output.add_argument("--paste-back", action="store_true", help="put the moving face back into the whole photo")
+    _add_model(parser)
+    _add_behaviour(parser)
+
+
+def _add_demo(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "demo",
+        "make a video from the shipped portrait and speech",
+        "[options]",
+        "  rest-fast demo\n  rest-fast demo --portrait 2 --seed 7 -o other.mp4",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument("--portrait", type=int, choices=(1, 2), default=1, help="which of the shipped portraits")
+    _add_output(parser).add_argument("-o", "--out", default="talking.mp4", metavar="OUT.mp4", help="the video")
+    _add_model(parser)
+    _add_behaviour(parser)
+
+
+def _add_doctor(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "doctor",
+        "show what is installed, what runs where, and how to mend what is missing",
+        "[options]",
+        "  rest-fast doctor\n  rest-fast doctor > report.txt      to send along with a question",
+    )
+    _add_behaviour(parser)
+
+
+def _add_synth(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "synth",
+        "write synthetic talking-head clips: drawn faces with synthetic voices",
+        "OUT --clips N [options]",
+        """  rest-fast synth clips --clips 100                            train 0 to 99
+  rest-fast synth held_out --clips 20 --split test --videos 20     nobody and no word of train; all as mp4 too""",
+    )
+    what = parser.add_argument_group("clips", "of 3.9 s; 5 MB and a quarter of a second on one core each, at 128 px")
+    what.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    what.add_argument("--clips", type=_whole(1), required=True, metavar="N", help="how many")
+    what.add_argument("--split", choices=SPLITS, default="train", help="splits share no face, no voice and no word")
+    what.add_argument(
+        "--first", type=_whole(0), default=0, metavar="INDEX", help="index of the first; same index, same clip"
+    )
+    what.add_argument("--size", type=_whole(1), default=128, metavar="PX", help="width and height")
+    what.add_argument(
+        "--videos", type=_whole(0), default=2, metavar="K", help="write the first K as mp4 with sound, too"
+    )
+    behaviour = _add_behaviour(parser)
+    behaviour.add_argument("--workers", type=_whole(0), default=0, metavar="N", help="processes; 0: one per core")
+
+
+def _add_train(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "train",
+        "train the demo model from nothing, on synthetic clips",
+        "STAGE --work DIR [--out DIR] [options]",
+        """  rest-fast train all --work build/demo --out my_model
+  rest-fast render face.png speech.wav -o talking.mp4 --weights my_model""",
+    )
+    listing = "\n".join(f"  {name:8} {text:55} {time}" for name, (text, time) in STAGES.items())
+    parser.description = f"{parser.description}\n\nstages, and about how long they take on one core:\n{listing}"
+    parser.add_argument("stage", nargs="?", choices=STAGES, metavar="STAGE", help="one of the stages above")
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--work", type=Path, metavar="DIR", help="what stages pass on to each other")
+    folders.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint; for pack and all")
+    size = parser.add_argument_group("how much")
+    size.add_argument("--clips", type=_whole(1), default=2000, metavar="N", help="clips to learn from")
+    size.add_argument("--dit-steps", type=_whole(1), default=8000, metavar="N", help="steps of stage dit")
+    size.add_argument("--decoder-steps", type=_whole(1), default=6000, metavar="N", help="steps of stage decoder")
+    behaviour = _add_behaviour(parser)
+    behaviour.add_argument(
+        "--workers", type=_whole(0), default=0, metavar="N", help="processes for data; 0: one per core"
+    )
+    behaviour.add_argument("--threads", type=_whole(1), default=1, metavar="N", help="threads of the trainings")
+
+
+def _add_output(parser: Parser) -> Any:
+    return parser.add_argument_group("output", "written as OUT.partial.mp4, and renamed when it is whole")
+
+
+def _add_model(parser: Parser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--weights", default="demo", metavar="MODEL", help="checkpoint folder, hub id owner/name, or the shipped demo"
+    )
+    model.add_argument(
+        "--device", type=_device, default="auto", help="cpu, cuda, cuda:N, or auto: a GPU if there is one"
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format; auto: bfloat16 on a GPU, float32 on the CPU",
+    )
+    model.add_argument(
+        "--steps", type=_whole(1), metavar="N", help="denoising steps: fewer are faster; default: the model's"
+    )
+    model.add_argument(
+        "--guidance", type=_finite, metavar="X", help="how closely it follows the sound; default: the model's"
+    )
+    model.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="same seed, same video")
+
+
+def _add_behaviour(parser: Parser) -> Any:
+    group = parser.add_argument_group("behaviour")
+    group.add_argument("--quiet", action="store_true", help="no progress bar, and of notes only warnings")
+    group.add_argument("--verbose", action="store_true", help="more notes")
+    group.add_argument("--debug", action="store_true", help="the full traceback of an error")
+    return group
+
+
+def join_crop(words: Sequence[str]) -> list[str]:
+    """``--crop 1 2 3 4`` as ``--crop=1,2,3,4``: argparse has no option that takes four numbers or a word."""
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--crop" and rest:
+            values = [rest.pop(0)]
+            while len(values) < 4 and rest and _is_number(values[0]) and _is_number(rest[0]):
+                values.append(rest.pop(0))
+            word = f"--crop={','.join(values)}"
+        joined.append(word)
+    return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _crop(text: str) -> str | tuple[float, ...]:
+    edges = text.split(",")
+    if text == "center" or (len(edges) == 4 and all(map(_is_number, edges))):
+        return text if text == "center" else tuple(map(float, edges))
+    raise argparse.ArgumentTypeError(f"expected four numbers or center, got {' '.join(edges)}")
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text}")
+    return text
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+        return int(text)
+
+    return parse
+
+
+def _finite(text: str) -> float:
+    if not _is_number(text) or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    return float(text)

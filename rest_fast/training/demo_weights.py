@@ -1,0 +1,124 @@
+"""The demo weights from nothing: ``rest-fast train all --work DIR --out DIR``, resumable stage by stage.
+
+    data     clips of drawn talking heads (``synthetic``)
+    basis    the VAE's linear basis; latents and coefficients of all clips
+    dit      SpeechAE encoder and DiT (``demo_dit``)
+    decoder  mixer, then mixer and post-net (``demo_vae``)
+    pack     averages of both trainings, a checkpoint with portraits, a speech clip and a card
+
+``dit`` and ``decoder`` need ``basis`` alone and may run at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rest_fast.config import preset
+from rest_fast.model import Model
+from rest_fast.training import demo_dit, demo_vae
+from rest_fast.training.synthetic import clips as synthetic
+from rest_fast.training.synthetic.portraits import draw, neutral
+from rest_fast.training.synthetic.speech import RATE, speak
+
+log = logging.getLogger("rest_fast.training")
+
+STAGES = ("data", "basis", "dit", "decoder", "pack")
+CLIPS, DIT_STEPS, MIXER_STEPS, DECODER_STEPS = 2000, 8000, 6000, 6000
+PORTRAITS = {"portrait.png": 10_000, "portrait_2.png": 10_003}  # clips of the split `test`, outside of its first ones
+SPEECH = (
+    "en-us+f4",  # a voice of the split `test`
+    "Hello! I was drawn by a program, and my voice is made by a machine. "
+    "Give me a picture and a recording, and I will move my lips to every word of it.",
+)
+
+
+def run(
+    stage: str,
+    work: Path,
+    out: Path | None,
+    *,
+    clips: int = CLIPS,
+    dit_steps: int = DIT_STEPS,
+    mixer_steps: int = MIXER_STEPS,
+    decoder_steps: int = DECODER_STEPS,
+    workers: int = 0,
+    threads: int = 1,
+) -> None:
+    """Run one stage, or ``all``.
+
+    Args:
+        stage: one of :data:`STAGES` or ``all``.
+        work: folder of clips and training state; what is there already is gone on from.
+        out: folder of the checkpoint; needed by ``pack`` alone.
+        clips: number of training clips of 97 frames.
+        dit_steps, mixer_steps, decoder_steps: length of the trainings.
+        workers: processes that draw (0: one for each core).
+        threads: of PyTorch; more than one only when no other core is busy.
+    """
+    stages = STAGES if stage == "all" else (stage,)
+    if not set(stages) <= set(STAGES):
+        raise ValueError(f"train: stage: expected one of {', '.join(STAGES)} or all, got {stage!r}")
+    if "pack" in stages and out is None:
+        raise ValueError("train: the stage pack needs --out, the folder of the checkpoint")
+    torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    folder = work / "train"
+    if "data" in stages and not (folder / synthetic.CLIPS).exists():
+        log.info("data: %d clips", clips)
+        synthetic.write_clips(folder, clips, workers=workers)
+    if stages == ("data",):
+        return
+    torch.manual_seed(0)
+    model = Model(preset("demo")).requires_grad_(False)
+    latents, truth = _basis(model, synthetic.Clips(folder), work, fit="basis" in stages)
+    if stages == ("basis",):
+        return
+    train = synthetic.Clips(folder)
+    if "dit" in stages or "pack" in stages:
+        demo_dit.train_dit(model, train, latents, dit_steps if "dit" in stages else 0, work)
+    if "decoder" in stages or "pack" in stages:
+        fit = "decoder" in stages
+        demo_vae.calibrate_mixer(model, latents, truth)
+        demo_vae.train_mixer(model, latents, truth, mixer_steps if fit else 0, work)
+        demo_vae.train_decoder(model, train, latents, decoder_steps if fit else 0, work)
+    if "pack" in stages:
+        assert out is not None
+        model.save(out)
+        write_examples(out)
+
+
+def _basis(model: Model, clips: synthetic.Clips, work: Path, fit: bool) -> tuple[torch.Tensor, np.ndarray]:
+    """The basis into the model; latents [N, 13 T, C] and true coefficients [N, 13, P, 8, rank] of all clips, fp16."""
+    path, truth = work / "basis.safetensors", work / "coefficients.npy"
+    basis, _ = demo_vae.parts(model)
+    if not path.exists():
+        if not fit:
+            raise ValueError(f"train: expected the result of the stage basis, found no {path}")
+        log.info("basis: principal components of %d clips", len(clips))
+        demo_vae.fit_basis(basis, clips)
+        demo_vae.write_coefficients(basis, clips, truth)
+        latents = demo_vae.encode_all(model, clips)
+        save_file({"latents": latents, **basis.state_dict()}, path)
+    saved = load_file(path)
+    latents = saved.pop("latents")
+    basis.load_state_dict(saved)
+    return latents, np.load(truth, mmap_mode="r")
+
+
+def write_examples(out: Path) -> None:
+    """Two portraits of people never trained on, and a sentence in a voice never trained on."""
+    for name, index in PORTRAITS.items():
+        picture = Image.fromarray(draw(synthetic.identity("test", index), neutral(), 512)[0])
+        picture.save(out / name, optimize=True)
+    voice, text = SPEECH
+    samples = speak(text, voice, rate=150).samples
+    with wave.open(str(out / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((samples * 32767).round().astype("<i2").tobytes())

@@ -1,0 +1,205 @@
+"""Bad input on the command line: exit code 2, one line that names it, no traceback, and no file that was not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from tests.kit.command import refused, words, write_inputs, write_wav
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = write_inputs(tmp_path_factory.mktemp("in"))
+    (folder / "text.png").write_text("not a picture")
+    (folder / "folder").mkdir()
+    (folder / "empty.wav").write_bytes(b"")
+    write_wav(folder / "zero.wav", np.zeros(0))
+    (folder / "text.wav").write_text("not a sound")
+    write_nan(folder / "nan.wav")
+    return folder
+
+
+def write_nan(path) -> None:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("pcm_f32le", 16000, layout="mono")
+        samples = np.full((1, 8000), np.nan, np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, "flt", "mono")
+        frame.sample_rate = 16000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("given", "more", "says"), [
+    ({"photo": "none.png"}, [], ["none.png", "No such file"]),
+    ({"photo": "text.png"}, [], ["text.png", "expected a picture"]),
+    ({"photo": "folder"}, [], ["folder", "directory"]),
+    ({"photo": "speech.wav"}, [], ["speech.wav", "expected a picture"]),
+    ({"audio": "none.wav"}, [], ["none.wav", "No such file"]),
+    ({"audio": "folder"}, [], ["folder", "directory"]),
+    ({"audio": "face.png"}, [], ["face.png", "no audio stream"]),
+    ({"audio": "empty.wav"}, [], ["empty.wav", "expected audio"]),
+    ({"audio": "zero.wav"}, [], ["zero.wav", "expected some audio"]),
+    ({"audio": "text.wav"}, [], ["text.wav", "expected audio"]),
+    ({"audio": "nan.wav"}, [], ["nan.wav", "NaN"]),
+    ({"photo": "-", "audio": "-"}, [], ["PHOTO and AUDIO", "expected one of them"]),
+    ({}, ["--steps", "0"], ["--steps", "expected a whole number of at least 1, got 0"]),
+    ({}, ["--steps", "many"], ["--steps", "expected a whole number", "many"]),
+    ({}, ["--guidance", "nan"], ["--guidance", "expected a finite number, got nan"]),
+    ({}, ["--guidance", "inf"], ["--guidance", "expected a finite number, got inf"]),
+    ({}, ["--guidance=-inf"], ["--guidance", "expected a finite number, got -inf"]),
+    ({}, ["--seed", "-1"], ["--seed", "-1"]),
+    ({}, ["--seed", "1.5"], ["--seed", "1.5"]),
+    ({}, ["--crop", "0", "0", "10", "50"], ["crop", "expected a square"]),
+    ({}, ["--crop", "60", "40", "120", "100"], ["crop", "inside 100 x 80"]),
+    ({}, ["--crop", "-5", "0", "40", "45"], ["crop", "inside 100 x 80"]),
+    ({}, ["--crop", "nan", "0", "40", "40"], ["crop", "nan"]),
+    ({}, ["--crop", "1", "2", "3"], ["--crop", "expected four numbers or center, got 1 2 3"]),
+    ({}, ["--crop", "left"], ["--crop", "expected four numbers or center, got left"]),
+    ({}, ["--device", "tpu"], ["--device", "expected auto, cpu, cuda", "tpu"]),
+    ({}, ["--dtype", "int8"], ["--dtype", "int8", "float32"]),
+    ({}, ["--dtype", "float16", "--device", "cpu"], ["--dtype float16", "expected float32 or bfloat16"]),
+    ({}, ["--weights", "nowhere"], ["nowhere", "expected a folder"]),
+    ({}, ["--colour", "red"], ["--colour", "unrecognized", "rest-fast"]),
+])  # fmt: skip
+def test_bad_input(inputs, tmp_path, capsys, given, more, says):
+    refused(capsys, words(inputs, tmp_path / "out.mp4", *more, **given), *says)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [["render"], ["render", "face.png"], ["sing"], ["demo", "extra"], ["--debug"]])
+def test_bad_usage(capsys, argv):
+    refused(capsys, argv, "error", "--help")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_not_permitted(inputs, tmp_path, capsys):
+    secret, closed = tmp_path / "secret.png", tmp_path / "closed"
+    shutil.copy(inputs / "face.png", secret)
+    secret.chmod(0)
+    closed.mkdir(mode=0o500)
+    refused(capsys, words(inputs, tmp_path / "out.mp4", photo=secret), "secret.png", "Permission denied")
+    refused(capsys, words(inputs, closed / "out.mp4"), "closed", "expected a place that you may write to")
+
+
+@pytest.mark.parametrize("which", ["photo", "audio"])
+def test_rubbish_on_standard_input(inputs, tmp_path, capsys, monkeypatch, which):
+    with open(inputs / "text.png") as rubbish:
+        monkeypatch.setattr("sys.stdin", rubbish)
+        refused(capsys, words(inputs, tmp_path / "out.mp4", **{which: "-"}), "standard input", "expected")
+
+
+def test_a_terminal_as_standard_input(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    refused(capsys, words(inputs, tmp_path / "out.mp4", audio="-"), "AUDIO -", "expected", "got a terminal")
+
+
+# -- weights
+
+
+def test_truncated_weights(inputs, tmp_path, capsys):
+    weights = shutil.copytree(inputs / "toy", tmp_path / "short")
+    data = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(capsys, words(inputs, tmp_path / "out.mp4", "--weights", weights), "short", "expected a whole safetensors")
+    assert os.listdir(tmp_path) == ["short"]
+
+
+def test_weights_of_another_configuration(inputs, tmp_path, capsys):
+    weights = shutil.copytree(inputs / "toy", tmp_path / "other")
+    config = json.loads((weights / "config.json").read_text())
+    config["dit"]["layers"] += 1
+    (weights / "config.json").write_text(json.dumps(config))
+    refused(capsys, words(inputs, tmp_path / "out.mp4", "--weights", weights), "other", "expected the", "missing")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_pickles(inputs, tmp_path, capsys, suffix):
+    file = tmp_path / f"model{suffix}"
+    file.write_bytes(pickle.dumps({"weight": 1}))
+    refused(capsys, words(inputs, tmp_path / "out.mp4", "--weights", file), file.name, "pickle", "expected a folder")
+
+
+def test_a_hub_id_that_does_not_download(inputs, tmp_path, capsys, monkeypatch):
+    class NetworkError(Exception):
+        """Of no kind that this package knows."""
+
+    def fail(*_, **__):
+        raise NetworkError("Name or service\nnot known")
+
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    argv = words(inputs, tmp_path / "out.mp4", "--weights", "nobody/nothing")
+    refused(capsys, argv, "--weights nobody/nothing: expected a folder, or a hub id", "Name or service not known")
+
+
+# -- device
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    (["--device", "cuda:7"], "--device cuda:7: expected cuda:0 to cuda:1"),
+    (["--device", "cuda", "--dtype", "bfloat16"], "--dtype bfloat16: expected float16 or float32 on this GPU"),
+    (["--dtype", "bfloat16"], "--dtype bfloat16: expected float16 or float32 on this GPU"),
+])  # fmt: skip
+def test_what_a_gpu_cannot(inputs, tmp_path, capsys, monkeypatch, more, says):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    refused(capsys, words(inputs, tmp_path / "out.mp4", *more), says)
+
+
+def test_no_gpu(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(capsys, words(inputs, tmp_path / "out.mp4", "--device", "cuda"), "device", "expected one that is there")
+
+
+# -- output
+
+
+@pytest.mark.parametrize(("out", "says"), [
+    ("none/out.mp4", "expected a folder that exists"),
+    ("folder.mp4", "expected a file, got a folder"),
+    ("out.avi", "expected a file name that ends in .mp4"),
+    ("out", "expected a file name that ends in .mp4"),
+])  # fmt: skip
+def test_output_that_cannot_be(inputs, tmp_path, capsys, out, says):
+    (tmp_path / "folder.mp4").mkdir()
+    refused(capsys, words(inputs, tmp_path / out), str(tmp_path / out), says)
+    assert os.listdir(tmp_path) == ["folder.mp4"]
+
+
+def test_standard_output_is_no_place_for_a_video(inputs, capsys):
+    refused(capsys, words(inputs, "-"), "output -: expected a file name", "standard output")
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.partial.mp4"])
+@pytest.mark.parametrize("which", ["photo", "audio"])
+def test_an_input_is_never_the_output(inputs, tmp_path, capsys, which, name):
+    source = tmp_path / name
+    shutil.copy(inputs / {"photo": "face.png", "audio": "speech.wav"}[which], source)
+    before = source.read_bytes()
+    refused(capsys, words(inputs, tmp_path / "out.mp4", **{which: source}), name, "expected another file")
+    assert source.read_bytes() == before and os.listdir(tmp_path) == [name]
+
+
+def test_an_older_video_survives_bad_input(inputs, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"precious")
+    for more in (["--crop", "0", "0", "500", "500"], ["--weights", "nowhere"], ["--seed", str(1 << 64)]):
+        refused(capsys, words(inputs, out, *more), "expected")
+    assert out.read_bytes() == b"precious" and os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_warnings_of_other_packages_are_no_lines(inputs, tmp_path, capsys, recwarn):
+    """Pillow warns of a picture of 100 megapixels before this package refuses it."""
+    from tests.kit.media_files import png_header
+
+    (tmp_path / "huge.png").write_bytes(png_header(10_000, 10_000))
+    refused(capsys, words(inputs, tmp_path / "out.mp4", photo=tmp_path / "huge.png"), "huge.png", "megapixels")
+    assert not len(recwarn)

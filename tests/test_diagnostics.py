@@ -1,0 +1,98 @@
+"""The report of ``rest-fast doctor``: complete, readable, and a problem comes with its cure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import rest_fast
+from rest_fast import diagnostics, ops
+
+
+def test_report_is_complete():
+    text = diagnostics.describe()
+    first = text.splitlines()[0]
+    assert rest_fast.__version__ in first and torch.__version__ in first
+    for word in [op.name for op in ops.ALL] + ["_cpu", "_cuda", *diagnostics.EXTRAS, *diagnostics.OPTIONAL]:
+        assert re.search(rf"^  {word} ", text, re.M), word
+    for heading in ("devices", "compiled modules", "extras", "ops"):
+        assert re.search(rf"^{heading}", text, re.M), heading
+
+
+def test_show_config_prints_it(capsys):
+    rest_fast.show_config()
+    assert capsys.readouterr().out.splitlines()[0] == diagnostics.describe().splitlines()[0]
+
+
+def test_every_extra_of_the_package_is_explained():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    section = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", section, re.M)) - {"test", "dev"}
+    assert extras and extras <= set(diagnostics.EXTRAS)
+
+
+def test_a_missing_extra_comes_with_its_install_line(monkeypatch):
+    monkeypatch.setattr(diagnostics, "_is_there", lambda name: name != "transformers")
+    assert re.search(r"whisper +missing .*\[pip install 'rest_fast\[whisper\]'\]", diagnostics.describe())
+
+
+@pytest.fixture
+def healthy():
+    """A report of a machine on which nothing is wrong."""
+    modules = {"_cpu": "available", "_cuda": "available"}
+    return {"version": "1", "modules": modules, "build": {"version": "1"}, "gpus": [], "forced_backend": None}
+
+
+def problems(monkeypatch, report, *, there: bool = True, driver: Path = Path("/none")) -> str:
+    monkeypatch.setattr(diagnostics, "_is_there", lambda name: there)
+    monkeypatch.setattr(diagnostics, "DRIVER", driver)
+    return "\n".join(f"{what} -> {cure}" for what, cure in diagnostics._problems(report))
+
+
+def test_nothing_wrong(monkeypatch, healthy):
+    assert problems(monkeypatch, healthy) == ""
+
+
+@pytest.mark.parametrize(("change", "what", "cure"), [
+    ({"modules": {"_cpu": "not available: undefined symbol"}}, "undefined symbol", "pip install"),
+    ({"build": {"version": "0"}}, "compiled modules are of version 0", "pip install"),
+    ({"forced_backend": "cpp"}, "REST_FAST_BACKEND=cpp: there is no such backend of sink_ring_attention", "unset"),
+])  # fmt: skip
+def test_a_problem_has_a_cure(monkeypatch, healthy, change, what, cure):
+    text = problems(monkeypatch, healthy | change)
+    assert text.count("\n") == 0 and what in text.partition(" -> ")[0] and cure in text.partition(" -> ")[2]
+
+
+def test_no_compiled_module(monkeypatch, healthy):
+    report = healthy | {"modules": {"_cpu": "not available"}, "build": {"compiled": False}}
+    assert "C++ compiler" in problems(monkeypatch, report, there=False)
+
+
+@pytest.mark.parametrize(("cuda", "cure"), [(None, "CUDA build of PyTorch"), ("13.0", "driver for CUDA 13.0")])
+def test_a_gpu_that_pytorch_does_not_see(monkeypatch, healthy, tmp_path, cuda, cure):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert cure in problems(monkeypatch, healthy, driver=tmp_path)
+    assert problems(monkeypatch, healthy | {"gpus": ["H200"]}, driver=tmp_path) == ""
+
+
+def test_no_video_encoder(monkeypatch, healthy):
+    def codec(name, mode):
+        raise ValueError(name)
+
+    monkeypatch.setattr("av.Codec", codec)
+    assert "libx264" in problems(monkeypatch, healthy)
+
+
+def test_a_demo_that_is_not_whole(monkeypatch, healthy):
+    monkeypatch.setattr(diagnostics, "DEMO", ("config.json", "portrait_9.png"))
+    assert "the demo lacks portrait_9.png" in problems(monkeypatch, healthy)
+
+
+def test_problems_are_shown(monkeypatch):
+    monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([("it rains", "an umbrella")]))
+    assert diagnostics.describe().endswith("\nproblems\n  it rains\n    cure: an umbrella")
+    monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([]))
+    assert diagnostics.describe().endswith("\nno problems found")
