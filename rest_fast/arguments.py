@@ -172,7 +172,8 @@ def _add_train(add: Callable[..., Parser]) -> None:
     size = parser.add_argument_group("how much")
     size.add_argument("--clips", type=_whole(1), default=2000, metavar="N", help="clips to learn from")
     size.add_argument("--dit-steps", type=_whole(1), default=8000, metavar="N", help="steps of stage dit")
-    size.add_argument("--decoder-steps", type=_whole(1), default=6000, metavar="N", help="steps of stage decoder")
+    size.add_argument("--mixer-steps", type=_whole(1), default=6000, metavar="N", help="first steps of stage decoder")
+    size.add_argument("--decoder-steps", type=_whole(1), default=6000, metavar="N", help="its last steps")
     behaviour = _add_behaviour(parser)
     behaviour.add_argument(
         "--workers", type=_whole(0), default=0, metavar="N", help="processes for data; 0: one per core"

@@ -98,10 +98,9 @@ def _render(args: Namespace) -> None:
     photo = media.load_image(_source(args.photo, "PHOTO"))
     audio = media.load_audio(_source(args.audio, "AUDIO"))
     model = _load(args)
-    avatar = model.prepare(photo, crop=_centre(photo) if args.crop == "center" else args.crop)
+    avatar = model.prepare(photo, crop=args.crop)
 
     partial.unlink(missing_ok=True)  # of an earlier run
-    more = {"paste_back": True} if args.paste_back else {}
     with Progress("frames", quiet=args.quiet, rate=25) as progress:
         try:
             done = rest_fast.render(
@@ -113,7 +112,7 @@ def _render(args: Namespace) -> None:
                 steps=args.steps,
                 guidance=args.guidance,
                 progress=progress,
-                **more,
+                paste_back=args.paste_back,
             )
             os.replace(partial, out)
         except BaseException:
@@ -209,14 +208,6 @@ def _dtype(name: str, device: str) -> Any:
     return getattr(torch, name)
 
 
-def _centre(photo: Any) -> tuple[int, int, int, int]:
-    """The largest centred square."""
-    height, width = photo.shape[:2]
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
 def _plays(video: Path) -> bool:
     from rest_fast import media
 
@@ -275,6 +266,7 @@ def _train(args: Namespace) -> None:
         args.out,
         clips=args.clips,
         dit_steps=args.dit_steps,
+        mixer_steps=args.mixer_steps,
         decoder_steps=args.decoder_steps,
         workers=args.workers,
         threads=args.threads,

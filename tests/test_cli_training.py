@@ -83,9 +83,9 @@ def test_a_missing_package_is_named_with_its_cure(capsys, monkeypatch):
 
 
 def test_train(training, capsys):
-    words = "train dit --work w --clips 10 --dit-steps 20 --decoder-steps 30 --workers 1 --threads 2"
+    words = "train dit --work w --clips 10 --dit-steps 20 --mixer-steps 25 --decoder-steps 30 --workers 1 --threads 2"
     assert cli.main(words.split()) == 0
-    options = {"clips": 10, "dit_steps": 20, "decoder_steps": 30, "workers": 1, "threads": 2}
+    options = {"clips": 10, "dit_steps": 20, "mixer_steps": 25, "decoder_steps": 30, "workers": 1, "threads": 2}
     assert training == [("dit", Path("w"), None, options)]
     assert cli.main(["train", "all", "--work", "w", "--out", "o"]) == 0
     assert training[1][:3] == ("all", Path("w"), Path("o"))

@@ -1,1 +1,1 @@
-"""Training. So far: the first demo weights, by flow matching on drawn faces (:mod:`.first_weights`)."""
+"""How the demo weights are made: drawn talking heads (:mod:`.synthetic`) and two trainings (:mod:`.demo_weights`)."""

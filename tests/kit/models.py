@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from torch import nn
 from rest_fast.cache import IDContextCache
 from rest_fast.config import BasisVAEConfig, ModelConfig, preset
 from rest_fast.models.dit import StreamingDiT
+from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae_basis import BasisEncoder
 
 F64 = torch.float64
 
@@ -27,7 +30,16 @@ def toy(**changes: Any) -> ModelConfig:
 
 def basis_toy() -> ModelConfig:
     """The demo's kind of VAE at 32 x 32: a grid of 2 x 2 with blocks of 16 pixels."""
-    vae = BasisVAEConfig(latent_channels=6, patch_size=16, spatial_rank=5, post_channels=6, post_blocks=1)
+    vae = BasisVAEConfig(
+        latent_channels=6,
+        patch_size=16,
+        spatial_rank=5,
+        mixer_layers=2,
+        mixer_heads=2,
+        mixer_width=12,
+        post_channels=6,
+        post_blocks=1,
+    )
     return toy(vae=vae, height=32, width=32)
 
 
@@ -45,6 +57,32 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         with torch.no_grad():
             tensor.copy_(noise)
     return module
+
+
+@functools.cache
+def toy_vae(kind: str) -> TemporalVAE:
+    """A float64 VAE of kind ``conv`` or ``basis`` without any zeros left from its initialisation; shared, frozen."""
+    module = TemporalVAE(toy() if kind == "conv" else basis_toy())
+    randomise(module.double(), 3)
+    if isinstance(module.encoder, BasisEncoder):
+        basis = module.encoder.basis
+        with torch.no_grad():
+            for vectors in (basis.spatial, basis.temporal):
+                vectors.copy_(torch.linalg.qr(vectors)[0])
+            basis.scale.uniform_(0.5, 2, generator=torch.Generator().manual_seed(3))
+    return module.requires_grad_(False)
+
+
+def video(module: TemporalVAE, frames: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Noise in -1..1, [B, 3, frames, H, W]."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, frames, module.height, module.width, generator=g, dtype=F64) * 2 - 1
+
+
+def latents(module: TemporalVAE, count: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Noise, [B, C, count, h, w]."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, module.config.latent_channels, count, *module.grid, generator=g, dtype=F64)
 
 
 def toy_dit(config: ModelConfig, seed: int = 0) -> StreamingDiT:

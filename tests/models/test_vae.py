@@ -1,8 +1,7 @@
-"""The VAE against diffusers' LTX-Video, against itself in pieces, and the basis against linear algebra."""
+"""The VAE against diffusers' LTX-Video and, of both kinds, against itself in pieces."""
 
 from __future__ import annotations
 
-import functools
 import re
 
 import pytest
@@ -13,36 +12,10 @@ from hypothesis import strategies as st
 from rest_fast.config import ConvVAEConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.vae import StreamState, TemporalVAE, patchify, unpatchify
-from tests.kit.models import F64, basis_toy, exact_norms, randomise, toy
+from tests.kit.models import basis_toy, exact_norms, latents, randomise, toy, toy_vae, video
 
 # The depth of LTX-Video 0.9.5 (and of rest-512) at a sixteenth of its width
 NARROW = ConvVAEConfig(latent_channels=12, encoder_channels=(8, 16, 32, 64, 128), decoder_channels=(64, 32, 16, 8))
-
-
-@functools.cache
-def vae(kind: str) -> TemporalVAE:
-    module = TemporalVAE(toy() if kind == "conv" else basis_toy())
-    randomise(module.double(), 3)
-    if kind == "basis":
-        orthonormalise(module)
-    return module.requires_grad_(False)
-
-
-def orthonormalise(module: TemporalVAE) -> None:
-    with torch.no_grad():
-        for basis in (module.encoder.basis.spatial, module.encoder.basis.temporal):
-            basis.copy_(torch.linalg.qr(basis)[0])
-        module.encoder.basis.scale.uniform_(0.5, 2)
-
-
-def video(module: TemporalVAE, frames: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, 3, frames, module.height, module.width, generator=g, dtype=F64) * 2 - 1
-
-
-def latents(module: TemporalVAE, count: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, module.config.latent_channels, count, *module.grid, generator=g, dtype=F64)
 
 
 # -- diffusers
@@ -180,7 +153,7 @@ plans = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 @example(plan=[1, 3, 3])  # what a session does
 @example(plan=[4, 1])
 def test_any_chunk_plan_decodes_the_same(kind, plan):
-    module = vae(kind)
+    module = toy_vae(kind)
     z = latents(module, sum(plan), 2, seed=len(plan))
     stream = module.stream()
     pieces = [stream.decode(part) for part in z.split(plan, 2)]
@@ -193,7 +166,7 @@ def test_any_chunk_plan_decodes_the_same(kind, plan):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_snapshot_restore_reset(kind):
     """One latent at a time: going back to a state gives the same bits, also through tensors; reset is a new start."""
-    module = vae(kind)
+    module = toy_vae(kind)
     z = latents(module, 5).split(1, 2)
     stream = module.stream()
     start = stream.snapshot()
@@ -212,7 +185,7 @@ def test_snapshot_restore_reset(kind):
 
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_streams_do_not_share_anything(kind):
-    module = vae(kind)
+    module = toy_vae(kind)
     a, b = latents(module, 3, seed=1).split(1, 2), latents(module, 3, seed=2).split(1, 2)
     alone = [[s.decode(p) for p in z] for s, z in ((module.stream(), a), (module.stream(), b))]
     one, two = module.stream(), module.stream()
@@ -222,7 +195,7 @@ def test_streams_do_not_share_anything(kind):
 
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_state_does_not_grow(kind):
-    module = vae(kind)
+    module = toy_vae(kind)
     stream, sizes = module.stream(), set()
     for part in latents(module, 6).split(1, 2):
         stream.decode(part)
@@ -233,7 +206,7 @@ def test_state_does_not_grow(kind):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_decoder_is_causal_and_remembers(kind):
     """Latent i changes its own 8 frames and later ones, never an earlier one."""
-    module = vae(kind)
+    module = toy_vae(kind)
     z = latents(module, 4)
     whole = module.decode(z)
     for i in range(4):
@@ -248,7 +221,7 @@ def test_decoder_is_causal_and_remembers(kind):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_encoder_is_causal(kind):
     """Frames 8k-7..8k belong to latent k: a later frame changes no earlier latent, and does change its own."""
-    module = vae(kind)
+    module = toy_vae(kind)
     x = video(module, 25)
     whole = module.encode(x)
     assert whole.shape[2] == 4
@@ -265,7 +238,7 @@ def test_encoder_is_causal(kind):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_frame_counts(kind, n):
-    module = vae(kind)
+    module = toy_vae(kind)
     z = module.encode(video(module, 1 + 8 * n))
     assert z.shape == (1, module.config.latent_channels, 1 + n, *module.grid)
     assert module.decode(z).shape == (1, 3, 1 + 8 * n, module.height, module.width)
@@ -274,7 +247,7 @@ def test_frame_counts(kind, n):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 def test_latents_are_normalised_by_the_statistics(kind):
     module = TemporalVAE(toy() if kind == "conv" else basis_toy()).double().requires_grad_(False)
-    module.load_state_dict(vae(kind).state_dict())
+    module.load_state_dict(toy_vae(kind).state_dict())
     mean, std = module.latents_mean.clone(), module.latents_std.clone()
     assert (std - 1).abs().max() > 0.1 and mean.abs().max() > 0.1
     x, z = video(module, 9), latents(module, 2)
@@ -293,63 +266,6 @@ def test_patch_order():
     for c, column, row in [(0, 0, 0), (1, 2, 3), (0, 3, 1)]:
         assert torch.equal(y[:, c * 16 + column * 4 + row], x[:, c, :, row::4, column::4])
     assert torch.equal(unpatchify(y, 4), x)
-
-
-# -- the basis
-
-
-@pytest.fixture(scope="module")
-def basis():
-    return vae("basis").encoder.basis
-
-
-def test_basis_is_an_orthogonal_projection(basis):
-    """Applied twice it does nothing more; what it leaves out is orthogonal to all that it can say."""
-    g = torch.Generator().manual_seed(0)
-    blocks = torch.randn(2, 3, 4, 8, 3 * 16 * 16, generator=g, dtype=F64)
-    once = basis.expand(basis.project(blocks))
-    torch.testing.assert_close(basis.expand(basis.project(once)), once, rtol=1e-12, atol=1e-12)
-    said = basis.expand(torch.randn(2, 6, 3, 2, 2, generator=g, dtype=F64)) - basis.mean[:, None]
-    left = blocks - once
-    # sums of 6144 products of numbers near 1 and near 0.03
-    assert (said * left).sum((-1, -2)).abs().max() < 1e-11
-    assert (left**2).sum() + ((once - basis.mean[:, None]) ** 2).sum() == pytest.approx(
-        ((blocks - basis.mean[:, None]) ** 2).sum().item(), rel=1e-12
-    )
-
-
-def test_basis_starts_orthonormal():
-    """Fresh bases, before any training."""
-    fresh = TemporalVAE(basis_toy()).encoder.basis
-    for b in (fresh.spatial.double(), fresh.temporal.double()):
-        eye = torch.eye(b.shape[-1], dtype=F64).expand(4, -1, -1)
-        torch.testing.assert_close(b.mT @ b, eye, rtol=0, atol=1e-5)  # float32 QR of 768 rows
-
-
-def test_blocks_and_pictures(basis):
-    x = video(vae("basis"), 16, 2)
-    blocks = basis.blocks(x)
-    assert blocks.shape == (2, 2, 4, 8, 3 * 256)
-    assert torch.equal(basis.pictures(blocks), x)
-    # position 1 is the upper right block; a block of pixels holds (c, row, column)
-    assert torch.equal(blocks[1, 1, 1, 3].view(3, 16, 16), x[1, :, 11, :16, 16:])
-    assert torch.equal(blocks[0, 0, 2, 7].view(3, 16, 16), x[0, :, 7, 16:, :16])
-
-
-def test_latents_of_a_decoded_clip_are_the_latents():
-    """With the post-net at its start (the identity): decode, then encode, for all but the first latent of 8 copies."""
-    module = TemporalVAE(basis_toy()).double()
-    module.load_state_dict(vae("basis").state_dict())
-    with torch.no_grad():
-        module.decoder.post.conv_out.weight.zero_()
-        module.decoder.post.conv_out.bias.zero_()
-    module.requires_grad_(False)
-    z = latents(module, 4)
-    again = module.encode(module.decode(z))
-    torch.testing.assert_close(again[:, :, 1:], z[:, :, 1:], rtol=1e-11, atol=1e-11)
-    still = video(module, 1)  # the first frame of a clip stands for 8 copies of itself
-    copies = still.expand(-1, -1, 9, -1, -1)
-    torch.testing.assert_close(module.encode(copies)[:, :, 1], module.encode(still)[:, :, 0], rtol=1e-12, atol=1e-12)
 
 
 # -- refusals
@@ -371,7 +287,7 @@ def test_latents_of_a_decoded_clip_are_the_latents():
     ],
 )
 def test_encode_refuses(kind, change, words):
-    module = vae(kind)
+    module = toy_vae(kind)
     with pytest.raises(ValueError, match="".join(f"(?=.*{re.escape(w)})" for w in words)):
         module.encode(change(video(module, 9)))
 
@@ -379,7 +295,7 @@ def test_encode_refuses(kind, change, words):
 @pytest.mark.parametrize("kind", ["conv", "basis"])
 @pytest.mark.parametrize("change", [lambda z: z[:, 1:], lambda z: z[..., :1], lambda z: z[:, :, :0], lambda z: z[0]])
 def test_decode_refuses(kind, change):
-    module = vae(kind)
+    module = toy_vae(kind)
     with pytest.raises(ValueError, match="latents: expected"):
         module.decode(change(latents(module, 2)))
     with pytest.raises(ValueError, match="floating"):
@@ -388,7 +304,7 @@ def test_decode_refuses(kind, change):
 
 @pytest.mark.parametrize("mode", ["lookahead", "exact", ""])
 def test_modes_that_do_not_exist(mode):
-    module = vae("conv")
+    module = toy_vae("conv")
     for call in (lambda: module.stream(mode=mode), lambda: module.decode(latents(module, 1), mode=mode)):
         with pytest.raises(ValueError, match=f"mode: expected 'causal'.*{mode!r}"):
             call()

@@ -1,0 +1,177 @@
+"""Minutes of one stream, with the sink and without it, and whether streaming computes what one pass over a clip does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rest_fast.cache import IDContextCache
+from rest_fast.evaluation.readers import PixelReader
+from rest_fast.model import Model
+from rest_fast.models.dit import Lanes, Workspace
+from rest_fast.models.speech import FRAME
+from rest_fast.models.vae import to_latents
+from rest_fast.sound import RATE
+from rest_fast.training.synthetic.clips import generator
+from rest_fast.training.synthetic.motion import FPS
+from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry, neutral
+from rest_fast.training.synthetic.speech import utterance
+from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
+
+Array = NDArray[Any]
+FIRST_IDENTITY = 20_000  # clip of the split `test` whose person speaks first: none of those that were written as clips
+
+
+@dataclass(frozen=True, eq=False)
+class Talk:
+    """A person of the split `test` who only speaks: ``photo`` uint8 [128, 128, 3], ``samples`` [n] at 16 kHz, ``gap``
+    [n / 640] in pixels of the true mouth."""
+
+    photo: Array
+    samples: Array
+    gap: Array
+
+    @classmethod
+    def random(cls, index: int, seconds: int) -> Talk:
+        rng = generator("test", FIRST_IDENTITY + index)
+        person = Identity.random(rng)
+        said = utterance(rng, "test", seconds)
+        frames = len(said.samples) // FRAME
+        motion = np.zeros((frames, len(MOTION)), np.float32)
+        motion[:, [MOTION.index(name) for name in MOUTH]] = mouth_track(said.phonemes, said.samples, frames)
+        gap = mouth_geometry(person, motion)[:, GEOMETRY.index("gap")]
+        return cls(draw(person, neutral())[0], said.samples, gap)
+
+
+@dataclass
+class Record:
+    """What is kept of a stream of n frames: readings, mean colours, some frames; memory and times of the machine."""
+
+    gap: Array  # [n], pixels
+    colour: Array  # [n, 3], levels of 255
+    frames: list[Array] = field(default_factory=list)  # uint8 [H, W, 3] at the asked seconds
+    memory_mb: list[float] = field(default_factory=list)  # after each second; empty where the system does not tell
+    stages: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def memory_growth_mb(self) -> float:
+        """From second 10 to the highest later point."""
+        return (
+            max(self.memory_mb[9:], default=float("nan")) - self.memory_mb[9]
+            if len(self.memory_mb) > 9
+            else float("nan")
+        )
+
+    @property
+    def chunk_ms(self) -> float:
+        """Median time of a chunk: features, denoising and the decoding of its latents."""
+        p50 = {name: stage["p50_ms"] for name, stage in self.stages["stages"].items()}
+        return float(p50["features"] + p50["denoise"] + self.stages["blocks"] / self.stages["chunks"] * p50["decode"])
+
+
+def play(
+    model: Model, photo: Array, samples: Array, *, seed: int = 0, reader: PixelReader | None = None, keep: tuple = ()
+) -> Record:
+    """Stream sound [n] at 16 kHz second by second; no video is kept but the frames nearest to ``keep`` seconds."""
+    gaps, colours, kept, memory = [], [], {}, []
+    wanted = {min(round(s * FPS), len(samples) // FRAME - 1) for s in keep}
+    count = 0
+    with model.session(model.prepare(photo, crop="center"), seed=seed) as session:
+        for start in range(0, len(samples), RATE):
+            session.push_audio(samples[start : start + RATE])
+            if start + RATE >= len(samples):
+                session.end_segment()
+            for block in session.blocks():
+                if reader is not None:
+                    gaps.append(reader.read(torch.from_numpy(block.video).permute(3, 0, 1, 2) / 127.5 - 1)[:, 0])
+                colours.append(block.video.mean((1, 2), dtype=np.float64))
+                kept |= {count + i: frame for i, frame in enumerate(block.video) if count + i in wanted}
+                count += len(block.video)
+            memory += own_memory()
+        stages = session.metrics()
+    n = len(samples) // FRAME
+    gap = np.concatenate(gaps)[:n] if gaps else np.zeros(0)
+    return Record(gap, np.concatenate(colours)[:n], [kept[i] for i in sorted(kept)], memory, stages)
+
+
+def own_memory() -> list[float]:
+    """[MB that this process itself holds], mapped files not counted; [] where /proc does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return [int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:")]
+
+
+@contextlib.contextmanager
+def no_sink(model: Model) -> Iterator[None]:
+    """Inside, the reference is an ordinary first context: a stream's first chunk sees it, later chunks do not.
+
+    The cache's slots before the first chunk's are cut off for each step, so no operator and no session knows of it.
+    One stream at a time: lanes of a step must be at the same chunk.
+    """
+    dit, original = model.dit, model.dit.step
+    sink, chunk = dit.tokens, dit.stream.chunk * dit.tokens
+
+    def step(z: torch.Tensor, mod: Any, lanes: Lanes, *rest: Any) -> torch.Tensor:
+        if max(lanes.host_n_valid) == sink + chunk:
+            return original(z, mod, lanes, *rest)
+        k, v = (cache[:, :, :, sink:].contiguous() for cache in (lanes.k, lanes.v))
+        seen = dataclasses.replace(
+            lanes,
+            k=k,
+            v=v,
+            write_slot=lanes.write_slot - sink,
+            n_valid=lanes.n_valid - sink,
+            host_n_valid=[n - sink for n in lanes.host_n_valid],
+        )
+        velocity = original(z, mod, seen, *rest)
+        lanes.k[:, :, :, sink:], lanes.v[:, :, :, sink:] = k, v  # what the step wrote
+        return velocity
+
+    dit.step = step
+    try:
+        yield
+    finally:
+        del dit.step
+
+
+@torch.no_grad()
+def streaming_error(model: Model, chunks: int = 4, seed: int = 0) -> float:
+    """Largest difference of velocities: steps through the cache, and one masked pass over the whole clip."""
+    config, dit, g = model.config, model.dit, torch.Generator().manual_seed(seed)
+    speech, chunk, tokens = config.speech, config.stream.chunk, config.tokens
+    frames = 1 + chunks * chunk
+    z = torch.randn(1, frames * tokens, config.vae.latent_channels, generator=g).to(dit.table)
+    t = torch.rand(1, frames, generator=g).to(dit.table)
+    codes = torch.randn(1, frames, speech.tokens, speech.width, generator=g).to(dit.table)
+    t[:, 0], codes[:, 0] = 0, 0
+    whole = dit(z, t, codes, "streaming")
+    cache = IDContextCache(config, 1, dtype=model.dtype, device=model.device)
+    cache.open(0, *model.sink(z[:, :tokens]))
+    worst = 0.0
+    for first in range(1, frames, chunk):
+        now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
+        work = Workspace(1, chunk * tokens, config.dit, dit.table)
+        lanes, mod = cache.lanes(dit, [0]), dit.modulation(t[:, now])
+        v = dit.step(z[:, here], mod, lanes, work, model.text, dit.audio_kv(codes[:, now]))
+        cache.commit(dit, [0])
+        worst = max(worst, float((v - whole[:, here]).abs().max()))
+    return worst
+
+
+@torch.no_grad()
+def decoding_error(model: Model, count: int = 6, seed: int = 0) -> float:
+    """Largest difference of pixels in -1..1: latents decoded one by one, and all at once."""
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(1, count * model.config.tokens, model.config.vae.latent_channels, generator=g)
+    z = to_latents(tokens.to(model.device, model.dtype), model.config.grid)
+    stream = model.vae.stream()
+    pieces = torch.cat([stream.decode(piece) for piece in z.split(1, 2)], 2)
+    return float((pieces - model.vae.decode(z)).abs().max())

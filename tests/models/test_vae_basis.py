@@ -1,0 +1,237 @@
+"""The basis VAE against linear algebra, and its mixer against one dense, masked attention over a whole clip."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rest_fast.models.vae import StreamState, TemporalVAE
+from rest_fast.models.vae_basis import Mixer, SpaceTimeBasis
+from tests.kit.models import F64, basis_toy, latents, toy_vae, video
+
+
+@pytest.fixture(scope="module")
+def basis() -> SpaceTimeBasis:
+    return toy_vae("basis").encoder.basis
+
+
+@pytest.fixture(scope="module")
+def mixer() -> Mixer:
+    return toy_vae("basis").decoder.mixer
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def linear(basis: SpaceTimeBasis, blocks: torch.Tensor) -> torch.Tensor:
+    """What is left of blocks that were encoded and decoded without mixer and post-net."""
+    return basis.synthesise(basis.expand(basis.project(blocks)))
+
+
+def copy(**changes) -> TemporalVAE:
+    """The shared module's weights under a changed VAE configuration, to be altered."""
+    module = TemporalVAE(basis_toy().replace(**changes)).double()
+    module.load_state_dict(toy_vae("basis").state_dict(), strict=False)
+    return module.requires_grad_(False)
+
+
+# -- the basis
+
+
+def heavier(blocks: torch.Tensor, weight: float) -> torch.Tensor:
+    """[..., 8, pixels] with what differs from the mean over the 8 frames made ``weight`` times as large."""
+    still = blocks.sum(-2, keepdim=True) / 8
+    return still + weight * (blocks - still)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 1.5])
+def test_projection_is_weighted_least_squares(weight):
+    """numpy's solution over all latents of one position, with motion made heavier on both sides."""
+    basis = copy(vae__motion_weight=weight).encoder.basis
+    blocks = noise(1, 1, 4, 8, 3 * 256)
+    got, mean = linear(basis, blocks)[0, 0], basis.mean[:, None]
+    for p in range(4):
+        # a column for each latent channel: the block that it adds to the mean
+        columns = torch.einsum("frc,xr->fxc", basis.temporal[p].unflatten(0, (8, -1)), basis.spatial[p])
+        columns = heavier(columns.movedim(-1, 0), 1 / weight)  # [C, 8, pixels]
+        matrix, target = heavier(columns, weight).flatten(1).T, heavier(blocks[0, 0, p] - mean[p], weight).flatten()
+        solution = np.linalg.lstsq(matrix.numpy(), target.numpy(), rcond=None)[0]
+        want = mean[p] + torch.einsum("cfx,c->fx", columns, torch.from_numpy(solution))
+        torch.testing.assert_close(got[p], want, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("weight", [1.0, 1.5])
+def test_projection_is_orthogonal_in_its_norm(weight):
+    """Applied twice it does nothing more; what it leaves out is orthogonal to all that it can say. With weight 1 the
+    norm is the plain one."""
+    basis = copy(vae__motion_weight=weight).encoder.basis
+    blocks, mean = noise(2, 3, 4, 8, 3 * 256), basis.mean[:, None]
+    once = linear(basis, blocks)
+    torch.testing.assert_close(linear(basis, once), once, rtol=1e-12, atol=1e-12)
+    said = heavier(basis.synthesise(basis.expand(noise(2, 6, 3, 2, 2, seed=1))) - mean, weight)
+    left, whole = heavier(blocks - once, weight), heavier(blocks - mean, weight)
+    # sums of 6144 products of numbers near 1 and near 0.03
+    assert (said * left).sum((-1, -2)).abs().max() < 1e-11
+    pythagoras = left.square().sum() + heavier(once - mean, weight).square().sum()
+    assert pythagoras.item() == pytest.approx(whole.square().sum().item(), rel=1e-12)
+
+
+def test_weight_one_is_the_plain_projection():
+    """Two orthogonal projections one after the other, by pseudo-inverses."""
+    basis = copy(vae__motion_weight=1.0).encoder.basis
+    blocks = noise(1, 2, 4, 8, 3 * 256)
+    frames = (blocks - basis.mean[:, None]) @ torch.linalg.pinv(basis.spatial).mT
+    kept = frames.flatten(3)[..., None, :] @ torch.linalg.pinv(basis.temporal).mT @ basis.temporal.mT
+    want = kept[..., 0, :].unflatten(-1, (8, -1)) @ basis.spatial.mT + basis.mean[:, None]
+    torch.testing.assert_close(linear(basis, blocks), want, rtol=1e-11, atol=1e-12)
+
+
+def test_motion_weight_moves_errors_from_motion_to_stillness():
+    """Fewer errors in what changes are paid for with more in the mean: what the weight is for."""
+    blocks = noise(1, 8, 4, 8, 3 * 256)
+    still, moving = [], []
+    for weight in (0.5, 1.0, 2.0, 4.0):
+        basis = copy(vae__motion_weight=weight).encoder.basis
+        error = blocks - linear(basis, blocks)
+        still.append(error.mean(-2).square().sum().item())
+        moving.append((error - error.mean(-2, keepdim=True)).square().sum().item())
+    assert still == sorted(still) and moving == sorted(moving, reverse=True)
+    assert still[0] < still[-1] and moving[-1] < moving[0]
+
+
+def test_basis_starts_orthonormal():
+    """Fresh bases, before any training."""
+    fresh = TemporalVAE(basis_toy()).encoder.basis
+    for b in (fresh.spatial.double(), fresh.temporal.double()):
+        eye = torch.eye(b.shape[-1], dtype=F64).expand(4, -1, -1)
+        torch.testing.assert_close(b.mT @ b, eye, rtol=0, atol=1e-5)  # float32 QR of 768 rows
+
+
+def test_blocks_and_pictures(basis):
+    x = video(toy_vae("basis"), 16, 2)
+    blocks = basis.blocks(x)
+    assert blocks.shape == (2, 2, 4, 8, 3 * 256)
+    assert torch.equal(basis.pictures(blocks), x)
+    # position 1 is the upper right block; a block of pixels holds (c, row, column)
+    assert torch.equal(blocks[1, 1, 1, 3].view(3, 16, 16), x[1, :, 11, :16, 16:])
+    assert torch.equal(blocks[0, 0, 2, 7].view(3, 16, 16), x[0, :, 7, 16:, :16])
+
+
+def test_latents_of_a_decoded_clip_are_the_latents():
+    """With mixer and post-net at their start (the identity): decode, then encode, for all but the first latent of 8
+    copies."""
+    module = copy()
+    module.decoder.mixer.proj_out.zero_()
+    module.decoder.post.conv_out.weight.zero_()
+    module.decoder.post.conv_out.bias.zero_()
+    z = latents(module, 4)
+    again = module.encode(module.decode(z))
+    torch.testing.assert_close(again[:, :, 1:], z[:, :, 1:], rtol=1e-11, atol=1e-11)
+    still = video(module, 1)  # the first frame of a clip stands for 8 copies of itself
+    copies = still.expand(-1, -1, 9, -1, -1)
+    torch.testing.assert_close(module.encode(copies)[:, :, 1], module.encode(still)[:, :, 0], rtol=1e-12, atol=1e-12)
+
+
+# -- the mixer
+
+
+def dense_mixer(mixer: Mixer, coefficients: torch.Tensor) -> torch.Tensor:
+    """All tokens of all latents [B, n, P, 8, rank] in one attention; a token sees its own latent and the one before.
+
+    At its start a stream takes the first latent for its own past. Twice the same keys and values double numerator and
+    denominator of the softmax alike, so there this is attention to the latent alone, and needs no special case.
+    """
+    batch, count, positions, frames, _ = coefficients.shape
+    latent = torch.arange(count).repeat_interleave(positions * frames)
+    gap = latent[:, None] - latent[None]
+    seen = (gap == 0) | (gap == 1)
+
+    def norm(x: torch.Tensor, layer: torch.nn.LayerNorm) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
+
+    x = torch.stack([coefficients[:, :, p] @ mixer.proj_in[p] + mixer.position[p] for p in range(positions)], 2)
+    x = x.reshape(batch, -1, x.shape[-1])
+    for layer in mixer.layers:
+        q, k, v = layer.qkv(norm(x, layer.norm_attention)).chunk(3, -1)
+        heads = []
+        for qh, kh, vh in zip(*(y.chunk(layer.heads, -1) for y in (q, k, v)), strict=True):
+            score = (qh @ kh.mT / math.sqrt(qh.shape[-1])).masked_fill(~seen, -math.inf)
+            heads.append(score.softmax(-1) @ vh)
+        x = x + layer.out(torch.cat(heads, -1))
+        x = x + layer.down(F.gelu(layer.up(norm(x, layer.norm_mlp)), approximate="tanh"))
+    x = norm(x, mixer.norm).view(batch, count, positions, frames, -1)
+    moved = torch.stack([x[:, :, p] @ mixer.proj_out[p] * mixer.reach[p] for p in range(positions)], 2)
+    return coefficients + moved
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_mixer_is_one_masked_attention(mixer, count):
+    coefficients = noise(2, count, 4, 8, 5, seed=count)
+    want = dense_mixer(mixer, coefficients)
+    assert (want - coefficients).std() > 0.05  # it matters
+    torch.testing.assert_close(mixer(coefficients, StreamState()), want, rtol=1e-11, atol=1e-12)
+
+
+def test_mixer_reaches_back_one_latent_a_layer(mixer):
+    """Latent i moves itself and the next ones, as many as there are layers, in every block and frame; no others."""
+    coefficients = noise(1, 6, 4, 8, 5)
+    whole = mixer(coefficients, StreamState())
+    for i in range(6):
+        other = coefficients.clone()
+        other[:, i, 2, 5] += 1
+        changed = (mixer(other, StreamState()) != whole).any(-1)[0]
+        reach = range(i, min(i + len(mixer.layers), 5) + 1)
+        for j in range(6):
+            assert changed[j].all() if j in reach else not changed[j].any()
+
+
+def test_mixer_in_pieces(mixer):
+    """The state carries what is seen: any cut gives the whole, and a state put back goes on as if never left."""
+    coefficients = noise(2, 6, 4, 8, 5)
+    whole = mixer(coefficients, StreamState())
+    for cuts in ([1] * 6, [1, 3, 2], [4, 2]):
+        state = StreamState()
+        pieces = [mixer(part, state) for part in coefficients.split(cuts, 1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-12, atol=1e-13)
+    state = StreamState()
+    mixer(coefficients[:, :2], state)
+    saved = state.snapshot()
+    first = mixer(coefficients[:, 2:4], state)
+    mixer(noise(2, 3, 4, 8, 5, seed=9), saved.snapshot())  # another future of the same past
+    assert torch.equal(mixer(coefficients[:, 2:4], saved), first)
+
+
+@torch.no_grad()
+def test_memory_of_the_mixer_is_that_of_one_latent(mixer):
+    sizes = {}
+    for count in (3, 30):
+        state = StreamState()
+        for part in noise(2, count, 4, 8, 5).split(3, 1):
+            mixer(part, state)
+        sizes[count] = {name: (t.shape, t.untyped_storage().nbytes()) for name, t in state.histories.items()}
+    assert sizes[3] == sizes[30]
+    assert set(sizes[3]) == {f"decoder.mixer.layers.{i}" for i in range(len(mixer.layers))}
+    for shape, held in sizes[3].values():
+        assert shape == (2, 1, 4 * 8, 2 * 12) and held == math.prod(shape) * 8  # keys and values, no hidden rest
+
+
+def test_fresh_mixer_is_the_identity():
+    mixer = TemporalVAE(basis_toy()).decoder.mixer
+    coefficients = torch.randn(1, 3, 4, 8, 5)
+    assert torch.equal(mixer(coefficients, StreamState()), coefficients)
+
+
+def test_without_layers_there_is_no_mixer():
+    """Then the basis is decoded alone, as by a mixer which corrects nothing."""
+    without, idle = copy(vae__mixer_layers=0), copy()
+    idle.decoder.mixer.proj_out.zero_()
+    z = latents(idle, 3)
+    assert without.decoder.mixer is None and not [n for n in without.state_dict() if "mixer" in n]
+    assert torch.equal(without.decode(z), idle.decode(z))
+    assert (toy_vae("basis").decode(z) - idle.decode(z)).std() > 0.01  # and the toy's own corrects something
