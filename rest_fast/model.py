@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,10 +99,14 @@ class Model(nn.Module):
         elif isinstance(crop, str) and crop == "center":
             crop = None
         picture, box = media.square_crop(whole, crop, self.config.height)
-        pixels = torch.from_numpy(picture.copy()).to(self.device) / 127.5 - 1  # in fp32: bf16 has 8 bits
-        reference = to_tokens(self.vae.encode(pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)))
+        reference = to_tokens(self.vae.encode(self.pixels(picture)))
         k, v = self.sink(reference)
         return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, *shrink(whole, box))
+
+    def pixels(self, picture: np.ndarray) -> torch.Tensor:
+        """A picture uint8 [H, W, 3] as the VAE takes it: [1, 3, 1, H, W] in -1..1."""
+        pixels = torch.from_numpy(picture.copy()).to(self.device) / 127.5 - 1  # in fp32: bf16 has 8 bits
+        return pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)
 
     def session(
         self,

@@ -79,7 +79,7 @@ class Session:
         self._open_rows()
         with torch.inference_mode():
             silent = Latent(avatar.reference.to(model.device), self._codes(-self._chunk, 0)[0, 0])
-            self._decoder = model.vae.stream()
+            self._decoder = model.vae.stream(reference=model.pixels(avatar.picture))
             self._decode(silent.z)  # primes the decoder: the reference stands before the first frame
         # the latest latents, generated and kept; before the stream there was the reference, silent
         self._history = deque([silent] * self._context, maxlen=self._context + self.lead + self._chunk)

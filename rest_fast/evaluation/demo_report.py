@@ -126,7 +126,7 @@ def read_streams(
     frames: dict[str, list[Array]] = {}
     for n in range(identities):
         talk = streams.Talk.random(n, seconds)
-        run = {"seed": n, "reader": pixel, "keep": moments}
+        run: dict[str, Any] = {"seed": n, "reader": pixel, "keep": moments}
         records = {"with_sink": streams.play(model, talk.photo, talk.samples, **run)}
         with streams.no_sink(model):
             records["without_sink"] = streams.play(model, talk.photo, talk.samples, **run)
@@ -161,11 +161,7 @@ def bars(clips: dict[str, Any], long: dict[str, Any], seconds: int, errors: dict
         Bar("opening r, latents", r("latent", "generated"), low=0.80),
         Bar("the same / that of the truth", r("latent", "generated") / r("latent", "truth"), low=0.95),
         Bar("opening r, pixels", r("pixel", "generated"), low=0.75),
-        Bar(
-            "the same / that of the truth through the VAE",
-            r("pixel", "generated") / r("pixel", "through_vae"),
-            low=0.95,
-        ),
+        Bar("the same / that through the VAE", r("pixel", "generated") / r("pixel", "through_vae"), low=0.95),
         Bar("best lag, frames", clips["best_lag"]["generated"], -1, 1),
         Bar("opening r with a wrong sound, pixels", r("pixel", "wrong_sound"), high=0.15),
         Bar("opening r with a wrong sound, latents", r("latent", "wrong_sound"), high=0.15),
@@ -227,13 +223,12 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that ``main`` writes; draws the figures on the way."""
     start = time.time()
     model, train, test = rest_fast.load(args.model, device="cpu"), Clips(args.train), Clips(args.test)
-    if test.about["split"] != "test" or train.about["split"] != "train":
-        raise ValueError(
-            f"report: expected clips of the splits train and test, got {train.about['split']} and {test.about['split']}"
-        )
+    for clips, split in ((train, "train"), (test, "test")):
+        if clips.about["split"] != split:
+            raise ValueError(f"report: --{split}: expected clips of that split, got {clips.about['split']!r}")
     count = min(args.clips, len(test))
     pixel = pixel_reader(args.reader or args.train.parent / "reader.safetensors", train)
-    clips, shown = read_clips(model, test, count, pixel, LatentReader.fit(model, train))
+    read, shown = read_clips(model, test, count, pixel, LatentReader.fit(model, train))
     long, frames = read_streams(model, args.stream_identities, args.stream_seconds, pixel)
     errors = {"streaming": streams.streaming_error(model), "decoding": streams.decoding_error(model)}
     result: dict[str, Any] = {
@@ -251,10 +246,10 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "machine": machine(),
-        "clips": clips,
+        "clips": read,
         "streams": long,
         "errors": errors,
-        "bars": [bar.report() for bar in bars(clips, long, args.stream_seconds, errors)],
+        "bars": [bar.report() for bar in bars(read, long, args.stream_seconds, errors)],
     }
     if args.sweep:
         result["guidance_sweep"] = sweep_guidance(model, test, min(12, count), pixel)

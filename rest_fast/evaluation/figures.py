@@ -34,9 +34,9 @@ def strip(model: Model, portrait: Path, speech: Path, path: Path, columns: int =
 
     Frames lie as far apart as their times, so that all lines are straight down.
     """
-    samples = media.resample(media.load_audio(speech).mono, media.load_audio(speech).rate, RATE)
-    avatar = model.prepare(portrait)
-    with model.session(avatar) as session:
+    sound = media.load_audio(speech)
+    samples = media.resample(sound.mono, sound.rate, RATE)
+    with model.session(model.prepare(portrait, crop="center")) as session:
         session.push_audio(samples)
         session.end_segment()
         video = np.concatenate([block.video for block in session.blocks()])

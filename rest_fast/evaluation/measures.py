@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rest_fast.config import TEMPORAL
 
 Array = NDArray[Any]
-LAGS = np.arange(-5, 6)  # frames
+LAGS = tuple(range(-5, 6))  # frames
 
 
 def correlation(a: Array, b: Array) -> float:
@@ -27,19 +27,15 @@ def correlation(a: Array, b: Array) -> float:
 
 def lag_correlations(reading: Array, truth: Array) -> Array:
     """r at each of :data:`LAGS`; a positive lag is a reading that comes after the truth."""
-    return np.array(
-        [
-            correlation(
-                reading[max(lag, 0) : len(reading) + min(lag, 0)], truth[max(-lag, 0) : len(truth) - max(lag, 0)]
-            )
-            for lag in LAGS
-        ]
-    )
+    n = len(truth)
+    # the stretches of both that lie above each other once the reading is moved
+    pairs = [(reading[max(lag, 0) :][: n - abs(lag)], truth[max(-lag, 0) :][: n - abs(lag)]) for lag in LAGS]
+    return np.array([correlation(*pair) for pair in pairs])
 
 
 def best_lag(correlations: Array) -> int:
     """The lag in frames at which correlations [lags] are highest."""
-    return int(LAGS[int(np.argmax(correlations))])
+    return LAGS[int(np.argmax(correlations))]
 
 
 def psnr(mse: float) -> float:
@@ -90,11 +86,9 @@ class Bar:
     @property
     def passed(self) -> bool:
         """NaN passes nothing."""
-        return (
-            (self.low is None or self.value >= self.low)
-            and (self.high is None or self.value <= self.high)
-            and bool(np.isfinite(self.value))
-        )
+        low = -np.inf if self.low is None else self.low
+        high = np.inf if self.high is None else self.high
+        return bool(low <= self.value <= high)
 
     def report(self) -> dict[str, Any]:
         return vars(self) | {"passed": self.passed}

@@ -1,4 +1,4 @@
-"""Minutes of one stream, with the sink and without it, and whether streaming computes what one pass over a clip does."""
+"""Minutes of one stream, with the sink and without it, and whether streaming equals one pass over a clip."""
 
 from __future__ import annotations
 
@@ -64,11 +64,7 @@ class Record:
     @property
     def memory_growth_mb(self) -> float:
         """From second 10 to the highest later point."""
-        return (
-            max(self.memory_mb[9:], default=float("nan")) - self.memory_mb[9]
-            if len(self.memory_mb) > 9
-            else float("nan")
-        )
+        return max(self.memory_mb[9:]) - self.memory_mb[9] if len(self.memory_mb) > 9 else float("nan")
 
     @property
     def chunk_ms(self) -> float:
@@ -81,7 +77,9 @@ def play(
     model: Model, photo: Array, samples: Array, *, seed: int = 0, reader: PixelReader | None = None, keep: tuple = ()
 ) -> Record:
     """Stream sound [n] at 16 kHz second by second; no video is kept but the frames nearest to ``keep`` seconds."""
-    gaps, colours, kept, memory = [], [], {}, []
+    gaps, colours = [], []
+    kept: dict[int, Array] = {}
+    memory: list[float] = []
     wanted = {min(round(s * FPS), len(samples) // FRAME - 1) for s in keep}
     count = 0
     with model.session(model.prepare(photo, crop="center"), seed=seed) as session:

@@ -17,6 +17,7 @@ from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, M
 from rest_fast.ops import functional as ops
 
 NORM_EPS = 1e-8
+REFERENCE = "reference"  # among a stream's histories: the first frame, for decoders that look at it
 
 
 def to_tokens(latents: torch.Tensor) -> torch.Tensor:
@@ -211,15 +212,23 @@ class TemporalVAE(nn.Module):
         mean = self.encoder(video, StreamState())[:, : self.config.latent_channels]
         return (mean - self.latents_mean) / self.latents_std
 
-    def decode(self, latents: torch.Tensor, *, mode: str = "causal") -> torch.Tensor:
+    def decode(
+        self, latents: torch.Tensor, *, mode: str = "causal", reference: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Whole clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1."""
-        return self.stream(mode=mode).decode(latents)
+        return self.stream(mode=mode, reference=reference).decode(latents)
 
-    def stream(self, *, mode: str = "causal") -> DecodeStream:
-        """A decoder with memory: the latents of one stream, in pieces of any size."""
+    def stream(self, *, mode: str = "causal", reference: torch.Tensor | None = None) -> DecodeStream:
+        """A decoder with memory: the latents of one stream, in pieces of any size.
+
+        ``reference`` [B, 3, 1, H, W] in -1..1 is the true first frame: the demo's decoder takes what stands still from
+        it, LTX-Video's has no use for it. Without it the first latent has to do.
+        """
         if mode != "causal":
             raise ValueError(f"stream: mode: expected 'causal' (what this checkpoint supports), got {mode!r}")
-        return DecodeStream(self)
+        if reference is not None:
+            self._check(reference, "reference", 3, (self.height, self.width))
+        return DecodeStream(self, reference if isinstance(self.config, BasisVAEConfig) else None)
 
     def decode_step(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
         self._check(latents, "latents", self.config.latent_channels, self.grid)
@@ -237,8 +246,9 @@ class TemporalVAE(nn.Module):
 class DecodeStream:
     """State of one streaming decode. The first latent gives 1 frame, every further one 8."""
 
-    def __init__(self, vae: TemporalVAE):
-        self.vae, self.state = vae, StreamState()
+    def __init__(self, vae: TemporalVAE, reference: torch.Tensor | None = None):
+        self.vae, self.reference = vae, reference
+        self.reset()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W]."""
@@ -246,6 +256,8 @@ class DecodeStream:
 
     def reset(self) -> None:
         self.state = StreamState()
+        if self.reference is not None:
+            self.state.histories[REFERENCE] = self.reference
 
     def snapshot(self) -> StreamState:
         return self.state.snapshot()

@@ -5,7 +5,7 @@ coefficients on ``latent_channels``; each position has its own bases, since a po
 frame of a clip stands for a block of 8 copies. The bases are orthonormal, so the linear decoder is the transpose. What
 a block cannot know alone (seams, steps at latent borders, motion that the basis leaves out) is put back twice: the
 mixer, a small transformer, corrects the coefficients from those of all blocks of this latent and the one before; the
-post-net, a causal convolution, corrects the picture.
+post-net, a causal convolution, corrects the picture, and takes what stands still from the reference photo itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
-from rest_fast.models.vae import CausalConv3d, ResBlock, StreamState
+from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState
 from rest_fast.ops import functional as ops
 
 
@@ -132,27 +132,36 @@ class Mixer(nn.Module):
 
 
 class PostNet(nn.Module):
-    """Causal convolutional repair of the basis picture; knows where it is through a table of positions."""
+    """Causal convolutional repair of the basis picture; knows where it is through a table of positions.
+
+    It sees the reference picture, too, and may show it instead, pixel by pixel: what stands still stays sharp.
+    """
 
     def __init__(self, config: BasisVAEConfig, size: tuple[int, int]):
         super().__init__()
         t, h, w = self.fold = config.post_patch
         folded, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
-        self.conv_in = CausalConv3d(folded, channels)
+        self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, self.eps) for _ in range(config.post_blocks))
-        self.conv_out = CausalConv3d(channels, folded)
-        nn.init.zeros_(self.conv_out.weight)  # starts as the identity
+        self.conv_out = CausalConv3d(channels, folded + t * h * w)
+        nn.init.zeros_(self.conv_out.weight)
         assert self.conv_out.bias is not None
         nn.init.zeros_(self.conv_out.bias)
+        nn.init.constant_(self.conv_out.bias[folded:], -4)  # starts close to the identity: little of the reference
 
-    def forward(self, picture: torch.Tensor, state: StreamState) -> torch.Tensor:
-        x = self.conv_in(ops.fold_channels(picture, self.fold), state) + self.position
+    def forward(self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """Basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W] -> picture."""
+        t, h, w = self.fold
+        folded = ops.fold_channels(picture, self.fold)
+        still = ops.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
+        x = self.conv_in(torch.cat([folded, still], 1), state) + self.position
         for block in self.blocks:
             x = block(x, state)
-        delta = self.conv_out(ops.normed_silu(x, eps=self.eps), state)
-        return picture + ops.unfold_channels(delta, self.fold)
+        y = self.conv_out(ops.normed_silu(x, eps=self.eps), state)
+        delta, gate = (ops.unfold_channels(part, self.fold) for part in y.split([3 * t * h * w, t * h * w], 1))
+        return picture + delta + gate.sigmoid() * (reference - picture)
 
 
 class BasisDecoder(nn.Module):
@@ -162,13 +171,13 @@ class BasisDecoder(nn.Module):
         super().__init__()
         # held in a tuple: the weights are the encoder's, and belong in a checkpoint once
         self._basis = (basis,)
-        self.mixer = Mixer(config, grid[0] * grid[1]) if config.mixer_layers else None
+        self.mixer = Mixer(config, grid[0] * grid[1])
         self.post = PostNet(config, (grid[0] * config.patch_size, grid[1] * config.patch_size))
 
     def forward(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
         (basis,) = self._basis
-        coefficients = basis.expand(latents)
-        if self.mixer is not None:
-            coefficients = self.mixer(coefficients, state)
-        picture = self.post(basis.pictures(basis.synthesise(coefficients)), state)
+        picture = basis.pictures(basis.synthesise(self.mixer(basis.expand(latents), state)))
+        # without the true one the reference is the first picture as far as the latents tell it
+        reference = state.histories.setdefault(REFERENCE, picture[:, :, :1].clone())
+        picture = self.post(picture, reference.to(picture.dtype), state)
         return picture if state.started else picture[:, :, TEMPORAL - 1 :]

@@ -53,12 +53,7 @@ def train_dit(
 
 
 def flow_loss(
-    model: Model,
-    z0: torch.Tensor,
-    codes: torch.Tensor,
-    table: torch.Tensor,
-    weight: torch.Tensor,
-    g: torch.Generator,
+    model: Model, z0: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, weight: torch.Tensor, g: torch.Generator
 ) -> torch.Tensor:
     """Mean squared error of the velocity ``noise - z0`` of clean latents z0 [B, F T, C] at CANS timesteps; frame 0 is
     the reference and does not count. Codes [B, F - 1, A, Wa]; ``weight`` [T] of the tokens, mean 1."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rest_fast.config import TEMPORAL
 from rest_fast.model import Model
-from rest_fast.models.vae import StreamState, to_latents, to_tokens
+from rest_fast.models.vae import REFERENCE, StreamState, to_latents, to_tokens
 from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
 from rest_fast.training.loop import Training
 from rest_fast.training.synthetic.clips import FRAMES, Clips
@@ -105,7 +105,7 @@ def train_mixer(
             got = decoder.mixer(basis.expand(_noisy(model, latents, index, first, g)), state)
         error = got.float() - want
         changes = error.permute(0, 2, 1, 3, 4).flatten(2, 3).diff(dim=2)  # over latent borders too
-        return (((weight * error.square()).sum(-1).mean() + (weight * changes.square()).sum(-1).mean())) / pixels
+        return ((weight * error.square()).sum(-1).mean() + (weight * changes.square()).sum(-1).mean()) / pixels
 
     training.run(loss, steps)
     training.finish()
@@ -123,6 +123,7 @@ def train_decoder(
         want = torch.stack([_frames_of(clips, int(i), first) for i in index])
         state = StreamState()
         state.started = True  # all 8 frames of the first latent; those of a clip's first latent are copies
+        state.histories[REFERENCE] = torch.stack([clips.pixels(int(i), slice(0, 1)) for i in index])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = decoder(_noisy(model, latents, index, first, g), state).float()
         return pixel_loss(got, want)

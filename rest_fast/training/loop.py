@@ -78,8 +78,10 @@ class Training:
             self.step += 1
             if self.step % every == 0 or self.step == steps:
                 mean, minutes = sum(shown) / len(shown), (time.time() - start) / 60
-                if not math.isfinite(mean):
-                    raise ValueError(f"{self.path}: the loss is {mean} before step {self.step}; the last state is kept")
+                # Weights too: a slope that is no number spoils them before any loss says so.
+                if not math.isfinite(mean) or not all(p.isfinite().all() for p in self.parameters):
+                    what = f"the loss is {mean}" if not math.isfinite(mean) else "a weight is no number"
+                    raise ValueError(f"{self.path}: {what} before step {self.step}; the last state is kept")
                 self._save()
                 log.info("%s %d/%d loss %.4f %.1f min", self.path.stem, self.step, steps, mean, minutes)
                 shown = []
@@ -96,9 +98,11 @@ class Training:
         if not self.path.is_file():
             return 0
         saved = load_file(self.path)
-        for name, tensor in self.tensors.items():
-            if name not in saved or saved[name].shape != tensor.shape:
+        for name in {**self.tensors, **saved}.keys() - {"step"}:
+            mine, found = (None if x is None else x.shape for x in (self.tensors.get(name), saved.get(name)))
+            if mine != found:
                 raise ValueError(f"{self.path}: the state of another configuration: {name}; remove it to start anew")
+        for name, tensor in self.tensors.items():
             tensor.copy_(saved[name])
         for state in self.optimiser.state.values():
             state["step"].fill_(float(saved["step"]))

@@ -29,7 +29,7 @@ def head_motion(
     opening = np.minimum(np.arange(frames) / 2, 1) if from_rest else np.ones(frames)
     track |= {name: mouth[:, i] * opening for i, name in enumerate(MOUTH)}
     stress = emphasis(samples, frames)
-    # Sway is slow (a full swing takes 3 to 5 s), so that it goes on over the border of a chunk of 0.96 s.
+    # Sway is slow (a full swing takes 3 to 5 s at least), so that it goes on over the border of a chunk of 0.96 s.
     turn = sway(rng, frames)
     track["yaw"] = 0.7 * turn + 0.3 * sway(rng, frames)
     track["dx"] = 5.5 * turn + 2.5 * sway(rng, frames)
@@ -51,7 +51,7 @@ def sway(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
 
 
 def blinks(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
-    """[frames], 1 shut: blinks of 7 to 9 frames (long enough for latents of 8), 1.6 to 4.5 s apart; never at frame 0."""
+    """[frames], 1 shut: blinks of 7 to 9 frames (latents have 8), 1.6 to 4.5 s apart; never at frame 0."""
     shut, start = np.zeros(frames + 9), int(rng.integers(4, 80))
     while start < frames:
         length = int(rng.integers(7, 10))

@@ -1,0 +1,284 @@
+"""The report: measures against constructed videos, the ablation of the sink against hand-made attention, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rest_fast.evaluation import demo_report, figures, measures, streams
+from rest_fast.evaluation.measures import Bar
+from rest_fast.evaluation.readers import LatentReader, PixelReader
+from rest_fast.models.dit import Workspace
+from tests.kit import models, toys
+
+
+def stepping(steps: list[float]) -> torch.Tensor:
+    """[3, 2 + len(steps), 4, 4]: the frames behind the reference differ by these steps."""
+    level = torch.cat([torch.tensor([9.0, 0.0]), torch.tensor(steps).cumsum(0)])
+    return level[None, :, None, None].expand(3, -1, 4, 4)
+
+
+def test_border_ratios_of_a_constructed_video():
+    """48 frames: six latents, two chunks of three. Inner steps 1, latent borders 3, the chunk's border 6."""
+    steps = [1.0] * 47
+    for i in (7, 15, 31, 39):
+        steps[i] = 3.0
+    steps[23] = 6.0
+    video = stepping(steps)
+    assert measures.border_ratio(video) == pytest.approx((4 * 3 + 6) / 5)
+    assert measures.chunk_border_ratio(video, 3) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("lag", [-5, -2, 0, 1, 4])
+def test_lag_of_a_shifted_signal(lag):
+    curve = np.random.default_rng(0).standard_normal(110)
+    truth, reading = curve[6:-6], curve[6 - lag : len(curve) - 6 - lag]
+    correlations = measures.lag_correlations(reading, truth)
+    assert measures.best_lag(correlations) == lag
+    assert correlations.max() == pytest.approx(1)
+
+
+def test_correlation_of_a_constant_is_none():
+    assert measures.correlation(np.ones(5), np.arange(5.0)) == 0
+    assert measures.correlation(np.arange(5.0), 3 - 2 * np.arange(5.0)) == pytest.approx(-1)
+
+
+def test_psnr():
+    assert measures.psnr(4.0) == pytest.approx(0)  # as wrong as black for white
+    assert measures.psnr((2 / 255) ** 2) == pytest.approx(48.13, abs=0.01)  # one level
+
+
+def test_colour_change_is_of_means_in_levels():
+    reference = np.full((4, 4, 3), 100, np.uint8)
+    frames = np.full((5, 4, 4, 3), 100, np.uint8)
+    assert measures.colour_change(frames, reference) == 0
+    frames[..., 0] += 9
+    assert measures.colour_change(frames, reference) == pytest.approx(3)
+    frames[..., 1] -= 3  # another channel's change does not make up for it
+    assert measures.colour_change(frames, reference) == pytest.approx(4)
+    assert measures.colour_change(frames.mean((1, 2)), reference) == pytest.approx(4)  # mean colours do as well
+    frames = np.stack([reference + 10, reference - 10])
+    assert measures.colour_change(frames, reference) == 0  # movement about the reference is no drift
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "passed"),
+    [
+        (0.8, 0.8, None, True),
+        (0.79, 0.8, None, False),
+        (-2, -1, 1, False),
+        (1, -1, 1, True),
+        (3.1, None, 3, False),
+        (float("nan"), None, None, False),
+        (float("inf"), 10, None, True),
+    ],
+)
+def test_bars(value, low, high, passed):
+    bar = Bar("x", value, low, high)
+    assert bar.passed is passed
+    assert bar.report() == {"name": "x", "value": value, "low": low, "high": high, "passed": passed} or value != value
+
+
+# -- without the sink
+
+
+def second_step(dit, config, reference, context, attend=None):
+    """Velocity of a second chunk [1, N, C] after a cache of one chunk ``context`` and the sink of ``reference``."""
+    tokens, chunk = config.tokens, config.stream.chunk
+    z, t, codes = models.clip(dit, config, 1 + 2 * chunk, seed=3)
+    cache = models.open_cache(dit, config, [reference])
+    cache.k[:, :, :, cache.sink : cache.sink + cache.chunk] = context
+    cache.v[:, :, :, cache.sink : cache.sink + cache.chunk] = context.flip(-1)
+    cache.committed[0] = 1
+    now, here = slice(1 + chunk, None), slice((1 + chunk) * tokens, None)
+    work = Workspace(1, chunk * tokens, config.dit, dit.table)
+    lanes, mod = cache.lanes(dit, [0]), dit.modulation(t[:, now])
+    return dit.step(z[:, here], mod, lanes, work, dit.text_kv(), dit.audio_kv(codes[:, now])), cache
+
+
+@pytest.fixture
+def ablation():
+    """A float64 DiT, its configuration, two references [T, C] and the keys of one committed chunk."""
+    config = models.toy()
+    dit = models.toy_dit(config)
+    g = torch.Generator().manual_seed(5)
+    one, two = torch.randn(2, config.tokens, config.vae.latent_channels, generator=g, dtype=torch.float64)
+    size = (config.stream.chunk * config.tokens, config.dit.heads, config.dit.head_dim)
+    context = torch.randn(config.dit.layers, 1, 1, *size, generator=g, dtype=torch.float64)
+    return dit, config, (one, two), context
+
+
+def test_without_the_sink_a_step_does_not_depend_on_the_reference(ablation):
+    dit, config, references, context = ablation
+    model = types.SimpleNamespace(dit=dit)
+    with streams.no_sink(model):
+        (a, cache_a), (b, cache_b) = (second_step(dit, config, r, context) for r in references)
+    assert torch.equal(a, b)
+    assert "step" not in vars(dit)  # and the model is as before
+    (c, cache_c), (d, _) = (second_step(dit, config, r, context) for r in references)
+    assert (c - d).abs().max() > 1e-3 and (a - c).abs().max() > 1e-3
+    # the sink still lies in the cache, and so does what the step wrote: layer 0 sees nothing of the ablation
+    sink, chunk = cache_a.sink, cache_a.chunk
+    assert torch.equal(cache_a.k[:, :, :, :sink], cache_c.k[:, :, :, :sink])
+    assert not torch.equal(cache_a.k[:, :, :, :sink], cache_b.k[:, :, :, :sink])
+    torch.testing.assert_close(cache_a.k[0, :, :, sink + chunk :], cache_c.k[0, :, :, sink + chunk :])
+    assert cache_a.k[:, :, :, sink + chunk :].abs().min() > 0
+
+
+def test_without_the_sink_attention_is_over_the_other_slots(ablation, monkeypatch):
+    """Softmax by hand over all slots but the sink's, put in the place of the operator, gives the same step."""
+    dit, config, references, context = ablation
+    with streams.no_sink(types.SimpleNamespace(dit=dit)):
+        got, _ = second_step(dit, config, references[0], context)
+
+    def by_hand(q, k, v, out, *, scale, **_):
+        score = torch.einsum("nhd,mhd->hnm", q[0], k[0, 0]) * scale
+        score[..., : config.tokens] = -torch.inf
+        out[0] = torch.einsum("hnm,mhd->nhd", score.softmax(-1), v[0, 0])
+
+    monkeypatch.setattr("rest_fast.models.dit.ops.sink_ring_attention", by_hand)
+    want, _ = second_step(dit, config, references[0], context)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_without_the_sink_the_first_chunk_still_sees_the_reference(model, avatar):
+    def play():
+        with model.session(avatar, seed=1) as session:
+            session.push_audio(toys.sound(16000, 2.9))
+            session.end_segment()
+            return np.concatenate([block.video for block in session.blocks()])
+
+    plain = play()
+    with streams.no_sink(model):
+        lost = play()
+    chunk = 8 * model.config.stream.chunk
+    assert np.array_equal(plain[:chunk], lost[:chunk]) and not np.array_equal(plain[chunk:], lost[chunk:])
+
+
+# -- streams
+
+
+def test_streaming_and_decoding_in_pieces_change_nothing(model):
+    assert 0 <= streams.streaming_error(model) < 1e-4
+    assert 0 <= streams.decoding_error(model) < 1e-4
+
+
+def test_play_keeps_colours_and_the_asked_frames(model, avatar):
+    photo, samples = toys.photo()[:, :80], toys.sound(16000, 2.0)
+    record = streams.play(model, photo, samples, seed=1, keep=(0, 1, 60))
+    with model.session(model.prepare(photo, crop="center"), seed=1) as session:
+        session.push_audio(samples)
+        session.end_segment()
+        video = np.concatenate([block.video for block in session.blocks()])[:50]
+    np.testing.assert_allclose(record.colour, video.mean((1, 2)))
+    assert all(np.array_equal(a, video[i]) for a, i in zip(record.frames, (0, 25, 49), strict=True))
+    assert record.chunk_ms > 0
+    assert len(record.memory_mb) in (0, 2)
+
+
+def test_memory_growth_is_from_the_tenth_second_on():
+    record = streams.Record(np.zeros(0), np.zeros((0, 3)), memory_mb=[50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0])
+    assert record.memory_growth_mb == 4
+
+
+# -- the whole
+
+
+class FakeClips:
+    """Three clips of noise."""
+
+    def __init__(self, folder):
+        self.about = {"split": folder.name}
+        rng = np.random.default_rng(0)
+        self.video = rng.integers(0, 255, (3, 49, 64, 64, 3), dtype=np.uint8)
+        self.geometry = rng.random((3, 49, 4)).astype(np.float32)
+        self.samples = toys.sound(16000, 3 * 48 / 25).reshape(3, -1)
+
+    def __len__(self):
+        return 3
+
+    def pixels(self, clip, frames=slice(None)):
+        return torch.from_numpy(self.video[clip, frames].copy()).permute(3, 0, 1, 2) / 127.5 - 1
+
+    def gap(self, clip):
+        return self.geometry[clip, :, 0]
+
+    def sound(self, clip):
+        return self.samples[clip]
+
+
+class WideReader(PixelReader):
+    """Reads videos of the toy's size."""
+
+    def read(self, video):
+        return super().read(video.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys):
+    """Every number is there, the file is json, the pictures are drawn, the table is printed by nobody else."""
+    monkeypatch.setattr(demo_report, "Clips", FakeClips)
+    monkeypatch.setattr(demo_report.rest_fast, "load", lambda *_, **__: model)
+    monkeypatch.setattr(demo_report, "pixel_reader", lambda *_: WideReader().eval().requires_grad_(False))
+    monkeypatch.setattr(demo_report.LatentReader, "fit", classmethod(fitted))
+    monkeypatch.setattr(demo_report, "EDGE", 1)
+    talk = streams.Talk(toys.photo()[:64, :64], toys.sound(16000, 2.0), np.random.default_rng(1).random(50))
+    monkeypatch.setattr(streams.Talk, "random", lambda index, seconds: talk)
+    Image.fromarray(toys.photo()).save(tmp_path / "portrait.png")
+    toys_wav(tmp_path / "speech.wav")
+    args = argparse.Namespace(
+        model="demo", train=tmp_path / "train", test=tmp_path / "test", reader=None, clips=2, stream_seconds=2, stream_identities=1,
+        sweep=True, figures=tmp_path, assets=tmp_path,
+    )  # fmt: skip
+    result = json.loads(json.dumps(demo_report.report(args)))
+    assert capsys.readouterr().out == ""
+    assert result["test_clips"] == 2 and result["guidance_sweep"].keys() == {"1", "1.5", "2"}
+    assert result["clips"]["opening_r.pixel.truth"].keys() == {"mean", "std"}
+    assert result["clips"]["vae_psnr_db"].keys() == {"pooled", "mean", "std"}
+    assert result["clips"]["amplitude_over_truth_reading.pixel.truth"] == {"mean": 1, "std": 0}
+    assert all(-1 <= result["clips"][f"opening_r.latent.{video}"]["mean"] <= 1 for video in demo_report.VIDEOS)
+    assert len(result["bars"]) == 18
+    assert result["streams"].keys() == {"with_sink", "without_sink"}
+    for line in ("| generated |", "| without_sink |", "| best lag, frames |"):
+        assert line in demo_report.table(result)
+    for name in ("demo.png", "demo_comparison.png", "demo_sink.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 100
+        assert (tmp_path / name).stat().st_size <= figures.LIMIT
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.size == (12 * 112 + 11 * 8 + 32, 128 + 84 + 32)
+
+
+def fitted(cls, model, clips):
+    size = model.config.tokens * model.config.vae.latent_channels
+    return LatentReader(torch.randn(40, size), torch.randn(40, 8))
+
+
+def toys_wav(path):
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(toys.sound(16000, 2.5, dtype=np.int16).tobytes())
+
+
+def test_another_split_is_refused(monkeypatch, model, tmp_path):
+    monkeypatch.setattr(demo_report, "Clips", FakeClips)
+    monkeypatch.setattr(demo_report.rest_fast, "load", lambda *_, **__: model)
+    args = argparse.Namespace(model="demo", train=tmp_path / "test", test=tmp_path / "test")
+    with pytest.raises(ValueError, match="--train: expected clips of that split, got 'test'"):
+        demo_report.report(args)
+
+
+def test_a_picture_too_large_gets_fewer_colours(tmp_path, monkeypatch):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8))
+    monkeypatch.setattr(figures, "LIMIT", 60_000)
+    figures.save(noise, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size <= 60_000
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "P" and picture.size == (200, 200)
