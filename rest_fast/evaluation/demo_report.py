@@ -55,7 +55,7 @@ def generate(model: Model, photo: Array, samples: Array, seed: int, guidance: fl
 def four_videos(model: Model, clips: Clips, clip: int, other: int) -> dict[str, torch.Tensor]:
     """:data:`VIDEOS` of a clip, [3, 97, H, W] in -1..1; ``other`` is the clip of the wrong sound."""
     truth, photo = clips.pixels(clip), np.asarray(clips.video[clip, 0])
-    through = model.vae.decode(model.vae.encode(truth[None]))[0].clamp(-1, 1)
+    through = model.vae.decode(model.vae.encode(truth[None]), reference=truth[None, :, :1])[0].clamp(-1, 1)
     own, wrong = (generate(model, photo, clips.sound(i), seed=clip) for i in (clip, other))
     return dict(zip(VIDEOS, (truth, through, own, wrong)))
 
@@ -67,6 +67,7 @@ def read_clips(
     rows: Rows = {}
     lags: dict[str, list[Array]] = {name: [] for name in VIDEOS}
     shown = []
+    top, bottom, left, right = (side * clips.video.shape[2] // 128 for side in MOUTH)
 
     def add(name: str, value: float) -> None:
         rows.setdefault(name, []).append(value)
@@ -76,7 +77,7 @@ def read_clips(
         gap, width = clips.gap(n)[1:], clips.geometry[n, 1:, 1]
         errors = (videos["truth"] - videos["through_vae"]).square()
         add("vae_mse", float(errors.mean()))
-        add("vae_mouth_mse", float(errors[..., MOUTH[0], MOUTH[1]].mean()))
+        add("vae_mouth_mse", float(errors[..., top:bottom, left:right].mean()))
         readings = {name: pixel.read(video)[1:] for name, video in videos.items()}
         for name, video in videos.items():
             both = {"pixel": readings[name][:, 0], "latent": latent.read(model, video)}

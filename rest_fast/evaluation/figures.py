@@ -41,7 +41,7 @@ def strip(model: Model, portrait: Path, speech: Path, path: Path, columns: int =
         session.end_segment()
         video = np.concatenate([block.video for block in session.blocks()])
     span = columns * stride
-    samples = np.pad(samples, (0, max(0, span * FRAME - len(samples))))
+    samples = np.pad(samples, (0, max(FRAME, span * FRAME - len(samples))))
     first = _clearest(samples, span)
     height, margin, space = 128, 16, 8
     width = height * 7 // 8  # without a little of both sides
@@ -51,18 +51,16 @@ def strip(model: Model, portrait: Path, speech: Path, path: Path, columns: int =
     tiles = [tile.crop((cut, 0, cut + width, height)) for tile in tiles]
 
     size = (2 * margin + columns * (width + space) - space, 2 * margin + height + 84)
-    top, bottom = margin + height, size[1] - margin
+    top, bottom = margin + height + 6, size[1] - margin
     fine = Image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
     draw = ImageDraw.Draw(fine)
-    left, right = margin - space / 2, size[0] - margin + space / 2
     for i in range(columns):
-        # a frame shows the mouth at its middle
-        when = (picks[i] - first + 0.5) / span
-        x = int((left + when * (right - left)) * FINE)
-        foot = int((margin + i * (width + space) + width / 2) * FINE)
-        draw.line([(foot, (top + 4) * FINE), (x, (top + 14) * FINE), (x, bottom * FINE)], LINE, FINE)
-    piece = samples[first * FRAME : (first + span) * FRAME]
-    draw.polygon(_wave(piece, int(left * FINE), int(right * FINE), (top + 14 + bottom) // 2 * FINE, 33 * FINE), WAVE)
+        x = (margin + i * (width + space) + width // 2) * FINE
+        draw.line([(x, top * FINE), (x, bottom * FINE)], LINE, FINE)
+    begin = first * FRAME + FRAME // 2  # a frame shows the mouth at its middle
+    piece = samples[begin : begin + span * FRAME]
+    left, right = margin - space // 2, size[0] - margin + space // 2
+    draw.polygon(_wave(piece, left * FINE, right * FINE, (top + bottom) // 2 * FINE, 36 * FINE), WAVE)
     sheet = fine.resize(size, Image.Resampling.LANCZOS)
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (margin + i * (width + space), margin), _rounded(tile.size))

@@ -18,6 +18,8 @@ from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState
 from rest_fast.ops import functional as ops
 
+MOVE = 12.0  # pixels that the reference can be moved at most, along either axis
+
 
 class SpaceTimeBasis(nn.Module):
     """Orthonormal bases per position P = h w: what one block of pixels keeps."""
@@ -134,7 +136,8 @@ class Mixer(nn.Module):
 class PostNet(nn.Module):
     """Causal convolutional repair of the basis picture; knows where it is through a table of positions.
 
-    It sees the reference picture, too, and may show it instead, pixel by pixel: what stands still stays sharp.
+    It sees the reference picture, too, and may show it instead, pixel by pixel, moved by a smooth field: what stands still
+    or only moves stays sharp.
     """
 
     def __init__(self, config: BasisVAEConfig, size: tuple[int, int]):
@@ -145,14 +148,22 @@ class PostNet(nn.Module):
         self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, self.eps) for _ in range(config.post_blocks))
-        self.conv_out = CausalConv3d(channels, folded + t * h * w)
+        self.out_channels = folded, t * h * w, 2 * t  # correction, gate, field
+        self.conv_out = CausalConv3d(channels, sum(self.out_channels))
         nn.init.zeros_(self.conv_out.weight)
         assert self.conv_out.bias is not None
         nn.init.zeros_(self.conv_out.bias)
-        nn.init.constant_(self.conv_out.bias[folded:], -4)  # starts close to the identity: little of the reference
+        nn.init.constant_(self.conv_out.bias[folded : folded + t * h * w], -4)  # starts close to the identity
 
     def forward(self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState) -> torch.Tensor:
         """Basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W] -> picture."""
+        correction, gate, moved = self.parts(picture, reference, state)
+        return picture + correction + gate * (moved - picture)
+
+    def parts(
+        self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Correction [B, 3, 8n, H, W], gate [B, 1, 8n, H, W] in 0..1 and moved reference [B, 3, 8n, H, W]."""
         t, h, w = self.fold
         folded = ops.fold_channels(picture, self.fold)
         still = ops.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
@@ -160,8 +171,29 @@ class PostNet(nn.Module):
         for block in self.blocks:
             x = block(x, state)
         y = self.conv_out(ops.normed_silu(x, eps=self.eps), state)
-        delta, gate = (ops.unfold_channels(part, self.fold) for part in y.split([3 * t * h * w, t * h * w], 1))
-        return picture + delta + gate.sigmoid() * (reference - picture)
+        correction, gate, field = y.split(self.out_channels, 1)
+        field = MOVE * ops.unfold_channels(field, (t, 1, 1)).tanh()
+        return (
+            ops.unfold_channels(correction, self.fold),
+            ops.unfold_channels(gate, self.fold).sigmoid(),
+            move(reference, field).to(picture.dtype),
+        )
+
+
+def move(reference: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """Reference [B, 3, 1, H, W] seen through fields [B, 2, T, h, w] of (x, y) in pixels: fp32 [B, 3, T, H, W]."""
+    (batch, _, _, height, width), frames = reference.shape, field.shape[2]
+    field = field.float().transpose(1, 2).flatten(0, 1)
+    field = F.interpolate(field, (height, width), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    y, x = (torch.arange(n, device=field.device) for n in (height, width))
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) + field  # [B T, H, W, 2] in pixels
+    grid = (2 * places + 1) / torch.tensor([width, height], device=field.device) - 1
+    source = reference[:, :, 0].float().repeat_interleave(frames, 0)
+    return (
+        F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+        .unflatten(0, (batch, -1))
+        .transpose(1, 2)
+    )
 
 
 class BasisDecoder(nn.Module):
@@ -175,9 +207,14 @@ class BasisDecoder(nn.Module):
         self.post = PostNet(config, (grid[0] * config.patch_size, grid[1] * config.patch_size))
 
     def forward(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
+        picture, reference = self.linear(latents, state)
+        picture = self.post(picture, reference, state)
+        return picture if state.started else picture[:, :, TEMPORAL - 1 :]
+
+    def linear(self, latents: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the post-net gets: basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W]."""
         (basis,) = self._basis
         picture = basis.pictures(basis.synthesise(self.mixer(basis.expand(latents), state)))
         # without the true one the reference is the first picture as far as the latents tell it
         reference = state.histories.setdefault(REFERENCE, picture[:, :, :1].clone())
-        picture = self.post(picture, reference.to(picture.dtype), state)
-        return picture if state.started else picture[:, :, TEMPORAL - 1 :]
+        return picture, reference.to(picture.dtype)

@@ -72,7 +72,7 @@ def run(
     folder = work / "train"
     if "data" in stages and not (folder / synthetic.CLIPS).exists():
         log.info("data: %d clips", clips)
-        synthetic.write_clips(folder, clips, workers=workers)
+        synthetic.write_clips(folder, clips, size=preset("demo").height, workers=workers)
     if stages == ("data",):
         return
     torch.manual_seed(0)
@@ -81,6 +81,9 @@ def run(
     if stages == ("basis",):
         return
     train = synthetic.Clips(folder)
+    if stages == ("pack",):
+        for state, trained in (("dit", "dit"), ("mixer", "decoder"), ("decoder", "decoder")):
+            _require(work / f"{state}.safetensors", trained)
     if "dit" in stages or "pack" in stages:
         demo_dit.train_dit(model, train, latents, dit_steps if "dit" in stages else 0, work)
     if "decoder" in stages or "pack" in stages:
@@ -100,16 +103,23 @@ def _basis(model: Model, clips: synthetic.Clips, work: Path, fit: bool) -> tuple
     basis, _ = demo_vae.parts(model)
     if not path.exists():
         if not fit:
-            raise ValueError(f"train: expected the result of the stage basis, found no {path}")
+            _require(path, "basis")
         log.info("basis: principal components of %d clips", len(clips))
         demo_vae.fit_basis(basis, clips)
         demo_vae.write_coefficients(basis, clips, truth)
         latents = demo_vae.encode_all(model, clips)
-        save_file({"latents": latents, **basis.state_dict()}, path)
+        partial = path.with_suffix(".partial")
+        save_file({"latents": latents, **basis.state_dict()}, partial)
+        partial.replace(path)
     saved = load_file(path)
     latents = saved.pop("latents")
     basis.load_state_dict(saved)
     return latents, np.load(truth, mmap_mode="r")
+
+
+def _require(path: Path, stage: str) -> None:
+    if not path.exists():
+        raise ValueError(f"train: expected the result of the stage {stage}, found no {path}")
 
 
 def write_examples(out: Path) -> None:

@@ -98,9 +98,9 @@ class Training:
         if not self.path.is_file():
             return 0
         saved = load_file(self.path)
-        for name in {**self.tensors, **saved}.keys() - {"step"}:
-            mine, found = (None if x is None else x.shape for x in (self.tensors.get(name), saved.get(name)))
-            if mine != found:
+        for name in sorted({*self.tensors, *saved} - {"step"}):
+            mine, found = self.tensors.get(name), saved.get(name)
+            if mine is None or found is None or mine.shape != found.shape:
                 raise ValueError(f"{self.path}: the state of another configuration: {name}; remove it to start anew")
         for name, tensor in self.tensors.items():
             tensor.copy_(saved[name])

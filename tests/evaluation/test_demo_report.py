@@ -232,8 +232,8 @@ def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys):
     Image.fromarray(toys.photo()).save(tmp_path / "portrait.png")
     toys_wav(tmp_path / "speech.wav")
     args = argparse.Namespace(
-        model="demo", train=tmp_path / "train", test=tmp_path / "test", reader=None, clips=2, stream_seconds=2, stream_identities=1,
-        sweep=True, figures=tmp_path, assets=tmp_path,
+        model="demo", train=tmp_path / "train", test=tmp_path / "test", reader=None, clips=2, stream_seconds=2,
+        stream_identities=1, sweep=True, figures=tmp_path, assets=tmp_path,
     )  # fmt: skip
     result = json.loads(json.dumps(demo_report.report(args)))
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""The basis VAE against linear algebra, and its mixer against one dense, masked attention over a whole clip."""
+"""The basis VAE against linear algebra, its mixer against one dense, masked attention; and what a reference is for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.models.vae import StreamState, TemporalVAE
-from rest_fast.models.vae_basis import Mixer, SpaceTimeBasis
+from rest_fast.models.vae_basis import Mixer, SpaceTimeBasis, move
 from tests.kit.models import F64, basis_toy, latents, toy_vae, video
 
 
@@ -31,6 +31,15 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def linear(basis: SpaceTimeBasis, blocks: torch.Tensor) -> torch.Tensor:
     """What is left of blocks that were encoded and decoded without mixer and post-net."""
     return basis.synthesise(basis.expand(basis.project(blocks)))
+
+
+def idle(module: TemporalVAE) -> TemporalVAE:
+    """With mixer and post-net as the identity: no correction, and nothing of the reference."""
+    post, (correction, gate, _) = module.decoder.post, module.decoder.post.out_channels
+    for tensor in (module.decoder.mixer.proj_out, post.conv_out.weight, post.conv_out.bias):
+        tensor.zero_()
+    post.conv_out.bias[correction : correction + gate] = -1e4
+    return module
 
 
 def copy(**changes) -> TemporalVAE:
@@ -123,12 +132,8 @@ def test_blocks_and_pictures(basis):
 
 
 def test_latents_of_a_decoded_clip_are_the_latents():
-    """With mixer and post-net at their start (the identity): decode, then encode, for all but the first latent of 8
-    copies."""
-    module = copy()
-    module.decoder.mixer.proj_out.zero_()
-    module.decoder.post.conv_out.weight.zero_()
-    module.decoder.post.conv_out.bias.zero_()
+    """By the basis alone: decode, then encode, for all but the first latent of 8 copies."""
+    module = idle(copy())
     z = latents(module, 4)
     again = module.encode(module.decode(z))
     torch.testing.assert_close(again[:, :, 1:], z[:, :, 1:], rtol=1e-11, atol=1e-11)
@@ -227,11 +232,75 @@ def test_fresh_mixer_is_the_identity():
     assert torch.equal(mixer(coefficients, StreamState()), coefficients)
 
 
-def test_without_layers_there_is_no_mixer():
-    """Then the basis is decoded alone, as by a mixer which corrects nothing."""
-    without, idle = copy(vae__mixer_layers=0), copy()
-    idle.decoder.mixer.proj_out.zero_()
-    z = latents(idle, 3)
-    assert without.decoder.mixer is None and not [n for n in without.state_dict() if "mixer" in n]
-    assert torch.equal(without.decode(z), idle.decode(z))
-    assert (toy_vae("basis").decode(z) - idle.decode(z)).std() > 0.01  # and the toy's own corrects something
+def test_without_layers_every_token_is_alone():
+    """What is left is a correction of each frame of each block by itself."""
+    mixer = copy(vae__mixer_layers=0).decoder.mixer
+    coefficients = noise(1, 3, 4, 8, 5)
+    other = coefficients.clone()
+    other[0, 1, 2, 3] += 1
+    changed = (mixer(other, state := StreamState()) != mixer(coefficients, StreamState())).any(-1)
+    assert changed.nonzero().tolist() == [[0, 1, 2, 3]] and not state.histories
+
+
+def test_mixer_corrects_what_is_shown():
+    """The toy's mixer matters to a whole decoded clip, so that tests of streams are tests of it."""
+    module, without = toy_vae("basis"), copy()
+    without.decoder.mixer.proj_out.zero_()
+    z = latents(module, 3)
+    assert (module.decode(z) - without.decode(z)).std() > 0.01
+
+
+# -- the post-net and the reference
+
+
+def test_moved_by_whole_pixels():
+    """A field says where each pixel looks: x to the right, y downwards; beyond the border the border goes on."""
+    g = torch.Generator().manual_seed(0)
+    reference = torch.rand(2, 3, 1, 8, 12, generator=g)
+    field = torch.zeros(2, 2, 3, 2, 3)  # of three frames, one vector for 4 x 4 pixels
+    field[0, 0, 1], field[0, 1, 1] = 2, -3
+    field[1, :, 2] = 100
+    got = move(reference, field)
+    assert got.shape == (2, 3, 3, 8, 12)
+    want = reference.repeat(1, 1, 3, 1, 1)
+    rows, columns = (torch.arange(8) - 3).clamp(min=0), (torch.arange(12) + 2).clamp(max=11)
+    want[0, :, 1] = reference[0, :, 0, rows][:, :, columns]
+    want[1, :, 2] = reference[1, :, 0, -1:, -1:]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_fresh_post_net_shows_the_picture_and_a_trace_of_the_reference():
+    module = TemporalVAE(basis_toy()).requires_grad_(False)
+    picture, reference = torch.rand(1, 3, 16, 32, 32), torch.rand(1, 3, 1, 32, 32)
+    trace = 1 / (1 + math.exp(4))
+    got = module.decoder.post(picture, reference, StreamState())
+    torch.testing.assert_close(got, (1 - trace) * picture + trace * reference, rtol=0, atol=1e-6)
+
+
+def test_an_open_gate_shows_the_reference():
+    module = idle(copy())
+    correction, gate, _ = module.decoder.post.out_channels
+    module.decoder.post.conv_out.bias[correction : correction + gate] = 1e4
+    photo, z = video(module, 1), latents(module, 3)
+    assert torch.allclose(module.decode(z, reference=photo), photo.expand(-1, -1, 17, -1, -1), atol=1e-5)
+    first, other = module.decode(z), z.clone()
+    other[:, :, 1:] *= -1
+    assert torch.allclose(first, first[:, :, :1], atol=1e-5)  # without a photo the first latent has to do,
+    assert torch.equal(module.decode(other), first)  # and no later one
+
+
+def test_reference_in_pieces():
+    """A stream shows the photo that it was opened with, after any cut, and after a reset."""
+    module = toy_vae("basis")
+    photos, z = video(module, 1, 2, seed=5), latents(module, 5, 2)
+    whole = module.decode(z, reference=photos)
+    assert (whole - module.decode(z)).std() > 0.01  # it matters
+    stream = module.stream(reference=photos)
+    for cuts in ([1] * 5, [2, 3]):
+        pieces = [stream.decode(part) for part in z.split(cuts, 2)]
+        torch.testing.assert_close(torch.cat(pieces, 2), whole, rtol=1e-12, atol=1e-12)
+        stream.reset()
+    alone = module.decode(z[1:], reference=photos[1:])
+    torch.testing.assert_close(alone, whole[1:], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="reference: expected"):
+        module.stream(reference=photos[..., 1:])

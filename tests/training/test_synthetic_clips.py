@@ -122,8 +122,8 @@ def test_mouths_follow_their_sound_at_once():
 
 
 def test_sway_is_slow():
-    """Knots are 1.5 to 2.5 s apart: no full swing is faster than 3 s. A knot is a turn where it is the highest or lowest
-    of three, twice in three times; so two turns take three knots on average, 4.5 to 7.5 s."""
+    """Knots are 1.5 to 2.5 s apart: no full swing is faster than 3 s. A knot is a turn where it is the highest or
+    lowest of three, twice in three times; so two turns take three knots on average, 4.5 to 7.5 s."""
     rng, seconds = np.random.default_rng(0), 400
     power, periods = np.zeros(seconds * FPS // 2 + 1), []
     for _ in range(30):

@@ -83,7 +83,8 @@ def _fresh_espeak() -> Iterator[tuple[ctypes.CDLL, int, Path]]:
     """A newly loaded libespeak-ng, its sample rate and its data folder.
 
     Phases, flutter and noise of the synthesiser live in static variables that no call resets, not even
-    `espeak_Terminate`; only unloading does. It costs under a millisecond and makes a sentence depend on its arguments alone.
+    `espeak_Terminate`; only unloading does. It costs under a millisecond and makes a sentence depend on its arguments
+    alone.
     """
     try:
         espeakng_loader = importlib.import_module("espeakng_loader")
