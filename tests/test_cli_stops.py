@@ -43,7 +43,9 @@ def test_a_signal_half_way(inputs, out, number, code, word):
     assert process.returncode == code and not shown
     assert err.count("\n") == 1 and err.startswith(f"rest-fast: {word}; {partial} is partial: it plays the first ")
     frames = len(media.read_video(partial)[0])
-    assert abs(frames / 25 - float(err.split("first ")[1].split(" s")[0])) <= 0.32 and frames >= 8
+    assert (
+        abs(frames / 25 - float(err.split("first ")[1].split(" s")[0])) < 0.33 and frames >= 8
+    )  # the block in hand may be in
     assert out.read_bytes() == b"precious"
 
 

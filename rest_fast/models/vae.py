@@ -52,7 +52,7 @@ class StreamState:
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
         state = cls()
-        state.histories, state.started = dict(tensors), bool(tensors)
+        state.histories, state.started = dict(tensors), bool(set(tensors) - {REFERENCE})
         return state
 
 
@@ -228,6 +228,8 @@ class TemporalVAE(nn.Module):
             raise ValueError(f"stream: mode: expected 'causal' (what this checkpoint supports), got {mode!r}")
         if reference is not None:
             self._check(reference, "reference", 3, (self.height, self.width))
+            if reference.shape[2] != 1:
+                raise ValueError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
         return DecodeStream(self, reference if isinstance(self.config, BasisVAEConfig) else None)
 
     def decode_step(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:

@@ -136,8 +136,8 @@ class Mixer(nn.Module):
 class PostNet(nn.Module):
     """Causal convolutional repair of the basis picture; knows where it is through a table of positions.
 
-    It sees the reference picture, too, and may show it instead, pixel by pixel, moved by a smooth field: what stands still
-    or only moves stays sharp.
+    It sees the reference picture, too, and may show it instead, pixel by pixel, moved by a smooth field: what stands
+    still or only moves stays sharp.
     """
 
     def __init__(self, config: BasisVAEConfig, size: tuple[int, int]):
@@ -216,5 +216,5 @@ class BasisDecoder(nn.Module):
         (basis,) = self._basis
         picture = basis.pictures(basis.synthesise(self.mixer(basis.expand(latents), state)))
         # without the true one the reference is the first picture as far as the latents tell it
-        reference = state.histories.setdefault(REFERENCE, picture[:, :, :1].clone())
+        reference = state.histories.setdefault(REFERENCE, picture[:, :, TEMPORAL - 1 : TEMPORAL].clone())
         return picture, reference.to(picture.dtype)

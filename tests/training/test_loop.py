@@ -68,9 +68,10 @@ def test_a_resumed_training_is_one_that_was_never_interrupted(tmp_path):
 
 
 def test_a_step_is_that_of_torch(tmp_path):
-    """Against AdamW, clipping and the rate written out; the state that is kept is torch's own."""
+    """Against AdamW, clipping, the rate and the averages written out; the state that is kept is torch's own."""
     run, other = Run(tmp_path / "state.safetensors"), network().requires_grad_(True)
     run.training.run(run.loss, STEPS)
+    averages = [p.detach().clone() for p in other.parameters()]
     optimiser = torch.optim.AdamW(other.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = 0.1 * (step + 1) / 100
@@ -78,8 +79,11 @@ def test_a_step_is_that_of_torch(tmp_path):
         Run.loss(type("other", (), {"module": other}), step).backward()
         nn.utils.clip_grad_norm_(other.parameters(), 1.0)
         optimiser.step()
+        kept = (1 + step) / (10 + step)
+        averages = [kept * a + (1 - kept) * p.detach() for a, p in zip(averages, other.parameters())]
     for i, (p, want) in enumerate(zip(run.module.parameters(), other.parameters())):
         torch.testing.assert_close(p, want, rtol=0, atol=0)
+        torch.testing.assert_close(run.training.tensors[f"ema.{i}"], averages[i])
         torch.testing.assert_close(run.training.tensors[f"exp_avg_sq.{i}"], optimiser.state[want]["exp_avg_sq"])
 
 
