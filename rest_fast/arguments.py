@@ -13,15 +13,14 @@ import rest_fast
 from rest_fast.terminal import one_line, say
 
 SPLITS = ("train", "validation", "test")
-# What a stage does, and its time with the defaults on one core of an AMD EPYC: data measured, the others as they were
-# for the first demo model.
+# What a stage does, and its time with the defaults on an AMD EPYC: data and basis on two cores, trainings on one.
 STAGES = {
-    "data": ("write the synthetic clips that the others learn from", "8 min"),
-    "basis": ("fit the linear basis of the VAE and encode the clips", "5 min"),
-    "dit": ("train the speech encoder and the diffusion transformer", "70 min"),
+    "data": ("write the synthetic clips that the others learn from", "4 min"),
+    "basis": ("fit the linear basis of the VAE and encode the clips", "4 min"),
+    "dit": ("train the speech encoder and the diffusion transformer", "60 min"),
     "decoder": ("train the VAE's decoder network", "60 min"),
     "pack": ("write the checkpoint folder that --weights takes", "seconds"),
-    "all": ("all of these in this order", "2.5 hours"),
+    "all": ("all of these in this order", "2 hours"),
 }
 
 
@@ -35,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        say(message.rstrip("\n"), file)  # argparse would fail on a closed pipe
+        say(message.rstrip("\n"), file)  # None: a closed stream; argparse would fail on a closed pipe
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -172,8 +171,8 @@ def _add_train(add: Callable[..., Parser]) -> None:
     size = parser.add_argument_group("how much")
     size.add_argument("--clips", type=_whole(1), default=2000, metavar="N", help="clips to learn from")
     size.add_argument("--dit-steps", type=_whole(1), default=8000, metavar="N", help="steps of stage dit")
-    size.add_argument("--mixer-steps", type=_whole(1), default=6000, metavar="N", help="first steps of stage decoder")
-    size.add_argument("--decoder-steps", type=_whole(1), default=6000, metavar="N", help="its last steps")
+    size.add_argument("--mixer-steps", type=_whole(1), default=2600, metavar="N", help="first steps of stage decoder")
+    size.add_argument("--decoder-steps", type=_whole(1), default=4400, metavar="N", help="its last steps")
     behaviour = _add_behaviour(parser)
     behaviour.add_argument(
         "--workers", type=_whole(0), default=0, metavar="N", help="processes for data; 0: one per core"
@@ -205,7 +204,7 @@ def _add_model(parser: Parser) -> None:
     model.add_argument(
         "--guidance", type=_finite, metavar="X", help="how closely it follows the sound; default: the model's"
     )
-    model.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="same seed, same video")
+    model.add_argument("--seed", type=_whole(0, 2**64 - 1), default=0, metavar="N", help="same seed, same video")
 
 
 def _add_behaviour(parser: Parser) -> Any:
@@ -252,10 +251,13 @@ def _device(text: str) -> str:
     return text
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    expected = f"of at least {least}" if most is None else f"in {least}..{most}"
+
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+        fits = re.fullmatch(r"[+-]?\d{1,20}", text) and least <= int(text) <= (10**18 if most is None else most)
+        if not fits:
+            raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {text}")
         return int(text)
 
     return parse

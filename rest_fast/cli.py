@@ -19,15 +19,21 @@ import signal
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rest_fast.arguments import build_parser, join_crop
-from rest_fast.terminal import Progress, Signals, notes, one_line, say
+from rest_fast.terminal import Progress, Signals, notes, one_line, open_streams, say
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ENDINGS = (".mp4", ".m4v", ".mov")  # as in media.CONTAINERS, which is slow to import
 ASSETS = Path(__file__).parent / "assets" / "demo"
+LIMITS = {"PHOTO": 512 << 20, "AUDIO": 4 << 30}  # bytes on standard input, which are held in memory
 
 
 class InputError(ValueError):
@@ -37,6 +43,8 @@ class InputError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Without ``argv``, the words of the process, which is to end afterwards."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        open_streams()
     debug = "--debug" in words
     args = Namespace(left="")  # what is left behind, kept up to date by the commands for the message of a failure
     with Signals(last=argv is None) as signals, contextlib.ExitStack() as stack:
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return e.code if isinstance(e.code, int) else 2
         except BaseException as e:
             signals.ignore()
-            if debug:
+            if debug and sys.stderr is not None:
                 traceback.print_exc()
             code, message = _failure(e, signals.received, args)
             say(f"rest-fast: {message}", sys.stderr)
@@ -100,8 +108,8 @@ def _render(args: Namespace) -> None:
     model = _load(args)
     avatar = model.prepare(photo, crop=args.crop)
 
-    partial.unlink(missing_ok=True)  # of an earlier run
-    with Progress("frames", quiet=args.quiet, rate=25) as progress:
+    done = None
+    with _alone(args.out, partial), Progress("frames", quiet=args.quiet, rate=25) as progress:
         try:
             done = rest_fast.render(
                 model,
@@ -115,7 +123,11 @@ def _render(args: Namespace) -> None:
                 paste_back=args.paste_back,
             )
             os.replace(partial, out)
+            args.left = f"{args.out} is whole"
         except BaseException:
+            if done is not None and not partial.exists():  # stopped just behind the renaming
+                args.left = f"{args.out} is whole"
+                raise
             if progress.done:
                 made, whole = progress.done / 25, progress.total / 25
                 name = partial if os.path.isabs(args.out) else os.path.relpath(partial)
@@ -126,7 +138,8 @@ def _render(args: Namespace) -> None:
             raise
         seconds = progress.seconds
     speed = done.frames / 25 / seconds
-    say(f"{args.out}: {done.frames} frames, {done.seconds:.2f} s, made in {seconds:.2f} s ({speed:.1f}x real time)")
+    made = f"{done.frames} frames, {done.seconds:.2f} s, made in {seconds:.2f} s ({speed:.1f}x real time)"
+    say(f"{args.out}: {made}", sys.stdout)
 
 
 def _demo(args: Namespace) -> None:
@@ -154,18 +167,57 @@ def _output(name: str) -> tuple[Path, Path]:
         raise InputError(f"output {name}: expected a file, got {'a folder' if out.is_dir() else 'a device'}")
     if not os.access(out.parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
         raise InputError(f"output {name}: expected a place that you may write to, got one that you may not")
-    return out, out.with_name(f"{out.stem}.partial{out.suffix}")
+    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    if partial.exists() and not partial.is_file():
+        got = "a folder" if partial.is_dir() else "a device"
+        raise InputError(f"output {name}: expected a file or nothing at {partial}, got {got}")
+    return out, partial
+
+
+@contextlib.contextmanager
+def _alone(name: str, partial: Path) -> Iterator[None]:
+    """An empty partial file that is this run's alone: the writer keeps the inode, and so the lock."""
+    if fcntl is None:
+        partial.unlink(missing_ok=True)
+        yield
+        return
+    if partial.is_symlink():
+        partial.unlink()
+    while True:
+        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                expected = "expected a file that no other run is writing, got one that another rest-fast writes"
+                raise InputError(f"output {name}: {expected}") from None
+            except OSError:  # a file system without locks
+                pass
+            if not partial.exists() or not os.path.samestat(os.fstat(file), os.stat(partial)):
+                continue  # another run renamed it meanwhile
+            os.ftruncate(file, 0)
+            yield
+            return
+        finally:
+            os.close(file)
 
 
 def _source(given: Any, which: str) -> Any:
     """A path, or what stands on standard input."""
     if given != "-":
         return given
+    if sys.stdin is None:
+        raise InputError(f"{which} -: expected a file on standard input (rest-fast ... - < FILE), got a closed one")
     if sys.stdin.isatty():
         raise InputError(f"{which} -: expected a file on standard input (rest-fast ... - < FILE), got a terminal")
     import io
 
-    file: Any = io.BytesIO(sys.stdin.buffer.read())
+    file: Any = io.BytesIO()
+    while piece := sys.stdin.buffer.read(1 << 20):
+        file.write(piece)
+        if file.tell() > LIMITS[which]:
+            raise InputError(f"{which} -: expected at most {LIMITS[which] >> 20} MiB on standard input, got more")
+    file.seek(0)
     file.name = "standard input"  # what messages call it
     return file
 
@@ -224,7 +276,7 @@ def _plays(video: Path) -> bool:
 def _doctor(args: Namespace) -> None:
     from rest_fast import diagnostics
 
-    say(diagnostics.describe())
+    say(diagnostics.describe(), sys.stdout)
 
 
 def _synth(args: Namespace) -> None:
@@ -248,7 +300,9 @@ def _synth(args: Namespace) -> None:
             raise
         seconds = progress.seconds
     last = args.first + args.clips - 1
-    say(f"{args.out}: {args.clips} clips ({args.split} {args.first} to {last}), made in {seconds:.1f} s")
+    args.left = f"{args.out} is whole"
+    text = f"{args.out}: {args.clips} clips ({args.split} {args.first} to {last}), made in {seconds:.1f} s"
+    say(text, sys.stdout)
 
 
 def _train(args: Namespace) -> None:
@@ -271,7 +325,8 @@ def _train(args: Namespace) -> None:
         workers=args.workers,
         threads=args.threads,
     )
-    say(f"train {args.stage}: done; " + (str(args.out) if args.stage in ("pack", "all") else f"results in {args.work}"))
+    where = str(args.out) if args.stage in ("pack", "all") else f"results in {args.work}"
+    say(f"train {args.stage}: done; {where}", sys.stdout)
 
 
 COMMANDS = {"render": _render, "demo": _demo, "doctor": _doctor, "synth": _synth, "train": _train}

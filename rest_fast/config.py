@@ -223,6 +223,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling", at_least={1: "steps"}, positive="train_sigma")
+        require(self.steps <= 1000, "sampling.steps", "at most 1000", self.steps)
+        require(abs(self.guidance) <= 100, "sampling.guidance", "a number in -100..100", self.guidance)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,13 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path(source)
+    name, path = str(source), Path(source)
+    bare = isinstance(source, str) and "/" not in name and os.sep not in name  # "./demo" and a Path name a folder
+    if bare and (ASSETS / name / checkpoint.CONFIG).is_file():
+        return ASSETS / name
     if path.exists():
         return path
-    name = str(source)
-    if (ASSETS / name / checkpoint.CONFIG).is_file():
-        return ASSETS / name
-    if name in PRESETS:
+    if bare and name in PRESETS:
         raise checkpoint.CheckpointError(
             f"load: {name!r} is a preset without published weights; expected a folder with "
             "a checkpoint of it, or 'demo'"

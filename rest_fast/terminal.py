@@ -14,13 +14,25 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print; a reader that went away (``rest-fast doctor | head -1``) is no error."""
-    stream = stream or sys.stdout
+def open_streams() -> None:
+    """A standard stream that was closed (``2>&-``) gets the null device, or else the video could get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def say(text: str, stream: TextIO | None) -> None:
+    """Print, unless the stream is closed (None); a reader that went away (``... | head -1``) is no error."""
+    if stream is None:
+        return
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:  # what is still buffered must not fail once more when Python exits
+    except OSError as e:  # what is still buffered must not fail once more when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(e, BrokenPipeError) and stream is not sys.stderr:
+            raise OSError(e.errno, e.strerror, "standard output") from e
 
 
 def one_line(text: object) -> str:
@@ -87,6 +99,8 @@ def notes(level: int) -> Iterator[None]:
 
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:
+            return
         from tqdm import tqdm  # here and below: a quarter of the time that --help takes
 
         word = "note" if record.levelno < logging.WARNING else record.levelname.lower()
@@ -103,7 +117,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
     def __init__(self, unit: str, *, quiet: bool = False, rate: float | None = None) -> None:
         self.done = self.total = 0
         self._unit, self._rate = unit, rate
-        self._shown = not quiet and sys.stderr.isatty()
+        self._shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def dark_mouth(frames):
 
 def test_size_of_the_assets():
     assert sum(f.stat().st_size for f in FOLDER.iterdir()) < 32e6
-    assert {"config.json", "model.safetensors", "portrait.png", "portrait_2.png", "speech.wav"} <= {
+    assert {"README.md", "config.json", "model.safetensors", "portrait.png", "portrait_2.png", "speech.wav"} <= {
         f.name for f in FOLDER.iterdir()
     }
 
@@ -44,9 +46,11 @@ def test_lips_follow_the_speech(demo, portrait):
     """The true opening comes from the phonemes of the shipped sentence, the shown one from dark pixels."""
     pytest.importorskip("espeakng_loader")
     from rest_fast.training.demo_weights import SPEECH
-    from rest_fast.training.synthetic.speech import speak
+    from rest_fast.training.synthetic.speech import VOICES, speak
     from rest_fast.training.synthetic.visemes import mouth_track
+    from rest_fast.training.synthetic.words import WORDS
 
+    assert SPEECH[0] in VOICES["test"] and not set(re.findall("[a-z]+", SPEECH[1].lower())) & set(WORDS["train"])
     said = speak(SPEECH[1], SPEECH[0], rate=150)
     samples = media.load_audio(FOLDER / "speech.wav").mono
     np.testing.assert_allclose(samples, said.samples, atol=1e-4)  # the shipped clip is what its tools make

@@ -82,6 +82,7 @@ class Bar:
     value: float
     low: float | None = None
     high: float | None = None
+    note: str = ""  # stands beside the name
 
     @property
     def passed(self) -> bool:

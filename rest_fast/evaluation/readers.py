@@ -1,7 +1,8 @@
 """Two instruments that read the mouth of a video, fitted on true training clips only.
 
 They stand beside each other since each is blind to something: the pixels show what a viewer sees, muted by the VAE's
-decoder; the latents show what the DiT does, whatever the decoder makes of it.
+decoder; the latents show what the DiT does, whatever the decoder makes of it. So those of a generated video are the
+DiT's own, never the video encoded again; those of the truth are the encoder's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL
 from rest_fast.model import Model
-from rest_fast.models.vae import to_tokens
 from rest_fast.training.synthetic.clips import FRAMES, Clips
 from rest_fast.training.synthetic.portraits import GEOMETRY
 
@@ -156,13 +156,13 @@ class LatentReader:
         """Latents [m, T C] -> gap in pixels of their frames, [8 m]."""
         return ((x - self.x_mean) @ self.weight + self.y_mean).flatten().numpy()
 
-    def read(self, model: Model, video: torch.Tensor) -> Array:
-        """Gap in pixels of frames 1 .. n - 1 of a video [3, n, H, W] whose frame 0 is the reference: [n - 1]."""
-        return self(latents(model, video))
-
 
 @torch.no_grad()
 def latents(model: Model, video: torch.Tensor) -> torch.Tensor:
     """Video [3, 1 + 8 m, H, W] in -1..1 -> latents of the frames behind the reference, [m, T C]."""
-    tokens = to_tokens(model.vae.encode(video[None]))[0]
-    return tokens.unflatten(0, (-1, model.config.tokens)).flatten(1)[1:]
+    return flat(model.vae.encode(video[None]))
+
+
+def flat(z: torch.Tensor) -> torch.Tensor:
+    """Latents [1, C, 1 + m, h, w] -> those behind the reference, each as its tokens [T, C] in a row: [m, T C]."""
+    return z[0, :, 1:].flatten(2).permute(1, 2, 0).flatten(1).float().cpu()

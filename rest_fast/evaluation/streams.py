@@ -165,11 +165,12 @@ def streaming_error(model: Model, chunks: int = 4, seed: int = 0) -> float:
 
 
 @torch.no_grad()
-def decoding_error(model: Model, count: int = 6, seed: int = 0) -> float:
-    """Largest difference of pixels in -1..1: latents decoded one by one, and all at once."""
+def decoding_error(model: Model, photo: Array, count: int = 6, seed: int = 0) -> float:
+    """Largest difference of pixels in -1..1: latents decoded one by one, and all at once, behind a photo [H, W, 3]."""
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randn(1, count * model.config.tokens, model.config.vae.latent_channels, generator=g)
     z = to_latents(tokens.to(model.device, model.dtype), model.config.grid)
-    stream = model.vae.stream()
+    reference = model.pixels(photo)
+    stream = model.vae.stream(reference=reference)
     pieces = torch.cat([stream.decode(piece) for piece in z.split(1, 2)], 2)
-    return float((pieces - model.vae.decode(z)).abs().max())
+    return float((pieces - model.vae.decode(z, reference=reference)).abs().max())

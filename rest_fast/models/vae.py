@@ -31,7 +31,8 @@ def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 class StreamState:
-    """Histories of one stream: the last two input frames of each convolution, keyed by module path.
+    """Histories of one stream, keyed by module path: the last two input frames of each convolution, keys and values of
+    the mixer; and the reference photo, for decoders that look at it.
 
     A fresh state is the start of a clip: histories repeat the first frame, upsamplers drop what lies before it.
     Histories are replaced, never written into, so a snapshot is a shallow copy.

@@ -217,4 +217,4 @@ class BasisDecoder(nn.Module):
         picture = basis.pictures(basis.synthesise(self.mixer(basis.expand(latents), state)))
         # without the true one the reference is the first picture as far as the latents tell it
         reference = state.histories.setdefault(REFERENCE, picture[:, :, TEMPORAL - 1 : TEMPORAL].clone())
-        return picture, reference.to(picture.dtype)
+        return picture, reference.to(picture.dtype).expand(len(picture), -1, -1, -1, -1)

@@ -29,7 +29,7 @@ def train_dit(
     batch: int = 8,
     peak: float = 1e-3,
     seed: int = 1,
-) -> None:
+) -> int:
     """Velocity error, and a tenth of that of a linear head which reads the lips off the codes: it replaces the
     pre-training of the SpeechAE, and is not kept."""
     config, dit = model.config, model.dit
@@ -50,6 +50,7 @@ def train_dit(
 
     training.run(loss, steps)
     training.finish()
+    return training.step
 
 
 def flow_loss(

@@ -17,7 +17,7 @@ from rest_fast.training.synthetic.clips import FRAMES, Clips
 
 LATENTS = 1 + (FRAMES - 1) // TEMPORAL  # of a clip
 PIECE = 3  # latents in one training example of the decoder
-NOISE = 0.3  # at most, standard deviation of what is added to latents (of variance about 1): generated ones are not
+NOISE = 0.5  # at most, standard deviation of what is added to latents (of variance about 1): generated ones are not
 # exact, and neighbours contradict each other, which only the decoder can settle
 MOUTH = (60, 108, 36, 92)  # of 128: rows and columns of the lower face, where errors count more
 
@@ -90,7 +90,7 @@ def train_mixer(
     batch: int = 8,
     peak: float = 1e-3,
     seed: int = 3,
-) -> None:
+) -> int:
     """Squared error of coefficients (that of pixels, as the basis is orthonormal), and of their change in time."""
     basis, decoder = parts(model)
     training = Training(work / "mixer.safetensors", list(decoder.mixer.parameters()), peak, 0.01)
@@ -110,11 +110,12 @@ def train_mixer(
 
     training.run(loss, steps)
     training.finish()
+    return training.step
 
 
 def train_decoder(
     model: Model, clips: Clips, latents: torch.Tensor, steps: int, work: Path, peak: float = 2e-4, seed: int = 2
-) -> None:
+) -> int:
     """Mixer and post-net on pixels: L1, and L1 of differences along time, rows and columns; the mouth three times."""
     _, decoder = parts(model)
     training = Training(work / "decoder.safetensors", list(decoder.parameters()), peak)
@@ -134,6 +135,7 @@ def train_decoder(
 
     training.run(loss, steps)
     training.finish()
+    return training.step
 
 
 def parts(model: Model) -> tuple[SpaceTimeBasis, BasisDecoder]:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rest_fast.evaluation import demo_report, figures, measures, streams
+from rest_fast.evaluation import demo_report, figures, measures, readers, streams
 from rest_fast.evaluation.measures import Bar
 from rest_fast.evaluation.readers import LatentReader, PixelReader
 from rest_fast.models.dit import Workspace
+from rest_fast.models.vae import to_latents
 from tests.kit import models, toys
 
 
@@ -76,13 +77,15 @@ def test_colour_change_is_of_means_in_levels():
         (1, -1, 1, True),
         (3.1, None, 3, False),
         (float("nan"), None, None, False),
+        (float("nan"), None, 8, False),
         (float("inf"), 10, None, True),
     ],
 )
 def test_bars(value, low, high, passed):
     bar = Bar("x", value, low, high)
     assert bar.passed is passed
-    assert bar.report() == {"name": "x", "value": value, "low": low, "high": high, "passed": passed} or value != value
+    report = {"name": "x", "value": value, "low": low, "high": high, "note": "", "passed": passed}
+    assert bar.report() == report or value != value
 
 
 # -- without the sink
@@ -166,7 +169,20 @@ def test_without_the_sink_the_first_chunk_still_sees_the_reference(model, avatar
 
 def test_streaming_and_decoding_in_pieces_change_nothing(model):
     assert 0 <= streams.streaming_error(model) < 1e-4
-    assert 0 <= streams.decoding_error(model) < 1e-4
+    assert 0 <= streams.decoding_error(model, toys.photo()[:64, :64]) < 1e-4
+
+
+def test_decoding_error_gives_both_sides_the_photo(model, monkeypatch):
+    seen, stream = [], model.vae.stream
+
+    def recording(**kwargs):
+        seen.append(kwargs["reference"])
+        return stream(**kwargs)
+
+    monkeypatch.setattr(model.vae, "stream", recording)
+    photo = toys.photo()[:64, :64]
+    streams.decoding_error(model, photo)
+    assert len(seen) == 2 and all(torch.equal(reference, model.pixels(photo)) for reference in seen)
 
 
 def test_play_keeps_colours_and_the_asked_frames(model, avatar):
@@ -185,6 +201,53 @@ def test_play_keeps_colours_and_the_asked_frames(model, avatar):
 def test_memory_growth_is_from_the_tenth_second_on():
     record = streams.Record(np.zeros(0), np.zeros((0, 3)), memory_mb=[50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0])
     assert record.memory_growth_mb == 4
+
+
+# -- clips
+
+
+def test_generated_latents_are_those_that_were_decoded(model):
+    """Decoded again behind the reference they give the video, to rounding."""
+    photo, samples = toys.photo()[:64, :64], toys.sound(16000, 48 / 25)
+    video, made = demo_report.generate(model, photo, samples, seed=1)
+    assert video.shape[1] == 49 and made.shape == (6, model.config.tokens * model.config.vae.latent_channels)
+    reference = model.prepare(photo, crop="center").reference
+    tokens = torch.cat([reference, made.reshape(-1, model.config.vae.latent_channels)])[None]
+    again = model.vae.decode(to_latents(tokens, model.config.grid), reference=model.pixels(photo))[0, :, 1:]
+    assert (again.clamp(-1, 1) - video[:, 1:]).abs().max() < 1.01 / 127.5
+
+
+def test_latents_of_the_truth_are_the_encoders(model, tmp_path):
+    clips = FakeClips(tmp_path)
+    videos, latents, without = demo_report.four_videos(model, clips, 0, 1)
+    assert tuple(videos) == demo_report.VIDEOS and latents.keys() == {"truth", "generated", "wrong_sound"}
+    assert torch.equal(latents["truth"], readers.latents(model, clips.pixels(0)))
+    assert not torch.equal(latents["generated"], latents["wrong_sound"])
+    assert without.shape == videos["through_vae"].shape
+
+
+def test_the_wrong_sound_is_never_the_clips_own(model, tmp_path, monkeypatch):
+    clips, pairs, videos = FakeClips(tmp_path), [], demo_report.four_videos
+    with pytest.raises(ValueError, match="expected that of another clip, got clip 1's own"):
+        videos(model, clips, 1, 1)
+    monkeypatch.setattr(demo_report, "four_videos", lambda m, c, n, o: pairs.append((n, o)) or videos(m, c, n, o))
+    demo_report.read_clips(model, clips, 1, WideReader().eval().requires_grad_(False), fitted(None, model, clips))
+    assert pairs == [(0, 1)]
+
+
+def test_psnr_leaves_the_given_frame_out(model, tmp_path, monkeypatch):
+    clips = FakeClips(tmp_path)
+    truth = clips.pixels(0)
+    through, without = truth + 0.2, truth + 0.4
+    through[:, 0], without[:, 0] = truth[:, 0], 9
+    videos = dict.fromkeys(demo_report.VIDEOS, truth) | {"through_vae": through}
+    latents = {name: readers.latents(model, truth) for name in ("truth", "generated", "wrong_sound")}
+    monkeypatch.setattr(demo_report, "four_videos", lambda *_: (videos, latents, without))
+    reader = WideReader().eval().requires_grad_(False)
+    result, _ = demo_report.read_clips(model, clips, 1, reader, fitted(None, model, clips))
+    assert result["vae_psnr_db"]["pooled"] == pytest.approx(20, abs=1e-3)
+    assert result["vae_mouth_psnr_db"]["pooled"] == pytest.approx(20, abs=1e-3)
+    assert result["vae_psnr_without_photo_db"]["pooled"] == pytest.approx(measures.psnr(0.16), abs=1e-3)
 
 
 # -- the whole
@@ -220,7 +283,7 @@ class WideReader(PixelReader):
         return super().read(video.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
-def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys):
+def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys, caplog):
     """Every number is there, the file is json, the pictures are drawn, the table is printed by nobody else."""
     monkeypatch.setattr(demo_report, "Clips", FakeClips)
     monkeypatch.setattr(demo_report.rest_fast, "load", lambda *_, **__: model)
@@ -235,16 +298,26 @@ def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys):
         model="demo", train=tmp_path / "train", test=tmp_path / "test", reader=None, clips=2, stream_seconds=2,
         stream_identities=1, sweep=True, figures=tmp_path, assets=tmp_path,
     )  # fmt: skip
-    result = json.loads(json.dumps(demo_report.report(args)))
+    with pytest.raises(ValueError, match="--clips: expected at least 20, got 2 of 3"):
+        demo_report.report(args)
+    caplog.set_level("INFO")
+    result = json.loads(json.dumps(demo_report.report(args, least=2)))
+    assert "clip 2 of 2" in caplog.text and " s in all" in caplog.text
     assert capsys.readouterr().out == ""
     assert result["test_clips"] == 2 and result["guidance_sweep"].keys() == {"1", "1.5", "2"}
     assert result["clips"]["opening_r.pixel.truth"].keys() == {"mean", "std"}
     assert result["clips"]["vae_psnr_db"].keys() == {"pooled", "mean", "std"}
     assert result["clips"]["amplitude_over_truth_reading.pixel.truth"] == {"mean": 1, "std": 0}
-    assert all(-1 <= result["clips"][f"opening_r.latent.{video}"]["mean"] <= 1 for video in demo_report.VIDEOS)
-    assert len(result["bars"]) == 18
+    assert all(
+        -1 <= result["clips"][f"opening_r.latent.{video}"]["mean"] <= 1
+        for video in ("truth", "generated", "wrong_sound")
+    )
+    assert "opening_r.latent.through_vae" not in result["clips"]
+    assert len(result["bars"]) == 19
+    growth = next(bar for bar in result["bars"] if bar["name"].startswith("memory growth"))
+    assert growth["high"] == 8 and growth["value"] != growth["value"] and not growth["passed"]  # too short: NaN
     assert result["streams"].keys() == {"with_sink", "without_sink"}
-    for line in ("| generated |", "| without_sink |", "| best lag, frames |"):
+    for line in ("| generated |", "| without_sink |", "| best lag, frames |", "| VAE PSNR, dB (without the photo "):
         assert line in demo_report.table(result)
     for name in ("demo.png", "demo_comparison.png", "demo_sink.png"):
         with Image.open(tmp_path / name) as picture:

@@ -316,15 +316,3 @@ def test_a_stream_that_only_has_its_photo_has_not_started():
     assert torch.equal(stream.decode(z), want) and want.shape[2] == 1
     with pytest.raises(ValueError, match="expected 1 frame, got 2"):
         module.stream(reference=photo.expand(-1, -1, 2, -1, -1))
-
-
-def test_a_stream_that_only_has_its_photo_has_not_started():
-    """Saved and restored before its first latent, it gives one frame for it, as any stream does."""
-    module = toy_vae("basis")
-    photo, z = video(module, 1), latents(module, 1)
-    stream = module.stream(reference=photo)
-    want = module.stream(reference=photo).decode(z)
-    stream.restore(StreamState.from_tensors(stream.snapshot().to_tensors()))
-    assert torch.equal(stream.decode(z), want) and want.shape[2] == 1
-    with pytest.raises(ValueError, match="expected 1 frame, got 2"):
-        module.stream(reference=photo.expand(-1, -1, 2, -1, -1))
