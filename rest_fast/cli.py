@@ -138,8 +138,8 @@ def _render(args: Namespace) -> None:
             raise
         seconds = progress.seconds
     speed = done.frames / 25 / seconds
-    made = f"{done.frames} frames, {done.seconds:.2f} s, made in {seconds:.2f} s ({speed:.1f}x real time)"
-    say(f"{args.out}: {made}", sys.stdout)
+    text = f"{done.frames} frames, {done.seconds:.2f} s, made in {seconds:.2f} s ({speed:.1f}x real time)"
+    say(f"{args.out}: {text}", sys.stdout)
 
 
 def _demo(args: Namespace) -> None:
@@ -265,7 +265,7 @@ def _plays(video: Path) -> bool:
 
     try:
         media.read_video(video, 1)
-    except media.MediaError:
+    except (media.MediaError, OSError):  # OSError: an empty file
         return False
     return True
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from rest_fast import cli
 from tests.kit.command import refused, words, write_inputs, write_wav
 
 
@@ -51,11 +52,14 @@ def write_nan(path) -> None:
     ({"photo": "-", "audio": "-"}, [], ["PHOTO and AUDIO", "expected one of them"]),
     ({}, ["--steps", "0"], ["--steps", "expected a whole number of at least 1, got 0"]),
     ({}, ["--steps", "many"], ["--steps", "expected a whole number", "many"]),
+    ({}, ["--steps", "99999999999"], ["sampling.steps", "expected at most 1000, got 99999999999"]),
+    ({}, ["--guidance", "1e39"], ["sampling.guidance", "expected a number in -100..100, got 1e+39"]),
     ({}, ["--guidance", "nan"], ["--guidance", "expected a finite number, got nan"]),
     ({}, ["--guidance", "inf"], ["--guidance", "expected a finite number, got inf"]),
     ({}, ["--guidance=-inf"], ["--guidance", "expected a finite number, got -inf"]),
     ({}, ["--seed", "-1"], ["--seed", "-1"]),
     ({}, ["--seed", "1.5"], ["--seed", "1.5"]),
+    ({}, ["--seed", str(1 << 64)], ["--seed", "expected a whole number in 0..18446744073709551615"]),
     ({}, ["--crop", "0", "0", "10", "50"], ["crop", "expected a square"]),
     ({}, ["--crop", "60", "40", "120", "100"], ["crop", "inside 100 x 80"]),
     ({}, ["--crop", "-5", "0", "40", "45"], ["crop", "inside 100 x 80"]),
@@ -98,6 +102,20 @@ def test_rubbish_on_standard_input(inputs, tmp_path, capsys, monkeypatch, which)
 def test_a_terminal_as_standard_input(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     refused(capsys, words(inputs, tmp_path / "out.mp4", audio="-"), "AUDIO -", "expected", "got a terminal")
+
+
+def test_a_closed_standard_input(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    refused(capsys, words(inputs, tmp_path / "out.mp4", audio="-"), "AUDIO -", "expected", "got a closed one")
+
+
+@pytest.mark.parametrize("which", ["photo", "audio"])
+def test_endless_standard_input(inputs, tmp_path, capsys, monkeypatch, which):
+    monkeypatch.setitem(cli.LIMITS, which.upper(), 3 << 20)
+    with open("/dev/zero") as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        says = f"{which.upper()} -: expected at most 3 MiB on standard input"
+        refused(capsys, words(inputs, tmp_path / "out.mp4", **{which: "-"}), says)
 
 
 # -- weights
@@ -172,6 +190,13 @@ def test_output_that_cannot_be(inputs, tmp_path, capsys, out, says):
     (tmp_path / "folder.mp4").mkdir()
     refused(capsys, words(inputs, tmp_path / out), str(tmp_path / out), says)
     assert os.listdir(tmp_path) == ["folder.mp4"]
+
+
+def test_a_folder_where_the_partial_file_goes(inputs, tmp_path, capsys):
+    (tmp_path / "out.partial.mp4").mkdir()
+    out = tmp_path / "out.mp4"
+    refused(capsys, words(inputs, out), f"output {out}: expected a file or nothing at", "partial.mp4, got a folder")
+    assert os.listdir(tmp_path) == ["out.partial.mp4"]
 
 
 def test_standard_output_is_no_place_for_a_video(inputs, capsys):

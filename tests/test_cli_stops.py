@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import resource
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_fast import cli, media
+from rest_fast import cli, media, terminal
 from tests.kit.command import refused, start, wait_for, words, write_inputs, write_wav
 from tests.kit.toys import sound
 
@@ -139,3 +141,82 @@ def test_an_earlier_partial_file_is_replaced(inputs, out):
     partial.write_bytes(b"old")
     assert cli.main(words(inputs, out)) == 0
     assert not partial.exists() and len(media.read_video(out)[0]) == 16
+
+
+def test_a_video_that_another_run_writes(inputs, out, capsys):
+    partial = out.with_name("out.partial.mp4")
+    partial.write_bytes(b"half")
+    with open(partial) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused(capsys, words(inputs, out), f"output {out}: expected a file that no other run is writing")
+        assert partial.read_bytes() == b"half" and out.read_bytes() == b"precious"
+    assert cli.main(words(inputs, out)) == 0
+    assert os.listdir(out.parent) == ["out.mp4"]
+
+
+def test_a_second_run_while_the_first_writes(inputs, out, capsys, monkeypatch):
+    """The lock survives that the writer opens the file."""
+    write, codes = media.VideoWriter.write, []
+
+    def second(writer, frames, audio=None):
+        write(writer, frames, audio)
+        if not codes:
+            codes.append(0)
+            codes.append(cli.main(words(inputs, out)))
+
+    monkeypatch.setattr(media.VideoWriter, "write", second)
+    assert cli.main(words(inputs, out)) == 0
+    assert codes == [0, 2] and "another rest-fast writes" in capsys.readouterr().err
+    assert len(media.read_video(out)[0]) == 16 and os.listdir(out.parent) == ["out.mp4"]
+
+
+def test_a_partial_file_that_is_a_link(inputs, out):
+    kept = out.with_name("kept.mp4")
+    kept.write_bytes(b"kept")
+    out.with_name("out.partial.mp4").symlink_to(kept)
+    assert cli.main(words(inputs, out)) == 0
+    assert kept.read_bytes() == b"kept" and not out.is_symlink()
+
+
+def test_an_interrupt_just_after_the_video_is_whole(inputs, out, capsys, monkeypatch):
+    replace = os.replace
+
+    def interrupt(*names):
+        replace(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupt)
+    refused(capsys, words(inputs, out), f"interrupted; {out} is whole", code=130)
+    assert len(media.read_video(out)[0]) == 16
+
+
+# -- standard streams
+
+
+def shell(inputs, out, redirection: str) -> subprocess.CompletedProcess:
+    line = f'"$0" -m rest_fast.cli "$@" {redirection}'
+    command = ["sh", "-c", line, sys.executable, *words(inputs, out)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_full_disk_behind_standard_output(inputs, out):
+    done = shell(inputs, out, "> /dev/full")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "No space left" in done.stderr and "standard output" in done.stderr
+    assert done.stderr.endswith(f"; {out} is whole\n") and len(media.read_video(out)[0]) == 16
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams(inputs, out, redirection):
+    done = shell(inputs, out, redirection)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(media.read_video(out)[0]) == 16
+
+
+def test_bar_and_notes_without_stderr(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with terminal.Progress("frames") as progress, terminal.notes(0):
+        progress(8, 16)
+        logging.getLogger("rest_fast").warning("unheard")
+    terminal.say("unheard", None)
+    assert progress.done == 8

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 import rest_fast
 from rest_fast import media
 from rest_fast.checkpoint import CheckpointError
-from rest_fast.model import ASSETS
+from rest_fast.model import ASSETS, _find
 from tests.kit.toys import photo, sound, toy
 
 
@@ -56,6 +57,16 @@ def test_prepare_takes_the_crop_that_it_was_given(model):
 def test_load_names_what_it_wants(source, text):
     with pytest.raises(CheckpointError, match=text):
         rest_fast.load(source)
+
+
+def test_nothing_in_the_working_directory_hides_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("./demo", Path("demo")):
+        with pytest.raises(CheckpointError, match="expected a folder"):
+            _find(source)
+    (tmp_path / "demo").mkdir()
+    assert _find("demo") == ASSETS / "demo"
+    assert [_find("./demo"), _find(Path("demo"))] == [Path("demo")] * 2
 
 
 def test_load_never_opens_a_pickle(tmp_path):

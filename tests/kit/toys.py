@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from rest_fast import Model, preset
+from tests.kit.models import basis_toy, randomise
 
 
 def toy(seed: int = 0, **changes) -> Model:
@@ -14,6 +15,17 @@ def toy(seed: int = 0, **changes) -> Model:
     model = Model(preset("toy").replace(**changes)).eval().requires_grad_(False)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def basis_model(seed: int = 0) -> Model:
+    """The demo's kind of VAE with weights that do something: mixer, post-net and its gate between picture and photo."""
+    torch.manual_seed(seed)
+    model = Model(basis_toy()).eval().requires_grad_(False)
+    kept = model.vae.encoder.basis.state_dict()  # orthonormal as they are
+    kept = {name: tensor.clone() for name, tensor in kept.items()}
+    randomise(model, seed)
+    model.vae.encoder.basis.load_state_dict(kept)
     return model
 
 
