@@ -28,6 +28,7 @@ from rest_fast.sources import (
     UInt8,
     as_array,
     as_uint8,
+    is_empty,
     media_error,
     number,
     open_source,
@@ -88,6 +89,8 @@ def _decode(
     safe: dict[str, Any] = {"options": {"protocol_whitelist": "pipe"}, "metadata_errors": "ignore"}
     try:
         with open_source(kind, source) as file:
+            if is_empty(file):  # which FFmpeg calls an invalid argument
+                raise media_error(name, f"a file with {kind} in it", "an empty file")
             if kind == "audio":
                 _check_wav(name, file)
             with av.open(file, "r", **safe) as container:
@@ -107,7 +110,7 @@ def _decode(
         return _join(blocks), rate
     except MediaError:
         raise
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         where = f"after {float(sum(map(len, blocks)) / rate):.2f} s"
         raise media_error(name, f"{kind} that FFmpeg can read to its end", error, where) from error
 

@@ -75,3 +75,13 @@ def as_uint8(name: str, value: Any, *shape: int | str) -> UInt8:
     if pixels.dtype != np.uint8 or not fits:
         raise media_error(name, f"uint8 [{', '.join(map(str, shape))}]", f"{pixels.dtype} {list(pixels.shape)}")
     return pixels
+
+
+def is_empty(file: IO[bytes]) -> bool:
+    """Whether nothing is left to read, as far as the file can tell without being read."""
+    if not (hasattr(file, "seekable") and file.seekable()):
+        return False
+    at = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(at)
+    return end <= at

@@ -209,3 +209,13 @@ def test_many_channels_at_a_high_rate_are_bounded_too(monkeypatch):
     monkeypatch.setattr(media, "MAX_SAMPLES", 50_000)
     with refuses("audio", "at most 50000 samples, all channels together", "stopped at"):
         load_audio(data)
+
+
+@pytest.mark.parametrize("read", [media.load_audio, media.read_video])
+@pytest.mark.parametrize("given", ["path", "bytes", "file"])
+def test_an_empty_file_is_called_one(tmp_path, read, given):
+    path = tmp_path / "nothing.mp4"
+    path.touch()
+    source = {"path": path, "bytes": b"", "file": io.BytesIO()}[given]
+    with pytest.raises(media.MediaError, match="got an empty file"):
+        read(source)

@@ -87,7 +87,7 @@ def test_sound_of_a_video_and_a_video_without(tmp_path):
 @pytest.mark.parametrize(
     "source, words",
     [
-        (b"", ["audio", "FFmpeg can read"]),
+        (b"", ["audio", "an empty file"]),
         (b"words, words, words. " * 99, ["audio", "FFmpeg can read", "Invalid data"]),
         (wav(np.zeros((0, 1), int), 16000, 2), ["empty"]),
         (float_wav(np.array([0.1, np.nan, 0.2]), 16000), ["finite", "NaN"]),
