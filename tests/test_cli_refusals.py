@@ -45,7 +45,7 @@ def write_nan(path) -> None:
     ({"audio": "none.wav"}, [], ["none.wav", "No such file"]),
     ({"audio": "folder"}, [], ["folder", "directory"]),
     ({"audio": "face.png"}, [], ["face.png", "no audio stream"]),
-    ({"audio": "empty.wav"}, [], ["empty.wav", "expected audio"]),
+    ({"audio": "empty.wav"}, [], ["empty.wav", "got an empty file"]),
     ({"audio": "zero.wav"}, [], ["zero.wav", "expected some audio"]),
     ({"audio": "text.wav"}, [], ["text.wav", "expected audio"]),
     ({"audio": "nan.wav"}, [], ["nan.wav", "NaN"]),
