@@ -184,10 +184,9 @@ def move(reference: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     """Reference [B, 3, 1, H, W] seen through fields [B, 2, T, h, w] of (x, y) in pixels: fp32 [B, 3, T, H, W]."""
     (batch, _, _, height, width), frames = reference.shape, field.shape[2]
     field = field.float().transpose(1, 2).flatten(0, 1)
-    field = F.interpolate(field, (height, width), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-    y, x = (torch.arange(n, device=field.device) for n in (height, width))
-    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) + field  # [B T, H, W, 2] in pixels
-    grid = (2 * places + 1) / torch.tensor([width, height], device=field.device) - 1
+    dx, dy = F.interpolate(field, (height, width), mode="bilinear", align_corners=False).unbind(1)
+    x, y = ((2 * torch.arange(n, device=field.device) + 1) / n - 1 for n in (width, height))  # pixel centres in -1..1
+    grid = torch.stack([x + dx * (2 / width), y[:, None] + dy * (2 / height)], -1)
     source = reference[:, :, 0].float().repeat_interleave(frames, 0)
     return (
         F.grid_sample(source, grid, padding_mode="border", align_corners=False)
