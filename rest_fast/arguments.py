@@ -13,14 +13,14 @@ import rest_fast
 from rest_fast.terminal import one_line, say
 
 SPLITS = ("train", "validation", "test")
-# What a stage does, and its time with the defaults on an AMD EPYC: data and basis on two cores, trainings on one.
+TRAINING_PRESETS = ("demo", "rest-512", "toy")
 STAGES = {
-    "data": ("write the synthetic clips that the others learn from", "4 min"),
-    "basis": ("fit the linear basis of the VAE and encode the clips", "4 min"),
-    "dit": ("train the speech encoder and the diffusion transformer", "60 min"),
-    "decoder": ("train the VAE's decoder network", "60 min"),
-    "pack": ("write the checkpoint folder that --weights takes", "seconds"),
-    "all": ("all of these in this order", "2 hours"),
+    "vae": "the VAE on pixels; left out of all where --init or --vae gives one",
+    "speech": "SpeechAE: sound to codes and back",
+    "teacher": "the transformer over whole clips, not streaming",
+    "student": "the streaming transformer with the ID-Context cache",
+    "asd": "Asynchronous Streaming Distillation of the student from the teacher",
+    "all": "all of these in this order",
 }
 
 
@@ -157,27 +157,36 @@ def _add_synth(add: Callable[..., Parser]) -> None:
 def _add_train(add: Callable[..., Parser]) -> None:
     parser = add(
         "train",
-        "train the demo model from nothing, on synthetic clips",
-        "STAGE --work DIR [--out DIR] [options]",
-        """  rest-fast train all --work build/demo --out my_model
-  rest-fast render face.png speech.wav -o talking.mp4 --weights my_model""",
+        "train a model on prepared clips, stage by stage",
+        "STAGE --config FILE --data DIR --out DIR [--resume] [options]",
+        """  rest-fast prepare-data videos data --config demo
+  rest-fast train all --config demo --data data --out run
+  rest-fast render face.png speech.wav -o talking.mp4 --weights run/asd
+  torchrun --nproc-per-node 8 -m rest_fast.cli train teacher --config rest-512 --data data --out run --vae ltx""",
     )
-    listing = "\n".join(f"  {name:8} {text:55} {time}" for name, (text, time) in STAGES.items())
-    parser.description = f"{parser.description}\n\nstages, and about how long they take on one core:\n{listing}"
+    listing = "\n".join(f"  {name:8} {text}" for name, text in STAGES.items())
+    parser.description = f"{parser.description}\n\nstages, each from the result of those before it:\n{listing}"
     parser.add_argument("stage", nargs="?", choices=STAGES, metavar="STAGE", help="one of the stages above")
-    folders = parser.add_argument_group("folders")
-    folders.add_argument("--work", type=Path, metavar="DIR", help="what stages pass on to each other")
-    folders.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint; for pack and all")
-    size = parser.add_argument_group("how much")
-    size.add_argument("--clips", type=_whole(1), default=2000, metavar="N", help="clips to learn from")
-    size.add_argument("--dit-steps", type=_whole(1), default=8000, metavar="N", help="steps of stage dit")
-    size.add_argument("--mixer-steps", type=_whole(1), default=2600, metavar="N", help="first steps of stage decoder")
-    size.add_argument("--decoder-steps", type=_whole(1), default=4400, metavar="N", help="its last steps")
-    behaviour = _add_behaviour(parser)
-    behaviour.add_argument(
-        "--workers", type=_whole(0), default=0, metavar="N", help="processes for data; 0: one per core"
+    what = parser.add_argument_group("training")
+    what.add_argument(
+        "--config", metavar="FILE", help=f"training configuration (JSON), or one of {', '.join(TRAINING_PRESETS)}"
     )
-    behaviour.add_argument("--threads", type=_whole(1), default=1, metavar="N", help="threads of the trainings")
+    what.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a field of it, such as teacher.steps=2000; may be repeated",
+    )
+    what.add_argument("--data", type=Path, metavar="DIR", help="prepared clips (rest-fast prepare-data)")
+    what.add_argument("--out", type=Path, metavar="DIR", help="OUT/STAGE becomes a checkpoint that --weights takes")
+    what.add_argument("--resume", action="store_true", help="go on with what OUT holds")
+    what.add_argument("--init", metavar="MODEL", help="begin with a checkpoint's weights, as far as it has them")
+    what.add_argument("--vae", metavar="MODEL", help="take the VAE of a checkpoint, and nothing else of it")
+    behaviour = _add_behaviour(parser)
+    behaviour.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: GPUs if there are")
+    behaviour.add_argument("--threads", type=_whole(0), default=0, metavar="N", help="of the CPU; 0: PyTorch's choice")
 
 
 def _add_output(parser: Parser) -> Any:

@@ -32,8 +32,9 @@ class IDContextCache:
             raise ValueError(f"cache: rows: expected at least 1, got {rows}")
         stream, dit = config.stream, config.dit
         self.stream, self.rows = stream, rows
-        self.sink, self.chunk = config.tokens, stream.chunk * config.tokens
-        self.slots = self.sink + (stream.context_chunks + 1) * self.chunk
+        self.reference, self.chunk = config.tokens, stream.chunk * config.tokens
+        self.sink = self.reference if stream.sink else 0
+        self.slots = max(self.sink + (stream.context_chunks + 1) * self.chunk, self.chunk + self.reference)
         self.rings = (steps or config.sampling.steps) if stream.context == "per_step" else 1
         shape = (dit.layers, rows, self.rings, self.slots, dit.heads, dit.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
@@ -43,11 +44,12 @@ class IDContextCache:
     def open(self, row: int, sink_k: torch.Tensor, sink_v: torch.Tensor) -> None:
         """Start a stream in a row, used before or not: sink [L, T, H, D] into every ring, context empty."""
         self._check([row], opened=False)
+        first = 0 if self.sink else self.chunk  # without a sink: behind the first chunk, where the second will be
         for cache, sink, name in ((self.k, sink_k, "sink_k"), (self.v, sink_v, "sink_v")):
-            want = (self.k.shape[0], self.sink, *self.k.shape[-2:])
+            want = (self.k.shape[0], self.reference, *self.k.shape[-2:])
             if tuple(sink.shape) != want:
                 raise ValueError(f"cache.open: {name}: expected shape {list(want)}, got {list(sink.shape)}")
-            cache[:, row, :, : self.sink] = sink[:, None].to(cache.dtype)
+            cache[:, row, :, first : first + self.reference] = sink[:, None].to(cache.dtype)
         self.committed[row], self._opened[row] = 0, True
 
     def write_slot(self, row: int) -> int:
@@ -56,6 +58,8 @@ class IDContextCache:
 
     def n_valid(self, row: int) -> int:
         """Slots that hold something once the current chunk is written."""
+        if self.committed[row] == 0:
+            return self.reference + self.chunk
         return self.sink + min(self.committed[row] + 1, self.stream.context_chunks + 1) * self.chunk
 
     def lanes(self, dit: StreamingDiT, rows: list[int], ring: int = 0) -> Lanes:

@@ -308,25 +308,21 @@ def _synth(args: Namespace) -> None:
 def _train(args: Namespace) -> None:
     if args.stage is None:
         return _help(args)
-    if args.work is None:
-        raise InputError(f"train {args.stage}: expected --work DIR, got none")
-    if args.stage in ("pack", "all") and args.out is None:
-        raise InputError(f"train {args.stage}: expected --out DIR for the checkpoint, got none")
-    from rest_fast.training import demo_weights
+    for name in ("config", "data", "out"):
+        if getattr(args, name) is None:
+            raise InputError(f"train {args.stage}: expected --{name}, got none")
+    import torch
 
-    demo_weights.run(
-        args.stage,
-        args.work,
-        args.out,
-        clips=args.clips,
-        dit_steps=args.dit_steps,
-        mixer_steps=args.mixer_steps,
-        decoder_steps=args.decoder_steps,
-        workers=args.workers,
-        threads=args.threads,
-    )
-    where = str(args.out) if args.stage in ("pack", "all") else f"results in {args.work}"
-    say(f"train {args.stage}: done; {where}", sys.stdout)
+    from rest_fast.training import chain
+    from rest_fast.training.config import read_config
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = read_config(args.config, args.changes)
+    given = {"init": args.init, "vae": args.vae, "resume": args.resume, "device": args.device}
+    made = chain.run(args.stage, config, args.data, args.out, **given)
+    if os.environ.get("RANK", "0") == "0":
+        say(f"train {args.stage}: done; {made} is a checkpoint", sys.stdout)
 
 
 COMMANDS = {"render": _render, "demo": _demo, "doctor": _doctor, "synth": _synth, "train": _train}

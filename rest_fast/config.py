@@ -201,13 +201,14 @@ class StreamConfig:
     context_chunks: int = 1
     context: Context = "last_step"
     positions: Positions = "window"
+    sink: bool = True  # False (ablation): the reference is the first chunk's context and leaves with it
 
     def __post_init__(self) -> None:
         check_fields(self, "stream", at_least={1: "chunk", 0: "context_chunks"})
 
     @property
     def window(self) -> int:
-        """Latent frames visible to a query once the window is full: reference, context, current."""
+        """Latent frames of a full window, by position: reference, context, current."""
         return 1 + (self.context_chunks + 1) * self.chunk
 
 

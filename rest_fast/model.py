@@ -143,7 +143,7 @@ def load(
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
-    folder, device = _find(source), _device(device)
+    folder, device = find_checkpoint(source), _device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Model(checkpoint.read_config(folder), whisper=whisper)
@@ -164,7 +164,8 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _find(source: str | Path) -> Path:
+def find_checkpoint(source: str | Path) -> Path:
+    """The folder that :func:`load` would take."""
     name, path = str(source), Path(source)
     bare = isinstance(source, str) and "/" not in name and os.sep not in name  # "./demo" and a Path name a folder
     if bare and (ASSETS / name / checkpoint.CONFIG).is_file():

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rest_fast import ops
 from rest_fast.config import DiTConfig, Layout, ModelConfig
-from rest_fast.models.layouts import Attend, layout_attention
+from rest_fast.models.layouts import Attend, Context, layout_attention
 from rest_fast.ops import rope
 
 fn = ops.functional
@@ -191,6 +192,7 @@ class StreamingDiT(nn.Module):
         super().__init__()
         self.config, self.stream, dit = config.dit, config.stream, config.dit
         self.tokens, self.step_seconds = config.tokens, config.latent_seconds
+        self.checkpointing = False  # training: compute the blocks twice rather than keep what they need
         channels, w = config.vae.latent_channels, dit.width
         if dit.positionwise_io:
             self.proj_in: nn.Module = PositionwiseLinear(self.tokens, channels, w)
@@ -273,7 +275,12 @@ class StreamingDiT(nn.Module):
     # -- functional pass
 
     def forward(
-        self, z: torch.Tensor, t: torch.Tensor, codes: torch.Tensor | None, layout: Layout | None = None
+        self,
+        z: torch.Tensor,
+        t: torch.Tensor,
+        codes: torch.Tensor | None,
+        layout: Layout | None = None,
+        context: Context | None = None,
     ) -> torch.Tensor:
         """Velocity of a whole clip.
 
@@ -282,6 +289,7 @@ class StreamingDiT(nn.Module):
             t: timestep of each latent frame [B, F] in 0..1, frame 0 at 0.
             codes: audio codes [B, F, A, Wa], frame 0 null (zeros); None only for a model without audio.
             layout: ``full``, ``teacher`` or ``streaming``; the configuration's when None.
+            context: how training treats the context of ``streaming``.
         Returns: velocity [B, F T, C], frame 0 without meaning.
         """
         frames = z.shape[1] // self.tokens
@@ -289,13 +297,17 @@ class StreamingDiT(nn.Module):
             raise ValueError(
                 f"dit: expected z [B, F x {self.tokens}, C] and t [B, F], got {list(z.shape)} and {list(t.shape)}"
             )
-        attend = layout_attention(self, layout or self.config.layout, frames)
+        attend = layout_attention(self, layout or self.config.layout, frames, context)
         return self._run(z, self.modulation(t), attend, self.audio_kv(codes))
 
     def _run(self, z: torch.Tensor, mod: Modulation, attend: Attend, audio: list[KV | None]) -> torch.Tensor:
         x, text = self.proj_in(z), self.text_kv()
         for i, block in enumerate(self.blocks):
-            x = block(x, mod.blocks[i], lambda qkv, i=i: attend(i, qkv), text[i], audio[i])
+            arguments = (x, mod.blocks[i], lambda qkv, i=i: attend(i, qkv), text[i], audio[i])
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
         return self._output(x, mod)
 
     def _output(self, x: torch.Tensor, mod: Modulation) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """Self-attention of a whole clip in the three layouts: the functional reference of what a cache does chunk by chunk.
 
 ``full``: every token sees every token. ``teacher``: all frames at once, the reference isolated. ``streaming``: chunk i
-sees the reference, the chunks of its context and itself, at the positions that it has in the window.
+sees the reference, the chunks of its context and itself, at the positions that it has in the window. Without a sink
+(``StreamConfig.sink``) only the first chunk sees the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +20,22 @@ if TYPE_CHECKING:
     from rest_fast.models.dit import StreamingDiT
 
 Attend = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, qkv [B, N, 3 W]) -> [B, N, W]
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # of a layer, [B, N, H, D]
 
 
-def layout_attention(dit: StreamingDiT, layout: Layout, frames: int) -> Attend:
+@dataclass
+class Context:
+    """How training treats the context that chunks of the ``streaming`` layout see."""
+
+    gradient: bool = True  # whether a chunk's error reaches the context that it saw
+    keys_values: dict[int, KeysValues] | None = None  # by layer: context of another pass, in place of this one's
+    record: dict[int, KeysValues] | None = None  # filled by layer with this pass's keys and values
+
+
+def layout_attention(dit: StreamingDiT, layout: Layout, frames: int, context: Context | None = None) -> Attend:
     """The self-attention of a whole clip in one of the three layouts."""
-    tokens, chunk, context = dit.tokens, dit.stream.chunk, dit.stream.context_chunks
+    tokens, chunk, reach = dit.tokens, dit.stream.chunk, dit.stream.context_chunks
+    context = context or Context()
     if layout == "streaming" and (frames < 1 + chunk or (frames - 1) % chunk):
         raise ValueError(f"dit: layout streaming: expected 1 + {chunk} n latent frames with n >= 1, got {frames}")
 
@@ -37,13 +50,21 @@ def layout_attention(dit: StreamingDiT, layout: Layout, frames: int) -> Attend:
     def streaming(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         chunks = range((frames - 1) // chunk)
         times = torch.cat([torch.zeros(1)] + [dit.base(i) + torch.arange(chunk) for i in chunks])
-        q, k, v = (x.split([tokens] + [chunk * tokens] * len(chunks), 1) for x in dit.qkv_heads(layer, qkv, times))
+        q, *kv = dit.qkv_heads(layer, qkv, times)
+        if context.record is not None:
+            context.record[layer] = (kv[0].detach(), kv[1].detach())
+        past_kv = context.keys_values[layer] if context.keys_values is not None else kv
+        parts = [tokens] + [chunk * tokens] * len(chunks)
+        q, k, v, past_k, past_v = (x.split(parts, 1) for x in (q, *kv, *past_kv))
+        if not context.gradient:
+            past_k, past_v = ([x.detach() for x in xs] for xs in (past_k, past_v))
         out = [fn.attention(q[0], k[0], v[0])]
         for i in chunks:
-            past = range(max(0, i - context), i)
-            moved = [_move(dit, k[j + 1], dit.base(i) - chunk * (i - j) - dit.base(j)) for j in past]
-            keys = torch.cat([k[0], *moved, k[i + 1]], 1)
-            values = torch.cat([v[0], *(v[j + 1] for j in past), v[i + 1]], 1)
+            past = range(max(0, i - reach), i)
+            moved = [_move(dit, past_k[j + 1], dit.base(i) - chunk * (i - j) - dit.base(j)) for j in past]
+            seen = dit.stream.sink or i == 0  # the reference
+            keys = torch.cat([*k[:seen], *moved, k[i + 1]], 1)
+            values = torch.cat([*v[:seen], *(past_v[j + 1] for j in past), v[i + 1]], 1)
             out.append(fn.attention(q[i + 1], keys, values))
         return torch.cat(out, 1).flatten(2)
 

@@ -1,1 +1,2 @@
-"""How the demo weights are made: drawn talking heads (:mod:`.synthetic`) and two trainings (:mod:`.demo_weights`)."""
+"""How models are trained: prepared clips (:mod:`.shards`), the stages (:mod:`.chain`), drawn talking heads
+(:mod:`.synthetic`)."""

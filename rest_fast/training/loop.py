@@ -1,114 +1,148 @@
-"""What every training shares: resumable state, running averages, the course of the learning rate."""
+"""The loop that every stage shares: accumulated steps, running averages, reports, states to resume from.
+
+A step depends on its own number and on nothing else, so a training that was killed and resumed is the one that was not.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rest_fast.training import states
+from rest_fast.training.config import Stage, TrainingConfig
+from rest_fast.training.distributed import World, distribute, last_part
+from rest_fast.training.reports import Reports
+
 log = logging.getLogger("rest_fast.training")
+BETAS = (0.9, 0.98)
+
+Batches = Callable[[int, range], Any]  # (step, rows of its global batch) -> what the stage's forward takes
 
 
-class Ema:
-    """Running average of parameters."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float = 0.998):
-        self.parameters, self.decay = parameters, decay
-        self.average = [p.detach().clone() for p in parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        for p, a in zip(self.parameters, self.average, strict=True):
-            p.data, a.data = a.data.clone(), p.data.clone()
+class DivergedError(ValueError):
+    """A loss or a weight is no number any more; the last state is kept."""
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps, constant to 40 %, cosine to a fiftieth."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    past = max(0.0, (step / steps - 0.4) / 0.6)
-    return peak * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(past, 1))))
+def learning_rate(step: int, stage: Stage) -> float:
+    """Linear warm-up, constant, then a cosine to a fiftieth of the peak."""
+    if step < stage.warmup:
+        return stage.rate * (step + 1) / stage.warmup
+    if stage.constant == 1:
+        return stage.rate
+    past = max(0.0, (step / stage.steps - stage.constant) / (1 - stage.constant))
+    return stage.rate * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(past, 1))))
 
 
-class Training:
-    """AdamW with clipping and EMA on some parameters; its whole state in one safetensors file.
+class Trainer:
+    """Trains the parameters of a module that want gradients. ``module(batch)`` gives a dict with ``loss``."""
 
-    ``run`` goes on from where the file says. A step depends on its own number and on nothing else, so a training that
-    was interrupted and resumed is the one that was not. A schedule may also be lengthened afterwards.
-    """
-
-    def __init__(self, path: Path, parameters: list[nn.Parameter], peak: float, weight_decay: float = 0.0):
-        self.path, self.parameters, self.peak = path, parameters, peak
-        for p in parameters:
-            p.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay)
-        self.ema = Ema(parameters)
-        self.tensors: dict[str, torch.Tensor] = {}
-        for i, p in enumerate(parameters):
+    def __init__(self, module: nn.Module, stage: Stage, config: TrainingConfig, folder: Path, among: World):
+        self.stage, self.config, self.folder, self.among = stage, config, folder, among
+        self.module = module.to(among.device)
+        blocks = module.blocks() if hasattr(module, "blocks") else []
+        self.forward = distribute(self.module, blocks, config.parallel, among)
+        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
+        decay = stage.weight_decay
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=stage.rate, betas=BETAS, weight_decay=decay)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.tensors: dict[str, torch.Tensor] = {"step": torch.tensor(0)}
+        for name, p, average in zip(self.names, self.parameters, self.average):
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             self.optimiser.state[p] = {"step": torch.tensor(0.0), **moments}
-            self.tensors |= {f"{name}.{i}": t for name, t in moments.items()}
-            self.tensors |= {f"parameter.{i}": p.data, f"ema.{i}": self.ema.average[i]}
-        self.step = self._load()
+            self.tensors |= {f"weight.{name}": p.detach(), f"average.{name}": average}
+            self.tensors |= {f"{kind}.{name}": moment for kind, moment in moments.items()}
+        self.step = 0
 
-    def run(self, loss: Callable[[int], torch.Tensor], steps: int, every: int = 200) -> None:
-        """Train to ``steps``; ``loss(step)`` computes one step's loss. Saves and reports every ``every`` steps."""
-        start, shown = time.time(), []
-        while self.step < steps:
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.step, steps, self.peak)
-            self.optimiser.zero_grad()
-            value = loss(self.step)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimiser.step()
-            self.ema.update(self.step)
-            shown.append(value.item())
-            self.step += 1
-            if self.step % every == 0 or self.step == steps:
-                mean, minutes = sum(shown) / len(shown), (time.time() - start) / 60
-                # Weights too: a slope that is no number spoils them before any loss says so.
-                if not math.isfinite(mean) or not all(p.isfinite().all() for p in self.parameters):
-                    what = f"the loss is {mean}" if not math.isfinite(mean) else "a weight is no number"
-                    raise ValueError(f"{self.path}: {what} before step {self.step}; the last state is kept")
-                self._save()
-                log.info("%s %d/%d loss %.4f %.1f min", self.path.stem, self.step, steps, mean, minutes)
-                shown = []
+    def resume(self) -> int:
+        """Go on from the newest state; the step that comes next."""
+        self.step = states.load(self.folder / "state", self.tensors, self.among)
+        for state in self.optimiser.state.values():
+            state["step"].fill_(float(self.step))
+        return self.step
 
-    @torch.no_grad()
-    def finish(self) -> None:
-        """Leave the averages in the parameters."""
-        self.ema.swap()
+    def run(self, batches: Batches, sample: Callable[[int], None] | None = None) -> None:
+        """Train to the last step of the stage; at the end the averages are the parameters."""
+        stage, config = self.stage, self.config
+        parts = self.among.rows(stage.batch, stage.accumulate)
+        sums: dict[str, torch.Tensor] = {}
+        since = 0
+        with Reports(self.folder, self.step, stage.steps, self.among) as reports:
+            while self.step < stage.steps:
+                for name, value in self._step(batches, parts).items():
+                    sums[name] = sums.get(name, 0) + value
+                since, self.step = since + 1, self.step + 1
+                reports.tick()
+                last = self.step == stage.steps
+                if last or self.step % config.report_every == 0:
+                    means = {name: float(self.among.mean(value) / since) for name, value in sums.items()}
+                    self._check(means)
+                    reports.write(self.step, means, learning_rate(self.step - 1, stage))
+                    sums, since = {}, 0
+                if last or self.step % config.save_every == 0:
+                    self.save()
+                if sample is not None and config.sample_every and (last or self.step % config.sample_every == 0):
+                    self._swap()
+                    sample(self.step)
+                    self._swap()
+        self._swap()
         for p in self.parameters:
             p.requires_grad_(False)
 
-    @torch.no_grad()
-    def _load(self) -> int:
-        if not self.path.is_file():
-            return 0
-        saved = load_file(self.path)
-        for name in sorted({*self.tensors, *saved} - {"step"}):
-            mine, found = self.tensors.get(name), saved.get(name)
-            if mine is None or found is None or mine.shape != found.shape:
-                raise ValueError(f"{self.path}: the state of another configuration: {name}; remove it to start anew")
-        for name, tensor in self.tensors.items():
-            tensor.copy_(saved[name])
-        for state in self.optimiser.state.values():
-            state["step"].fill_(float(saved["step"]))
-        return int(saved["step"])
+    def _step(self, batches: Batches, parts: list[range]) -> dict[str, torch.Tensor]:
+        """One step of the optimiser; the means over this process's parts of what the module returns."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.stage)
+        self.optimiser.zero_grad()
+        shown: dict[str, torch.Tensor] = {}
+        for i, rows in enumerate(parts):
+            batch = batches(self.step, rows)
+            if hasattr(batch, "to"):
+                batch = batch.to(self.among.device)
+            with last_part(self.forward, i + 1 == len(parts)):
+                terms = self.forward(batch)
+                (terms["loss"] / len(parts)).backward()
+            for name, value in terms.items():
+                shown[name] = shown.get(name, 0) + value.detach().float() / len(parts)
+        shown["gradient"] = _full(torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip))
+        self.optimiser.step()
+        decay = min(self.stage.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return shown
 
-    def _save(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        save_file({**self.tensors, "step": torch.tensor(self.step)}, partial)
-        partial.replace(self.path)
+    def save(self) -> None:
+        """A state of whole numbers only: a slope that is none spoils weights before any loss says so."""
+        finite = torch.stack([_full(p.detach().isfinite().all()).float() for p in self.parameters]).min()
+        if self.among.mean(finite.cpu() if self.among.device.type == "cpu" else finite) < 1:
+            raise DivergedError(self._diverged("a weight is no number"))
+        self.tensors["step"].fill_(self.step)
+        states.save(self.folder / "state", self.step, self.tensors, self.among, self.config.keep)
+
+    def _check(self, means: dict[str, float]) -> None:
+        if not math.isfinite(means["loss"]):
+            raise DivergedError(self._diverged(f"the loss is {means['loss']}"))
+
+    def _diverged(self, what: str) -> str:
+        kept = states.steps(self.folder / "state")
+        state = f"the state of step {kept[-1]} is kept" if kept else "no state was written"
+        return f"{self.folder}: expected finite losses and weights, but {what} before step {self.step}; {state}"
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Parameters and averages change places."""
+        for p, average in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(average)
+            average.copy_(kept)
+
+
+def _full(value: torch.Tensor) -> torch.Tensor:
+    """A scalar that may be a sharded one, as a plain tensor."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -1,0 +1,245 @@
+"""The stages in their order, each from a folder of prepared clips to a whole checkpoint that the next one starts from.
+
+OUT/config.json          the training's configuration; a folder belongs to one
+OUT/STAGE/               config.json and model.safetensors: a checkpoint as ``rest_fast.load`` takes it
+OUT/STAGE/log.jsonl      losses; tensorboard/ and samples/ beside it; state/ while the stage runs
+OUT/latents/             the clips through the VAE, where the data was prepared without them
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from rest_fast import checkpoint
+from rest_fast.model import Model, find_checkpoint
+from rest_fast.models.speech import FRAME, RATE
+from rest_fast.models.vae import to_tokens
+from rest_fast.training import vae as vae_stage
+from rest_fast.training.asd import ASD
+from rest_fast.training.config import TrainingConfig
+from rest_fast.training.distributed import World, world
+from rest_fast.training.flow import FlowData, FlowStage
+from rest_fast.training.loop import Trainer
+from rest_fast.training.reports import write_sample
+from rest_fast.training.shards import Manifest, Shards, encoder_fingerprint, write_shard
+from rest_fast.training.speech import Speech, SpeechData
+from rest_fast.training.student import Student
+from rest_fast.training.synthetic.clips import LEAD
+from rest_fast.training.teacher import Teacher
+
+log = logging.getLogger("rest_fast.training")
+
+STAGES = ("vae", "speech", "teacher", "student", "asd")
+CONFIG = "config.json"
+SAMPLE_SECONDS = 4
+
+
+class TrainError(ValueError):
+    """A training that cannot start: names what was expected and what was found."""
+
+
+class Start(NamedTuple):
+    """A checkpoint, and how the names of the weights begin that are taken from it."""
+
+    folder: Path
+    prefix: str = ""
+
+
+def run(
+    stage: str,
+    config: TrainingConfig,
+    data: Path,
+    out: Path,
+    *,
+    init: str | Path | None = None,
+    vae: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+) -> Path:
+    """Run one stage, or ``all`` in order; the folder of the last checkpoint.
+
+    Args:
+        stage: one of :data:`STAGES` or ``all``.
+        config: of model and training.
+        data: folder of prepared clips (``rest-fast prepare-data``).
+        out: folder of this training; see the module's docstring.
+        init: checkpoint whose weights the chain begins with, as far as it has them.
+        vae: checkpoint of which only the VAE is taken. With one of the two ``all`` leaves the stage ``vae`` out.
+        resume: go on with what ``out`` holds; without it a folder that holds this stage is refused.
+        device: ``auto``, ``cpu`` or ``cuda``; under torchrun every process takes its own GPU.
+    """
+    if stage not in (*STAGES, "all"):
+        raise TrainError(f"train: stage: expected one of {', '.join(STAGES)} or all, got {stage!r}")
+    if init is not None and vae is not None:
+        raise TrainError("train: init, vae: expected one of them, got both")
+    given = init if vae is None else vae
+    start = None if given is None else Start(find_checkpoint(given), "" if vae is None else "vae.")
+    stages = [s for s in STAGES if not (s == "vae" and start)] if stage == "all" else [stage]
+    clips = Shards(data, "train")
+    with world(device) as among:
+        _claim(out, config, stages, resume, among)
+        for name in stages:
+            if not (out / name / checkpoint.WEIGHTS).is_file():
+                _run_stage(name, config, clips, out, start, among)
+            elif among.first:
+                log.info("%s: done already", name)
+        among.barrier()
+    return out / stages[-1]
+
+
+def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World) -> None:
+    """Train one stage from the result of those before it."""
+    torch.manual_seed(config.seed)  # what is not in the result of an earlier stage begins the same everywhere
+    model = Model(config.model).requires_grad_(False)
+    before = _before(name, out, start)
+    if before is not None:
+        read_parts(model, *before)
+    folder = out / name
+    if name == "vae":
+        vae_stage.train(model, config, clips, folder, among)
+    elif name == "speech":
+        labels = clips.read("labels", [0]).shape[-1] if config.speech.labels else 0
+        trained = Speech(model, config, labels)
+        trained.encoder.requires_grad_(True)
+        trainer = Trainer(trained, config.speech, config, folder, among)
+        trainer.resume()
+        trainer.run(SpeechData(config, clips))
+    else:
+        _train_flow(name, model, config, clips, out, among)
+    if among.first:
+        checkpoint.save(model.cpu(), config.model, folder, torch.float32)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    among.barrier()
+
+
+def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, out: Path, among: World) -> None:
+    latents = find_latents(model, clips, out, among)
+    settings = getattr(config, name)
+    stage: FlowStage
+    if name == "asd":
+        teacher = Model(config.model)
+        checkpoint.read_weights(teacher, _need(out / "teacher", "teacher"))
+        stage = ASD(model, teacher, config)
+    else:
+        stage = {"teacher": Teacher, "student": Student}[name](model, config)
+    for part in (model.dit, model.speech):
+        part.requires_grad_(True)
+    trainer = Trainer(stage, settings, config, out / name, among)
+    trainer.resume()
+    sample = None if name == "teacher" or not among.first else sampler(model, clips, out / name)
+    trainer.run(FlowData(config, clips, latents, settings.batch), sample)
+
+
+def _before(name: str, out: Path, start: Start | None) -> Start | None:
+    """The checkpoint that a stage starts from: of the nearest stage before it that there is, else ``start``."""
+    for earlier in reversed(STAGES[: STAGES.index(name)]):
+        if (out / earlier / checkpoint.WEIGHTS).is_file():
+            return Start(out / earlier)
+    if name == "asd":
+        _need(out / "student", "student")
+    if start is None and name in ("teacher", "student"):
+        raise TrainError(
+            f"train {name}: expected {out / 'vae'} or --vae MODEL, which the latents are of, found neither"
+        )
+    return start
+
+
+def _need(folder: Path, stage: str) -> Path:
+    if not (folder / checkpoint.WEIGHTS).is_file():
+        raise TrainError(f"{folder}: expected the result of the stage {stage}, found none; run it first")
+    return folder
+
+
+def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, among: World) -> None:
+    """Make the folder this training's own, or make sure that it is."""
+    path = out / CONFIG
+    if path.is_file():
+        held = path.read_text()
+        if TrainingConfig.from_json(held) != config:
+            raise TrainError(f"{path}: expected this training's configuration, found another one; choose another --out")
+    busy = [s for s in stages if (out / s).exists()]
+    if busy and not resume:
+        raise TrainError(f"{out}: expected no {', '.join(busy)} there yet; --resume goes on with it")
+    among.barrier()
+    if among.first:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(config.to_json() + "\n")
+    among.barrier()
+
+
+def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
+    """Weights of a checkpoint as far as the model has them; ``config.json`` may differ in what has no weights.
+
+    TrainError: a tensor of another shape, or none in common. What the checkpoint lacks is logged, and stays as it was.
+    """
+    path = folder / checkpoint.WEIGHTS
+    want = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        for name in sorted(names & set(want)):
+            tensor = file.get_tensor(name)
+            if tensor.shape != want[name].shape:
+                shapes = f"expected shape {list(want[name].shape)}, got {list(tensor.shape)}"
+                raise TrainError(f"{path}: {name}: {shapes}; a checkpoint of another configuration")
+            want[name].copy_(tensor)
+    if not names & set(want):
+        raise TrainError(f"{path}: expected weights of this model, found none in common")
+    missing = sorted(set(want) - names)
+    if missing:
+        log.info("%s: %d tensors are not in it and begin anew: %s, ...", folder, len(missing), missing[0])
+
+
+def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards:
+    """The clips' latents of this model's VAE: the prepared ones, or those made once for this training."""
+    if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model):
+        return clips
+    folder = out / "latents"
+    if among.first and not (folder / "manifest.json").is_file():
+        if "video" not in clips.fields:
+            clips.require_encoder(model)
+        log.info("latents: %d clips through the VAE", len(clips))
+        encode(model, clips, folder)
+    among.barrier()
+    latents = Shards(folder)
+    latents.require_encoder(model)
+    return latents
+
+
+@torch.no_grad()
+def encode(model: Model, clips: Shards, folder: Path, each: int = 100) -> None:
+    """Write the latents of all clips as shards of their own, in the clips' order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(model.config.height, model.config.width, clips.manifest.speech, encoder_fingerprint(model))
+    for first in range(0, len(clips), each):
+        part = range(first, min(first + each, len(clips)))
+        latents = torch.cat([to_tokens(model.vae.encode(clips.pixels(i)[None].to(model.device))).half() for i in part])
+        entry = write_shard(folder, f"latents_{first:06d}.safetensors", {"latents": latents.cpu()})
+        manifest.shards.append(entry | {"split": "train"})
+    manifest.save(folder)
+
+
+def sampler(model: Model, clips: Shards, folder: Path) -> Callable[[int], None] | None:
+    """Writes a video of the first clip's sound and photo, where the data has them."""
+    if not {"samples", "video"} <= clips.fields:
+        return None
+    photo = clips.read("video", [0])[0, 0].numpy()
+    sound = clips.read("samples", [0])[0, LEAD + FRAME :][: SAMPLE_SECONDS * RATE].numpy()
+
+    def sample(step: int) -> None:
+        for name in ("text", "null_sink"):  # derived from weights that have changed
+            model.__dict__.pop(name, None)
+        with model.session(model.prepare(photo, crop="center")) as session:
+            session.push_audio(sound)
+            session.end_segment()
+            video = np.concatenate([block.video for block in session.blocks()])
+        write_sample(folder, step, video, sound[: len(video) * FRAME], RATE)
+
+    return sample

@@ -1,0 +1,77 @@
+"""States of a running stage: torch's distributed checkpoints (DCP) in safetensors files, so nothing is ever unpickled.
+
+    OUT/STAGE/state/step_00000400/    weights, averages, moments, step; written as ....partial and renamed when whole
+
+A state that 2 processes wrote may be read by 1 or by 8: DCP puts the pieces together.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from rest_fast.training.distributed import World
+
+CONFIG = "config.json"
+
+
+class StateError(ValueError):
+    """A state that does not fit: names the folder, the expectation and what was found."""
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the whole states in a folder, ascending."""
+    found = folder.glob("step_*") if folder.is_dir() else iter(())
+    return sorted(int(p.name.removeprefix("step_")) for p in found if p.name.removeprefix("step_").isdigit())
+
+
+def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], among: World, keep: int) -> None:
+    """Write the state of a step, then remove all but the last ``keep``. Called by all processes."""
+    whole = folder / f"step_{step:08d}"
+    partial = whole.with_suffix(".partial")
+    if among.first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    among.barrier()
+    with _quiet():
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=among.size == 1)
+    among.barrier()
+    if among.first:
+        shutil.rmtree(whole, ignore_errors=True)
+        partial.rename(whole)
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(folder / f"step_{old:08d}")
+    among.barrier()
+
+
+def load(folder: Path, tensors: dict[str, torch.Tensor], among: World) -> int:
+    """Read the newest whole state into ``tensors``, in place; its step, 0 where there is none."""
+    found = steps(folder)
+    if not found:
+        return 0
+    path = folder / f"step_{found[-1]:08d}"
+    with _quiet():
+        try:
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=among.size == 1)
+        except Exception as e:  # of DCP, of safetensors, of the file system
+            what = str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__
+            raise StateError(
+                f"{path}: expected the state of this configuration, got one that does not fit ({what})"
+            ) from None
+    return found[-1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns that one process is one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
