@@ -74,7 +74,9 @@ exit code: 0 done; 1 an error of the program; 2 something to correct, named in o
     _add_demo(add)
     _add_doctor(add)
     _add_synth(add)
+    _add_prepare(add)
     _add_train(add)
+    _add_evaluate(add)
     parser.set_defaults(show_help=parser.print_help)
     return parser
 
@@ -154,6 +156,47 @@ def _add_synth(add: Callable[..., Parser]) -> None:
     behaviour.add_argument("--workers", type=_whole(0), default=0, metavar="N", help="processes; 0: one per core")
 
 
+def _add_prepare(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "prepare-data",
+        "make training data from videos of people who speak, or from clips of synth",
+        "IN OUT [options]",
+        """  rest-fast prepare-data videos prepared                               pictures, to train a VAE from
+  rest-fast prepare-data videos prepared --weights my_vae --boxes b.json   latents of that VAE, given crops
+  rest-fast prepare-data clips prepared                                a folder of rest-fast synth""",
+    )
+    what = parser.add_argument_group("input and output", "the same command goes on with a run that was stopped")
+    what.add_argument(
+        "source", type=Path, metavar="IN", help="folder of videos with its subfolders, one video, or a folder of synth"
+    )
+    what.add_argument("out", type=Path, metavar="OUT", help="folder to write to: new, empty, or begun by this command")
+    what.add_argument("--validation", type=_finite, default=0.05, metavar="X", help="share of the files held out")
+    what.add_argument("--keep-video", action="store_true", help="keep the pictures beside the latents")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--config", metavar="NAME | FILE", help="preset or config.json; default: that of --weights, else demo"
+    )
+    model.add_argument("--weights", metavar="MODEL", help="checkpoint whose VAE makes latents; default: pictures alone")
+    model.add_argument("--whisper", metavar="MODEL", help="folder or hub id of Whisper, for its speech features")
+    model.add_argument("--device", type=_device, default="auto", help="for latents: cpu, cuda, cuda:N, or auto")
+    crop = parser.add_argument_group("crops", "one square per clip, around the face")
+    crop.add_argument(
+        "--boxes", type=Path, metavar="FILE", help='JSON {"file": [left, top, right, bottom]}, in pixels, upright'
+    )
+    crop.add_argument(
+        "--detector",
+        choices=("auto", "opencv", "mediapipe"),
+        default="auto",
+        help="auto: boxes alone if given, else mediapipe where REST_FAST_MEDIAPIPE_PYTHON names a Python that has it, "
+        "else opencv",
+    )
+    crop.add_argument(
+        "--min-face", type=_whole(0), default=0, metavar="PX", help="smallest crop; 0: two thirds of the model's size"
+    )
+    behaviour = _add_behaviour(parser)
+    behaviour.add_argument("--workers", type=_whole(0), default=0, metavar="N", help="processes; 0: one per core")
+
+
 def _add_train(add: Callable[..., Parser]) -> None:
     parser = add(
         "train",
@@ -189,11 +232,64 @@ def _add_train(add: Callable[..., Parser]) -> None:
     behaviour.add_argument("--threads", type=_whole(0), default=0, metavar="N", help="of the CPU; 0: PyTorch's choice")
 
 
+def _add_evaluate(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "evaluate",
+        "measure a model: picture, lip sync, identity over time, chunk borders",
+        "DATA --out DIR [options]",
+        """  rest-fast synth held_out --clips 24 --split test
+  rest-fast evaluate held_out --out report --reader train_clips      the demo model; fits the reader of drawn mouths
+  rest-fast evaluate prepared --out report --weights my_model --split test --landmark-command "python detect.py"
+
+writes evaluation.json, evaluation.md and plots; what is not measured is named there, with what it needs""",
+    )
+    what = parser.add_argument_group("data")
+    what.add_argument(
+        "data", type=Path, metavar="DATA", help="folder of rest-fast synth, or of prepared clips with video and samples"
+    )
+    what.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    what.add_argument("--split", choices=SPLITS, help="of prepared clips; default: all of them")
+    what.add_argument("--clips", type=_whole(2), default=24, metavar="N", help="so many of the first clips")
+    what.add_argument("--streams", type=_whole(0), default=4, metavar="N", help="long streams; 0: none")
+    what.add_argument("--seconds", type=_whole(20), default=60, metavar="S", help="of each long stream")
+    tools = parser.add_argument_group("instruments", "all optional; nothing is downloaded")
+    tools.add_argument(
+        "--reader",
+        type=Path,
+        metavar="PATH",
+        help="of drawn mouths: a fitted one, or a folder of other drawn clips to fit one on; default: "
+        "reader.safetensors beside DATA",
+    )
+    tools.add_argument(
+        "--landmarks",
+        type=Path,
+        metavar="DIR",
+        help="landmark files of the videos that a first run wrote to OUT/videos",
+    )
+    tools.add_argument(
+        "--landmark-command", metavar="WORDS", help="a program that makes them: WORDS FRAMES.npy POINTS.npz"
+    )
+    tools.add_argument("--embedder", type=Path, metavar="FILE", help="a face recogniser: TorchScript or .pt2")
+    tools.add_argument("--inception", type=Path, metavar="FILE", help="weights for FID; needs the extra fid")
+    tools.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript I3D for FVD")
+    tools.add_argument("--syncnet", type=Path, metavar="FILE", help="weights of syncnet_v2; needs the extra syncnet")
+    _add_weights(parser)
+    _add_behaviour(parser)
+
+
 def _add_output(parser: Parser) -> Any:
     return parser.add_argument_group("output", "written as OUT.partial.mp4, and renamed when it is whole")
 
 
 def _add_model(parser: Parser) -> None:
+    model = _add_weights(parser)
+    model.add_argument(
+        "--steps", type=_whole(1), metavar="N", help="denoising steps: fewer are faster; default: the model's"
+    )
+    model.add_argument("--seed", type=_whole(0, 2**64 - 1), default=0, metavar="N", help="same seed, same video")
+
+
+def _add_weights(parser: Parser) -> Any:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--weights", default="demo", metavar="MODEL", help="checkpoint folder, hub id owner/name, or the shipped demo"
@@ -208,12 +304,9 @@ def _add_model(parser: Parser) -> None:
         help="number format; auto: bfloat16 on a GPU, float32 on the CPU",
     )
     model.add_argument(
-        "--steps", type=_whole(1), metavar="N", help="denoising steps: fewer are faster; default: the model's"
-    )
-    model.add_argument(
         "--guidance", type=_finite, metavar="X", help="how closely it follows the sound; default: the model's"
     )
-    model.add_argument("--seed", type=_whole(0, 2**64 - 1), default=0, metavar="N", help="same seed, same video")
+    return model
 
 
 def _add_behaviour(parser: Parser) -> Any:

@@ -19,12 +19,13 @@ import signal
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rest_fast.arguments import build_parser, join_crop
-from rest_fast.terminal import Progress, Signals, notes, one_line, open_streams, say
+from rest_fast.cli_models import load_model
+from rest_fast.terminal import InputError, Progress, Signals, notes, one_line, open_streams, say
 
 try:
     import fcntl
@@ -34,10 +35,6 @@ except ImportError:  # Windows
 ENDINGS = (".mp4", ".m4v", ".mov")  # as in media.CONTAINERS, which is slow to import
 ASSETS = Path(__file__).parent / "assets" / "demo"
 LIMITS = {"PHOTO": 512 << 20, "AUDIO": 4 << 30}  # bytes on standard input, which are held in memory
-
-
-class InputError(ValueError):
-    """Something that the user gave cannot be used."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +102,7 @@ def _render(args: Namespace) -> None:
         refuse_input(written, args.photo, args.audio)
     photo = media.load_image(_source(args.photo, "PHOTO"))
     audio = media.load_audio(_source(args.audio, "AUDIO"))
-    model = _load(args)
+    model = load_model(args)
     avatar = model.prepare(photo, crop=args.crop)
 
     done = None
@@ -222,44 +219,6 @@ def _source(given: Any, which: str) -> Any:
     return file
 
 
-def _load(args: Namespace) -> Any:
-    import rest_fast
-
-    device, dtype = _device(args.device), _dtype(args.dtype, args.device)
-    try:
-        return rest_fast.load(args.weights, device=device, dtype=dtype)
-    except ValueError:
-        raise
-    except Exception as e:
-        if args.weights.count("/") != 1 or os.path.exists(args.weights):
-            raise
-        hub = f"expected a folder, or a hub id that can be downloaded, got {one_line(e)}"  # of any network library
-        raise InputError(f"--weights {args.weights}: {hub}") from e
-
-
-def _device(name: str) -> str:
-    import torch
-
-    count = torch.cuda.device_count()
-    if name.startswith("cuda:") and count and int(name.removeprefix("cuda:")) >= count:
-        raise InputError(f"--device {name}: expected cuda:0 to cuda:{count - 1}, which are there")
-    return name
-
-
-def _dtype(name: str, device: str) -> Any:
-    """A torch dtype that the device computes in, or None for the device's own choice."""
-    if name == "auto":
-        return None
-    import torch
-
-    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if name == "float16" and not on_cuda:  # it would run, hundreds of times slower
-        raise InputError("--dtype float16: expected float32 or bfloat16 on the CPU, which has no fast float16")
-    if name == "bfloat16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError("--dtype bfloat16: expected float16 or float32 on this GPU, which has no bfloat16")
-    return getattr(torch, name)
-
-
 def _plays(video: Path) -> bool:
     from rest_fast import media
 
@@ -270,7 +229,7 @@ def _plays(video: Path) -> bool:
     return True
 
 
-# -- doctor, synth, train
+# -- doctor
 
 
 def _doctor(args: Namespace) -> None:
@@ -279,53 +238,26 @@ def _doctor(args: Namespace) -> None:
     say(diagnostics.describe(), sys.stdout)
 
 
-def _synth(args: Namespace) -> None:
-    from rest_fast.training.synthetic.clips import write_clips
+def _late(name: str) -> Callable[[Namespace], None]:
+    """A command of :mod:`rest_fast.cli_training`."""
 
-    with Progress("clips", quiet=args.quiet) as progress:
-        try:
-            write_clips(
-                args.out,
-                args.clips,
-                split=args.split,
-                first=args.first,
-                size=args.size,
-                workers=args.workers,
-                videos=min(args.videos, args.clips),
-                progress=progress,
-            )
-        except BaseException:
-            if progress.done:
-                args.left = f"{args.out} is partial: it holds {progress.done} of {progress.total} clips"
-            raise
-        seconds = progress.seconds
-    last = args.first + args.clips - 1
-    args.left = f"{args.out} is whole"
-    text = f"{args.out}: {args.clips} clips ({args.split} {args.first} to {last}), made in {seconds:.1f} s"
-    say(text, sys.stdout)
+    def command(args: Namespace) -> None:
+        from rest_fast import cli_training
+
+        getattr(cli_training, name)(args)
+
+    return command
 
 
-def _train(args: Namespace) -> None:
-    if args.stage is None:
-        return _help(args)
-    for name in ("config", "data", "out"):
-        if getattr(args, name) is None:
-            raise InputError(f"train {args.stage}: expected --{name}, got none")
-    import torch
-
-    from rest_fast.training import chain
-    from rest_fast.training.config import read_config
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    config = read_config(args.config, args.changes)
-    given = {"init": args.init, "vae": args.vae, "resume": args.resume, "device": args.device}
-    made = chain.run(args.stage, config, args.data, args.out, **given)
-    if os.environ.get("RANK", "0") == "0":
-        say(f"train {args.stage}: done; {made} is a checkpoint", sys.stdout)
-
-
-COMMANDS = {"render": _render, "demo": _demo, "doctor": _doctor, "synth": _synth, "train": _train}
+COMMANDS = {
+    "render": _render,
+    "demo": _demo,
+    "doctor": _doctor,
+    "synth": _late("synth"),
+    "prepare-data": _late("prepare_data"),
+    "train": _late("train"),
+    "evaluate": _late("evaluate"),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
+class InputError(ValueError):
+    """Something that the user gave cannot be used."""
+
+
 def open_streams() -> None:
     """A standard stream that was closed (``2>&-``) gets the null device, or else the video could get its number."""
     for number in range(3):

@@ -15,7 +15,7 @@ import torch
 import rest_fast
 from rest_fast import media
 from rest_fast.checkpoint import CheckpointError
-from rest_fast.model import ASSETS, _find
+from rest_fast.model import ASSETS, find_checkpoint
 from tests.kit.toys import photo, sound, toy
 
 
@@ -63,10 +63,10 @@ def test_nothing_in_the_working_directory_hides_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in ("./demo", Path("demo")):
         with pytest.raises(CheckpointError, match="expected a folder"):
-            _find(source)
+            find_checkpoint(source)
     (tmp_path / "demo").mkdir()
-    assert _find("demo") == ASSETS / "demo"
-    assert [_find("./demo"), _find(Path("demo"))] == [Path("demo")] * 2
+    assert find_checkpoint("demo") == ASSETS / "demo"
+    assert [find_checkpoint("./demo"), find_checkpoint(Path("demo"))] == [Path("demo")] * 2
 
 
 def test_load_never_opens_a_pickle(tmp_path):

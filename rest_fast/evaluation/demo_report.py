@@ -29,7 +29,6 @@ from rest_fast.evaluation import figures, measures, streams
 from rest_fast.evaluation.measures import Bar
 from rest_fast.evaluation.readers import LatentReader, PixelReader, fit_pixel_reader, flat, training_crops
 from rest_fast.model import ASSETS, Model
-from rest_fast.training.demo_vae import MOUTH
 from rest_fast.training.synthetic.clips import Clips
 
 log = logging.getLogger("rest_fast.evaluation")
@@ -44,27 +43,6 @@ Array = NDArray[Any]
 Rows = dict[str, list[float]]
 
 
-def generate(
-    model: Model, photo: Array, samples: Array, seed: int, guidance: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A stream from a photo uint8 [H, W, 3] and 16 kHz sound of n frames: [3, 1 + n, H, W] in -1..1, photo first; and
-    the latents that the DiT made for it, [n / 8, T C]."""
-    made: list[torch.Tensor] = []
-    # "center": a face finder would cut another square than the one whose mouth is known
-    with model.session(model.prepare(photo, crop="center"), seed=seed, guidance=guidance) as session:
-        decode = session._decode  # the reference went through it already
-
-        def keeping(z: torch.Tensor) -> Array:
-            made.append(z)
-            return decode(z)
-
-        session._decode = keeping  # type: ignore[method-assign]
-        session.push_audio(samples)
-        session.end_segment()
-        video = np.concatenate([photo[None], *(block.video for block in session.blocks())])
-    return torch.from_numpy(video).permute(3, 0, 1, 2) / 127.5 - 1, torch.stack(made).flatten(1).float().cpu()
-
-
 @torch.no_grad()
 def four_videos(
     model: Model, clips: Clips, clip: int, other: int
@@ -76,7 +54,7 @@ def four_videos(
     truth, photo = clips.pixels(clip), np.asarray(clips.video[clip, 0])
     z = model.vae.encode(truth[None])
     through, without = (model.vae.decode(z, reference=r)[0].clamp(-1, 1) for r in (truth[None, :, :1], None))
-    (own, own_z), (wrong, wrong_z) = (generate(model, photo, clips.sound(i), seed=clip) for i in (clip, other))
+    (own, own_z), (wrong, wrong_z) = (streams.generate(model, photo, clips.sound(i), seed=clip) for i in (clip, other))
     latents = {"truth": flat(z), "generated": own_z, "wrong_sound": wrong_z}
     return dict(zip(VIDEOS, (truth, through, own, wrong))), latents, without
 
@@ -88,7 +66,7 @@ def read_clips(
     rows: Rows = {}
     lags: dict[str, list[Array]] = {name: [] for name in VIDEOS}
     shown = []
-    top, bottom, left, right = (side * clips.video.shape[2] // 128 for side in MOUTH)
+    box = measures.mouth_box(*clips.video.shape[2:4])
 
     def add(name: str, value: float) -> None:
         rows.setdefault(name, []).append(value)
@@ -100,7 +78,7 @@ def read_clips(
         errors, blind = ((videos["truth"] - v)[:, 1:].square() for v in (videos["through_vae"], without))
         add("vae_mse", float(errors.mean()))
         add("vae_without_photo_mse", float(blind.mean()))
-        add("vae_mouth_mse", float(errors[..., top:bottom, left:right].mean()))
+        add("vae_mouth_mse", float(errors[(..., *box)].mean()))
         readings = {name: pixel.read(video)[1:] for name, video in videos.items()}
         for name, video in videos.items():
             both = {"pixel": readings[name][:, 0]}
@@ -134,7 +112,7 @@ def sweep_guidance(model: Model, clips: Clips, count: int, pixel: PixelReader) -
     for guidance in SWEEP:
         rows: Rows = {"opening_r": [], "amplitude_over_truth_reading": []}
         for n in range(count):
-            video, _ = generate(model, np.asarray(clips.video[n, 0]), clips.sound(n), seed=n, guidance=guidance)
+            video, _ = streams.generate(model, np.asarray(clips.video[n, 0]), clips.sound(n), seed=n, guidance=guidance)
             reading, true = (pixel.read(v)[1:, 0] for v in (video, clips.pixels(n)))
             rows["opening_r"].append(measures.correlation(reading, clips.gap(n)[1:]))
             rows["amplitude_over_truth_reading"].append(float(reading.std() / true.std()))

@@ -5,6 +5,7 @@ A video is float [3, n, H, W] in -1..1 with the reference as frame 0; a reading 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from rest_fast.config import TEMPORAL
 
 Array = NDArray[Any]
 LAGS = tuple(range(-5, 6))  # frames
+MOUTH = (60, 108, 36, 92)  # top, bottom, left, right of the mouth box, of 128 rows and columns
 
 
 def correlation(a: Array, b: Array) -> float:
-    """Pearson's r of two curves; 0 where one of them is constant."""
+    """Pearson's r of two curves; 0 where one of them is constant, NaN where one is not known."""
     a, b = a - a.mean(), b - b.mean()
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / size if size > 0 else 0.0
+    return float(a @ b) / size if size != 0 else 0.0
 
 
 def lag_correlations(reading: Array, truth: Array) -> Array:
@@ -43,24 +45,87 @@ def psnr(mse: float) -> float:
     return float(-10 * np.log10(mse / 4))
 
 
-def _border_changes(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean change of pixels (at latent borders [m], inside latents) of the generated frames 1 .. n - 1."""
-    change = video[:, 1:].diff(dim=1).abs().mean((0, 2, 3))  # between generated frames k and k + 1
-    border = torch.arange(len(change)) % TEMPORAL == TEMPORAL - 1
-    return change[border], change[~border]
+def mouth_box(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the lower face of a portrait, heads in the middle."""
+    top, bottom, left, right = MOUTH
+    return slice(top * height // 128, bottom * height // 128), slice(left * width // 128, right * width // 128)
+
+
+def ssim_library() -> Any:
+    """What computes :func:`ssim`. ImportError: names the extra."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        raise ImportError('ssim: expected scikit-image: pip install "rest_fast[evaluate]"') from None
+    return structural_similarity
+
+
+def ssim(a: Array, b: Array, *, span: float) -> float:
+    """Structural similarity of two pictures [H, W] or [H, W, 3] whose values can differ by ``span``; 1 is equal.
+
+    Gaussian windows of 11 x 11 as in Wang et al. 2004, by scikit-image (extra ``evaluate``); colours are averaged.
+    """
+    structural_similarity = ssim_library()
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(a, b, data_range=span, channel_axis=2 if a.ndim == 3 else None, **wang))
+
+
+def changes(frames: Array) -> Array:
+    """Mean change of pixels of frames [n, H, W, 3] from each to the next, in their units, [n - 1]."""
+    return np.array([np.abs(b.astype(np.float32) - a).mean() for a, b in itertools.pairwise(frames)])
+
+
+def border_ratio_of(changes: Array) -> float:
+    """Mean change at latent borders over that inside latents, of the changes [n - 1] between frames 0 .. n - 1 (the
+    reference is none of them); 1 is smooth."""
+    border = np.arange(len(changes)) % TEMPORAL == TEMPORAL - 1
+    return float(changes[border].mean() / changes[~border].mean())
+
+
+def chunk_ratio_of(changes: Array, chunk: int) -> float:
+    """Mean of the changes [m - 1] between latents 0 .. m - 1 at borders of chunks over that at other borders; those
+    that are NaN do not count."""
+    at_chunk = np.arange(len(changes)) % chunk == chunk - 1
+    return float(np.nanmean(changes[at_chunk]) / np.nanmean(changes[~at_chunk]))
+
+
+def _changes(video: torch.Tensor) -> Array:
+    """Of the generated frames 1 .. n - 1 of a video."""
+    return video[:, 1:].diff(dim=1).abs().mean((0, 2, 3)).double().numpy()
 
 
 def border_ratio(video: torch.Tensor) -> float:
     """Change of pixels from frame to frame at latent borders over that inside latents; 1 is smooth."""
-    border, inner = _border_changes(video)
-    return float(border.mean() / inner.mean())
+    return border_ratio_of(_changes(video))
 
 
 def chunk_border_ratio(video: torch.Tensor, chunk: int) -> float:
     """Change at borders of chunks of that many latents over that at the other latent borders."""
-    border, _ = _border_changes(video)
-    at_chunk = torch.arange(len(border)) % chunk == chunk - 1
-    return float(border[at_chunk].mean() / border[~at_chunk].mean())
+    return chunk_ratio_of(_changes(video)[TEMPORAL - 1 :: TEMPORAL], chunk)
+
+
+def latent_chunk_ratio(latents: Array, chunk: int) -> float:
+    """Change of latents [m, ...] from one to the next (root mean square) at borders of chunks over that elsewhere.
+
+    The decoder has no part in it.
+    """
+    step = np.diff(latents.reshape(len(latents), -1), axis=0)
+    return chunk_ratio_of(np.sqrt(np.square(step).mean(1)), chunk)
+
+
+def border_bends(place: Array) -> Array:
+    """How abruptly a head at ``place`` [n] moves between frames k and k + 1, [n - 1]; NaN at both ends.
+
+    The mean size of the two second differences that see both frames: a jump of the place and one of the velocity show.
+    """
+    second = np.abs(np.diff(place, 2))  # [i] is that of frames i .. i + 2
+    return np.concatenate([[np.nan], (second[:-1] + second[1:]) / 2, [np.nan]])
+
+
+def motion_chunk_ratio(place: Array, chunk: int) -> float:
+    """:func:`border_bends` at borders of chunks over that at the other latent borders, where a decoder leaves the same
+    mark of its own."""
+    return chunk_ratio_of(border_bends(place)[TEMPORAL - 1 :: TEMPORAL], chunk)
 
 
 def colour_change(frames: Array, reference: Array) -> float:
@@ -71,7 +136,9 @@ def colour_change(frames: Array, reference: Array) -> float:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+    """Mean and standard deviation of what is known (not NaN); NaN where nothing is."""
+    known = [v for v in values if not np.isnan(v)]
+    return {"mean": float(np.mean(known)), "std": float(np.std(known))} if known else {"mean": np.nan, "std": np.nan}
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,13 @@ class PixelReader(nn.Module):
         return reader.eval().requires_grad_(False)
 
 
+def at_128(video: torch.Tensor) -> torch.Tensor:
+    """A video [3, n, H, W] at the size that :class:`PixelReader` takes, [3, n, 128, 128]."""
+    if video.shape[-2:] == (128, 128):
+        return video
+    return F.interpolate(video.transpose(0, 1), (128, 128), mode="bilinear", antialias=True).transpose(0, 1)
+
+
 def training_crops(clips: Clips, count: int = 1000, frames: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     """Lower faces with a rim for shifts, uint8 [M, 62, 70, 3], and their gap and width [M, 2], of random frames."""
     rng = np.random.default_rng(0)

@@ -51,6 +51,27 @@ class Talk:
         return cls(draw(person, neutral())[0], said.samples, gap)
 
 
+def generate(
+    model: Model, photo: Array, samples: Array, seed: int, guidance: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stream from a photo uint8 [H, W, 3] and 16 kHz sound of n frames: [3, 1 + n, H, W] in -1..1, photo first; and
+    the latents that the DiT made for it, [n / 8, T C]."""
+    made: list[torch.Tensor] = []
+    # "center": a face finder would cut another square than the one whose mouth is known
+    with model.session(model.prepare(photo, crop="center"), seed=seed, guidance=guidance) as session:
+        decode = session._decode  # the reference went through it already
+
+        def keeping(z: torch.Tensor) -> Array:
+            made.append(z)
+            return decode(z)
+
+        session._decode = keeping  # type: ignore[method-assign]
+        session.push_audio(samples)
+        session.end_segment()
+        video = np.concatenate([photo[None], *(block.video for block in session.blocks())])
+    return torch.from_numpy(video).permute(3, 0, 1, 2) / 127.5 - 1, torch.stack(made).flatten(1).float().cpu()
+
+
 @dataclass
 class Record:
     """What is kept of a stream of n frames: readings, mean colours, some frames; memory and times of the machine."""

@@ -8,6 +8,7 @@ frames, T tokens of a frame, N = F T, W width, H heads of D, L blocks, A audio t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,21 +94,27 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, w))
         self.table = nn.Parameter(torch.zeros(6, w))  # shift, scale, gate of attention; of the MLP
 
+    def modulation(self, six: torch.Tensor) -> torch.Tensor:
+        """The vectors shared by all blocks [B, F, 6, W] -> this block's [6, B, F, W]."""
+        return (self.table + six).permute(2, 0, 1, 3)
+
     def forward(
         self,
         x: torch.Tensor,
-        mod: torch.Tensor,
+        six: torch.Tensor,
         attend: Callable[[torch.Tensor], torch.Tensor],
-        text: KV | None,
-        audio: KV | None,
+        prompt: torch.Tensor | None,
+        codes: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x [B, N, W], mod [6, B, F, W], text [1, tokens, H, D], audio [B, F, A, H, D]. Differentiable."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = mod
+        """x [B, N, W], six [B, F, 6, W], prompt [1, tokens, W], codes [B, F, A, Wa]. Differentiable."""
+        # FSDP has the block's weights whole while this runs, and at no other time: nothing of them is used elsewhere
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(six)
         y = fn.norm_modulate(x, scale1, shift1, self.eps)
         x = fn.gated_residual(x, self.attn.out(attend(self.attn.qkv(y))), gate1)
-        if self.text is not None and text is not None:
-            x = fn.gated_residual(x, self.text.attend(x, text), None)
-        if self.audio is not None and audio is not None:
+        if self.text is not None and prompt is not None:
+            x = fn.gated_residual(x, self.text.attend(x, self.text.keys_values(prompt)), None)
+        if self.audio is not None and codes is not None:
+            audio = self.audio.keys_values(codes)
             seen = fn.frame_attention(self.audio.q(x), self.audio.q_norm, *audio, eps=self.qk_eps)
             x = fn.gated_residual(x, self.audio.out(seen), None)
         y = fn.norm_modulate(x, scale2, shift2, self.eps)
@@ -269,8 +276,11 @@ class StreamingDiT(nn.Module):
     def modulation(self, t: torch.Tensor) -> Modulation:
         """AdaLN vectors for timesteps t [B, F] in 0..1."""
         six, embedded = self.time(t)
-        blocks = [(block.table + six).permute(2, 0, 1, 3) for block in self.blocks]
-        return Modulation(blocks, (self.table + embedded[..., None, :]).permute(2, 0, 1, 3))
+        return Modulation([block.modulation(six) for block in self.blocks], self._final(embedded))
+
+    def _final(self, embedded: torch.Tensor) -> torch.Tensor:
+        """[B, F, W] -> shift and scale before the output [2, B, F, W]."""
+        return (self.table + embedded[..., None, :]).permute(2, 0, 1, 3)
 
     # -- functional pass
 
@@ -298,22 +308,23 @@ class StreamingDiT(nn.Module):
                 f"dit: expected z [B, F x {self.tokens}, C] and t [B, F], got {list(z.shape)} and {list(t.shape)}"
             )
         attend = layout_attention(self, layout or self.config.layout, frames, context)
-        return self._run(z, self.modulation(t), attend, self.audio_kv(codes))
+        return self._run(z, t, attend, codes)
 
-    def _run(self, z: torch.Tensor, mod: Modulation, attend: Attend, audio: list[KV | None]) -> torch.Tensor:
-        x, text = self.proj_in(z), self.text_kv()
+    def _run(self, z: torch.Tensor, t: torch.Tensor, attend: Attend, codes: torch.Tensor | None) -> torch.Tensor:
+        x, prompt = self.proj_in(z), self.caption(self.prompt) if self.config.text_tokens else None
+        six, embedded = self.time(t)
         for i, block in enumerate(self.blocks):
-            arguments = (x, mod.blocks[i], lambda qkv, i=i: attend(i, qkv), text[i], audio[i])
+            arguments = (x, six, lambda qkv, i=i: attend(i, qkv), prompt, codes)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        return self._output(x, mod)
+        return self._output(x, self._final(embedded))
 
-    def _output(self, x: torch.Tensor, mod: Modulation) -> torch.Tensor:
-        shift, scale = mod.final
-        x = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps).unflatten(1, (shift.shape[1], -1))
-        return self.proj_out((x * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2))
+    def _output(self, x: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
+        x = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps).unflatten(1, (final.shape[2], -1))
+        shift, scale = final[:, :, :, None]
+        return self.proj_out((x * (1 + scale) + shift).flatten(1, 2))
 
     def qkv_heads(self, layer: int, qkv: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normed and rotated q, k and v [B, N, H, D] at time positions [F]."""
@@ -335,7 +346,7 @@ class StreamingDiT(nn.Module):
             return fn.attention(q, k, v).flatten(2)
 
         t = torch.zeros(reference.shape[0], 1, device=reference.device)
-        self._run(reference, self.modulation(t), attend, self.audio_kv(codes))
+        self._run(reference, t, attend, codes)
         return torch.stack(keys), torch.stack(values)
 
     # -- streaming pass
@@ -353,14 +364,9 @@ class StreamingDiT(nn.Module):
         """One evaluation of the current chunk: z [B, N, C] -> velocity [B, N, C]; writes the chunk's slots."""
         work.x.copy_(self.proj_in(z))
         for i, block in enumerate(self.blocks):
-            block.step(
-                work,
-                mod.block(i, z.shape[0]),
-                lambda qkv, i=i: self._attend_cache(i, qkv, lanes, work),
-                text[i],
-                audio[i],
-            )
-        return self._output(work.x, mod)
+            attend = functools.partial(self._attend_cache, i, lanes=lanes, work=work)
+            block.step(work, mod.block(i, z.shape[0]), attend, text[i], audio[i])
+        return self._output(work.x, mod.final)
 
     def _attend_cache(self, layer: int, qkv: torch.Tensor, lanes: Lanes, work: Workspace) -> torch.Tensor:
         attn, k, v = self.blocks[layer].attn, lanes.k[layer], lanes.v[layer]

@@ -6,6 +6,7 @@ L = L_FM + 0.2 L_CON + 0.2 L_SMO; both see the same noise, timesteps and dropout
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from rest_fast.model import Model
 from rest_fast.training import losses
@@ -18,6 +19,9 @@ class ASD(Student):
     def __init__(self, model: Model, teacher: Model, config: TrainingConfig):
         super().__init__(model, config, config.asd)
         self.teacher = Network(teacher.requires_grad_(False))
+
+    def blocks(self) -> list[nn.Module]:
+        return [*super().blocks(), *self.teacher.dit.blocks]
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         with self.autocast():

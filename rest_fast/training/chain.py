@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 
 from rest_fast import checkpoint
 from rest_fast.model import Model, find_checkpoint
@@ -24,15 +25,14 @@ from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
 from rest_fast.training import vae as vae_stage
 from rest_fast.training.asd import ASD
-from rest_fast.training.config import TrainingConfig
-from rest_fast.training.distributed import World, world
+from rest_fast.training.config import TrainingConfig, read_config
+from rest_fast.training.distributed import World, whole, world
 from rest_fast.training.flow import FlowData, FlowStage
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import write_sample
-from rest_fast.training.shards import Manifest, Shards, encoder_fingerprint, write_shard
+from rest_fast.training.shards import LEAD, Manifest, Shards, encoder_fingerprint, write_shard
 from rest_fast.training.speech import Speech, SpeechData
 from rest_fast.training.student import Student
-from rest_fast.training.synthetic.clips import LEAD
 from rest_fast.training.teacher import Teacher
 
 log = logging.getLogger("rest_fast.training")
@@ -71,7 +71,7 @@ def run(
         config: of model and training.
         data: folder of prepared clips (``rest-fast prepare-data``).
         out: folder of this training; see the module's docstring.
-        init: checkpoint whose weights the chain begins with, as far as it has them.
+        init: checkpoint whose weights the first stage begins with, as far as it has them.
         vae: checkpoint of which only the VAE is taken. With one of the two ``all`` leaves the stage ``vae`` out.
         resume: go on with what ``out`` holds; without it a folder that holds this stage is refused.
         device: ``auto``, ``cpu`` or ``cuda``; under torchrun every process takes its own GPU.
@@ -81,14 +81,15 @@ def run(
     if init is not None and vae is not None:
         raise TrainError("train: init, vae: expected one of them, got both")
     given = init if vae is None else vae
-    start = None if given is None else Start(find_checkpoint(given), "" if vae is None else "vae.")
+    start = None if given is None else Start(_whole(find_checkpoint(given)), "" if vae is None else "vae.")
     stages = [s for s in STAGES if not (s == "vae" and start)] if stage == "all" else [stage]
     clips = Shards(data, "train")
     with world(device) as among:
         _claim(out, config, stages, resume, among)
         for name in stages:
-            if not (out / name / checkpoint.WEIGHTS).is_file():
-                _run_stage(name, config, clips, out, start, among)
+            if not _done(out / name):
+                begins = start if name == stages[0] or vae is not None else None
+                _run_stage(name, config, clips, out, begins, among)
             elif among.first:
                 log.info("%s: done already", name)
         among.barrier()
@@ -99,9 +100,8 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
     """Train one stage from the result of those before it."""
     torch.manual_seed(config.seed)  # what is not in the result of an earlier stage begins the same everywhere
     model = Model(config.model).requires_grad_(False)
-    before = _before(name, out, start)
-    if before is not None:
-        read_parts(model, *before)
+    for begin in _before(name, out, start):
+        read_parts(model, *begin)
     folder = out / name
     if name == "vae":
         vae_stage.train(model, config, clips, folder, among)
@@ -114,19 +114,21 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
         trainer.run(SpeechData(config, clips))
     else:
         _train_flow(name, model, config, clips, out, among)
-    if among.first:
-        checkpoint.save(model.cpu(), config.model, folder, torch.float32)
-        shutil.rmtree(folder / "state", ignore_errors=True)
+    result = whole_model(model, among)
+    if result is not None:
+        checkpoint.save(result, config.model, folder, torch.float32)
+        for part in (folder, folder / "mixer"):
+            shutil.rmtree(part / "state", ignore_errors=True)
     among.barrier()
 
 
 def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, out: Path, among: World) -> None:
-    latents = find_latents(model, clips, out, among)
+    latents = find_latents(model.to(among.device), clips, out, among)
     settings = getattr(config, name)
     stage: FlowStage
     if name == "asd":
         teacher = Model(config.model)
-        checkpoint.read_weights(teacher, _need(out / "teacher", "teacher"))
+        checkpoint.read_weights(teacher, out / "teacher")
         stage = ASD(model, teacher, config)
     else:
         stage = {"teacher": Teacher, "student": Student}[name](model, config)
@@ -134,51 +136,71 @@ def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, 
         part.requires_grad_(True)
     trainer = Trainer(stage, settings, config, out / name, among)
     trainer.resume()
-    sample = None if name == "teacher" or not among.first else sampler(model, clips, out / name)
+    sample = None if name == "teacher" else sampler(model, clips, out / name, among)
     trainer.run(FlowData(config, clips, latents, settings.batch), sample)
 
 
-def _before(name: str, out: Path, start: Start | None) -> Start | None:
-    """The checkpoint that a stage starts from: of the nearest stage before it that there is, else ``start``."""
-    for earlier in reversed(STAGES[: STAGES.index(name)]):
-        if (out / earlier / checkpoint.WEIGHTS).is_file():
-            return Start(out / earlier)
+def whole_model(model: Model, among: World) -> Model | None:
+    """The model with all of its weights in the first process, None in the others. Called by all processes."""
+    state = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return model if among.first else None
+    result = Model(model.config).requires_grad_(False).to(model.device) if among.first else None
+    for name, tensor in (result or model).state_dict().items():
+        found = whole(state[name])  # one at a time: in the others it is gone at once
+        if result is not None:
+            tensor.copy_(found)
+    return result
+
+
+def _before(name: str, out: Path, start: Start | None) -> list[Start]:
+    """What a stage begins with: the nearest stage before it that is done, and a given VAE; or a given ``init``."""
     if name == "asd":
-        _need(out / "student", "student")
-    if start is None and name in ("teacher", "student"):
-        raise TrainError(
-            f"train {name}: expected {out / 'vae'} or --vae MODEL, which the latents are of, found neither"
-        )
-    return start
+        for needed in ("teacher", "student"):
+            if not _done(out / needed):
+                raise TrainError(f"{out / needed}: expected the result of the stage {needed}, found none; run it first")
+    done = [Start(out / earlier) for earlier in STAGES[: STAGES.index(name)] if _done(out / earlier)]
+    if start is not None:
+        return [*done[-1:], start] if start.prefix else [start]
+    if not done and name != "vae":
+        raise TrainError(f"train {name}: expected {out / 'vae'} or --vae MODEL, whose VAE it keeps, found neither")
+    return done[-1:]
 
 
-def _need(folder: Path, stage: str) -> Path:
-    if not (folder / checkpoint.WEIGHTS).is_file():
-        raise TrainError(f"{folder}: expected the result of the stage {stage}, found none; run it first")
+def _done(folder: Path) -> bool:
+    """Whether a stage has left its checkpoint; ``config.json`` is written last."""
+    return all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.CONFIG))
+
+
+def _whole(folder: Path) -> Path:
+    if not _done(folder):
+        expected = f"expected a folder with {checkpoint.CONFIG} and {checkpoint.WEIGHTS}"
+        raise TrainError(f"{folder}: {expected}, found no such files")
     return folder
 
 
 def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, among: World) -> None:
     """Make the folder this training's own, or make sure that it is."""
     path = out / CONFIG
-    if path.is_file():
-        held = path.read_text()
-        if TrainingConfig.from_json(held) != config:
-            raise TrainError(f"{path}: expected this training's configuration, found another one; choose another --out")
+    if path.is_file() and read_config(str(path)) != config:
+        raise TrainError(f"{path}: expected this training's configuration, found another one; choose another --out")
     busy = [s for s in stages if (out / s).exists()]
     if busy and not resume:
         raise TrainError(f"{out}: expected no {', '.join(busy)} there yet; --resume goes on with it")
     among.barrier()
     if among.first:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.to_json() + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(config.to_json() + "\n")
+        partial.replace(path)
     among.barrier()
 
 
 def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
     """Weights of a checkpoint as far as the model has them; ``config.json`` may differ in what has no weights.
 
-    TrainError: a tensor of another shape, or none in common. What the checkpoint lacks is logged, and stays as it was.
+    What the checkpoint lacks is logged, and stays as it was. TrainError: a tensor of another shape, none in common, or
+    one that is missing under a ``prefix``: half a part means nothing.
     """
     path = folder / checkpoint.WEIGHTS
     want = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
@@ -190,9 +212,9 @@ def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
                 shapes = f"expected shape {list(want[name].shape)}, got {list(tensor.shape)}"
                 raise TrainError(f"{path}: {name}: {shapes}; a checkpoint of another configuration")
             want[name].copy_(tensor)
-    if not names & set(want):
-        raise TrainError(f"{path}: expected weights of this model, found none in common")
     missing = sorted(set(want) - names)
+    if not names & set(want) or (prefix and missing):
+        raise TrainError(f"{path}: expected weights of this model, found {len(missing)} missing: {missing[0]}, ...")
     if missing:
         log.info("%s: %d tensors are not in it and begin anew: %s, ...", folder, len(missing), missing[0])
 
@@ -226,17 +248,20 @@ def encode(model: Model, clips: Shards, folder: Path, each: int = 100) -> None:
     manifest.save(folder)
 
 
-def sampler(model: Model, clips: Shards, folder: Path) -> Callable[[int], None] | None:
-    """Writes a video of the first clip's sound and photo, where the data has them."""
+def sampler(model: Model, clips: Shards, folder: Path, among: World) -> Callable[[int], None] | None:
+    """Writes a video of the first clip's sound and photo, where the data has them. Called by all processes."""
     if not {"samples", "video"} <= clips.fields:
         return None
     photo = clips.read("video", [0])[0, 0].numpy()
     sound = clips.read("samples", [0])[0, LEAD + FRAME :][: SAMPLE_SECONDS * RATE].numpy()
 
     def sample(step: int) -> None:
+        shown = whole_model(model, among)
+        if shown is None:
+            return
         for name in ("text", "null_sink"):  # derived from weights that have changed
-            model.__dict__.pop(name, None)
-        with model.session(model.prepare(photo, crop="center")) as session:
+            shown.__dict__.pop(name, None)
+        with shown.session(shown.prepare(photo, crop="center")) as session:
             session.push_audio(sound)
             session.end_segment()
             video = np.concatenate([block.video for block in session.blocks()])

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_fast.config import ConfigError, ModelConfig, preset
+from rest_fast.config import TEMPORAL, ConfigError, ModelConfig, preset
+from rest_fast.training.shards import FRAMES
 from rest_fast.validate import check_fields, require
 
 
@@ -32,7 +33,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        check_fields(self, where, at_least={1: "steps batch accumulate", 0: "warmup"}, positive="rate clip")
+        least = {1: "steps batch accumulate", 0: "warmup weight_decay"}
+        check_fields(self, where, at_least=least, positive="rate clip")
         require(self.batch % self.accumulate == 0, f"{where}.batch", f"a multiple of {self.accumulate}", self.batch)
         require(0 <= self.ema < 1, f"{where}.ema", "a number in 0..1, 1 left out", self.ema)
         require(0 <= self.constant <= 1, f"{where}.constant", "a number in 0..1", self.constant)
@@ -139,6 +141,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "training", at_least={1: "report_every save_every keep", 0: "sample_every seed"})
+        require(self.seed < 2**32, "training.seed", "less than 2^32", self.seed)
+        chunk, latents = self.model.stream.chunk, (FRAMES - 1) // TEMPORAL
+        require(latents % chunk == 0, "training.model.stream.chunk", f"a divisor of a clip's {latents} latents", chunk)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -169,18 +174,18 @@ class TrainingConfig:
         return dataclasses.replace(self, **own)
 
 
-def build(cls: Any, values: Any, where: str) -> Any:
-    """A dataclass from JSON values, over its defaults."""
+def build(base: Any, values: Any, where: str) -> Any:
+    """A dataclass from JSON values, over its defaults; or a copy of an instance with them, as a part's defaults are."""
     require(isinstance(values, dict), where, "an object", values)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(base)}
     unknown = sorted(set(values) - set(fields))
     require(not unknown, where, f"fields {sorted(fields)}", unknown)
     parsed = {}
     for name, value in values.items():
         default = fields[name].default_factory
         nested = default is not dataclasses.MISSING and dataclasses.is_dataclass(part := default())
-        parsed[name] = build(type(part), value, f"{where}.{name}") if nested else value
-    return cls(**parsed)
+        parsed[name] = build(part, value, f"{where}.{name}") if nested else value
+    return base(**parsed) if isinstance(base, type) else dataclasses.replace(base, **parsed)
 
 
 def read_config(source: str, changes: Sequence[str] = ()) -> TrainingConfig:

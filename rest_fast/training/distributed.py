@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
@@ -79,12 +80,19 @@ def world(device: str = "auto") -> Iterator[World]:
 
 
 def distribute(stage: nn.Module, blocks: list[nn.Module], kind: Literal["replicate", "shard"], among: World) -> Any:
-    """What is called in place of the stage. ``blocks`` are sharded one by one: no process holds all weights at once."""
-    if among.size == 1 and not (kind == "shard" and dist.is_initialized()):
+    """What is called in place of the stage.
+
+    ``blocks`` are sharded one by one: no process holds all weights at once. A stage that names none is small, and
+    replicated whatever ``kind`` says.
+    """
+    if among.size == 1:
         return stage
-    if kind == "replicate":
+    if kind == "replicate" or not blocks:
         device_ids = [among.device.index] if among.device.type == "cuda" else None
-        return DistributedDataParallel(stage, device_ids=device_ids)
+        # buffers are constants; gradients that are views of what is exchanged cost the memory of one copy less
+        return DistributedDataParallel(
+            stage, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -94,13 +102,20 @@ def distribute(stage: nn.Module, blocks: list[nn.Module], kind: Literal["replica
     return fully_shard(stage, mesh=mesh)
 
 
-@contextlib.contextmanager
-def last_part(stage: Any, last: bool) -> Iterator[None]:
-    """Inside, gradients are only exchanged for the last accumulated part."""
-    if isinstance(stage, DistributedDataParallel) and not last:
-        with stage.no_sync():
-            yield
-        return
-    if hasattr(stage, "set_requires_gradient_sync"):
-        stage.set_requires_gradient_sync(last)
-    yield
+def last_part(stage: Any, last: bool) -> Any:
+    """A context in which replicas exchange gradients for the last accumulated part only.
+
+    Shards exchange every part's: what waits for the last one would be a whole gradient in every process.
+    """
+    waits = isinstance(stage, DistributedDataParallel) and not last
+    return stage.no_sync() if waits else contextlib.nullcontext()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor. Called by all processes where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

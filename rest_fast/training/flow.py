@@ -53,6 +53,7 @@ class Batch:
     features: torch.Tensor  # fp32 [B, 8 (F - 1), positions, channels]
     keep_reference: torch.Tensor  # fp32 [B], 0 or 1
     keep_audio: torch.Tensor  # fp32 [B], 0 or 1
+    roll: torch.Tensor  # fp32 [B], one uniform number of the whole step: whether its context is the student's own
 
     def noised(self) -> torch.Tensor:
         """z_t = (1 - t) z0 + t noise, [B, F T, C]; the reference clean, or zero where it is dropped."""
@@ -86,13 +87,14 @@ class FlowData:
         keep_reference, keep_audio = draw_dropouts(config.corruption, self.batch, g)
         chunks = (LATENTS - 1) // stream.chunk
         t = draw_cans(self.table, self.batch, chunks, stream.chunk, g, config.corruption.synchronous)
+        roll = torch.rand(1, generator=g).expand(self.batch)
         z0 = self.latents.read("latents", index).float()
         # row by row, so that a process draws its own alone
         sources = [step_generator(g.initial_seed() + 1, row) for row in rows]
         noise = torch.stack([torch.randn(z0.shape[1:], generator=source) for source in sources])
         here = slice(rows.start, rows.stop)
         features = self.clips.read("features", index).float()
-        return Batch(z0, noise, t[here], features, keep_reference[here], keep_audio[here])
+        return Batch(z0, noise, t[here], features, keep_reference[here], keep_audio[here], roll[here])
 
 
 def draw_dropouts(what: Corruption, batch: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

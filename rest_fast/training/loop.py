@@ -16,7 +16,7 @@ from torch import nn
 
 from rest_fast.training import states
 from rest_fast.training.config import Stage, TrainingConfig
-from rest_fast.training.distributed import World, distribute, last_part
+from rest_fast.training.distributed import World, distribute, last_part, local, whole
 from rest_fast.training.reports import Reports
 
 log = logging.getLogger("rest_fast.training")
@@ -110,7 +110,7 @@ class Trainer:
                 (terms["loss"] / len(parts)).backward()
             for name, value in terms.items():
                 shown[name] = shown.get(name, 0) + value.detach().float() / len(parts)
-        shown["gradient"] = _full(torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip))
+        shown["gradient"] = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip))
         self.optimiser.step()
         decay = min(self.stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -119,8 +119,8 @@ class Trainer:
 
     def save(self) -> None:
         """A state of whole numbers only: a slope that is none spoils weights before any loss says so."""
-        finite = torch.stack([_full(p.detach().isfinite().all()).float() for p in self.parameters]).min()
-        if self.among.mean(finite.cpu() if self.among.device.type == "cpu" else finite) < 1:
+        finite = torch.stack([local(p.detach()).isfinite().all() for p in self.parameters]).all()
+        if self.among.mean(finite.float()) < 1:
             raise DivergedError(self._diverged("a weight is no number"))
         self.tensors["step"].fill_(self.step)
         states.save(self.folder / "state", self.step, self.tensors, self.among, self.config.keep)
@@ -141,8 +141,3 @@ class Trainer:
             kept = p.detach().clone()
             p.copy_(average)
             average.copy_(kept)
-
-
-def _full(value: torch.Tensor) -> torch.Tensor:
-    """A scalar that may be a sharded one, as a plain tensor."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -28,8 +28,10 @@ class Reports:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(folder) if line["step"] <= step]
-        (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.board = _board(folder)
+        partial = folder / f"{LOG}.partial"
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(folder / LOG)
+        self.board = _board(folder / "tensorboard", step + 1)
         self.bar = tqdm(initial=step, total=steps, desc=folder.name, unit="step", disable=None, dynamic_ncols=True)
 
     def tick(self) -> None:
@@ -79,7 +81,8 @@ def write_sample(folder: Path, step: int, video: NDArray[np.uint8], samples: NDA
     height, width = video.shape[1:3]
     with media.VideoWriter(place / f"step_{step:08d}.mp4", width, height, 25, rate) as writer:
         writer.write(video, samples)
-    board = _board(folder)
+    # a folder of its own: TensorBoard reads the newest file of a folder, and would never see scalars that come later
+    board = _board(folder / "tensorboard" / "samples")
     if board is None:
         return
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -93,10 +96,11 @@ def write_sample(folder: Path, step: int, video: NDArray[np.uint8], samples: NDA
     board.close()
 
 
-def _board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where the package is not installed."""
+def _board(folder: Path, first: int | None = None) -> Any:
+    """A TensorBoard writer, or None where the package is not installed; what was written from step ``first`` on is
+    done again, and no longer shown."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder), purge_step=first)

@@ -30,7 +30,8 @@ from rest_fast.model import Model
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FRAMES = 97  # 1 + 12 x 8
+FRAMES = 97  # 1 + 12 x 8: a reference and four chunks
+LEAD = TAIL = 4_000  # samples of sound before frame 0 and after the last: history and look-ahead of the features
 FIELDS = ("features", "latents", "video", "samples", "labels", "geometry")
 
 

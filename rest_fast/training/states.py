@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException  # no Exception, but a BaseException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from rest_fast.training.distributed import World
-
-CONFIG = "config.json"
 
 
 class StateError(ValueError):
@@ -42,7 +41,10 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], among: World
     among.barrier()
     with _quiet():
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=among.size == 1)
+        try:
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=among.size == 1)
+        except CheckpointException as e:
+            raise StateError(f"{partial}: expected room for a state, but writing it failed ({_last_line(e)})") from None
     among.barrier()
     if among.first:
         shutil.rmtree(whole, ignore_errors=True)
@@ -60,13 +62,21 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], among: World) -> int:
     path = folder / f"step_{found[-1]:08d}"
     with _quiet():
         try:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=among.size == 1)
-        except Exception as e:  # of DCP, of safetensors, of the file system
-            what = str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__
+            reader = HuggingFaceStorageReader(str(path))
+            more = sorted(set(reader.read_metadata().state_dict_metadata) - set(tensors))
+            if more:  # DCP leaves alone what it is not asked for
+                raise ValueError(f"{len(more)} tensors too many, {more[0]}, ...")
+            dcp.load(tensors, storage_reader=reader, no_dist=among.size == 1)
+        except (Exception, CheckpointException) as e:  # of DCP, of safetensors, of the file system
             raise StateError(
-                f"{path}: expected the state of this configuration, got one that does not fit ({what})"
+                f"{path}: expected the state of this configuration, got one that does not fit ({_last_line(e)})"
             ) from None
     return found[-1]
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Student(FlowStage):
     def velocity(self, batch: Batch) -> torch.Tensor:
         """[B, F T, C], with the context that the settings ask for."""
         context = Context(gradient=self.settings.cache_gradient)
-        if self.settings.self_rollout and self._rolls(batch):
+        if bool(batch.roll[0] < self.settings.self_rollout):
             context.keys_values = self.own_context(batch)
         return self.network(batch, "streaming", context)
 
@@ -39,7 +39,3 @@ class Student(FlowStage):
         record: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.network.velocity(again, batch, "streaming", Context(record=record))
         return record
-
-    def _rolls(self, batch: Batch) -> bool:
-        """Drawn from the batch's own noise: every process of a step decides for its rows, and a resume alike."""
-        return bool(batch.noise.flatten()[0].double().mul(0.5**0.5).erf().add(1).div(2) < self.settings.self_rollout)

@@ -28,6 +28,7 @@ def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, amo
     """Train the VAE of a model in place; states in ``folder``, resumed where there are any."""
     clips.require("video")
     if isinstance(model.vae.encoder, ConvEncoder):
+        model.vae.to(among.device)
         stage = ConvVAE(model, config).requires_grad_(True)
         _run(stage, config.vae, config, Clip(clips, config), folder, among)
         measure_latents(model, clips)
@@ -51,13 +52,13 @@ def _run(module: nn.Module, stage: Stage, config: TrainingConfig, data, folder: 
 
 @dataclass
 class Video:
-    """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1, and the generator's seed of what else the step draws."""
+    """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1, and row by row the seed of what else the step draws."""
 
     frames: torch.Tensor
-    seed: int
+    seeds: list[int]
 
     def to(self, device: torch.device) -> Video:
-        return Video(self.frames.to(device, non_blocking=True), self.seed)
+        return Video(self.frames.to(device, non_blocking=True), self.seeds)
 
 
 class Clip:
@@ -72,7 +73,7 @@ class Clip:
         index = pick(len(self.clips), self.batch, self.seed, step)
         first = torch.randint(FRAMES - self.frames + 1, (self.batch,), generator=g).tolist()
         pixels = [self.clips.pixels(index[row], slice(first[row], first[row] + self.frames)) for row in rows]
-        return Video(torch.stack(pixels), self.seed * 1_000_003 + step * self.batch + rows.start)
+        return Video(torch.stack(pixels), [self.seed * 1_000_003 + step * self.batch + row for row in rows])
 
 
 class ConvVAE(nn.Module):
@@ -90,7 +91,8 @@ class ConvVAE(nn.Module):
         x = video.frames
         with autocast(self.config, x.device):
             mean, log_variance = self.encoder(x, StreamState()).float().split([self.channels, 1], 1)
-            noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(video.seed)).to(mean)
+            sources = [torch.Generator().manual_seed(seed) for seed in video.seeds]
+            noise = torch.stack([torch.randn(mean.shape[1:], generator=source) for source in sources]).to(mean)
             again = self.decoder(mean + (0.5 * log_variance).exp() * noise, StreamState()).float()
         terms = {"pixels": losses.pixel_loss(again, x), "kl": losses.divergence(mean, log_variance)}
         return {"loss": terms["pixels"] + self.config.vae.kl * terms["kl"], **terms}

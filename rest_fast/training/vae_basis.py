@@ -18,7 +18,7 @@ from rest_fast.training import losses
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World
 from rest_fast.training.flow import LATENTS, autocast, pick, step_generator, token_weights
-from rest_fast.training.shards import FRAMES, Shards
+from rest_fast.training.shards import FRAMES, DataError, Shards
 
 NOISE = 0.5  # at most, standard deviation of what is added to latents (of variance about 1): generated ones are not
 # exact, and neighbours contradict each other, which only the decoder can settle
@@ -54,6 +54,11 @@ def fit_or_load(model: Model, clips: Shards, config: TrainingConfig, path: Path,
 @torch.no_grad()
 def fit_basis(basis: SpaceTimeBasis, clips: Shards, count: int, seed: int = 0) -> None:
     """Principal components per position: of single frames, then of the 8 frames' coefficients."""
+    rank, channels = basis.spatial.shape[2], basis.temporal.shape[2]
+    each = 3 * TEMPORAL // (TEMPORAL // 4)  # frames of a clip that the spatial fit takes
+    if each * min(len(clips), count) < rank + 16:
+        need = -(-(rank + 16) // each)
+        raise DataError(f"{clips.folder}: expected at least {need} clips for {rank} components, got {len(clips)}")
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     blocks = []
@@ -63,7 +68,6 @@ def fit_basis(basis: SpaceTimeBasis, clips: Shards, count: int, seed: int = 0) -
         still = clips.pixels(clip, slice(0, 1)).expand(-1, TEMPORAL, -1, -1)  # what stands for a first frame
         blocks.append(basis.blocks(torch.cat([*pieces, still], 1)[None])[0].half())
     x = torch.cat(blocks)  # [M, P, 8, pixels]
-    rank, channels = basis.spatial.shape[2], basis.temporal.shape[2]
     for p in range(x.shape[1]):
         frames = x[:, p].float()
         basis.mean[p] = frames.flatten(0, 1).mean(0)

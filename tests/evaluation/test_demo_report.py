@@ -209,7 +209,7 @@ def test_memory_growth_is_from_the_tenth_second_on():
 def test_generated_latents_are_those_that_were_decoded(model):
     """Decoded again behind the reference they give the video, to rounding."""
     photo, samples = toys.photo()[:64, :64], toys.sound(16000, 48 / 25)
-    video, made = demo_report.generate(model, photo, samples, seed=1)
+    video, made = streams.generate(model, photo, samples, seed=1)
     assert video.shape[1] == 49 and made.shape == (6, model.config.tokens * model.config.vae.latent_channels)
     reference = model.prepare(photo, crop="center").reference
     tokens = torch.cat([reference, made.reshape(-1, model.config.vae.latent_channels)])[None]

@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from rest_fast import media
+from rest_fast.training.shards import FRAMES, LEAD, TAIL
 from rest_fast.training.synthetic.motion import FPS, FRAME, head_motion
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry
 from rest_fast.training.synthetic.speech import RATE, utterance
 from rest_fast.training.synthetic.visemes import mouth_track
 from rest_fast.training.synthetic.words import SPLITS
 
-FRAMES = 97  # 1 + 12 x 8: a reference and four chunks
-LEAD = TAIL = 4_000  # samples of sound before frame 0 and after the last: history and look-ahead of the features
 CLIPS, ARRAYS = "clips.json", ("video", "samples", "motion", "geometry")
 
 

@@ -1,0 +1,47 @@
+"""Models for commands: what ``--weights``, ``--device`` and ``--dtype`` mean, with errors of one line."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from rest_fast.terminal import InputError, one_line
+
+
+def load_model(args: Namespace) -> Any:
+    import rest_fast
+
+    device, dtype = check_device(args.device), _dtype(args.dtype, args.device)
+    try:
+        return rest_fast.load(args.weights, device=device, dtype=dtype)
+    except ValueError:
+        raise
+    except Exception as e:
+        if args.weights.count("/") != 1 or os.path.exists(args.weights):
+            raise
+        hub = f"expected a folder, or a hub id that can be downloaded, got {one_line(e)}"  # of any network library
+        raise InputError(f"--weights {args.weights}: {hub}") from e
+
+
+def check_device(name: str) -> str:
+    import torch
+
+    count = torch.cuda.device_count()
+    if name.startswith("cuda:") and count and int(name.removeprefix("cuda:")) >= count:
+        raise InputError(f"--device {name}: expected cuda:0 to cuda:{count - 1}, which are there")
+    return name
+
+
+def _dtype(name: str, device: str) -> Any:
+    """A torch dtype that the device computes in, or None for the device's own choice."""
+    if name == "auto":
+        return None
+    import torch
+
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if name == "float16" and not on_cuda:  # it would run, hundreds of times slower
+        raise InputError("--dtype float16: expected float32 or bfloat16 on the CPU, which has no fast float16")
+    if name == "bfloat16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--dtype bfloat16: expected float16 or float32 on this GPU, which has no bfloat16")
+    return getattr(torch, name)

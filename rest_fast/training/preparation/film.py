@@ -1,0 +1,246 @@
+"""One video file on one clock: pictures at 25 a second, sound at 16 kHz, both from the first picture's time on.
+
+Frame k stands at k / 25 s and is the picture whose timestamp is nearest, of two equally near the earlier one; the last
+picture lasts as long as the median one. Sound position p stands at p / 16000 s, so frame k covers [640 k, 640 (k + 1)),
+whatever the two streams' rates and starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from rest_fast.media import MAX_SECONDS, SOUND_RATES
+from rest_fast.models.speech import RATE
+from rest_fast.sources import Float32, UInt8, is_empty
+from rest_fast.training.preparation.rules import SAMPLE, Dropped
+
+FPS = 25
+LOOSE = Fraction(1, 50)  # s by which timestamps of sound may be off its samples; beyond, silence is missing or too much
+THUMB = 32  # px: side of the small pictures that are compared to find cuts
+ATTACHED = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a song
+
+
+@dataclass
+class Sound:
+    """Mono samples at 16 kHz of which the first has position ``first`` (negative: before the first picture)."""
+
+    samples: Float32
+    first: int
+
+    def window(self, a: int, b: int) -> Float32:
+        """float32 [b - a]: positions a..b, zeros where there is no sound."""
+        low = min(max(a, self.first), b)
+        high = max(min(b, self.first + len(self.samples)), low)
+        piece = self.samples[low - self.first : high - self.first]
+        return np.pad(piece, (low - a, b - high))
+
+    def covered(self, a: int, b: int) -> float:
+        """Share of the positions a..b that the track has."""
+        return max(0, min(b, self.first + len(self.samples)) - max(a, self.first)) / (b - a)
+
+
+class _SoundTrack:
+    """Joins decoded sound by its timestamps, mixes it to mono and resamples it, piece by piece."""
+
+    def __init__(self) -> None:
+        self.start = Fraction(0)  # s, of the first sample
+        self._rate = self._count = 0
+        self._pieces: list[Float32] = []
+        self._packed = av.AudioResampler(format="flt")  # not planar: PyAV crashes over 8 planes
+
+    def add(self, frame: Any) -> None:
+        if frame.pts is None:
+            raise Dropped("unreadable", "expected sound with timestamps, got a piece without")
+        time = frame.pts * Fraction(frame.time_base)
+        if not self._rate:
+            self.start, self._rate = time, frame.sample_rate
+            if not SOUND_RATES[0] <= self._rate <= SOUND_RATES[1]:
+                raise Dropped("unreadable", f"expected sound of {SOUND_RATES} Hz, got {self._rate} Hz")
+            self._soxr = soxr.ResampleStream(self._rate, RATE, 1, quality="HQ")
+        if frame.sample_rate != self._rate:
+            raise Dropped("unreadable", f"expected one sample rate, got {self._rate} and {frame.sample_rate} Hz")
+        late = time - self.start - Fraction(self._count, self._rate)
+        if time - self.start > MAX_SECONDS:
+            raise Dropped("unreadable", f"expected at most {MAX_SECONDS} s, got sound at {float(time):.0f} s")
+        if late < -LOOSE:
+            raise Dropped("unreadable", f"expected sound in order, got {-float(late):.3f} s twice at {float(time):.2f}")
+        if late > LOOSE:
+            self._push(np.zeros(round(late * self._rate), np.float32))
+        for block in self._packed.resample(frame):
+            self._push(block.to_ndarray().reshape(-1, block.layout.nb_channels).mean(1, dtype=np.float32))
+
+    def _push(self, mono: Float32, last: bool = False) -> None:
+        if not np.isfinite(mono).all():
+            raise Dropped("unreadable", "expected finite samples of sound, got NaN or infinity")
+        self._count += len(mono)
+        self._pieces.append(self._soxr.resample_chunk(mono, last=last))
+
+    def finish(self, origin: Fraction) -> Sound:
+        """All of it, with positions counted from ``origin`` seconds."""
+        if not self._count:
+            raise Dropped("no_sound", "expected a sound track, got one without samples")
+        self._push(np.zeros(0, np.float32), last=True)
+        return Sound(np.concatenate(self._pieces), round((self.start - origin) * RATE))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """The container, its first video stream and its first sound stream. Dropped: what cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            if is_empty(file):  # which FFmpeg calls an invalid argument
+                raise Dropped("unreadable", "expected a video, got an empty file")
+            # Playlists and concat scripts name other files and addresses; none of them may be opened.
+            with av.open(file, "r", options={"protocol_whitelist": "pipe"}, metadata_errors="ignore") as container:
+                video = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & ATTACHED]
+                if not video:
+                    raise Dropped("no_video", f"expected a video stream, got {_kinds(container)}")
+                if not container.streams.audio:
+                    raise Dropped("no_sound", f"expected a sound stream, got {_kinds(container)}")
+                video[0].codec_context.thread_count = 1  # files run beside each other
+                yield container, video[0], container.streams.audio[0]
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
+        got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise Dropped("unreadable", f"expected a video that FFmpeg can read to its end, got {got}") from error
+
+
+def _kinds(container: Any) -> str:
+    return "streams of " + (", ".join(s.type for s in container.streams) or "nothing")
+
+
+def pictures(
+    decoded: Iterable[Any], sound: _SoundTrack | None = None, damaged: set[int] | None = None
+) -> Iterator[Any]:
+    """The pictures among decoded frames, checked for order; the others go to the sound. ``damaged`` gets the times of
+    those that FFmpeg could only guess, and of all that are built on them."""
+    before, guessed = None, False
+    for frame in decoded:
+        if isinstance(frame, av.AudioFrame):
+            if sound is not None:
+                sound.add(frame)
+            continue
+        if frame.pts is None:
+            raise Dropped("unreadable", "expected pictures with timestamps, got one without")
+        if before is not None and frame.pts < before.pts:
+            raise Dropped("unreadable", f"expected pictures in order, got {frame.time:.2f} s after {before.time:.2f} s")
+        if before is not None and (frame.width, frame.height) != (before.width, before.height):
+            sizes = f"{before.width} x {before.height} and {frame.width} x {frame.height}"
+            raise Dropped("unreadable", f"expected pictures of one size, got {sizes}")
+        guessed = bool(frame.is_corrupt or (guessed and not frame.key_frame))
+        if guessed and damaged is not None:
+            damaged.add(frame.pts)
+        before = frame
+        yield frame
+
+
+def at_25(frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+    """Picture of each frame at 25 a second, and the seconds between their times. Holds one picture at a time."""
+    before: Any = None
+    origin, position, k = 0, 0, 0
+    gaps: list[int] = []
+    for frame in frames:
+        # in units of time_base / 25, where both pictures and frames stand at whole numbers
+        unit = Fraction(frame.time_base) * FPS
+        if before is None:
+            origin, scale, step = frame.pts, unit.numerator, unit.denominator
+        elif unit != Fraction(scale, step):
+            raise Dropped("unreadable", "expected one time base, got several")
+        now = (frame.pts - origin) * scale
+        if now > MAX_SECONDS * FPS * step:
+            raise Dropped("unreadable", f"expected at most {MAX_SECONDS} s, got a picture at {now / step / FPS:.0f} s")
+        while before is not None and k * step - position <= now - k * step:
+            yield before, abs(k * step - position) / step / FPS
+            k += 1
+        gaps += [now - position] if before is not None else []
+        before, position = frame, now
+    if before is None:
+        raise Dropped("no_video", "expected pictures, got a video stream without any")
+    end = position + (statistics.median_low(gaps) if gaps else step)
+    while k * step < end:
+        yield before, abs(k * step - position) / step / FPS
+        k += 1
+
+
+def upright(frame: Any, aspect: Fraction = Fraction(1)) -> UInt8:
+    """A picture as uint8 [H, W, 3] RGB with square pixels, turned and mirrored as its file asks."""
+    width = round(frame.width * aspect)
+    pixels = frame.to_ndarray(format="rgb24", **({"width": width, "height": frame.height} if aspect != 1 else {}))
+    # Not VideoFrame.rotation: it knows no mirrors, and PyAV 14 has none of it.
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]  # a pixel (x, y) is shown at (a x + c y, b x + d y)
+        if (a or d) and (b or c):
+            raise Dropped("unreadable", f"expected a picture turned by quarters, got the matrix {a} {b} {c} {d}")
+        right, down = (a, d) if a else (c, b)
+        pixels = pixels if a else pixels.transpose(1, 0, 2)
+        pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    return np.ascontiguousarray(pixels)
+
+
+def pixel_aspect(stream: Any) -> Fraction:
+    """Width of a pixel in heights; 1 where the file does not say."""
+    return Fraction(getattr(stream, "sample_aspect_ratio", None) or stream.codec_context.sample_aspect_ratio or 1)
+
+
+@dataclass
+class Film:
+    """What one reading of a file tells, n frames at 25 a second: ``away`` [n] seconds to the nearest picture,
+    ``change`` [n] mean difference in levels from the frame before, ``damaged`` [n]; ``looks`` has what ``look`` said of
+    the sampled frames; ``size`` is (width, height) of the upright picture."""
+
+    sound: Sound
+    size: tuple[int, int]
+    away: NDArray[np.float64]
+    change: NDArray[np.float64]
+    damaged: NDArray[np.bool_]
+    looks: dict[int, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.away)
+
+
+def survey(path: Path, clip: int, look: Callable[[UInt8], Any] | None = None) -> Film:
+    """Read a file once; ``look`` sees every 4th frame of each ``clip`` frames. Dropped: what cannot be read."""
+    track, looks, size, first = _SoundTrack(), dict[int, Any](), (0, 0), None
+    rows, damaged = list[tuple[float, float, bool]](), set[int]()
+    shown, small = None, np.zeros((0,), np.float32)
+    with opened(path) as (container, video, audio):
+        aspect = pixel_aspect(video)
+        for k, (frame, away) in enumerate(at_25(pictures(container.decode(video, audio), track, damaged))):
+            change = 0.0
+            if first is None:
+                first, (height, width) = frame.pts * Fraction(frame.time_base), upright(frame, aspect).shape[:2]
+                size = width, height
+            if frame is not shown:
+                thumb = frame.reformat(THUMB, THUMB, "rgb24", interpolation="AREA").to_ndarray().astype(np.float32)
+                change = float(np.abs(thumb - small).mean()) if k else 0.0
+                small, shown = thumb, frame
+            if look is not None and k % clip % SAMPLE == 0:
+                looks[k] = look(upright(frame, aspect))
+            rows.append((away, change, frame.pts in damaged))
+    assert first is not None
+    away_, change_, damaged_ = (np.array(column) for column in zip(*rows))
+    return Film(track.finish(first), size, away_, change_, damaged_, looks)
+
+
+def frames_25(path: Path, wanted: Container[int]) -> Iterator[tuple[int, UInt8]]:
+    """The wanted frames and their upright pictures, in a second reading; a repeated picture is the same array."""
+    shown, pixels = None, np.zeros((0, 0, 3), np.uint8)
+    with opened(path) as (container, video, _):
+        aspect = pixel_aspect(video)
+        for k, (frame, _) in enumerate(at_25(pictures(container.decode(video)))):
+            if k in wanted:
+                if frame is not shown:
+                    shown, pixels = frame, upright(frame, aspect)
+                yield k, pixels
