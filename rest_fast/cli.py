@@ -76,7 +76,7 @@ def _failure(e: BaseException, stopped_by: int, args: Namespace) -> tuple[int, s
     if isinstance(e, ValueError | OSError):  # every error of bad input in this package is a ValueError
         return 2, f"error: {one_line(e)}{left}"
     if isinstance(e, ImportError):
-        extra = "[synth]" if args.command in ("synth", "train") else ""
+        extra = {"synth": "[synth]", "evaluate": "[synth,evaluate]"}.get(args.command, "")
         return 2, f"error: {one_line(e)}; expected all of: pip install 'rest_fast{extra}'"
     text = f"internal error: {type(e).__name__}: {one_line(e)}{left}"
     return 1, f"{text}; please report it with what the same command prints with --debug"

@@ -19,7 +19,11 @@ from rest_fast.ops.dispatch import Spec, forced_backend
 # Extra of this package: the modules that it brings, what they are for.
 EXTRAS = {
     "whisper": (("transformers",), "speech features from Whisper, for models that are built on them"),
-    "synth": (("skia", "espeakng_loader"), "rest-fast synth and train: drawn faces and synthetic voices"),
+    "synth": (("skia", "espeakng_loader"), "rest-fast synth: drawn faces and synthetic voices"),
+    "train": (("tensorboard",), "scalars and sample videos of trainings in TensorBoard"),
+    "evaluate": (("skimage",), "rest-fast evaluate: SSIM of pictures"),
+    "fid": (("torchmetrics", "torch_fidelity"), "rest-fast evaluate --inception: FID with your weights"),
+    "syncnet": (("python_speech_features",), "rest-fast evaluate --syncnet: lip sync with your weights"),
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }

@@ -47,6 +47,48 @@ def test_visible_slots_hold_the_window(context, chunk):
     assert (cache.v[:, 1, :, SINK:]).isnan().all()  # nothing of it in the other row
 
 
+@pytest.mark.parametrize("context", [0, 1, 2, 4])
+@pytest.mark.parametrize("chunk", [3, 2, 1])
+def test_without_a_sink_the_reference_leaves(context, chunk):
+    """The same marks: the first chunk sees the reference, the others the chunks of their context alone."""
+    _, dit, cache = setup(stream__context_chunks=context, stream__chunk=chunk, stream__sink=False)
+    tokens = chunk * SINK
+    kept = cache.snapshot(0)[0][:, :, tokens : tokens + SINK].clone()  # behind the first chunk
+    assert kept.any()
+    cache.v[:, 0] = math.nan
+    cache.v[:, 0, :, tokens : tokens + SINK] = -1
+    for i in range(3 * (context + 1) + 1):
+        lanes = cache.lanes(dit, [0])
+        start, end = int(lanes.write_slot), int(lanes.n_valid)
+        assert lanes.host_n_valid == [end] and end <= cache.slots
+        cache.v[:, 0, :, start : start + tokens] = i
+        expected = [j for j in range(max(0, i - context), i + 1) for _ in range(tokens)]
+        assert sorted(cache.v[0, 0, 0, :end, 0, 0].tolist()) == ([-1] * SINK if i == 0 else []) + expected
+        cache.commit(dit, [0])
+    assert cache.slots == max((context + 1) * tokens, tokens + SINK)
+    again = cache.k[:, 1, :, tokens : tokens + SINK].clone()
+    cache.open(0, again[:, 0] * 0 + 3, again[:, 0] * 0 + 4)  # a row that was used
+    assert cache.n_valid(0) == tokens + SINK and cache.write_slot(0) == 0
+    assert (cache.k[:, 0, :, tokens : tokens + SINK] == 3).all() and (
+        cache.v[:, 0, :, tokens : tokens + SINK] == 4
+    ).all()
+    assert torch.equal(cache.k[:, 1, :, tokens : tokens + SINK], again)
+
+
+def test_without_a_sink_a_commit_turns_everything():
+    """The window is full after the second chunk: all slots but those that are free turn back by a chunk."""
+    _, dit, cache = setup(1, stream__sink=False)
+    cache.k.normal_(generator=torch.Generator().manual_seed(1))
+    before = cache.k.clone()
+    cache.commit(dit, [0])
+    assert torch.equal(cache.k, before)
+    cache.commit(dit, [0])
+    free = slice(cache.write_slot(0), cache.write_slot(0) + CHUNK)
+    assert (free.start, free.stop) == (0, CHUNK) and cache.slots == 2 * CHUNK
+    want = turned(before[..., CHUNK:, :, :], dit, -3)
+    torch.testing.assert_close(cache.k[..., CHUNK:, :, :], want, rtol=0, atol=1e-6)  # a float32 table
+
+
 @pytest.mark.parametrize("context", [0, 1, 2])
 @pytest.mark.parametrize("positions", ["window", "absolute"])
 def test_base_of_each_chunk(context, positions):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from rest_fast import cli
-from rest_fast.arguments import STAGES
+from rest_fast.arguments import STAGES, TRAINING_PRESETS
+from rest_fast.training import chain
+from rest_fast.training.config import PRESETS, training_preset
 from tests.kit.command import refused
 
 
@@ -33,11 +35,15 @@ def clips(monkeypatch):
 
 @pytest.fixture
 def training(monkeypatch):
+    """Instead of the chain: what it was called with."""
     calls = []
-    module = types.ModuleType("demo_weights")
-    module.run = lambda stage, work, out, **options: calls.append((stage, work, out, options))
-    monkeypatch.setitem(sys.modules, "rest_fast.training.demo_weights", module)
-    monkeypatch.setattr("rest_fast.training.demo_weights", module, raising=False)
+
+    def run(stage, config, data, out, **options):
+        calls.append((stage, config, data, out, options))
+        return out / ("asd" if stage == "all" else stage)
+
+    monkeypatch.setattr("rest_fast.training.chain.run", run)
+    monkeypatch.delenv("RANK", raising=False)
     return calls
 
 
@@ -82,24 +88,69 @@ def test_a_missing_package_is_named_with_its_cure(capsys, monkeypatch):
     )
 
 
+PLAIN = {"init": None, "vae": None, "resume": False, "device": "auto"}
+
+
 def test_train(training, capsys):
-    words = "train dit --work w --clips 10 --dit-steps 20 --mixer-steps 25 --decoder-steps 30 --workers 1 --threads 2"
-    assert cli.main(words.split()) == 0
-    options = {"clips": 10, "dit_steps": 20, "mixer_steps": 25, "decoder_steps": 30, "workers": 1, "threads": 2}
-    assert training == [("dit", Path("w"), None, options)]
-    assert cli.main(["train", "all", "--work", "w", "--out", "o"]) == 0
-    assert training[1][:3] == ("all", Path("w"), Path("o"))
-    assert capsys.readouterr().out.splitlines() == ["train dit: done; results in w", "train all: done; o"]
+    assert cli.main(["train", "all", "--config", "toy", "--data", "d", "--out", "o"]) == 0
+    assert training == [("all", training_preset("toy"), Path("d"), Path("o"), PLAIN)]
+    out, err = capsys.readouterr()
+    assert out == f"train all: done; {Path('o', 'asd')} is a checkpoint\n" and not err
+
+
+def test_train_options(training, capsys, tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    config = training_preset("toy").replace(seed=4)
+    (tmp_path / "c.json").write_text(config.to_json())
+    words = (
+        "--data d --out o --resume --vae demo --device cpu --threads 3 --set asd.smooth=0 --set model.stream.sink=false"
+    )
+    assert cli.main(["train", "asd", "--config", str(tmp_path / "c.json"), *words.split()]) == 0
+    changed = config.replace(asd__smooth=0, model__stream__sink=False)
+    options = {"init": None, "vae": "demo", "resume": True, "device": "cpu"}
+    assert training == [("asd", changed, Path("d"), Path("o"), options)] and threads == [3]
+    assert (
+        cli.main(["train", "vae", "--config", "demo", "--data", "d", "--out", "o", "--init", "some/where", "--quiet"])
+        == 0
+    )
+    assert training[1] == ("vae", training_preset("demo"), Path("d"), Path("o"), PLAIN | {"init": "some/where"})
+    assert threads == [3]
+
+
+def test_one_process_of_many_speaks(training, capsys, monkeypatch):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["train", "all", "--config", "toy", "--data", "d", "--out", "o"]) == 0
+        assert capsys.readouterr().out.count("\n") == lines
 
 
 @pytest.mark.parametrize(("argv", "says"), [
-    (["dit"], "expected --work DIR"), (["all", "--work", "w"], "expected --out DIR"),
-    (["pack", "--work", "w"], "expected --out DIR"), (["dance", "--work", "w"], "invalid choice: 'dance'"),
-    (["dit", "--work", "w", "--threads", "0"], "at least 1, got 0"),
+    (["asd"], "expected --config, got none"), (["asd", "--config", "toy"], "expected --data, got none"),
+    (["asd", "--config", "toy", "--data", "d"], "train asd: expected --out, got none"),
+    (["dance"], "invalid choice: 'dance'"),
+    (["all", "--config", "toy", "--data", "d", "--out", "o", "--threads", "-1"], "at least 0, got -1"),
+    (["all", "--config", "toy", "--data", "d", "--out", "o", "--device", "tpu"], "invalid choice: 'tpu'"),
+    (["all", "--config", "tiny", "--data", "d", "--out", "o"], "expected a file or one of ['demo', 'rest-512', 'toy']"),
+    (["all", "--config", "toy", "--data", "d", "--out", "o", "--set", "asd.smoth=1"], "got 'asd.smoth=1'"),
+    (["all", "--config", "toy", "--data", "d", "--out", "o", "--set", "seed=-1"], "seed: expected at least 0, got -1"),
 ])  # fmt: skip
 def test_train_bad_usage(training, capsys, argv, says):
     refused(capsys, ["train", *argv], says)
     assert not training
+
+
+def test_train_refusals_of_the_chain_are_one_line(capsys, tmp_path):
+    words = ["train", "all", "--config", "toy", "--out", str(tmp_path / "o"), "--data"]
+    refused(capsys, [*words, str(tmp_path)], "expected prepared clips with manifest.json", str(tmp_path))
+    refused(capsys, [*words, str(tmp_path), "--vae", "demo", "--init", "demo"], "expected one of them, got both")
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_words_are_those_of_the_training():
+    """Named again in arguments.py, which imports nothing heavy."""
+    assert set(TRAINING_PRESETS) == set(PRESETS)
+    assert list(STAGES) == [*chain.STAGES, "all"]
 
 
 def test_train_help_names_every_stage(capsys):

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from rest_fast.config import TEMPORAL
+from rest_fast.training.losses import MOUTH
 
 Array = NDArray[Any]
 LAGS = tuple(range(-5, 6))  # frames
-MOUTH = (60, 108, 36, 92)  # top, bottom, left, right of the mouth box, of 128 rows and columns
 
 
 def correlation(a: Array, b: Array) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from rest_fast.cache import IDContextCache
 from rest_fast.evaluation.readers import PixelReader
 from rest_fast.model import Model
-from rest_fast.models.dit import Lanes, Workspace
+from rest_fast.models.dit import Workspace
 from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_latents
 from rest_fast.sound import RATE
@@ -132,33 +131,15 @@ def own_memory() -> list[float]:
 def no_sink(model: Model) -> Iterator[None]:
     """Inside, the reference is an ordinary first context: a stream's first chunk sees it, later chunks do not.
 
-    The cache's slots before the first chunk's are cut off for each step, so no operator and no session knows of it.
-    One stream at a time: lanes of a step must be at the same chunk.
+    An ablation at inference: the weights were trained with the sink.
     """
-    dit, original = model.dit, model.dit.step
-    sink, chunk = dit.tokens, dit.stream.chunk * dit.tokens
-
-    def step(z: torch.Tensor, mod: Any, lanes: Lanes, *rest: Any) -> torch.Tensor:
-        if max(lanes.host_n_valid) == sink + chunk:
-            return original(z, mod, lanes, *rest)
-        k, v = (cache[:, :, :, sink:].contiguous() for cache in (lanes.k, lanes.v))
-        seen = dataclasses.replace(
-            lanes,
-            k=k,
-            v=v,
-            write_slot=lanes.write_slot - sink,
-            n_valid=lanes.n_valid - sink,
-            host_n_valid=[n - sink for n in lanes.host_n_valid],
-        )
-        velocity = original(z, mod, seen, *rest)
-        lanes.k[:, :, :, sink:], lanes.v[:, :, :, sink:] = k, v  # what the step wrote
-        return velocity
-
-    dit.step = step
+    config, _ = model.config, model.fingerprint  # that of the model as it is, which avatars belong to
+    model.config = config.replace(stream__sink=False)
+    model.dit.stream = model.config.stream
     try:
         yield
     finally:
-        del dit.step
+        model.config, model.dit.stream = config, config.stream
 
 
 @torch.no_grad()

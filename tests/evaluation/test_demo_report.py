@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import types
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from PIL import Image
 from rest_fast.evaluation import demo_report, figures, measures, readers, streams
 from rest_fast.evaluation.measures import Bar
 from rest_fast.evaluation.readers import LatentReader, PixelReader
-from rest_fast.models.dit import Workspace
 from rest_fast.models.vae import to_latents
-from tests.kit import models, toys
+from tests.kit import toys
 
 
 def stepping(steps: list[float]) -> torch.Tensor:
@@ -91,65 +89,6 @@ def test_bars(value, low, high, passed):
 # -- without the sink
 
 
-def second_step(dit, config, reference, context, attend=None):
-    """Velocity of a second chunk [1, N, C] after a cache of one chunk ``context`` and the sink of ``reference``."""
-    tokens, chunk = config.tokens, config.stream.chunk
-    z, t, codes = models.clip(dit, config, 1 + 2 * chunk, seed=3)
-    cache = models.open_cache(dit, config, [reference])
-    cache.k[:, :, :, cache.sink : cache.sink + cache.chunk] = context
-    cache.v[:, :, :, cache.sink : cache.sink + cache.chunk] = context.flip(-1)
-    cache.committed[0] = 1
-    now, here = slice(1 + chunk, None), slice((1 + chunk) * tokens, None)
-    work = Workspace(1, chunk * tokens, config.dit, dit.table)
-    lanes, mod = cache.lanes(dit, [0]), dit.modulation(t[:, now])
-    return dit.step(z[:, here], mod, lanes, work, dit.text_kv(), dit.audio_kv(codes[:, now])), cache
-
-
-@pytest.fixture
-def ablation():
-    """A float64 DiT, its configuration, two references [T, C] and the keys of one committed chunk."""
-    config = models.toy()
-    dit = models.toy_dit(config)
-    g = torch.Generator().manual_seed(5)
-    one, two = torch.randn(2, config.tokens, config.vae.latent_channels, generator=g, dtype=torch.float64)
-    size = (config.stream.chunk * config.tokens, config.dit.heads, config.dit.head_dim)
-    context = torch.randn(config.dit.layers, 1, 1, *size, generator=g, dtype=torch.float64)
-    return dit, config, (one, two), context
-
-
-def test_without_the_sink_a_step_does_not_depend_on_the_reference(ablation):
-    dit, config, references, context = ablation
-    model = types.SimpleNamespace(dit=dit)
-    with streams.no_sink(model):
-        (a, cache_a), (b, cache_b) = (second_step(dit, config, r, context) for r in references)
-    assert torch.equal(a, b)
-    assert "step" not in vars(dit)  # and the model is as before
-    (c, cache_c), (d, _) = (second_step(dit, config, r, context) for r in references)
-    assert (c - d).abs().max() > 1e-3 and (a - c).abs().max() > 1e-3
-    # the sink still lies in the cache, and so does what the step wrote: layer 0 sees nothing of the ablation
-    sink, chunk = cache_a.sink, cache_a.chunk
-    assert torch.equal(cache_a.k[:, :, :, :sink], cache_c.k[:, :, :, :sink])
-    assert not torch.equal(cache_a.k[:, :, :, :sink], cache_b.k[:, :, :, :sink])
-    torch.testing.assert_close(cache_a.k[0, :, :, sink + chunk :], cache_c.k[0, :, :, sink + chunk :])
-    assert cache_a.k[:, :, :, sink + chunk :].abs().min() > 0
-
-
-def test_without_the_sink_attention_is_over_the_other_slots(ablation, monkeypatch):
-    """Softmax by hand over all slots but the sink's, put in the place of the operator, gives the same step."""
-    dit, config, references, context = ablation
-    with streams.no_sink(types.SimpleNamespace(dit=dit)):
-        got, _ = second_step(dit, config, references[0], context)
-
-    def by_hand(q, k, v, out, *, scale, **_):
-        score = torch.einsum("nhd,mhd->hnm", q[0], k[0, 0]) * scale
-        score[..., : config.tokens] = -torch.inf
-        out[0] = torch.einsum("hnm,mhd->nhd", score.softmax(-1), v[0, 0])
-
-    monkeypatch.setattr("rest_fast.models.dit.ops.sink_ring_attention", by_hand)
-    want, _ = second_step(dit, config, references[0], context)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-
-
 def test_without_the_sink_the_first_chunk_still_sees_the_reference(model, avatar):
     def play():
         with model.session(avatar, seed=1) as session:
@@ -161,7 +100,8 @@ def test_without_the_sink_the_first_chunk_still_sees_the_reference(model, avatar
     with streams.no_sink(model):
         lost = play()
     chunk = 8 * model.config.stream.chunk
-    assert np.array_equal(plain[:chunk], lost[:chunk]) and not np.array_equal(plain[chunk:], lost[chunk:])
+    change = np.abs(plain.astype(int) - lost)
+    assert change[:chunk].max() <= 1 < change[chunk:].max()  # the reference lies in other slots: sums round otherwise
 
 
 # -- streams

@@ -187,7 +187,7 @@ def pair(alone):
         shutil.copytree(folder / stage / half, folder / f"{stage}-{parallel}-resumed" / half)
     processes = start("all", folder)
     try:
-        assert [p.wait(300) for p in processes] == [0, 0]
+        assert [p.wait(900) for p in processes] == [0, 0]
     finally:
         for p in processes:
             p.kill()
@@ -265,13 +265,14 @@ def test_the_checkpoint_and_the_sample_of_two_processes(pair, tmp_path, parallel
         assert sum(1 for _ in video.decode(video=0)) == 32  # one second, in whole blocks of 8
 
 
+@pytest.mark.slow
 def test_killed_while_a_state_is_written(alone, tmp_path):
     """The state before is whole, and a training that goes on from it ends like one that was never killed."""
     folder, results = alone
     shutil.copytree(folder / "data", tmp_path / "data")
     processes = start("kill", tmp_path)
     try:
-        wait_for(lambda: all((tmp_path / f"stopped.{rank}").exists() for rank in range(2)), 120)
+        wait_for(lambda: all((tmp_path / f"stopped.{rank}").exists() for rank in range(2)), 600)
     finally:
         for p in processes:
             p.kill()
@@ -314,7 +315,7 @@ def torchrun(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = tuple(str(word) for word in words)
-    return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
