@@ -252,6 +252,9 @@ def sampler(model: Model, clips: Shards, folder: Path, among: World) -> Callable
     """Writes a video of the first clip's sound and photo, where the data has them. Called by all processes."""
     if not {"samples", "video"} <= clips.fields:
         return None
+    if model.config.speech.features == "whisper":
+        log.info("%s: no samples, which need the Whisper model that training does not load", folder)
+        return None
     photo = clips.read("video", [0])[0, 0].numpy()
     sound = clips.read("samples", [0])[0, LEAD + FRAME :][: SAMPLE_SECONDS * RATE].numpy()
 

@@ -6,7 +6,7 @@ Every clip has 97 frames: the reference and four chunks. Fields, with n clips in
     latents   fp16  [n, F T, C]                   of the VAE whose fingerprint the manifest names
     video     uint8 [n, 97, H, W, 3]              where the VAE itself is to be trained or measured
     samples   fp32  [n, LEAD + 97 x 640 + TAIL]   16 kHz sound, frame k at [LEAD + 640 k, + 640)
-    labels    fp32  [n, 97, L]                    what is known of the lips (synthetic clips only)
+    labels    fp32  [n, 97, 6]                    how the lips move (synthetic clips only)
     geometry  fp32  [n, 97, 4]                    the true mouth in pixels (synthetic clips only)
 
 Shards are read in place: a batch costs its own bytes and no more.

@@ -145,10 +145,11 @@ def test_the_peak_of_a_step_falls_as_predicted():
 # -- on the CPU
 
 
+@pytest.mark.slow
 def test_checkpointing_measured_at_the_width_of_rest_512():
     """One and two blocks on 4 tokens a frame: what the second adds, with real tensors.
 
-    Without checkpointing at least the inputs of its matrices: six of the residual stream's size, attention's and the
+    Without checkpointing at least the inputs of its matrices: seven of the residual stream's size, attention's and the
     text's and the audio's and the MLP's first, and the hidden layer before and behind GELU, four times as large each.
     """
     config = narrow(2, side=64)
@@ -161,7 +162,7 @@ def test_checkpointing_measured_at_the_width_of_rest_512():
             assert terms["loss"].isfinite()
             held[layers, dit.checkpointing] = live.now
     assert held[2, True] - held[1, True] == x
-    assert 14 * x <= held[2, False] - held[1, False] <= 60 * x
+    assert 15 * x <= held[2, False] - held[1, False] <= 60 * x
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -275,28 +275,20 @@ def test_the_conv_vae_learns(shards, tmp_path):
 
 def test_the_basis_vae_learns(tmp_path):
     """Basis, mixer and post-net in their order: without what either has learned, its own error is larger."""
-    config = basis_config(latent_channels=4, spatial_rank=4).replace(
-        vae=dataclasses.replace(
-            basis_config().vae,
-            steps=15,
-            rate=3e-3,
-            warmup=2,
-            pieces=1,
-            fit_clips=4,
-            mixer=Stage(40, 3e-3, 4, 1, warmup=2),
-        )
-    )
+    config = basis_config(latent_channels=4, spatial_rank=4).replace(report_every=20, save_every=100)
+    mixer = Stage(40, 1e-2, 4, 1, warmup=2)
+    few = dataclasses.replace(config.vae, steps=60, rate=2e-3, warmup=2, pieces=1, fit_clips=4, mixer=mixer)
+    config = config.replace(vae=few)
     shards = Shards(write_clips(tmp_path / "data", config.model, 4, fields=["video"]))
     torch.manual_seed(0)
     model = Model(config.model).requires_grad_(False)
     vae.train(model, config, shards, tmp_path / "vae", World())
     assert not any(p.requires_grad for p in model.parameters())
     assert (tmp_path / "vae" / "basis.safetensors").is_file()
-    assert len(read_log(tmp_path / "vae" / "mixer")) == 20 and len(read_log(tmp_path / "vae")) == 8
+    assert len(read_log(tmp_path / "vae" / "mixer")) == 2 and len(read_log(tmp_path / "vae")) == 3
     batch = vae_basis.PieceData(shards, config, 24)(999, range(24))
     mixer, post = model.vae.decoder.mixer, model.vae.decoder.post
     for stage, last in ((vae_basis.PixelStage, post.conv_out.weight), (vae_basis.MixerStage, mixer.proj_out)):
         learned = stage(model, config)(batch)["loss"]
         last.zero_()
-        print(stage, learned, stage(model, config)(batch)["loss"])
-        assert learned < 0.97 * stage(model, config)(batch)["loss"]
+        assert learned < 0.98 * stage(model, config)(batch)["loss"]

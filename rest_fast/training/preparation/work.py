@@ -108,7 +108,7 @@ class Worker:
             sound = Sound(np.array(clips.samples[i]), -LEAD)
             tensors = self._encode(np.array(clips.video[i]), sound.window)
             tensors |= {
-                "labels": torch.from_numpy(np.array(clips.motion[i])),
+                "labels": torch.from_numpy(clips.lips(i)),
                 "geometry": torch.from_numpy(np.array(clips.geometry[i])),
             }
             about = clips.about["clips"][i]

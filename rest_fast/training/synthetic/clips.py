@@ -24,9 +24,10 @@ from rest_fast.training.shards import FRAMES, LEAD, TAIL
 from rest_fast.training.synthetic.motion import FPS, FRAME, head_motion
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry
 from rest_fast.training.synthetic.speech import RATE, utterance
-from rest_fast.training.synthetic.visemes import mouth_track
+from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
 from rest_fast.training.synthetic.words import SPLITS
 
+LIPS = [MOTION.index(name) for name in MOUTH]
 CLIPS, ARRAYS = "clips.json", ("video", "samples", "motion", "geometry")
 
 
@@ -155,6 +156,10 @@ class Clips:
     def gap(self, clip: int) -> NDArray[np.float32]:
         """Opening of the mouth between the inner lips in every frame, [97]."""
         return np.asarray(self.geometry[clip, :, GEOMETRY.index("gap")])
+
+    def lips(self, clip: int) -> NDArray[np.float32]:
+        """How the mouth moves in every frame, [97, 6]; the rest of the motion is not to be heard."""
+        return np.array(self.motion[clip][:, LIPS])
 
     def sound(self, clip: int) -> NDArray[np.float32]:
         """What a viewer would send to animate frame 0: the sound of frames 1..96."""
