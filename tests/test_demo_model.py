@@ -45,7 +45,7 @@ def test_size_of_the_assets():
 def test_lips_follow_the_speech(demo, portrait):
     """The true opening comes from the phonemes of the shipped sentence, the shown one from dark pixels."""
     pytest.importorskip("espeakng_loader")
-    from rest_fast.training.demo_weights import SPEECH
+    from rest_fast.training.demo_assets import SPEECH
     from rest_fast.training.synthetic.speech import VOICES, speak
     from rest_fast.training.synthetic.visemes import mouth_track
     from rest_fast.training.synthetic.words import WORDS
