@@ -239,7 +239,7 @@ def _add_evaluate(add: Callable[..., Parser]) -> None:
         "DATA --out DIR [options]",
         """  rest-fast synth held_out --clips 24 --split test
   rest-fast evaluate held_out --out report --reader train_clips      the demo model; fits the reader of drawn mouths
-  rest-fast evaluate prepared --out report --weights my_model --split test --landmark-command "python detect.py"
+  rest-fast evaluate prepared --out report --weights my_model --landmark-command "python detect.py"
 
 writes evaluation.json, evaluation.md and plots; what is not measured is named there, with what it needs""",
     )
@@ -248,7 +248,7 @@ writes evaluation.json, evaluation.md and plots; what is not measured is named t
         "data", type=Path, metavar="DATA", help="folder of rest-fast synth, or of prepared clips with video and samples"
     )
     what.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    what.add_argument("--split", choices=SPLITS, help="of prepared clips; default: all of them")
+    what.add_argument("--split", choices=SPLITS, help="of prepared clips; default: test, else validation")
     what.add_argument("--clips", type=_whole(2), default=24, metavar="N", help="so many of the first clips")
     what.add_argument("--streams", type=_whole(0), default=4, metavar="N", help="long streams; 0: none")
     what.add_argument("--seconds", type=_whole(20), default=60, metavar="S", help="of each long stream")

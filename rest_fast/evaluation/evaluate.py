@@ -52,7 +52,7 @@ def evaluate(
         data: folder of ``rest-fast synth``, or of prepared clips with video and samples.
         clips: so many of the first ones, at least 2; all where there are fewer.
         seconds: of each of the long ``streams``, at least 20; no streams where that is 0.
-        split: of prepared clips; all when None.
+        split: of prepared clips; test, else validation when None.
         reader: of drawn mouths, a fitted one, or a folder of other drawn clips to fit one on (then written to
             OUT); when None the one beside ``data``, if there is one.
         landmarks: folder of landmark files of the videos in ``OUT/videos``; ``landmark_command`` makes them

@@ -39,6 +39,17 @@ class Example:
         return Talk(self.frames[0], sound, gap)
 
 
+def _held_out(folder: Path) -> str:
+    """The split that no training has seen; where there is none, the one that is there must be asked for."""
+    there = {str(entry.get("split")) for entry in shards.Manifest.load(folder).shards}
+    for split in ("test", "validation"):
+        if split in there:
+            return split
+    raise EvaluationError(
+        f"{folder}: expected clips of the split test or validation, or --split, found {sorted(there)}"
+    )
+
+
 class Examples:
     """The clips of a folder. ``drawn``: the true mouth is known."""
 
@@ -51,6 +62,7 @@ class Examples:
                 raise EvaluationError(f"{folder}: expected clips of the split {split}, got those of {found}")
             self.split, self.size = found, self._clips.video.shape[2:4]
         elif (folder / shards.MANIFEST).is_file():
+            split = split or _held_out(folder)
             self._clips = shards.Shards(folder, split)
             self._clips.require("video", "samples")
             self.drawn, self.split = "geometry" in self._clips.fields, split

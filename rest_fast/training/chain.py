@@ -8,11 +8,13 @@ OUT/latents/             the clips through the VAE, where the data was prepared 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
 from rest_fast import checkpoint
+from rest_fast.config import ModelConfig
 from rest_fast.model import Model, find_checkpoint
 from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
@@ -27,10 +30,10 @@ from rest_fast.training import vae as vae_stage
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, read_config
 from rest_fast.training.distributed import World, whole, world
-from rest_fast.training.flow import FlowData, FlowStage
+from rest_fast.training.flow import FlowData, FlowStage, stage_seed
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import write_sample
-from rest_fast.training.shards import LEAD, Manifest, Shards, encoder_fingerprint, write_shard
+from rest_fast.training.shards import LEAD, MANIFEST, DataError, Manifest, Shards, encoder_fingerprint, write_shard
 from rest_fast.training.speech import Speech, SpeechData
 from rest_fast.training.student import Student
 from rest_fast.training.teacher import Teacher
@@ -40,6 +43,7 @@ log = logging.getLogger("rest_fast.training")
 STAGES = ("vae", "speech", "teacher", "student", "asd")
 CONFIG = "config.json"
 SAMPLE_SECONDS = 4
+PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack what they switch on
 
 
 class TrainError(ValueError):
@@ -84,7 +88,9 @@ def run(
     start = None if given is None else Start(_whole(find_checkpoint(given)), "" if vae is None else "vae.")
     stages = [s for s in STAGES if not (s == "vae" and start)] if stage == "all" else [stage]
     clips = Shards(data, "train")
+    config = without_labels(config, clips)
     with world(device) as among:
+        check(stages, config, clips, out, start, among)
         _claim(out, config, stages, resume, among)
         for name in stages:
             if not _done(out / name):
@@ -100,11 +106,12 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
     """Train one stage from the result of those before it."""
     torch.manual_seed(config.seed)  # what is not in the result of an earlier stage begins the same everywhere
     model = Model(config.model).requires_grad_(False)
-    for begin in _before(name, out, start):
+    begins = _before(name, out, start)
+    for begin in begins:
         read_parts(model, *begin)
     folder = out / name
     if name == "vae":
-        vae_stage.train(model, config, clips, folder, among)
+        vae_stage.train(model, config, clips, folder, among, fresh=not begins)
     elif name == "speech":
         labels = clips.read("labels", [0]).shape[-1] if config.speech.labels else 0
         trained = Speech(model, config, labels)
@@ -137,7 +144,7 @@ def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, 
     trainer = Trainer(stage, settings, config, out / name, among)
     trainer.resume()
     sample = None if name == "teacher" else sampler(model, clips, out / name, among)
-    trainer.run(FlowData(config, clips, latents, settings.batch), sample)
+    trainer.run(FlowData(config, clips, latents, settings.batch, stage_seed(config.seed, name)), sample)
 
 
 def whole_model(model: Model, among: World) -> Model | None:
@@ -154,17 +161,60 @@ def whole_model(model: Model, among: World) -> Model | None:
 
 
 def _before(name: str, out: Path, start: Start | None) -> list[Start]:
-    """What a stage begins with: the nearest stage before it that is done, and a given VAE; or a given ``init``."""
-    if name == "asd":
-        for needed in ("teacher", "student"):
-            if not _done(out / needed):
-                raise TrainError(f"{out / needed}: expected the result of the stage {needed}, found none; run it first")
-    done = [Start(out / earlier) for earlier in STAGES[: STAGES.index(name)] if _done(out / earlier)]
+    """What a stage begins with: the result of the one before it, and a given VAE; or a given ``init``."""
+    before = STAGES[: STAGES.index(name)][-1:]
+    done = [Start(out / earlier) for earlier in before if _done(out / earlier)]
     if start is not None:
-        return [*done[-1:], start] if start.prefix else [start]
-    if not done and name != "vae":
+        return [*done, start] if start.prefix else [start]
+    return done
+
+
+def _expect(name: str, stages: list[str], out: Path, start: Start | None) -> None:
+    """A stage has what it begins with, once those before it in this run are done."""
+
+    def there(stage: str) -> bool:
+        return stage in stages[: stages.index(name)] or _done(out / stage)
+
+    needed = {"teacher": ["speech"], "student": ["teacher"], "asd": ["teacher", "student"]}.get(name, [])
+    if start is not None and not start.prefix and name == stages[0]:
+        needed = [stage for stage in needed if name == "asd" and stage == "teacher"]  # the rest is in --init
+    for stage in needed:
+        if not there(stage):
+            cure = "" if stage == "teacher" and name == "asd" else ", or give --init MODEL, which has it"
+            raise TrainError(f"{out / stage}: expected the result of the stage {stage}, found none; run it first{cure}")
+    if name == "speech" and start is None and not there("vae"):
         raise TrainError(f"train {name}: expected {out / 'vae'} or --vae MODEL, whose VAE it keeps, found neither")
-    return done[-1:]
+
+
+def without_labels(config: TrainingConfig, clips: Shards) -> TrainingConfig:
+    """Recorded people come without labels of their lips: then the speech encoder is trained without them."""
+    if config.speech.labels and "labels" not in clips.fields:
+        log.info("%s: no labels of the lips, so speech.labels is 0", clips.folder)
+        return config.replace(speech__labels=0.0)
+    return config
+
+
+def check(
+    stages: list[str], config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World
+) -> None:
+    """All that can be known before hours of work: data, batches, and what each stage begins with."""
+    clips.require_speech(config.model.speech)
+    for name in stages:
+        if _done(out / name):
+            continue
+        _expect(name, stages, out, start)
+        clips.require("video" if name == "vae" else "features")
+        settings = getattr(config, name)
+        for part in (settings, settings.mixer) if name == "vae" else (settings,):
+            among.rows(part.batch, part.accumulate)
+        flows = name in ("teacher", "student", "asd")
+        if flows and not {"video", "latents"} & clips.fields and not _done_latents(out, clips):
+            raise TrainError(f"{clips.folder}: expected clips with latents or video, found {sorted(clips.fields)}")
+
+
+def _done_latents(out: Path, clips: Shards) -> bool:
+    folder = out / "latents"
+    return (folder / MANIFEST).is_file() and Shards(folder).manifest.of == clips.digest
 
 
 def _done(folder: Path) -> bool:
@@ -182,8 +232,13 @@ def _whole(folder: Path) -> Path:
 def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, among: World) -> None:
     """Make the folder this training's own, or make sure that it is."""
     path = out / CONFIG
-    if path.is_file() and read_config(str(path)) != config:
-        raise TrainError(f"{path}: expected this training's configuration, found another one; choose another --out")
+    begun = [name for name in STAGES if (out / name).exists()]
+    held = essence(read_config(str(path)), begun) if path.is_file() else {}
+    want = essence(config, begun)
+    different = sorted(key for key in held if held[key] != want[key])
+    if different:
+        got = f"found another one in {', '.join(different)}"
+        raise TrainError(f"{path}: expected this training's configuration, {got}; choose another --out")
     busy = [s for s in stages if (out / s).exists()]
     if busy and not resume:
         raise TrainError(f"{out}: expected no {', '.join(busy)} there yet; --resume goes on with it")
@@ -197,12 +252,13 @@ def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, a
 
 
 def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
-    """Weights of a checkpoint as far as the model has them; ``config.json`` may differ in what has no weights.
+    """Weights of a checkpoint as far as the model has them; of a configuration that means the same by them.
 
     What the checkpoint lacks is logged, and stays as it was. TrainError: a tensor of another shape, none in common, or
     one that is missing under a ``prefix``: half a part means nothing.
     """
     path = folder / checkpoint.WEIGHTS
+    _compare(checkpoint.read_config(folder), model.config, folder, prefix)
     want = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
@@ -219,12 +275,36 @@ def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
         log.info("%s: %d tensors are not in it and begin anew: %s, ...", folder, len(missing), missing[0])
 
 
+def _compare(found: ModelConfig, want: ModelConfig, folder: Path, prefix: str) -> None:
+    """Numbers of heads, frequencies and sizes of windows are in no tensor's shape."""
+    parts = ("vae",) if prefix else ("vae", "speech", "dit")
+    for name in parts:
+        one, other = (dataclasses.asdict(getattr(config, name)) for config in (found, want))
+        apart = sorted(k for k in {*one, *other} - PARTS_OF_DIT if one.get(k) != other.get(k))
+        if apart:
+            pairs = ", ".join(f"{name}.{k} {other.get(k)} (got {one.get(k)})" for k in apart)
+            raise TrainError(f"{folder / checkpoint.CONFIG}: a checkpoint of another configuration: expected {pairs}")
+
+
+def essence(config: TrainingConfig, stages: list[str]) -> dict[str, Any]:
+    """What decides the weights of these stages: not where and how often they are computed, reported or saved."""
+    raw = json.loads(config.to_json())
+    for name in ("parallel", "checkpointing", "report_every", "save_every", "sample_every", "keep"):
+        raw.pop(name)
+    for name in STAGES:
+        stage = raw.pop(name)
+        if name in stages:
+            stage.pop("accumulate")
+            raw |= {f"{name}.{k}": v for k, v in stage.items()}
+    return raw
+
+
 def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards:
     """The clips' latents of this model's VAE: the prepared ones, or those made once for this training."""
-    if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model):
+    if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model.config, model.vae):
         return clips
     folder = out / "latents"
-    if among.first and not (folder / "manifest.json").is_file():
+    if among.first and not (folder / MANIFEST).is_file():
         if "video" not in clips.fields:
             clips.require_encoder(model)
         log.info("latents: %d clips through the VAE", len(clips))
@@ -232,6 +312,8 @@ def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards
     among.barrier()
     latents = Shards(folder)
     latents.require_encoder(model)
+    if latents.manifest.of != clips.digest:
+        raise DataError(f"{folder}: expected latents of {clips.folder}, got those of other clips; remove {folder}")
     return latents
 
 
@@ -239,7 +321,8 @@ def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards
 def encode(model: Model, clips: Shards, folder: Path, each: int = 100) -> None:
     """Write the latents of all clips as shards of their own, in the clips' order."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(model.config.height, model.config.width, clips.manifest.speech, encoder_fingerprint(model))
+    made_by = encoder_fingerprint(model.config, model.vae)
+    manifest = Manifest(model.config.height, model.config.width, clips.manifest.speech, made_by, clips.digest)
     for first in range(0, len(clips), each):
         part = range(first, min(first + each, len(clips)))
         latents = torch.cat([to_tokens(model.vae.encode(clips.pixels(i)[None].to(model.device))).half() for i in part])

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
+PATIENCE = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def world(device: str = "auto") -> Iterator[World]:
         return
     started = not dist.is_initialized()
     if started:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        # long: the first process alone encodes latents and fits bases while the others wait
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), where)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,19 @@ from rest_fast.training.shards import FRAMES, Shards
 LATENTS = 1 + (FRAMES - 1) // TEMPORAL
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of everything that a step draws: the same after a resume, and on any number of processes."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) & (2**63 - 1))
+def stage_seed(seed: int, stage: str) -> int:
+    """Of one stage of a training: stages of the same length must not see the same noise on the same clips again."""
+    return _hashed(seed, stage)
+
+
+def step_generator(seed: int, step: int, row: int = -1) -> torch.Generator:
+    """The source of what a step draws, or one row of it: the same after a resume, and on any number of processes."""
+    return torch.Generator().manual_seed(_hashed(seed, step, row))
+
+
+def _hashed(*key: int | str) -> int:
+    """32 bits, all that the CPU's generator takes: of neighbouring keys they have nothing in common."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big")
 
 
 def pick(clips: int, batch: int, seed: int, step: int) -> list[int]:
@@ -31,7 +42,7 @@ def pick(clips: int, batch: int, seed: int, step: int) -> list[int]:
     first = step * batch
     while len(picked) < batch:
         epoch, at = divmod(first + len(picked), clips)
-        order = torch.randperm(clips, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
+        order = torch.randperm(clips, generator=torch.Generator().manual_seed(_hashed(seed, "epoch", epoch)))
         picked += order[at : at + batch - len(picked)].tolist()
     return picked
 
@@ -40,7 +51,8 @@ def autocast(config: TrainingConfig, device: torch.device) -> Any:
     """The precision of the computation; weights stay fp32."""
     if config.precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    # no cache of cast weights: those of a pass without gradients would be used by the one with them
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 @dataclass
@@ -70,27 +82,29 @@ class Batch:
 class FlowData:
     """Batches of a prepared folder for one configuration; every row of a step is drawn, whoever computes it."""
 
-    def __init__(self, config: TrainingConfig, clips: Shards, latents: Shards, batch: int):
+    def __init__(self, config: TrainingConfig, clips: Shards, latents: Shards, batch: int, seed: int | None = None):
         clips.require("features")
         latents.require("latents")
         clips.require_speech(config.model.speech)
         if len(clips) != len(latents):
             raise ValueError(f"{latents.folder}: expected latents of {len(clips)} clips, got {len(latents)}")
         self.config, self.clips, self.latents, self.batch = config, clips, latents, batch
+        self.seed = config.seed if seed is None else seed
         sampling = config.model.sampling
         self.table = logit_normal_table(sampling.train_mu, sampling.train_sigma)
 
     def __call__(self, step: int, rows: range) -> Batch:
         config, stream = self.config, self.config.model.stream
-        index = [pick(len(self.clips), self.batch, config.seed, step)[row] for row in rows]
-        g = step_generator(config.seed, step)
+        picked = pick(len(self.clips), self.batch, self.seed, step)
+        index = [picked[row] for row in rows]
+        g = step_generator(self.seed, step)
         keep_reference, keep_audio = draw_dropouts(config.corruption, self.batch, g)
         chunks = (LATENTS - 1) // stream.chunk
         t = draw_cans(self.table, self.batch, chunks, stream.chunk, g, config.corruption.synchronous)
         roll = torch.rand(1, generator=g).expand(self.batch)
         z0 = self.latents.read("latents", index).float()
         # row by row, so that a process draws its own alone
-        sources = [step_generator(g.initial_seed() + 1, row) for row in rows]
+        sources = [step_generator(self.seed, step, row) for row in rows]
         noise = torch.stack([torch.randn(z0.shape[1:], generator=source) for source in sources])
         here = slice(rows.start, rows.stop)
         features = self.clips.read("features", index).float()

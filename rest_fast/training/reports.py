@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from rest_fast.training.distributed import World
 
+log = logging.getLogger("rest_fast.training")
 LOG = "log.jsonl"
 
 
@@ -49,6 +51,9 @@ class Reports:
             for name, value in values.items():
                 self.board.add_scalar(f"{self.folder.name}/{name}", value, step)
         self.bar.set_postfix(loss=f"{means['loss']:.4g}")
+        if self.bar.disable:  # no terminal: a line in its place
+            shown = f"loss {means['loss']:.4g}, {seconds:.2f} s a step"
+            log.info("%s: step %d of %d, %s", self.folder.name, step, self.steps, shown)
 
     def __enter__(self) -> Reports:
         return self

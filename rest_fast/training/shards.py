@@ -25,13 +25,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rest_fast.config import SpeechConfig
+from rest_fast.config import ModelConfig, SpeechConfig
 from rest_fast.model import Model
+from rest_fast.models.vae import TemporalVAE
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 FRAMES = 97  # 1 + 12 x 8: a reference and four chunks
 LEAD = TAIL = 4_000  # samples of sound before frame 0 and after the last: history and look-ahead of the features
+DTYPES = {"F16": "float16", "F32": "float32", "U8": "uint8"}  # as safetensors and torch call them
 FIELDS = ("features", "latents", "video", "samples", "labels", "geometry")
 
 
@@ -48,6 +50,7 @@ class Manifest:
     width: int
     speech: dict[str, Any]  # the SpeechConfig of the features
     vae: str | None = None  # fingerprint of the encoder that made the latents
+    of: str | None = None  # digest of the clips that these latents are of, where they lie in a folder of their own
     frames: int = FRAMES
     format: int = FORMAT
     shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -83,13 +86,17 @@ def write_shard(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> di
     save_file({k: t.contiguous() for k, t in tensors.items()}, partial)
     partial.replace(path)
     fields = {k: [str(t.dtype).removeprefix("torch."), list(t.shape)] for k, t in tensors.items()}
-    return {"file": name, "clips": counts.pop(), "bytes": path.stat().st_size, "fields": fields}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    about = {"file": name, "clips": counts.pop(), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return about | {"fields": fields}
 
 
-def encoder_fingerprint(model: Model) -> str:
-    """Identity of the VAE's encoder, at the precision that checkpoints have: latents belong to one."""
-    digest = hashlib.sha256(repr(model.config.vae).encode())
-    for name, tensor in sorted(model.vae.encoder.state_dict().items()):
+def encoder_fingerprint(config: ModelConfig, vae: TemporalVAE) -> str:
+    """Identity of what makes latents, at the precision that checkpoints have: encoder and statistics."""
+    digest = hashlib.sha256(repr(config.vae).encode())
+    statistics = {"mean": vae.latents_mean, "std": vae.latents_std}
+    for name, tensor in sorted({**vae.encoder.state_dict(), **statistics}.items()):
         digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -111,6 +118,11 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self._where)
+
+    @property
+    def digest(self) -> str:
+        """Identity of these clips in this order: their entries in the manifest."""
+        return hashlib.sha256(json.dumps(self._entries, sort_keys=True).encode()).hexdigest()
 
     def source(self, clip: int) -> Any:
         """Where a clip comes from, as preparation wrote it down."""
@@ -144,7 +156,7 @@ class Shards:
             raise DataError(f"{self.folder / MANIFEST}: features of another configuration: expected speech.{pairs}")
 
     def require_encoder(self, model: Model) -> None:
-        if self.manifest.vae != encoder_fingerprint(model):
+        if self.manifest.vae != encoder_fingerprint(model.config, model.vae):
             raise DataError(
                 f"{self.folder / MANIFEST}: expected latents of this model's VAE, got those of another one; "
                 "prepare them again with it"
@@ -160,10 +172,10 @@ class Shards:
             raise DataError(f"{path}: expected {entry['bytes']} bytes by {MANIFEST}, got {size}")
         try:
             file = safe_open(path, framework="pt")
-            found = {k: list(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+            slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
+            found = {k: [DTYPES.get(s.get_dtype(), s.get_dtype()), list(s.get_shape())] for k, s in slices.items()}
         except (SafetensorError, OSError) as e:
             raise DataError(f"{path}: expected a whole safetensors file, got one that does not read ({e})") from None
-        want = {k: shape for k, (_, shape) in entry["fields"].items()}
-        if found != want:
-            raise DataError(f"{path}: expected the fields {want} by {MANIFEST}, got {found}")
+        if found != entry["fields"]:
+            raise DataError(f"{path}: expected the fields {entry['fields']} by {MANIFEST}, got {found}")
         return file

@@ -35,7 +35,8 @@ class SpeechData:
         self.config, self.clips = config, clips
 
     def __call__(self, step: int, rows: range) -> SpeechBatch:
-        index = [pick(len(self.clips), self.config.speech.batch, self.config.seed, step)[row] for row in rows]
+        picked = pick(len(self.clips), self.config.speech.batch, self.config.seed, step)
+        index = [picked[row] for row in rows]
         labels = self.clips.read("labels", index)[:, 1:].float() if self.config.speech.labels else None
         return SpeechBatch(self.clips.read("features", index).float(), labels)
 

@@ -26,7 +26,7 @@ class Student(FlowStage):
     def velocity(self, batch: Batch) -> torch.Tensor:
         """[B, F T, C], with the context that the settings ask for."""
         context = Context(gradient=self.settings.cache_gradient)
-        if bool(batch.roll[0] < self.settings.self_rollout):
+        if self.settings.self_rollout and bool(batch.roll[0] < self.settings.self_rollout):
             context.keys_values = self.own_context(batch)
         return self.network(batch, "streaming", context)
 

@@ -24,12 +24,12 @@ from rest_fast.training.shards import FRAMES, Shards
 STATISTICS = 200  # clips whose latents give mean and deviation
 
 
-def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, among: World) -> None:
-    """Train the VAE of a model in place; states in ``folder``, resumed where there are any."""
+def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, among: World, fresh: bool = True) -> None:
+    """Train the VAE of a model in place, from random weights if ``fresh``; states in ``folder``, resumed if there."""
     clips.require("video")
     if isinstance(model.vae.encoder, ConvEncoder):
         model.vae.to(among.device)
-        stage = ConvVAE(model, config).requires_grad_(True)
+        stage = ConvVAE(model, config, fresh).requires_grad_(True)
         _run(stage, config.vae, config, Clip(clips, config), folder, among)
         measure_latents(model, clips)
         return
@@ -79,13 +79,14 @@ class Clip:
 class ConvVAE(nn.Module):
     """Sampled latents, decoded: pixel loss, and the divergence of the posterior from a unit normal."""
 
-    def __init__(self, model: Model, config: TrainingConfig):
+    def __init__(self, model: Model, config: TrainingConfig, fresh: bool = True):
         super().__init__()
         self.encoder, self.decoder, self.config = model.vae.encoder, model.vae.decoder, config
         last, self.channels = self.encoder.conv_out, model.config.vae.latent_channels
-        with torch.no_grad():
-            last.weight[-1].zero_()
-            last.bias[-1] = -5.0  # deviation 0.08: unit noise would drown the first means
+        if fresh:
+            with torch.no_grad():
+                last.weight[-1].zero_()
+                last.bias[-1] = -5.0  # deviation 0.08: unit noise would drown the first means
 
     def forward(self, video: Video) -> dict[str, torch.Tensor]:
         x = video.frames

@@ -142,7 +142,7 @@ class PieceData:
         frames = torch.stack([frames_of(self.clips, index[row], first[row], self.pieces) for row in rows])
         photo = torch.stack([self.clips.pixels(index[row], slice(0, 1)) for row in rows])
         shape = (model.vae.latent_channels, self.pieces, *model.grid)
-        sources = [step_generator(g.initial_seed() % (2**31) + 1, row) for row in rows]
+        sources = [step_generator(seed, step, row) for row in rows]
         noise = torch.stack([level[row] * torch.randn(shape, generator=s) for row, s in zip(rows, sources)])
         return Pieces(frames, photo, noise)
 

@@ -165,7 +165,7 @@ def begun(stage: str, toy, out: Path, monkeypatch, **given) -> dict[str, torch.T
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chain, "_train_flow", leave)
-    monkeypatch.setattr(chain.vae_stage, "train", lambda model, *_: leave("vae", model))
+    monkeypatch.setattr(chain.vae_stage, "train", lambda model, *_, **__: leave("vae", model))
     monkeypatch.setattr(chain, "Speech", lambda model, *_: leave("speech", model))
     with pytest.raises(KeyboardInterrupt):
         chain.run(stage, config, data, out, device="cpu", resume=True, **given)
@@ -217,10 +217,10 @@ def test_init_takes_as_much_as_there_is(toy, tmp_path, monkeypatch, caplog):
     missing = len(set(fresh) - set(lender))
     assert missing > 10 and f"{missing} tensors are not in it and begin anew" in caplog.text
     put(toys.basis_model(), tmp_path / "basis")
-    with pytest.raises(TrainError, match=r"basis/model\.safetensors: .*(expected shape|found \d+ missing)"):
+    with pytest.raises(TrainError, match=r"basis/config\.json: a checkpoint of another configuration: expected vae\."):
         run("speech", toy, tmp_path / "other", vae=tmp_path / "basis")
     put(toys.toy(dit__heads=4), tmp_path / "wide")
-    with pytest.raises(TrainError, match=r"wide/model\.safetensors: .*expected shape .* another configuration"):
+    with pytest.raises(TrainError, match=r"wide/config\.json: .* another configuration: expected dit\.heads 2 "):
         run("speech", toy, tmp_path / "third", init=tmp_path / "wide")
 
 
@@ -249,11 +249,14 @@ def test_words_that_make_no_run(toy, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("stage", ["speech", "teacher", "student"])
-def test_a_stage_without_a_vae_is_refused(toy, tmp_path, stage):
-    """A random one would stay in the model."""
-    with pytest.raises(TrainError, match=rf"train {stage}: expected .*vae or --vae MODEL, .*, found neither"):
-        run(stage, toy, tmp_path)
+def test_a_stage_does_not_begin_with_random_parts(toy, tmp_path):
+    """A random VAE, speech encoder or teacher would stay in the model, and nobody would know."""
+    with pytest.raises(TrainError, match=r"train speech: expected .*vae or --vae MODEL, .*, found neither"):
+        run("speech", toy, tmp_path)
+    for stage, needed in (("teacher", "speech"), ("student", "teacher")):
+        for given in ({}, {"vae": toy[2]}):
+            with pytest.raises(TrainError, match=rf"{needed}: expected the result of the stage {needed}, found none"):
+                run(stage, toy, tmp_path, **given)
 
 
 def test_asd_needs_its_teacher_and_its_student(toy, tmp_path):
@@ -285,12 +288,48 @@ def test_a_folder_belongs_to_one_training(toy, tmp_path):
         run("speech", toy, tmp_path, vae=given, resume=True)
 
 
+def test_how_it_is_computed_may_change_and_what_may_not(toy, tmp_path):
+    """Processes, reports and stages to come are no part of what has been trained."""
+    config, _, given = toy
+    run("speech", toy, tmp_path, vae=given)
+    other = config.replace(parallel="shard", save_every=7, checkpointing=True, speech__accumulate=2, teacher__steps=9)
+    run("speech", toy, tmp_path, vae=given, config=other, resume=True)
+    with pytest.raises(TrainError, match=r"found another one in speech\.steps;"):
+        run("speech", toy, tmp_path, vae=given, config=config.replace(speech__steps=9), resume=True)
+
+
+def test_stages_of_one_length_draw_their_own(toy):
+    config, data, _ = toy
+    clips = Shards(data, "train")
+    draws = [
+        chain.FlowData(config, clips, clips, 2, chain.stage_seed(config.seed, name))(0, range(2))
+        for name in ("teacher", "student", "student")
+    ]
+    assert not torch.equal(draws[0].noise, draws[1].noise) and not torch.equal(draws[0].t, draws[1].t)
+    assert torch.equal(draws[1].noise, draws[2].noise)
+
+
+def test_latents_of_other_clips_are_refused(toy, tmp_path):
+    """As many clips, but not these: each would hear another one's sound."""
+    config, _, given = toy
+    model, world = rest_fast.load(given, device="cpu"), chain.World()
+    fields = ("features", "video")
+    one, two = (
+        Shards(write_clips(tmp_path / name, config.model, 2, fields=fields, seed=seed), "train")
+        for seed, name in enumerate("ab")
+    )
+    chain.find_latents(model, one, tmp_path / "out", world)
+    assert chain.find_latents(model, one, tmp_path / "out", world).manifest.of == one.digest
+    with pytest.raises(DataError, match=r"latents: expected latents of .*b, got those of other clips; remove"):
+        chain.find_latents(model, two, tmp_path / "out", world)
+
+
 def test_data_that_a_stage_cannot_use(toy, tmp_path):
     config, data, given = toy
     for stage, there in (("vae", "features"), ("speech", "video"), ("student", "latents")):
         folder = write_clips(tmp_path / there, config.model, 2, fields=[there])
         missing = {"vae": "video"}.get(stage, "features")
-        needs = {} if stage == "vae" else {"vae": given}
+        needs = {"vae": {}, "speech": {"vae": given}, "student": {"init": given}}[stage]
         if stage == "student":
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest["vae"] = json.loads((data / "manifest.json").read_text())["vae"]
@@ -299,8 +338,11 @@ def test_data_that_a_stage_cannot_use(toy, tmp_path):
             run(stage, toy, tmp_path / f"out_{stage}", data=folder, **needs)
     with pytest.raises(DataError, match=r"features of another configuration: expected speech.tokens 4 \(got 2\)"):
         run("speech", toy, tmp_path / "other", init=None, vae=given, config=config.replace(model__speech__tokens=4))
-    with pytest.raises(DataError, match="expected clips with labels"):
-        run("speech", toy, tmp_path / "labels", vae=given, config=config.replace(speech__labels=1.0))
+    unlabelled = Shards(write_clips(tmp_path / "film", config.model, 2, fields=["features", "video"]), "train")
+    wanted = config.replace(speech__labels=1.0)
+    assert chain.without_labels(wanted, unlabelled) == config.replace(speech__labels=0.0)
+    drawn = Shards(write_clips(tmp_path / "drawn", config.model, 2), "train")
+    assert chain.without_labels(wanted, drawn) == wanted
 
 
 def test_latents_of_another_vae(toy, tmp_path, caplog):
@@ -330,7 +372,7 @@ def test_samples_of_a_stage_play(toy, tmp_path):
     """A video of what the averages say at this step, of the first clip's sound and photo."""
     config, data, given = toy
     config = config.replace(sample_every=2)
-    run("student", toy, tmp_path, vae=given, config=config)
+    run("student", toy, tmp_path, init=given, config=config)
     videos = sorted((tmp_path / "student" / "samples").iterdir())
     assert [path.name for path in videos] == ["step_00000002.mp4", "step_00000003.mp4"]
     shown = [media.read_video(path)[0] for path in videos]

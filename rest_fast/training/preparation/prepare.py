@@ -24,7 +24,7 @@ from rest_fast.training.preparation.film import FPS
 from rest_fast.training.preparation.journal import open_journal
 from rest_fast.training.preparation.rules import Report
 from rest_fast.training.preparation.units import Unit, find_units, open_clips, read_boxes
-from rest_fast.training.preparation.work import Job, Worker, fingerprinted, load_features, load_vae
+from rest_fast.training.preparation.work import Job, Worker, load_features, load_vae
 from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint
 
 Entry = dict[str, Any]
@@ -138,7 +138,7 @@ def _check_models(job: Job) -> str | None:
         want, got = getattr(job.config, name), getattr(config, name)
         if want != got:
             raise ValueError(f"weights {job.weights}: expected a VAE of {name} {want}, got {got}")
-    return encoder_fingerprint(fingerprinted(load_vae(job.weights, "cpu"), config))
+    return encoder_fingerprint(config, load_vae(job.weights, "cpu"))
 
 
 def _arguments(job: Job, units: Sequence[Unit], vae: str | None, validation: float) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,8 +248,3 @@ class _Shard:
         if self._clips:
             self._write()
         return self._entries
-
-
-def fingerprinted(vae: TemporalVAE, config: ModelConfig) -> Any:
-    """As much of a model as its encoder's fingerprint is made of."""
-    return SimpleNamespace(config=config, vae=vae)
