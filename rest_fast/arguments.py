@@ -205,7 +205,7 @@ def _add_train(add: Callable[..., Parser]) -> None:
         """  rest-fast prepare-data videos data --config demo
   rest-fast train all --config demo --data data --out run
   rest-fast render face.png speech.wav -o talking.mp4 --weights run/asd
-  torchrun --nproc-per-node 8 -m rest_fast.cli train teacher --config rest-512 --data data --out run --vae ltx""",
+  torchrun --nproc-per-node 8 -m rest_fast.cli train asd --config demo --data data --out run --resume""",
     )
     listing = "\n".join(f"  {name:8} {text}" for name, text in STAGES.items())
     parser.description = f"{parser.description}\n\nstages, each from the result of those before it:\n{listing}"
@@ -303,6 +303,7 @@ def _add_weights(parser: Parser) -> Any:
         default="auto",
         help="number format; auto: bfloat16 on a GPU, float32 on the CPU",
     )
+    model.add_argument("--whisper", metavar="MODEL", help="folder or hub id of Whisper, for models that hear by it")
     model.add_argument(
         "--guidance", type=_finite, metavar="X", help="how closely it follows the sound; default: the model's"
     )

@@ -13,8 +13,9 @@ def load_model(args: Namespace) -> Any:
     import rest_fast
 
     device, dtype = check_device(args.device), _dtype(args.dtype, args.device)
+    whisper = None if args.whisper is None else _whisper(args.whisper)
     try:
-        return rest_fast.load(args.weights, device=device, dtype=dtype)
+        return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper)
     except ValueError:
         raise
     except Exception as e:
@@ -22,6 +23,16 @@ def load_model(args: Namespace) -> Any:
             raise
         hub = f"expected a folder, or a hub id that can be downloaded, got {one_line(e)}"  # of any network library
         raise InputError(f"--weights {args.weights}: {hub}") from e
+
+
+def _whisper(name: str) -> Any:
+    """The Whisper model of a folder or hub id; its pickles are not read."""
+    from transformers import WhisperModel  # the 'whisper' extra
+
+    try:
+        return WhisperModel.from_pretrained(name, use_safetensors=True)
+    except OSError as e:
+        raise InputError(f"--whisper {name}: expected a folder or a hub id of Whisper, got {one_line(e)}") from e
 
 
 def check_device(name: str) -> str:
