@@ -53,7 +53,12 @@ def train(args: Namespace) -> None:
         torch.set_num_threads(args.threads)
     config = read_config(args.config, args.changes)
     given = {"init": args.init, "vae": args.vae, "resume": args.resume, "device": args.device}
-    made = chain.run(args.stage, config, args.data, args.out, **given)
+    try:
+        made = chain.run(args.stage, config, args.data, args.out, **given)
+    except BaseException:
+        kept = chain.kept(args.out)
+        args.left = f"{', '.join(kept)} in {args.out}; --resume goes on" if kept else ""
+        raise
     if os.environ.get("RANK", "0") == "0":
         say(f"train {args.stage}: done; {made} is a checkpoint", sys.stdout)
 

@@ -26,6 +26,7 @@ from rest_fast.config import ModelConfig
 from rest_fast.model import Model, find_checkpoint
 from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
+from rest_fast.training import states
 from rest_fast.training import vae as vae_stage
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, read_config
@@ -198,7 +199,7 @@ def check(
     stages: list[str], config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World
 ) -> None:
     """All that can be known before hours of work: data, batches, and what each stage begins with."""
-    clips.require_speech(config.model.speech)
+    clips.require_model(config.model)
     for name in stages:
         if _done(out / name):
             continue
@@ -217,6 +218,17 @@ def _done_latents(out: Path, clips: Shards) -> bool:
     return (folder / MANIFEST).is_file() and Shards(folder).manifest.of == clips.digest
 
 
+def kept(out: Path) -> list[str]:
+    """What a training that was stopped has left, in words."""
+    found = []
+    for name in STAGES:
+        if _done(out / name):
+            found.append(f"{name} is whole")
+        for folder in (out / name / "mixer", out / name):
+            found += [f"{name} has the state of step {step}" for step in states.steps(folder / "state")[-1:]]
+    return found
+
+
 def _done(folder: Path) -> bool:
     """Whether a stage has left its checkpoint; ``config.json`` is written last."""
     return all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.CONFIG))
@@ -233,7 +245,7 @@ def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, a
     """Make the folder this training's own, or make sure that it is."""
     path = out / CONFIG
     begun = [name for name in STAGES if (out / name).exists()]
-    held = essence(read_config(str(path)), begun) if path.is_file() else {}
+    held = essence(read_config(str(path)), begun) if path.is_file() and begun else {}
     want = essence(config, begun)
     different = sorted(key for key in held if held[key] != want[key])
     if different:

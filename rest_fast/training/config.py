@@ -207,8 +207,9 @@ def read_config(source: str, changes: Sequence[str] = ()) -> TrainingConfig:
         *outer, last = where.split(".")
         for name in outer:
             part = part.get(name) if isinstance(part, dict) else None
-        known = isinstance(part, dict) and last in part
-        require(bool(equals) and known, "set", "PATH=VALUE of a field that there is", change)
+        fields = sorted(part) if isinstance(part, dict) else sorted(raw)
+        require(bool(equals), "set", "PATH=VALUE", change)
+        require(isinstance(part, dict) and last in part, f"set {where}", f"one of {fields}", last)
         try:
             part[last] = json.loads(text)
         except json.JSONDecodeError:

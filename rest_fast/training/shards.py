@@ -146,6 +146,14 @@ class Shards:
             if field not in self.fields:
                 raise DataError(f"{self.folder}: expected clips with {field}, found {sorted(self.fields)}")
 
+    def require_model(self, config: ModelConfig) -> None:
+        """Pictures and features of this model's form."""
+        got, want = (self.manifest.height, self.manifest.width), (config.height, config.width)
+        if got != want:
+            cure = f"prepare them with --config {config.name}"
+            raise DataError(f"{self.folder}: expected clips of {want[0]} x {want[1]}, got {got[0]} x {got[1]}; {cure}")
+        self.require_speech(config.speech)
+
     def require_speech(self, config: SpeechConfig) -> None:
         """Features of another configuration would train, and mean nothing."""
         want = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -166,10 +174,13 @@ class Shards:
         """One shard, if it is what its entry says."""
         path = self.folder / entry["file"]
         if not path.is_file():
-            raise DataError(f"{path}: expected a shard of {entry['clips']} clips by {MANIFEST}, found no such file")
+            expected = f"expected a shard of {entry['clips']} clips by {MANIFEST}"
+            raise DataError(f"{path}: {expected}, found no such file; prepare-data again makes it")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise DataError(f"{path}: expected {entry['bytes']} bytes by {MANIFEST}, got {size}")
+            raise DataError(
+                f"{path}: expected {entry['bytes']} bytes by {MANIFEST}, got {size}; prepare-data again makes it"
+            )
         try:
             file = safe_open(path, framework="pt")
             slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118

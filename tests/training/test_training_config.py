@@ -66,7 +66,7 @@ def test_changes_of_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("change", ["asd.smooth", "asd.smoth=1", "adsl.smooth=1", "seed.deep=1", "=1", "asd.=1"])
 def test_changes_of_nothing_are_refused(change):
-    with pytest.raises(ConfigError, match=r"set: expected PATH=VALUE of a field that there is, got"):
+    with pytest.raises(ConfigError, match=r"set.*: expected (PATH=VALUE|one of \[)"):
         read_config("toy", [change])
 
 

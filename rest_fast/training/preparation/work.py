@@ -55,7 +55,7 @@ def load_vae(folder: Path, device: str) -> TemporalVAE:
 def load_features(config: ModelConfig, whisper: str | None, device: str) -> SpeechFeatures:
     """The extractor; ``whisper`` is a folder or a hub id of transformers. ValueError: missing, or not the right one."""
     if (config.speech.features == "whisper") != (whisper is not None):
-        need = "a Whisper model" if whisper is None else "no Whisper model"
+        need = "--whisper MODEL (a folder or hub id; extra whisper)" if whisper is None else "no Whisper model"
         raise ValueError(f"whisper: expected {need} for speech.features {config.speech.features!r}, got {whisper}")
     if whisper is None:
         return speech_features(config.speech)
