@@ -60,6 +60,7 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], among: World) -> int:
     if not found:
         return 0
     path = folder / f"step_{found[-1]:08d}"
+    older = f"; remove it to go on from step {found[-2]}" if len(found) > 1 else ""
     with _quiet():
         try:
             reader = HuggingFaceStorageReader(str(path))
@@ -68,9 +69,8 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], among: World) -> int:
                 raise ValueError(f"{len(more)} tensors too many, {more[0]}, ...")
             dcp.load(tensors, storage_reader=reader, no_dist=among.size == 1)
         except (Exception, CheckpointException) as e:  # of DCP, of safetensors, of the file system
-            raise StateError(
-                f"{path}: expected the state of this configuration, got one that does not fit ({_last_line(e)})"
-            ) from None
+            expected = f"expected the state of this configuration, got one that does not fit ({_last_line(e)})"
+            raise StateError(f"{path}: {expected}{older}") from None
     return found[-1]
 
 

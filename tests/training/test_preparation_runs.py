@@ -141,10 +141,7 @@ REFUSED = [
     (with_boxes('{"a.mov": [0, 0, 9]}'), r"a.mov: expected a square"),
     (with_boxes('{"a.mov": [0, 0, true, 1]}'), r"a.mov: expected a square"),
     (lambda tmp: {"whisper": "tiny"}, r"whisper: expected no Whisper model for speech.features 'logmel', got tiny"),
-    (
-        lambda tmp: {"config": TOY.replace(speech__features="whisper")},
-        r"whisper: expected a Whisper model for speech.features 'whisper', got None",
-    ),
+    (lambda tmp: {"config": TOY.replace(speech__features="whisper")}, r"whisper: expected --whisper MODEL"),
     (lambda tmp: {"weights": tmp / "in"}, r"in: expected a folder with config.json"),
     (other_vae, r"weights .*toy: expected a VAE of height 64, got 128"),
 ]

@@ -59,7 +59,7 @@ def prepare(
         video: whether to keep the pictures; None: where there are no latents.
         boxes: JSON ``{"file name": [left, top, right, bottom]}``, squares in pixels of the upright picture.
         detector: ``opencv``, ``mediapipe`` or ``auto``; with boxes, ``auto`` means these alone.
-        workers: processes (0: one for each core).
+        workers: processes (0: one for each core, or for each GPU).
         validation: share of the files, by their names, that becomes the split ``validation``.
         min_face: smallest side of a crop in pixels; 0: two thirds of the configuration's.
         device: where latents and Whisper's features are computed; auto: a GPU if there is one.
@@ -162,7 +162,9 @@ def _arguments(job: Job, units: Sequence[Unit], vae: str | None, validation: flo
 
 def _work(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Entry]:
     """Entries of all units as they are finished."""
-    workers = min(workers or os.cpu_count() or 1, len(units))
+    # a GPU holds one process's models, and is busy with them
+    usual = max(1, torch.cuda.device_count()) if job.device == "cuda" else os.cpu_count() or 1
+    workers = min(workers or usual, len(units))
     if workers > 1:
         yield from _work_parallel(job, units, workers)
     elif units:
@@ -187,9 +189,11 @@ def _work_parallel(job: Job, units: Sequence[Unit], workers: int) -> Iterator[En
     waiting, busy = list(reversed(units)), dict[Any, tuple[Any, Unit]]()
     processes = []
     try:
-        for _ in range(workers):
+        for number in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(job, theirs), daemon=True)
+            device = f"cuda:{number % torch.cuda.device_count()}" if job.device == "cuda" else job.device
+            own = dataclasses.replace(job, device=device)
+            process = context.Process(target=_serve, args=(own, theirs), daemon=True)
             process.start()
             theirs.close()
             processes.append((process, ours))

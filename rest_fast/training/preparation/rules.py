@@ -105,6 +105,8 @@ class Report:
         lines = [
             f"{self.clips} clips ({splits}), {self.seconds:.1f} s, {self.bytes / 1e6:.1f} MB, of {self.sources} sources"
         ]
+        if set(self.splits) == {"train"}:
+            lines.append("  note     no file fell into the split validation; with few files give --validation 0.3")
         whole = Counter(drop.rule for drop in self.drops if drop.start is None)
         for rule, count in self.rules.items():
             both = (whole[rule], "file"), (count - whole[rule], "clip")
