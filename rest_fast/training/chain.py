@@ -109,7 +109,11 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
     model = Model(config.model).requires_grad_(False)
     begins = _before(name, out, start)
     for begin in begins:
+        trained_on = encoder_fingerprint(config.model, model.vae)
         read_parts(model, *begin)
+        again = name in ("student", "asd") and begin != begins[0]
+        if again and encoder_fingerprint(config.model, model.vae) != trained_on:
+            raise TrainError(f"{begin.folder}: expected the VAE whose latents {begins[0].folder} was trained on")
     folder = out / name
     if name == "vae":
         vae_stage.train(model, config, clips, folder, among, fresh=not begins)

@@ -298,6 +298,13 @@ def test_how_it_is_computed_may_change_and_what_may_not(toy, tmp_path):
         run("speech", toy, tmp_path, vae=given, config=config.replace(speech__steps=9), resume=True)
 
 
+def test_a_student_keeps_its_teacher_s_vae(toy, tmp_path):
+    put(toys.toy(seed=6), tmp_path / "teacher")
+    put(toys.toy(seed=8), tmp_path / "other")
+    with pytest.raises(TrainError, match=r"other: expected the VAE whose latents .*teacher was trained on"):
+        run("student", toy, tmp_path, vae=tmp_path / "other")
+
+
 def test_stages_of_one_length_draw_their_own(toy):
     config, data, _ = toy
     clips = Shards(data, "train")
