@@ -16,7 +16,11 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException  # no Exception, but a BaseException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+try:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+except ImportError as e:
+    raise ImportError(f"training: expected PyTorch 2.8 or newer, got {torch.__version__}") from e
 
 from rest_fast.training.distributed import World
 
