@@ -151,6 +151,19 @@ def work_die(folder: Path, among: World) -> None:
     made.run(dying)
 
 
+def work_halt(folder: Path, among: World) -> None:
+    """A command of the command line, stopped once the state of half of the steps is whole."""
+    save = states.save
+
+    def halting(place: Path, step: int, *rest: object) -> None:
+        save(place, step, *rest)
+        if step == HALF:
+            raise KeyboardInterrupt
+
+    states.save = halting
+    sys.exit(cli.main(sys.argv[3:]))
+
+
 # -- the processes
 
 
@@ -334,24 +347,24 @@ def test_torchrun_then_one_process(alone, tmp_path):
     config = configuration("shard", 1).replace(save_every=HALF)
     (tmp_path / "config.json").write_text(config.to_json())
     words = ["train", "student", "--config", tmp_path / "config.json", "--data", folder / "data"]
-    words += ["--out", tmp_path / "out", "--init", folder / "toy", "--device", "cpu", "--quiet"]
-    done = torchrun("-m", "rest_fast.cli", *words)
+    words += ["--init", folder / "toy", "--device", "cpu", "--quiet", "--out"]
+    done = torchrun("-m", "rest_fast.cli", *words, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     wanted = run_chain(folder, "replicate", tmp_path / "one", 2, samples=0)
-    result = tmp_path / "out/student/model.safetensors"
-    same(load_file(result), load_file(wanted / "model.safetensors"))
-    # as if it had been stopped after half of the steps
-    result.unlink()
-    half = f"state/step_{HALF:08d}"
-    shutil.copytree(folder / "student" / half, tmp_path / "out/student" / half)
-    assert cli.main([*map(str, words), "--resume"]) == 0
-    assert [line["step"] for line in read_log(tmp_path / "out/student")] == [1, 2, 3, 4]
+    whole = load_file(wanted / "model.safetensors")
+    same(load_file(tmp_path / "out/student/model.safetensors"), whole)
+
+    done = torchrun(__file__, "halt", folder, *words, tmp_path / "half")
+    assert done.returncode != 0 and not (tmp_path / "half/student/model.safetensors").exists()
+    assert states.steps(tmp_path / "half/student/state") == [HALF]
+    assert cli.main([*map(str, words), str(tmp_path / "half"), "--resume"]) == 0
+    assert [line["step"] for line in read_log(tmp_path / "half/student")] == [1, 2, 3, 4]
     # one part of four rows rather than two of two: the order of a sum
-    found, wanted = load_file(result), load_file(wanted / "model.safetensors")
+    found, wanted = load_file(tmp_path / "half/student/model.safetensors"), whole
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-3, msg=name)
 
 
 if __name__ == "__main__":
     with world("cpu") as here:
-        {"all": work_all, "kill": work_kill, "die": work_die}[sys.argv[1]](Path(sys.argv[2]), here)
+        {"all": work_all, "kill": work_kill, "die": work_die, "halt": work_halt}[sys.argv[1]](Path(sys.argv[2]), here)
