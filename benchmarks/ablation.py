@@ -17,6 +17,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import rest_fast
 from rest_fast import checkpoint
 from rest_fast.evaluation.batched import measure_streams, stream_latents
+from rest_fast.evaluation.demo_report import machine
 from rest_fast.evaluation.distances import frechet_distance
 from rest_fast.evaluation.readers import PixelReader, latents
 from rest_fast.evaluation.streams import Talk
@@ -225,12 +227,19 @@ def measure_all(work: Path, results: Path, held: Held, seeds: list[int]) -> None
             start = time.time()
             about: dict[str, Any] = {"variant": variant.name, "seed": seed, "talks": TALKS, "clips": held.count}
             about |= {"training": lengths(work, seed, variant), "versions": {"torch": torch.__version__}}
+            about |= {"machine": machine(), "measured_at": commit()}
             numbers = measure(load(work, seed, variant), held, seed)
             about["seconds"] = round(time.time() - start)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(about | numbers, indent=1) + "\n")
             partial.replace(path)
             log.info("measured seed %d, %s: %d s", seed, variant.name, about["seconds"])
+
+
+def commit() -> str:
+    """Of the sources that measure, where they are a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def lengths(work: Path, seed: int, variant: Variant) -> dict[str, Any]:
