@@ -5,97 +5,14 @@
 // Layout: params.h. Why it exists: qkv is read once and each result is written once, where eager
 // PyTorch runs a dozen kernels over it and then copies K and V into the cache.
 // Limits: lanes must not share slots (a scratch row that nobody reads may be shared).
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "../params.h"
-
-// One wheel for every x86-64: the compiler makes three versions of the marked functions and the
-// loader picks one. Helpers are forced inline, or they would keep the base instruction set.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define REST_FAST_MULTI_ISA \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define REST_FAST_MULTI_ISA
-#endif
-#if defined(__GNUC__)
-#define REST_FAST_INLINE inline __attribute__((always_inline))
-#else
-#define REST_FAST_INLINE inline
-#endif
+#include "common.h"
 
 namespace rest_fast {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-REST_FAST_INLINE float as_float(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, sizeof(f));
-  return f;
-}
-
-REST_FAST_INLINE uint32_t as_bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, sizeof(u));
-  return u;
-}
-
-REST_FAST_INLINE float to_float(float x) {
-  return x;
-}
-
-REST_FAST_INLINE float to_float(BFloat16 x) {
-  return as_float(uint32_t{x.bits} << 16);
-}
-
-// Half floats by integer arithmetic and selects: any instruction set vectorises it.
-REST_FAST_INLINE float to_float(Float16 x) {
-  const uint32_t sign = (uint32_t{x.bits} & 0x8000u) << 16;
-  const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
-  const uint32_t normal = magnitude + (112u << 23);   // exponent bias 15 -> 127
-  const uint32_t special = magnitude + (224u << 23);  // inf and NaN keep a full exponent
-  // Subnormal: put the mantissa under a leading one of weight 2^-14, then take that one away.
-  const uint32_t subnormal = as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23));
-  const uint32_t finite = magnitude < (1u << 23) ? subnormal : normal;
-  return as_float(sign | (magnitude >= (31u << 23) ? special : finite));
-}
-
-REST_FAST_INLINE void round_to(float x, float& out) {
-  out = x;
-}
-
-REST_FAST_INLINE void round_to(float x, BFloat16& out) {
-  const uint32_t u = as_bits(x);
-  const uint32_t nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : nearest_even);
-}
-
-REST_FAST_INLINE void round_to(float x, Float16& out) {
-  const uint32_t u = as_bits(x);
-  const uint32_t sign = (u >> 16) & 0x8000u;
-  const uint32_t magnitude = u & 0x7fffffffu;
-  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Subnormal: adding 0.5 leaves exactly the bits of a half in the low mantissa, rounded by the
-  // adder itself.
-  const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
-  const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
-  const uint32_t bounded = magnitude >= (143u << 23) ? 0x7c00u : finite;
-  out.bits = static_cast<uint16_t>(sign | (x != x ? 0x7e00u : bounded));
-}
 
 // cos and sin of every channel pair of the token at hand, the three axes interleaved as the
 // pairs are. Shared by q and k, and by the lanes: going from one token to the next rewrites only
@@ -124,25 +41,7 @@ template <class T>
 REST_FAST_INLINE void norm_rotate(const T* __restrict x, const T* __restrict weight,
                                   const float* __restrict cosine, const float* __restrict sine,
                                   int64_t width, float eps, T* __restrict out) {
-  // Independent partial sums: the order is fixed in the source, so no fast-math is needed to
-  // vectorise it and every build adds in the same order.
-  constexpr int kLanes = 32;
-  float partial[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float v = to_float(x[i + lane]);
-      partial[lane] += v * v;
-    }
-  }
-  for (int lane = 0; i < width; ++i, ++lane) {
-    const float v = to_float(x[i]);
-    partial[lane] += v * v;
-  }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
-  }
-  const float scale = 1.0f / std::sqrt(partial[0] / static_cast<float>(width) + eps);
+  const float scale = 1.0f / std::sqrt(sum_of_squares(x, width) / static_cast<float>(width) + eps);
 
   const int64_t pairs = width / 2;
   for (int64_t j = 0; j < pairs; ++j) {
@@ -207,19 +106,6 @@ int check_indices(const QkNormRopeCacheParams& p) {
     if (!inside(p.base[lane], p.positions - last_frame)) return kPositionOutOfRange;
   }
   return kOk;
-}
-
-int thread_count(int64_t elements) {
-#ifdef _OPENMP
-  // Waking a second thread costs a few microseconds; a thread does this many elements in ten.
-  constexpr int64_t kElementsPerThread = 32768;
-  if (omp_in_parallel()) return 1;
-  return static_cast<int>(
-      std::clamp<int64_t>(elements / kElementsPerThread, 1, omp_get_max_threads()));
-#else
-  (void)elements;
-  return 1;
-#endif
 }
 
 }  // namespace

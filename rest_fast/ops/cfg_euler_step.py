@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
 
 NAME = "cfg_euler_step"
@@ -47,4 +48,5 @@ cfg_euler_step = Op(
     f"{NAME}(Tensor(a!) z, Tensor v_cond, Tensor v_uncond, Tensor guidance, Tensor dt)",
     check=check,
     reference=reference,
+    backends=(triton_kernels.backend(NAME),),
 )

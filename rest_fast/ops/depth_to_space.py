@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect
 
 NAME = "depth_to_space"
@@ -49,4 +50,9 @@ def reference(x, out, *, factors, drop) -> None:
     out.copy_(unfold_channels(x, tuple(factors), drop))
 
 
-depth_to_space = Op(f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)", check=check, reference=reference)
+depth_to_space = Op(
+    f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)",
+    check=check,
+    reference=reference,
+    backends=(triton_kernels.backend(NAME),),
+)

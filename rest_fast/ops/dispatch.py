@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +25,16 @@ class OpError(ValueError):
     """A call that an op refuses: names op, argument, expectation and value."""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a backend needs to know to accept a call: where it runs, in which dtype, at which sizes."""
+class Spec(NamedTuple):
+    """What a backend needs to know to accept a call: where it runs, in which dtype, at which sizes and layouts."""
 
     device: str
     dtype: torch.dtype
-    dims: tuple[tuple[str, int], ...] = ()
+    dims: tuple[tuple[str, int | str], ...] = ()
+
+    def get(self, name: str) -> Any:
+        """The size or layout of that name; None where the spec does not say (``show_config`` asks so)."""
+        return dict(self.dims).get(name)
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{k}={v}" for k, v in self.dims)
@@ -40,11 +43,15 @@ class Spec:
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason)."""
+    """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason).
+
+    One that is not ``automatic`` runs only when it is asked for by name.
+    """
 
     name: str
     supports: Callable[[Spec], tuple[bool, str]]
     run: Callable[..., None]
+    automatic: bool = True
 
 
 class Op:
@@ -100,15 +107,18 @@ class Op:
             )
 
     def _choose(self, spec: Spec, forced: str | None) -> Backend:
-        for backend in self.backends:
-            if forced is None or backend.name == forced:
-                ok, reason = backend.supports(spec)
-                if ok:
-                    return backend
-                if forced is not None:
-                    raise OpError(f"{self.name}: backend {forced!r} was asked for, but cannot run {spec}: {reason}")
-        names = [b.name for b in self.backends]
-        raise OpError(f"{self.name}: backend: expected one of {names}, got {forced!r}")
+        if forced is None:
+            return next(b for b in self.backends if b.automatic and b.supports(spec)[0])
+        known, reasons = {b.name: b for b in self.backends}, []
+        for name in forced.split(","):
+            if name not in known:
+                reasons.append(f"{name!r} is none of {list(known)}")
+                continue
+            ok, reason = known[name].supports(spec)
+            if ok:
+                return known[name]
+            reasons.append(f"{name!r} cannot run {spec}: {reason}")
+        raise OpError(f"{self.name}: backend: expected one that runs this call, got {forced!r}: {'; '.join(reasons)}")
 
     def report(self, spec: Spec) -> list[tuple[str, bool, str]]:
         """(backend, supported, reason) for every entry of the table."""
@@ -122,7 +132,10 @@ def forced_backend() -> str | None:
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Force one backend for every op called inside; an op that lacks it raises :class:`OpError`."""
+    """Allow only this backend, or the first that can of several ("cpp,reference"), to every op called inside.
+
+    An op that none of them can run raises :class:`OpError`. None: free choice again.
+    """
     token = _FORCED.set(name)
     try:
         yield
@@ -141,8 +154,10 @@ def expect(
     contiguous: bool = True,
 ) -> None:
     """Raise :class:`OpError` unless the tensor has this shape (-1: any size), dtype, device and layout."""
-    got = tuple(tensor.shape)
-    if len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True)):
+    got = tensor.shape
+    if got != shape and (
+        len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True))
+    ):
         raise OpError(f"{op}: argument {name}: expected shape {list(shape)}, got {list(got)}")
     if dtype is not None and tensor.dtype != dtype:
         raise OpError(f"{op}: argument {name}: expected {dtype}, got {tensor.dtype}")
@@ -154,9 +169,10 @@ def expect(
 
 def expect_range(op: str, name: str, index: torch.Tensor, low: int, high: int) -> None:
     """Raise :class:`OpError` unless every entry of a CPU integer tensor lies in low..high."""
-    if index.numel() == 0:
+    values = index.tolist()  # no tensor operation, so nothing is allocated
+    if not values:
         raise OpError(f"{op}: argument {name}: expected at least one lane, got none")
-    least, most = (int(v) for v in torch.aminmax(index))
+    least, most = min(values), max(values)
     if least < low or most > high:
         raise OpError(f"{op}: argument {name}: expected entries in {low}..{high}, got {least}..{most}")
 

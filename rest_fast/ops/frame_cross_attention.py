@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
@@ -57,4 +58,5 @@ frame_cross_attention = Op(
     f"{NAME}(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
+    backends=(triton_kernels.backend(NAME),),
 )

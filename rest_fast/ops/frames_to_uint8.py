@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
 
 NAME = "frames_to_uint8"
@@ -30,4 +31,6 @@ def reference(x, out) -> None:
     out.copy_(to_uint8(x))
 
 
-frames_to_uint8 = Op(f"{NAME}(Tensor x, Tensor(a!) out)", check=check, reference=reference)
+frames_to_uint8 = Op(
+    f"{NAME}(Tensor x, Tensor(a!) out)", check=check, reference=reference, backends=(triton_kernels.backend(NAME),)
+)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
@@ -67,4 +68,5 @@ gate_norm_modulate = Op(
     f"{NAME}(Tensor(a!) x, Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor(b!)? out, *, float eps)",
     check=check,
     reference=reference,
+    backends=(triton_kernels.backend(NAME),),
 )

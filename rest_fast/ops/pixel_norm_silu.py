@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 
 NAME = "pixel_norm_silu"
@@ -44,5 +45,8 @@ def reference(x, scale, shift, out, *, eps) -> None:
 
 
 pixel_norm_silu = Op(
-    f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)", check=check, reference=reference
+    f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)",
+    check=check,
+    reference=reference,
+    backends=(triton_kernels.backend(NAME),),
 )

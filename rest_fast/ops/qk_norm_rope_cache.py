@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import native
+from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import FLOATS, Backend, Op, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate, token_table
 
@@ -207,5 +207,5 @@ qk_norm_rope_cache = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(Backend("cpp", _cpp_supports, _cpp),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate
 
@@ -65,4 +66,5 @@ rotate_context = Op(
     check=check,
     ranges=ranges,
     reference=reference,
+    backends=(triton_kernels.backend(NAME),),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from rest_fast.ops import triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
 
 NAME = "sink_ring_attention"
@@ -100,5 +101,5 @@ sink_ring_attention = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(Backend("sdpa", _sdpa_supports, _sdpa),),
+    backends=(triton_kernels.backend(NAME), Backend("sdpa", _sdpa_supports, _sdpa)),
 )

@@ -67,7 +67,9 @@ def test_forcing_a_backend(traced):
 @pytest.mark.parametrize("name, numel, reason", [("never", 3, "not on this planet"), ("small", 12, "too large")])
 def test_a_forced_backend_that_cannot_run_says_why(traced, name, numel, reason):
     with use_backend(name):
-        with pytest.raises(OpError, match=rf"test_traced: backend '{name}'.*cpu float32 \[numel={numel}\]: {reason}"):
+        with pytest.raises(
+            OpError, match=rf"test_traced: backend: .*'{name}' cannot run cpu float32 \[numel={numel}\]: {reason}"
+        ):
             which(traced, numel)
     assert traced[1] == [], "nothing else ran in its place"
 
@@ -75,7 +77,7 @@ def test_a_forced_backend_that_cannot_run_says_why(traced, name, numel, reason):
 def test_unknown_backend_lists_the_known_ones(traced):
     with (
         use_backend("warp"),
-        pytest.raises(OpError, match=r"expected one of \['never', 'half', 'small', 'reference'\], got"),
+        pytest.raises(OpError, match=r"got 'warp': 'warp' is none of \['never', 'half', 'small', 'reference'\]"),
     ):
         which(traced, 3)
 
@@ -83,8 +85,32 @@ def test_unknown_backend_lists_the_known_ones(traced):
 @pytest.mark.parametrize("name", calls.VALID)
 def test_every_op_refuses_an_unknown_backend(name):
     with use_backend("warp"):
-        with pytest.raises(OpError, match=rf"{name}: backend: expected one of \[.*'reference'\], got 'warp'"):
+        with pytest.raises(OpError, match=rf"{name}: backend: .*got 'warp': 'warp' is none of \[.*'reference'\]"):
             calls.invoke(name, calls.VALID[name]())
+
+
+def test_several_backends_are_tried_in_their_order(traced):
+    with use_backend("never,reference,small"):
+        assert which(traced, 3) == "reference"
+    with use_backend("half,small"):
+        assert which(traced, 3) == "small"
+        with pytest.raises(OpError, match=r"got 'half,small': 'half' cannot run .*float16 only; 'small' cannot run"):
+            which(traced, 12)
+
+
+def test_a_backend_that_is_not_automatic_runs_only_by_name():
+    ran: list[str] = []
+    shy = Backend("shy", lambda spec: (True, ""), lambda x: ran.append("shy"), automatic=False)
+    op = Op(
+        "test_shy(Tensor x)",
+        check=lambda x: Spec(x.device.type, x.dtype),
+        reference=lambda x: ran.append("reference"),
+        backends=(shy,),
+    )
+    op(torch.zeros(1))
+    with use_backend("shy"):
+        op(torch.zeros(1))
+    assert ran == ["reference", "shy"]
 
 
 def test_nesting(traced):
@@ -188,7 +214,7 @@ def test_without_the_compiled_module_the_reference_runs(monkeypatch):
     try:
         calls.invoke(op.name, call)
         assert not call["q_out"].isnan().any()
-        with use_backend("cpp"), pytest.raises(OpError, match=r"'cpp' was asked for.*lanes=2.*not available: gone"):
+        with use_backend("cpp"), pytest.raises(OpError, match=r"'cpp' cannot run.*lanes=2.*not available: gone"):
             calls.invoke(op.name, call)
     finally:
         op.choose.cache_clear()

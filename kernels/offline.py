@@ -1,0 +1,116 @@
+"""Compile Triton kernels for GPUs that are not there, and read what came out: registers, spills, instructions.
+
+A package lists its :class:`Case` objects in ``cases.py``: the launches that the real model makes, at its shapes. Needs
+no driver; the ``ptxas`` inside Triton's wheel does the last step. Not in a process with ``TRITON_INTERPRET=1``, where a
+kernel is an interpreted function.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CAPABILITIES = (80, 90, 100, 120)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a block may use
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch of a kernel: what its arguments are, and what must be true of its code."""
+
+    name: str  # "rest-512, 2 lanes, bf16"
+    kernel: Any  # a function under @triton.jit
+    arguments: dict[str, str]  # run-time argument -> type: "*bf16", "*fp32", "*i32", "i32", "fp32"
+    constants: dict[str, Any]  # tl.constexpr arguments; a pointer that is None goes here, too
+    num_warps: int
+    num_stages: int = 1
+    aligned: tuple[str, ...] | None = None  # arguments that are multiples of 16; None: all integers and pointers
+    tensor_cores: bool = False  # wgmma on 90, tcgen05 on 100, mma.sync on 80 and 120
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a case compiled to, for one target."""
+
+    target: str  # "sm_90a"
+    registers: int
+    stack: int
+    spills: int
+    shared: int  # bytes
+    instructions: dict[str, int] = field(default_factory=dict)  # in the PTX
+
+    @property
+    def wide_loads(self) -> int:
+        """Loads of 16 bytes a thread, asynchronous copies of 16 bytes and bulk copies."""
+        return sum(self.instructions[name] for name in ("ld.global.v4.b32", "cp.async.16", "tma"))
+
+    @property
+    def tensor_cores(self) -> int:
+        return sum(self.instructions[name] for name in ("wgmma", "tcgen05", "mma.sync"))
+
+
+PATTERNS = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma.sync": r"mma\.sync",
+    "cp.async.16": r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10,",
+    "tma": r"cp\.async\.bulk\.tensor",
+    # 16 bytes: four words, or two of 64 bits
+    "ld.global.v4.b32": r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64)",
+    "ld.global": r"ld\.global",
+    "st.global": r"st\.global",
+    "st.global.v4.b32": r"st\.global[\w.:]*\.(?:v4\.b32|v2\.b64)",
+}
+
+
+def compile_case(case: Case, capability: int) -> Report:
+    """Compile for one of :data:`CAPABILITIES`. Raises what Triton or ptxas raise."""
+    names = list(case.arguments) + list(case.constants)
+    order = [n for n in case.kernel.arg_names if n in names]
+    signature = {n: case.arguments.get(n, "constexpr") for n in order}
+    missing = set(case.kernel.arg_names) - set(order)
+    assert not missing, f"{case.name}: no type or value for {sorted(missing)}"
+    aligned = case.aligned
+    if aligned is None:
+        aligned = tuple(n for n, t in case.arguments.items() if t.startswith("*") or t in ("i32", "i64"))
+    hints = {(order.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    source = ASTSource(case.kernel, signature, constexprs=dict(case.constants), attrs=hints)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    match = re.search(r"\.target (\w+)", ptx)
+    assert match is not None, "PTX without a target"
+    used = _assemble(ptx, match[1], capability)
+    return Report(
+        target=match[1],
+        registers=_number(r"Used (\d+) registers", used),
+        stack=_number(r"(\d+) bytes stack frame", used),
+        spills=_number(r"(\d+) bytes spill stores", used) + _number(r"(\d+) bytes spill loads", used),
+        shared=compiled.metadata.shared,
+        instructions={name: len(re.findall(pattern, ptx)) for name, pattern in PATTERNS.items()},
+    )
+
+
+def _assemble(ptx: str, target: str, capability: int) -> str:
+    """What ptxas says of this PTX."""
+    tool = "ptxas" if capability < 100 else "ptxas-blackwell"
+    program = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [program, "-v", "--gpu-name", target, path, "-o", Path(folder) / "kernel.cubin"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    assert match is not None, f"ptxas did not say {pattern!r}: {text}"
+    return int(match[1])

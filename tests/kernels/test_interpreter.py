@@ -1,0 +1,37 @@
+"""The parity tests of the Triton kernels, in processes of their own: ``TRITON_INTERPRET`` goes before the import."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+PARITY = Path(__file__).parent / "parity"
+
+
+def unfit() -> str:
+    """Why the interpreter cannot be used here, or an empty string."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    triton = tuple(int(n) for n in importlib.metadata.version("triton").split(".")[:2])
+    if triton < (3, 7) and tuple(int(n) for n in numpy.__version__.split(".")[:2]) >= (2, 4):
+        return f"the interpreter of Triton {triton[0]}.{triton[1]} needs numpy < 2.4, got {numpy.__version__}"
+    return ""
+
+
+@pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
+@pytest.mark.parametrize("path", sorted(PARITY.glob("test_*.py")), ids=lambda path: path.stem.removeprefix("test_"))
+def test_parity_in_the_interpreter(path):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(path)]
+    command[1:3] = ["-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PARITY.parents[2])
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\b[1-9]\d* passed", done.stdout), f"nothing ran:\n{done.stdout}"
