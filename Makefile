@@ -23,6 +23,9 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints-cpu.txt Makefile \
 # With one: the CUDA PyTorch that is there.
 PIP_FLAGS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 EXTRAS := test,dev
+# CUDA builds of PyTorch bring the Triton that fits them; beside a CPU build this one interprets the kernels and
+# compiles them for GPUs that are not there.
+TRITON := triton==3.6.0
 
 .PHONY: install demo test test-full lint format bench clean
 
@@ -34,6 +37,9 @@ $(BIN)/python:
 
 $(STAMP): $(BUILD_INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e ".[$(EXTRAS)]"
+	@$(BIN)/python -c 'import importlib.util as u, platform as p, sys; \
+	    sys.exit(u.find_spec("triton") is None and p.system() + p.machine() == "Linuxx86_64")' \
+	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(TRITON)
 	@# An editable install puts the repository on sys.path, and with it a top-level `kernels`, the name
 	@# of another project's package. The import hook alone finds everything: keep that, drop the paths.
 	@$(BIN)/python -c 'import pathlib, sysconfig as s; \

@@ -38,7 +38,7 @@ def config_report() -> dict[str, Any]:
     """Versions, compiled modules, and per op the backend chosen for fp32 on each device, with reasons for the rest."""
     modules = {"_cpu": native.module()[1] or "available", "_cuda": _cuda_module()}
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    chosen = {op.name: {device: op.report(Spec(device, torch.float32)) for device in devices} for op in ops.ALL}
+    chosen = {op.name: {device: op.report(Spec(device, torch.float32), forced_backend()) for device in devices} for op in ops.ALL}
     report = {
         "version": _version(),
         "python": platform.python_version(),
@@ -97,9 +97,10 @@ def describe() -> str:
 
 
 def _chosen(entries: list[tuple[str, bool, str]], forced: str | None) -> str:
-    """The backend that runs, and why faster ones do not."""
-    allowed = [e for e in entries if forced in (None, e[0])]
-    best = next((name for name, ok, _ in allowed if ok), f"none: it has no backend {forced}")
+    """The backend that runs, and why the others do not."""
+    able = [name for name, ok, _ in entries if ok]
+    allowed = able if forced is None else [name for name in forced.split(",") if name in able]
+    best = allowed[0] if allowed else f"none: {forced} cannot run it"
     reasons = "; ".join(f"{name}: {reason}" for name, ok, reason in entries if not ok)
     return best + (f"   ({reasons})" if reasons else "")
 
@@ -126,7 +127,8 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if torch.version.cuda is None:
             cure = "install a CUDA build of PyTorch: https://pytorch.org/get-started/locally"
         yield "there is an NVIDIA GPU, but PyTorch sees none", cure
-    unable = [op.name for op in ops.ALL if forced and not any(b.name == forced for b in op.backends)]
+    asked = set(forced.split(",")) if forced else set()
+    unable = [op.name for op in ops.ALL if forced and asked.isdisjoint(b.name for b in op.backends)]
     if unable:
         yield f"REST_FAST_BACKEND={forced}: there is no such backend of {', '.join(unable)}", "unset that variable"
     if not _encodes_h264():

@@ -15,7 +15,8 @@ from rest_fast import checkpoint, media
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.faces import find_face
-from rest_fast.models.dit import KV, StreamingDiT
+from rest_fast.models.dit import StreamingDiT
+from rest_fast.models.dit_block import KV
 from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
 from rest_fast.models.vae import TemporalVAE, to_tokens
 from rest_fast.paste_back import shrink

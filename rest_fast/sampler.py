@@ -6,6 +6,7 @@ same noise. Guidance 1 needs no unconditional branch, and then none is computed.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ import torch
 from rest_fast import ops
 from rest_fast.cache import IDContextCache
 from rest_fast.config import SamplingConfig
-from rest_fast.models.dit import KV, Modulation, StreamingDiT, Workspace
+from rest_fast.models.dit import Modulation, StreamingDiT
+from rest_fast.models.dit_block import KV, Workspace
 from rest_fast.schedule import sigmas
 
 
@@ -45,13 +47,14 @@ class ChunkSampler:
         self._check(cache, sessions, noise, codes)
         rows, z, work, audio = self._prepare(sessions, noise, codes)
         count = len(sessions)
-        guidance = self._per_session(count, self.sampling.guidance)
-        per_step = cache.stream.context == "per_step"
+        guidance = self._per_session([self.sampling.guidance], count)[0]
+        dt = self._per_session([after - now for now, after in itertools.pairwise(self.sigmas)], count)
+        lanes = [cache.lanes(self.dit, rows, ring) for ring in range(cache.rings)]
         for step in range(self.sampling.steps):
-            lanes = cache.lanes(self.dit, rows, step if per_step else 0)
-            v = self.dit.step(self._twice(z), self.modulations[step], lanes, work, self.text, audio)
-            dt = self._per_session(count, self.sigmas[step + 1] - self.sigmas[step])
-            ops.cfg_euler_step(z, v[:count], v[-count:], guidance, dt)
+            v = self.dit.step(
+                z.to(self.dtype), self.modulations[step], lanes[step % cache.rings], work, self.text, audio
+            )
+            ops.cfg_euler_step(z, v[:count], v[-count:], guidance, dt[step])
         if cache.stream.context == "clean":
             self._write(cache, rows, z, -1, 0, work, audio)
         cache.commit(self.dit, rows)
@@ -92,7 +95,7 @@ class ChunkSampler:
     ) -> None:
         """One evaluation for the sake of the slots that it writes."""
         lanes = cache.lanes(self.dit, rows, ring)
-        self.dit.step(self._twice(z), self.modulations[index], lanes, work, self.text, audio)
+        self.dit.step(z.to(self.dtype), self.modulations[index], lanes, work, self.text, audio)
 
     def _prepare(
         self, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor
@@ -106,12 +109,9 @@ class ChunkSampler:
         z = z.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32, copy=True)
         return rows, z, work, self.dit.audio_kv(codes)
 
-    def _per_session(self, count: int, value: float) -> torch.Tensor:
-        return torch.full((count,), value, dtype=torch.float32, device=self.device)
-
-    def _twice(self, z: torch.Tensor) -> torch.Tensor:
-        z = z.to(self.dtype)
-        return torch.cat([z, z]) if self.guided else z
+    def _per_session(self, values: list[float], count: int) -> torch.Tensor:
+        """fp32 [len(values), count]: each value for every session."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None].repeat(1, count)
 
     def _modulation(self, t: float) -> Modulation:
         """AdaLN vectors of one sigma, shared by all lanes: [6, 1, 1, W] per block."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rest_fast.cache import IDContextCache
 from rest_fast.evaluation.readers import PixelReader
 from rest_fast.model import Model
-from rest_fast.models.dit import Workspace
+from rest_fast.models.dit_block import Workspace
 from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_latents
 from rest_fast.sound import RATE

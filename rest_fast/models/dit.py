@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +18,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rest_fast import ops
-from rest_fast.config import DiTConfig, Layout, ModelConfig
+from rest_fast.config import Layout, ModelConfig
+from rest_fast.models.dit_block import KV, Block, Branch, Workspace
 from rest_fast.models.layouts import Attend, Context, layout_attention
 from rest_fast.ops import rope
 
 fn = ops.functional
-KV = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -40,110 +39,6 @@ class Lanes:
     base: torch.Tensor  # row of rope_t where the chunk's first frame stands
     n_valid: torch.Tensor
     host_n_valid: list[int]
-
-
-class Workspace:
-    """Buffers of a step for B lanes of N tokens: residual stream, normed stream, query, attention output."""
-
-    def __init__(self, lanes: int, tokens: int, config: DiTConfig, like: torch.Tensor):
-        heads = (lanes, tokens, config.heads, config.head_dim)
-        self.x, self.y = (like.new_empty(lanes, tokens, config.width) for _ in range(2))
-        self.q, self.out = like.new_empty(heads), like.new_empty(heads)
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, config: DiTConfig):
-        super().__init__()
-        w = config.width
-        self.qkv, self.out = nn.Linear(w, 3 * w), nn.Linear(w, w)
-        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
-
-
-class CrossAttention(nn.Module):
-    """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
-
-    def __init__(self, config: DiTConfig, context: int):
-        super().__init__()
-        w, self.heads, self.eps = config.width, config.heads, config.qk_eps
-        self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)
-        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
-
-    def keys_values(self, context: torch.Tensor) -> KV:
-        """[..., context] -> k, v [..., H, D]."""
-        k, v = self.kv(context).chunk(2, -1)
-        k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
-        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
-
-    def attend(self, x: torch.Tensor, kv: KV) -> torch.Tensor:
-        """x [B, N, W] sees all tokens of kv [1, tokens, H, D] -> [B, N, W]."""
-        q = fn.rms_norm(self.q(x), self.q_norm, self.eps).to(x.dtype).unflatten(-1, (self.heads, -1))
-        k, v = (c.expand(x.shape[0], -1, -1, -1) for c in kv)
-        return self.out(fn.attention(q, k, v).flatten(2))
-
-
-class Block(nn.Module):
-    """Self-attention, text attention, audio attention, MLP; AdaLN-single around the first and the last."""
-
-    def __init__(self, config: DiTConfig, audio_width: int):
-        super().__init__()
-        w, self.eps, self.qk_eps = config.width, config.norm_eps, config.qk_eps
-        self.attn = SelfAttention(config)
-        self.text = CrossAttention(config, w) if config.text_tokens else None
-        self.audio = CrossAttention(config, audio_width) if config.audio else None
-        hidden = config.mlp_ratio * w
-        self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, w))
-        self.table = nn.Parameter(torch.zeros(6, w))  # shift, scale, gate of attention; of the MLP
-
-    def modulation(self, six: torch.Tensor) -> torch.Tensor:
-        """The vectors shared by all blocks [B, F, 6, W] -> this block's [6, B, F, W]."""
-        return (self.table + six).permute(2, 0, 1, 3)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        six: torch.Tensor,
-        attend: Callable[[torch.Tensor], torch.Tensor],
-        prompt: torch.Tensor | None,
-        codes: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """x [B, N, W], six [B, F, 6, W], prompt [1, tokens, W], codes [B, F, A, Wa]. Differentiable."""
-        # FSDP has the block's weights whole while this runs, and at no other time: nothing of them is used elsewhere
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(six)
-        y = fn.norm_modulate(x, scale1, shift1, self.eps)
-        x = fn.gated_residual(x, self.attn.out(attend(self.attn.qkv(y))), gate1)
-        if self.text is not None and prompt is not None:
-            x = fn.gated_residual(x, self.text.attend(x, self.text.keys_values(prompt)), None)
-        if self.audio is not None and codes is not None:
-            audio = self.audio.keys_values(codes)
-            seen = fn.frame_attention(self.audio.q(x), self.audio.q_norm, *audio, eps=self.qk_eps)
-            x = fn.gated_residual(x, self.audio.out(seen), None)
-        y = fn.norm_modulate(x, scale2, shift2, self.eps)
-        return fn.gated_residual(x, self.mlp(y), gate2)
-
-    def step(
-        self,
-        work: Workspace,
-        mod: torch.Tensor,
-        attend: Callable[[torch.Tensor], torch.Tensor],
-        text: KV | None,
-        audio: KV | None,
-    ) -> None:
-        """The same in place on ``work.x``; ``work.y`` is scratch."""
-        x, y = work.x, work.y
-        shift1, scale1, gate1, shift2, scale2, gate2 = mod
-        ops.gate_norm_modulate(x, None, None, scale1, shift1, y, eps=self.eps)
-        branch = self.attn.out(attend(self.attn.qkv(y)))
-        ops.gate_norm_modulate(x, branch, gate1, None, None, None, eps=self.eps)
-        branch = None
-        if self.text is not None and text is not None:
-            branch = self.text.attend(x, text)
-        if self.audio is not None and audio is not None:
-            if branch is not None:
-                ops.gate_norm_modulate(x, branch, None, None, None, None, eps=self.eps)
-            ops.frame_cross_attention(self.audio.q(x), self.audio.q_norm, *audio, y, eps=self.qk_eps)
-            branch = self.audio.out(y)
-        ops.gate_norm_modulate(x, branch, None, scale2, shift2, y, eps=self.eps)
-        ops.gate_norm_modulate(x, self.mlp(y), gate2, None, None, None, eps=self.eps)
 
 
 class PositionwiseLinear(nn.Module):
@@ -261,10 +156,10 @@ class StreamingDiT(nn.Module):
     # -- constants of a model, a schedule, a chunk
 
     def text_kv(self) -> list[KV | None]:
-        """Keys and values of the fixed prompt, per block: constants of the model."""
+        """Keys and values of the fixed prompt [1, 1, tokens, H, D], per block: constants of the model."""
         if not self.config.text_tokens:
             return [None] * len(self.blocks)
-        projected = self.caption(self.prompt)
+        projected = self.caption(self.prompt)[:, None]  # to attention, one frame that all tokens see
         return [block.text.keys_values(projected) for block in self.blocks]
 
     def audio_kv(self, codes: torch.Tensor | None) -> list[KV | None]:
@@ -361,11 +256,16 @@ class StreamingDiT(nn.Module):
         text: list[KV | None],
         audio: list[KV | None],
     ) -> torch.Tensor:
-        """One evaluation of the current chunk: z [B, N, C] -> velocity [B, N, C]; writes the chunk's slots."""
-        work.x.copy_(self.proj_in(z))
+        """One evaluation of the current chunk of B lanes: z [S, N, C] -> velocity [B, N, C]; writes their slots.
+
+        Guidance branches share z: lanes s, S + s, ... are those of z[s].
+        """
+        work.x.unflatten(0, (-1, z.shape[0])).copy_(self.proj_in(z))
+        pending: Branch = (None, None)
         for i, block in enumerate(self.blocks):
             attend = functools.partial(self._attend_cache, i, lanes=lanes, work=work)
-            block.step(work, mod.block(i, z.shape[0]), attend, text[i], audio[i])
+            pending = block.step(work, mod.block(i, len(work.x)), attend, text[i], audio[i], pending)
+        ops.gate_norm_modulate(work.x, *pending, None, None, None, eps=self.config.norm_eps)
         return self._output(work.x, mod.final)
 
     def _attend_cache(self, layer: int, qkv: torch.Tensor, lanes: Lanes, work: Workspace) -> torch.Tensor:

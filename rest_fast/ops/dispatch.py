@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+MOST_DECISIONS = 4096  # per op; shapes are few, lengths of a filling window a handful
 LIBRARY = torch.library.Library("rest_fast", "DEF")
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("rest_fast_backend", default=None)
 
@@ -57,8 +57,9 @@ class Backend:
 class Op:
     """In-place op: ``check`` (returns a :class:`Spec`), then the first backend that supports it.
 
-    ``check`` gets exactly the arguments of the op and must not read tensor values on an accelerator. ``ranges``
-    holds the checks of integer contents; it runs for CPU tensors only, where reading them costs no wait.
+    ``check`` gets exactly the arguments of the op and must look at nothing but their :func:`_trait`: it runs once for
+    each combination of those. ``ranges`` holds the checks of integer contents; it runs at every call, for CPU tensors
+    only, where reading them costs no wait.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Op:
         self._check, self._ranges = check, ranges
         always = Backend("reference", lambda spec: (True, ""), reference)
         self.backends = (*backends, always)
-        self.choose = functools.lru_cache(maxsize=1024)(self._choose)
+        self._decided: dict[tuple, tuple[Spec, Backend]] = {}
         LIBRARY.define(f"{schema} -> ()")
         LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rest_fast::{self.name}", self._fake, lib=LIBRARY)
@@ -91,10 +92,22 @@ class Op:
     def run(self, *args: Any, **kwargs: Any) -> None:
         if torch.is_grad_enabled():
             self._refuse_gradients((*args, *kwargs.values()))
-        spec = self._check(*args, **kwargs)
+        key = (forced_backend(), *map(_trait, args), *kwargs, *map(_trait, kwargs.values()))
+        decided = self._decided.get(key)
+        if decided is None:
+            spec = self._check(*args, **kwargs)
+            decided = spec, self.choose(spec, key[0])
+            if len(self._decided) >= MOST_DECISIONS:
+                self._decided.clear()
+            self._decided[key] = decided
+        spec, backend = decided
         if self._ranges is not None and spec.device == "cpu":
             self._ranges(*args, **kwargs)
-        self.choose(spec, forced_backend()).run(*args, **kwargs)
+        backend.run(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Decide anew which backend runs which call: after something was installed or replaced."""
+        self._decided.clear()
 
     def _fake(self, *args: Any, **kwargs: Any) -> None:
         self._check(*args, **kwargs)
@@ -106,7 +119,8 @@ class Op:
                 f"inference_mode(), or use rest_fast.ops.functional for training"
             )
 
-    def _choose(self, spec: Spec, forced: str | None) -> Backend:
+    def choose(self, spec: Spec, forced: str | None) -> Backend:
+        """The backend for such a call: the first that can, or one of those asked for."""
         if forced is None:
             return next(b for b in self.backends if b.automatic and b.supports(spec)[0])
         known, reasons = {b.name: b for b in self.backends}, []
@@ -120,9 +134,22 @@ class Op:
             reasons.append(f"{name!r} cannot run {spec}: {reason}")
         raise OpError(f"{self.name}: backend: expected one that runs this call, got {forced!r}: {'; '.join(reasons)}")
 
-    def report(self, spec: Spec) -> list[tuple[str, bool, str]]:
-        """(backend, supported, reason) for every entry of the table."""
-        return [(b.name, *b.supports(spec)) for b in self.backends]
+    def report(self, spec: Spec, forced: str | None = None) -> list[tuple[str, bool, str]]:
+        """(backend, whether it may run this call, why not) for every entry of the table."""
+        asked, entries = forced.split(",") if forced else [], []
+        for backend in self.backends:
+            ok, reason = backend.supports(spec)
+            if ok and not backend.automatic and backend.name not in asked:
+                ok, reason = False, "runs only when it is asked for by name"
+            entries.append((backend.name, ok, reason))
+        return entries
+
+
+def _trait(value: Any) -> Any:
+    """What a decision may depend on: layout, dtype and device of a tensor, the value of anything else."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(value) if isinstance(value, list) else value
 
 
 def forced_backend() -> str | None:

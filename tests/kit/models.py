@@ -139,7 +139,7 @@ class Stream:
 
 @dataclass
 class Spy:
-    """Records z and velocity [B, N, C] of every evaluation of a DiT."""
+    """Records z, repeated for the guidance branches that share it, and velocity [B, N, C] of every evaluation."""
 
     dit: StreamingDiT
     calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -149,7 +149,7 @@ class Spy:
 
         def spied(z, *rest):
             v = step(z, *rest)
-            self.calls.append((z.clone(), v.clone()))
+            self.calls.append((z.repeat(len(v) // len(z), 1, 1), v.clone()))
             return v
 
         self.dit.step = spied

@@ -152,13 +152,33 @@ def test_a_choice_holds_for_its_own_thread():
     assert seen == [None]
 
 
-def test_the_choice_is_made_once_per_shape(traced):
-    op, _ = traced
-    before = op.choose.cache_info()
+def test_the_choice_is_made_once_per_shape():
+    checked: list[int] = []
+
+    def check(x, *, n):
+        checked.append(n)
+        return Spec(x.device.type, x.dtype)
+
+    op = Op("test_counted(Tensor x, *, int n)", check=check, reference=lambda x, n: None)
     for _ in range(3):
-        which(traced, 7, torch.float64)
-    after = op.choose.cache_info()
-    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+        op(torch.zeros(7), n=1)
+    assert checked == [1]
+    op(torch.zeros(7), n=2)
+    op(torch.zeros(7, dtype=torch.float64), n=2)
+    op(torch.zeros(7, 2)[:, 0], n=2)
+    op(torch.zeros(8), n=2)
+    assert checked == [1, 2, 2, 2, 2], "value, dtype, stride and size each count"
+    op.forget()
+    op(torch.zeros(7), n=1)
+    assert checked == [1, 2, 2, 2, 2, 1]
+
+
+def test_decisions_are_bounded(monkeypatch):
+    monkeypatch.setattr(dispatch, "MOST_DECISIONS", 5)
+    op = Op("test_bounded(Tensor x)", check=lambda x: Spec("cpu", x.dtype), reference=lambda x: None)
+    for n in range(12):
+        op(torch.zeros(n))
+    assert len(op._decided) <= 5
 
 
 def test_report_gives_every_backend_and_reason(traced):
@@ -210,14 +230,14 @@ def test_without_the_compiled_module_the_reference_runs(monkeypatch):
     """As in the pure-Python wheel; the choices made here are forgotten afterwards."""
     op, call = ops.qk_norm_rope_cache, calls.qk_norm_rope_cache()
     monkeypatch.setattr(native, "module", lambda: (None, "rest_fast._cpu is not available: gone"))
-    op.choose.cache_clear()
+    op.forget()
     try:
         calls.invoke(op.name, call)
         assert not call["q_out"].isnan().any()
         with use_backend("cpp"), pytest.raises(OpError, match=r"'cpp' cannot run.*lanes=2.*not available: gone"):
             calls.invoke(op.name, call)
     finally:
-        op.choose.cache_clear()
+        op.forget()
 
 
 def test_a_spec_reads_well():

@@ -1,0 +1,123 @@
+"""One block of the Streaming A2V-DiT: LTX-Video's, with attention to audio (paper section 3.3); shapes as in dit.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from rest_fast import ops
+from rest_fast.config import DiTConfig
+
+fn = ops.functional
+KV = tuple[torch.Tensor, torch.Tensor]
+Branch = tuple[torch.Tensor | None, torch.Tensor | None]  # what is to be added to the residual stream, and its gate
+
+
+class Workspace:
+    """Buffers of a step for B lanes of N tokens: residual stream, normed stream, query, attention output."""
+
+    def __init__(self, lanes: int, tokens: int, config: DiTConfig, like: torch.Tensor):
+        heads = (lanes, tokens, config.heads, config.head_dim)
+        self.x, self.y = (like.new_empty(lanes, tokens, config.width) for _ in range(2))
+        self.q, self.out = like.new_empty(heads), like.new_empty(heads)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        w = config.width
+        self.qkv, self.out = nn.Linear(w, 3 * w), nn.Linear(w, w)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
+
+
+class CrossAttention(nn.Module):
+    """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
+
+    def __init__(self, config: DiTConfig, context: int):
+        super().__init__()
+        w, self.heads, self.eps = config.width, config.heads, config.qk_eps
+        self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
+
+    def keys_values(self, context: torch.Tensor) -> KV:
+        """[..., context] -> k, v [..., H, D]."""
+        k, v = self.kv(context).chunk(2, -1)
+        k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
+        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
+
+    def attend(self, x: torch.Tensor, kv: KV) -> torch.Tensor:
+        """x [B, N, W] sees all tokens of kv [1, 1, tokens, H, D] -> [B, N, W]."""
+        q = fn.rms_norm(self.q(x), self.q_norm, self.eps).to(x.dtype).unflatten(-1, (self.heads, -1))
+        k, v = (c[0].expand(x.shape[0], -1, -1, -1) for c in kv)
+        return self.out(fn.attention(q, k, v).flatten(2))
+
+    def step(self, x: torch.Tensor, kv: KV, scratch: torch.Tensor) -> torch.Tensor:
+        """The tokens of latent frame i of x [B, N, W] see those of kv [B or 1, F, tokens, H, D] -> [B, N, W]."""
+        ops.frame_cross_attention(self.q(x), self.q_norm, *kv, scratch, eps=self.eps)
+        return self.out(scratch)
+
+
+class Block(nn.Module):
+    """Self-attention, text attention, audio attention, MLP; AdaLN-single around the first and the last."""
+
+    def __init__(self, config: DiTConfig, audio_width: int):
+        super().__init__()
+        w, self.eps, self.qk_eps = config.width, config.norm_eps, config.qk_eps
+        self.attn = SelfAttention(config)
+        self.text = CrossAttention(config, w) if config.text_tokens else None
+        self.audio = CrossAttention(config, audio_width) if config.audio else None
+        hidden = config.mlp_ratio * w
+        self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, w))
+        self.table = nn.Parameter(torch.zeros(6, w))  # shift, scale, gate of attention; of the MLP
+
+    def modulation(self, six: torch.Tensor) -> torch.Tensor:
+        """The vectors shared by all blocks [B, F, 6, W] -> this block's [6, B, F, W]."""
+        return (self.table + six).permute(2, 0, 1, 3)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        six: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+        prompt: torch.Tensor | None,
+        codes: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x [B, N, W], six [B, F, 6, W], prompt [1, tokens, W], codes [B, F, A, Wa]. Differentiable."""
+        # FSDP has the block's weights whole while this runs, and at no other time: nothing of them is used elsewhere
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(six)
+        y = fn.norm_modulate(x, scale1, shift1, self.eps)
+        x = fn.gated_residual(x, self.attn.out(attend(self.attn.qkv(y))), gate1)
+        if self.text is not None and prompt is not None:
+            x = fn.gated_residual(x, self.text.attend(x, self.text.keys_values(prompt[:, None])), None)
+        if self.audio is not None and codes is not None:
+            audio = self.audio.keys_values(codes)
+            seen = fn.frame_attention(self.audio.q(x), self.audio.q_norm, *audio, eps=self.qk_eps)
+            x = fn.gated_residual(x, self.audio.out(seen), None)
+        y = fn.norm_modulate(x, scale2, shift2, self.eps)
+        return fn.gated_residual(x, self.mlp(y), gate2)
+
+    def step(
+        self,
+        work: Workspace,
+        mod: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+        text: KV | None,
+        audio: KV | None,
+        pending: Branch,
+    ) -> Branch:
+        """The same in place on ``work.x``, to which the branch of the block before is added on the way to the norm.
+
+        ``work.y`` is scratch. Returns the last branch and its gate: the next block's, or the end's, to add.
+        """
+        x, y = work.x, work.y
+        shift1, scale1, gate1, shift2, scale2, gate2 = mod
+        ops.gate_norm_modulate(x, *pending, scale1, shift1, y, eps=self.eps)
+        pending = self.attn.out(attend(self.attn.qkv(y))), gate1
+        for cross, kv in ((self.text, text), (self.audio, audio)):
+            if cross is not None and kv is not None:
+                ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
+                pending = cross.step(x, kv, y), None
+        ops.gate_norm_modulate(x, *pending, scale2, shift2, y, eps=self.eps)
+        return self.mlp(y), gate2

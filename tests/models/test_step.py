@@ -1,0 +1,234 @@
+"""The in-place step on its ops: nothing allocated inside them, compiled = eager, and training beside it."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rest_fast import ops
+from rest_fast.cache import IDContextCache
+from rest_fast.config import ModelConfig
+from rest_fast.models.dit import StreamingDiT
+from rest_fast.models.dit_block import Workspace
+from rest_fast.ops import native
+from rest_fast.ops.dispatch import Op, use_backend
+from rest_fast.sampler import Branches, ChunkSampler
+from tests.kit.compare import assert_close, twice_eager
+from tests.kit.models import randomise, toy
+
+compiled_module = pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "rest_fast._cpu is there")
+SESSION = [Branches(0, 1)]
+
+
+def dit_of(config: ModelConfig, dtype: torch.dtype = torch.float32) -> StreamingDiT:
+    dit = StreamingDiT(config).eval()
+    randomise(dit, 0)
+    return dit.to(dtype)
+
+
+class Stream:
+    """One session with guidance on a toy model: chunks of noise through the cache."""
+
+    def __init__(self, dit: StreamingDiT, config: ModelConfig, dtype: torch.dtype = torch.float32):
+        self.config, self.generator = config, torch.Generator().manual_seed(0)
+        self.cache = IDContextCache(config, 2, dtype=dtype)
+        speech = config.speech
+        null = torch.zeros(1, 1, speech.tokens, speech.width, dtype=dtype)
+        for row in (0, 1):
+            reference = self.normal(1, config.tokens, config.vae.latent_channels).to(dtype)
+            k, v = dit.sink(reference, null)
+            self.cache.open(row, k[:, 0], v[:, 0])
+        self.sampler = ChunkSampler(dit, config.sampling)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def chunk(self) -> torch.Tensor:
+        frames, speech = self.config.stream.chunk, self.config.speech
+        noise = self.normal(1, frames * self.config.tokens, self.config.vae.latent_channels)
+        return self.sampler.sample(self.cache, SESSION, noise, self.normal(1, frames, speech.tokens, speech.width))
+
+
+class Made(TorchDispatchMode):
+    """Counts tensor operations: all of them, and those that run while an op of ours runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.everything: Counter[str] = Counter()
+        self.inside: Counter[tuple[str, str]] = Counter()
+        self.op: str | None = None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.everything[str(function)] += 1
+        if self.op is not None:
+            self.inside[self.op, str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def made(monkeypatch) -> Made:
+    counter, run = Made(), Op.run
+
+    def watched(op, *args, **kwargs):
+        counter.op = op.name
+        try:
+            run(op, *args, **kwargs)
+        finally:
+            counter.op = None
+
+    monkeypatch.setattr(Op, "run", watched)
+    return counter
+
+
+@compiled_module
+def test_ops_of_a_step_make_no_tensor(made):
+    """No tensor operation runs inside an op in C++: so nothing is allocated, and nothing waits for a value."""
+    config = toy()
+    stream = Stream(dit_of(config), config)
+    for _ in range(3):  # first chunk, filling, steady state: all with rotated context in the end
+        stream.chunk()
+    with made:
+        stream.chunk()
+    assert made.everything["aten.addmm.default"] > 0, "the counter sees what runs"
+    assert {name for name, _ in made.inside} <= {"sink_ring_attention"}, made.inside
+    stock = {function for name, function in made.inside if name == "sink_ring_attention"}
+    assert not any("item" in f or "local_scalar" in f for f in stock), stock
+
+
+def test_every_chunk_makes_the_same_tensors():
+    """Memory cannot creep: chunk after chunk the same operations run, once the window is full."""
+    config = toy()
+    stream, counts = Stream(dit_of(config), config), []
+    for _ in range(6):
+        with Made() as made:
+            stream.chunk()
+        counts.append(made.everything)
+    assert counts[2] == counts[3] == counts[4] == counts[5]
+
+
+def block_call(dit: StreamingDiT, stream: Stream):
+    """(function of the residual stream that runs block 0 in place, the cache that it writes)."""
+    config, cache = dit.config, stream.cache
+    work = Workspace(2, cache.chunk, config, dit.table)
+    lanes, sampler = cache.lanes(dit, [0, 1]), stream.sampler
+    codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
+    text, audio, mod = sampler.text[0], dit.audio_kv(codes)[0], sampler.modulations[0].block(0, 2)
+    attend = functools.partial(dit._attend_cache, 0, lanes=lanes, work=work)
+    pending = stream.normal(2, cache.chunk, config.width).to(dit.table), None
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        work.x.copy_(x)
+        branch, gate = dit.blocks[0].step(work, mod, attend, text, audio, pending)
+        ops.gate_norm_modulate(work.x, branch, gate, None, None, None, eps=config.norm_eps)
+        return work.x.clone()
+
+    return run, cache
+
+
+@torch.no_grad()
+def test_a_compiled_block_is_the_eager_block():
+    """No break in the graph, and the same numbers: matrix products and our ops are the same calls."""
+    config = toy()
+    dit = dit_of(config)
+    stream = Stream(dit, config)
+    stream.chunk()
+    run, cache = block_call(dit, stream)
+    x = stream.normal(2, cache.chunk, config.dit.width)
+    want = run(x), cache.k.clone(), cache.v.clone()
+    cache.k[:, :, :, cache.write_slot(0) :] = torch.nan
+    got = torch.compile(run, fullgraph=True, backend="aot_eager")(x), cache.k, cache.v
+    first = cache.write_slot(0)
+    for mine, theirs, what in zip(got, want, ("residual stream", "keys", "values")):
+        mine, theirs = (
+            (mine, theirs)
+            if what == "residual stream"
+            else (t[0, ..., first : first + 12, :, :] for t in (mine, theirs))
+        )
+        assert_close(mine, theirs, atol=1e-6 * float(theirs.abs().max()), reason=f"{what}: the same calls in fp32")
+
+
+@compiled_module
+def test_training_beside_fast_inference():
+    """One step of training while C++ serves a stream of the same weights: gradients are the reference's to the bit."""
+    config = toy()
+    dit = dit_of(config).requires_grad_(True)
+    stream = Stream(dit, config)
+    frames = 1 + 2 * config.stream.chunk
+    z = stream.normal(1, frames * config.tokens, config.vae.latent_channels)
+    codes = stream.normal(1, frames, config.speech.tokens, config.speech.width)
+    t = torch.full((1, frames), 0.5)
+    gradients = []
+    for backend in ("reference", "cpp,sdpa,reference"):
+        dit.zero_grad(set_to_none=True)
+        with use_backend(backend):
+            before = stream.chunk()
+            dit(z, t, codes, "streaming").square().mean().backward()
+        assert not before.requires_grad
+        gradients.append({name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 30
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+    weights = {name: p.detach().clone() for name, p in dit.named_parameters()}
+    torch.optim.AdamW(dit.parameters(), lr=1e-3).step()
+    changed = [name for name, p in dit.named_parameters() if not torch.equal(p, weights[name])]
+    assert len(changed) > 30
+    stream.sampler = ChunkSampler(dit, config.sampling)  # constants of the model are made anew
+    assert stream.chunk().isfinite().all()
+
+
+def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
+    """Velocities of a clip: dense in float64; dense, and chunk by chunk through the cache, in ``dtype``."""
+    exact = dit_of(config, torch.float64)
+    dit = dit_of(config, dtype)
+    exact.load_state_dict({name: tensor.double() for name, tensor in dit.state_dict().items()})
+    tokens, chunk, g = config.tokens, config.stream.chunk, torch.Generator().manual_seed(1)
+    frames = 1 + chunks * chunk
+    z = torch.randn(1, frames * tokens, config.vae.latent_channels, generator=g).to(dtype)
+    codes = torch.randn(1, frames, config.speech.tokens, config.speech.width, generator=g).to(dtype)
+    t = torch.rand(1, 1, generator=g).expand(1, frames).clone()
+    t[:, 0], codes[:, 0] = 0, 0
+    with torch.no_grad():
+        truth, eager = exact(z.double(), t, codes.double(), "streaming"), dit(z, t, codes, "streaming")
+        cache, parts, text = IDContextCache(config, 1, dtype=dtype), [], dit.text_kv()
+        k, v = dit.sink(z[:, :tokens], codes[:, :1])
+        cache.open(0, k[:, 0], v[:, 0])
+        for first in range(1, frames, chunk):
+            now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
+            work = Workspace(1, chunk * tokens, config.dit, dit.table)
+            mod, audio = dit.modulation(t[:, now]), dit.audio_kv(codes[:, now])
+            parts.append(dit.step(z[:, here], mod, cache.lanes(dit, [0]), work, text, audio))
+            cache.commit(dit, [0])
+    return (x[:, tokens:] for x in (torch.cat([truth[:, :tokens], *parts], 1), eager, truth))
+
+
+@pytest.mark.parametrize("sink", [True, False], ids=["sink", "no_sink"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_fast_chunks_are_one_dense_computation(dtype, sink):
+    """The backends that run by default, through the slots, against one dense pass in float64."""
+    mine, eager, truth = dense_and_chunked(toy(stream__sink=sink), dtype)
+    twice_eager(mine, eager, truth, tiny=1e-6)
+
+
+def test_fast_chunks_are_one_dense_computation_without_context():
+    mine, eager, truth = dense_and_chunked(toy(stream__context_chunks=0), torch.float32)
+    twice_eager(mine, eager, truth, tiny=1e-6)
+
+
+def test_an_hour_of_absolute_positions():
+    """Attention knows distances alone: an hour later, with the context's keys moved along, a chunk is the same."""
+    config = toy(stream__positions="absolute", stream__sink=False)
+    dit, later = dit_of(config), 2 * 1875  # chunks of 0.96 s; an even number, so that the slots are the same
+    streams = [Stream(dit, config) for _ in range(2)]
+    for stream in streams:
+        stream.chunk(), stream.chunk()
+    moved = streams[1].cache
+    moved.k.copy_(ops.functional.shift_keys(moved.k, dit.time_shift(later * config.stream.chunk)))
+    moved.committed = [n + later for n in moved.committed]
+    for _ in range(3):
+        now, then = (stream.chunk() for stream in streams)
+        # Angles of 2e5 turns rounded in float64, tables in fp32: 6e-8 an entry, as at the start.
+        assert_close(then, now, atol=2e-4 * float(now.abs().max()), reason="fp32 tables of other angles, two steps")
