@@ -3,17 +3,27 @@
 A package lists its :class:`Case` objects in ``cases.py``: the launches that the real model makes, at its shapes. Needs
 no driver; the ``ptxas`` inside Triton's wheel does the last step. Not in a process with ``TRITON_INTERPRET=1``, where a
 kernel is an interpreted function.
+
+    python -m rest_fast.kernels.offline              what is wrong with the code of each case, if anything
+    python -m rest_fast.kernels.offline --markdown   the table of docs/kernels/README.md
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
+import importlib
+import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,6 +44,7 @@ class Case:
     num_stages: int = 1
     aligned: tuple[str, ...] | None = None  # arguments that are multiples of 16; None: all integers and pointers
     tensor_cores: bool = False  # wgmma on 90, tcgen05 on 100, mma.sync on 80 and 120
+    narrow: str = ""  # why no load is 16 bytes wide; empty: at least one must be
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,42 @@ class Report:
         return sum(self.instructions[name] for name in ("wgmma", "tcgen05", "mma.sync"))
 
 
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def as_launched(name: str, kernel: Any, call: dict[str, Any], **properties: Any) -> Case:
+    """The case of a call ``kernel[grid](**call)``, typed as Triton's launch does it: 1 and None are constants.
+
+    Tensors may be on the ``meta`` device; their storage counts as aligned to 16 bytes, as that of torch is.
+    ``properties``: ``tensor_cores`` and ``narrow`` of :class:`Case`.
+    """
+    fixed = {kernel.arg_names[p.num] for p in kernel.params if p.is_constexpr}
+    options = {n: call[n] for n in ("num_warps", "num_stages") if n in call}
+    arguments, constants, aligned = {}, {}, []
+    for argument in kernel.arg_names:
+        value = call[argument]
+        if argument in fixed or value is None or (type(value) is int and value == 1):
+            constants[argument] = value
+        elif isinstance(value, torch.Tensor):
+            arguments[argument] = TYPES[value.dtype]
+            aligned += [argument] if value.storage_offset() * value.element_size() % 16 == 0 else []
+        elif isinstance(value, float):
+            arguments[argument] = "fp32"
+        else:
+            arguments[argument] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned += [argument] if value % 16 == 0 else []
+    return Case(name, kernel, arguments, constants, aligned=tuple(aligned), **options, **properties)
+
+
 PATTERNS = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
@@ -69,6 +116,23 @@ PATTERNS = {
     "st.global": r"st\.global",
     "st.global.v4.b32": r"st\.global[\w.:]*\.(?:v4\.b32|v2\.b64)",
 }
+
+
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
+
+
+def faults(case: Case, capability: int, report: Report) -> list[str]:
+    """What is wrong with this code; empty if nothing is."""
+    found = []
+    if report.spills or report.stack:
+        found.append(f"{report.spills} bytes spilled, a stack of {report.stack}: expected none")
+    if report.shared > SHARED_LIMIT[capability]:
+        found.append(f"shared memory: expected at most {SHARED_LIMIT[capability]} bytes, got {report.shared}")
+    if case.tensor_cores and not report.instructions[TENSOR_CORES[capability]]:
+        found.append(f"no {TENSOR_CORES[capability]}: the products do not run on this GPU's tensor cores")
+    if not (report.wide_loads or case.narrow):
+        found.append(f"none of {report.instructions['ld.global']} loads is 16 bytes wide")
+    return found
 
 
 def compile_case(case: Case, capability: int) -> Report:
@@ -114,3 +178,34 @@ def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     assert match is not None, f"ptxas did not say {pattern!r}: {text}"
     return int(match[1])
+
+
+def cases() -> list[tuple[str, Case]]:
+    """(op, case) for every package of kernels."""
+    import rest_fast.kernels
+
+    packages = sorted(m.name for m in pkgutil.iter_modules(rest_fast.kernels.__path__) if m.ispkg)
+    return [(op, case) for op in packages for case in importlib.import_module(f"rest_fast.kernels.{op}.cases").CASES]
+
+
+def made_by() -> str:
+    """The compilers behind the numbers."""
+    versions = []
+    for name, targets in (("ptxas", "sm_80, sm_90"), ("ptxas-blackwell", "sm_100, sm_120")):
+        text = subprocess.run([_tool(name), "--version"], capture_output=True, text=True, check=True).stdout
+        match = re.search(r"V(\d[\d.]*)", text)
+        assert match is not None, f"{name} told no version: {text}"
+        versions.append(f"ptxas {match[1]} ({targets})")
+    return f"Triton {triton.__version__}, {versions[0]}, {versions[1]}"
+
+
+def table(reports: Callable[[Case, int], Report] = compile_case) -> str:
+    """Markdown: per op a table of cases and targets."""
+    lines, last = [f"Made by {made_by()}.", ""], ""
+    for op, case in cases():
+        if op != last:
+            heads = [f"sm_{c}" for c in CAPABILITIES]
+            lines += ["" if last else None, f"**`{op}`**", "", f"| case | {' | '.join(heads)} |", "|---" * 5 + "|"]
+            last = op
+        lines.append(f"| {case.name} | {' | '.join(_cell(reports(case, c)) for c in CAPABILITIES)} |")
+    return "\n".join(line for line in lines if line is not None) + "\n"

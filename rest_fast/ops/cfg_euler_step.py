@@ -4,14 +4,16 @@
 
 with velocity ``v = eps - z_0``, so that z_t = (1 - t) z_0 + t eps (paper section 3.1). Guidance and step are per lane
 pair and live on the device: lanes of one launch may be at different steps.
+
+One rounding mode: fp32 inside whatever the dtypes, z rounded once, as the functional reference does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, Spec, expect, expect_float
 
 NAME = "cfg_euler_step"
 
@@ -23,10 +25,11 @@ def guided_euler(
     guidance: torch.Tensor,  # fp32 [S]
     dt: torch.Tensor,  # fp32 [S]: t_next - t, negative
 ) -> torch.Tensor:
-    """Functional reference: the next z, in the dtype of ``z``. Differentiable."""
-    v_c, v_u = v_cond.to(z.dtype), v_uncond.to(z.dtype)
-    v = v_u + guidance[:, None, None].to(z.dtype) * (v_c - v_u)
-    return z + dt[:, None, None].to(z.dtype) * v
+    """Functional reference: the next z, in the dtype of ``z``, computed in at least fp32. Differentiable."""
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    v_c, v_u = v_cond.to(wide), v_uncond.to(wide)
+    v = v_u + guidance[:, None, None].to(wide) * (v_c - v_u)
+    return (z.to(wide) + dt[:, None, None].to(wide) * v).to(z.dtype)
 
 
 def check(z, v_cond, v_uncond, guidance, dt) -> Spec:
@@ -37,16 +40,35 @@ def check(z, v_cond, v_uncond, guidance, dt) -> Spec:
     expect(NAME, "v_uncond", v_uncond, tuple(z.shape), dtype=v_cond.dtype, device=z.device)
     for name, vector in (("guidance", guidance), ("dt", dt)):
         expect(NAME, name, vector, (z.shape[0],), dtype=torch.float32, device=z.device)
-    return Spec(z.device.type, z.dtype, (("sessions", z.shape[0]), ("numel", z[0].numel())))
+    sessions, tokens, channels = z.shape
+    dims = (("sessions", sessions), ("numel", tokens * channels), ("velocity", str(v_cond.dtype)))
+    return Spec(z.device.type, z.dtype, dims)
 
 
 def reference(z, v_cond, v_uncond, guidance, dt) -> None:
     z.copy_(guided_euler(z, v_cond, v_uncond, guidance, dt))
 
 
+def _cpp(z, v_cond, v_uncond, guidance, dt) -> None:
+    native.call(
+        NAME,
+        *(t.data_ptr() for t in (z, v_cond, v_uncond, guidance, dt)),
+        z.shape[0],
+        z.shape[1] * z.shape[2],
+        native.DTYPES[z.dtype],
+        native.DTYPES[v_cond.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    if spec.get("velocity") == str(torch.float64):
+        return False, "velocity dtype torch.float64 is not compiled in"
+    return native.supports(spec, list(native.DTYPES))
+
+
 cfg_euler_step = Op(
     f"{NAME}(Tensor(a!) z, Tensor v_cond, Tensor v_uncond, Tensor guidance, Tensor dt)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -1,15 +1,17 @@
 """``depth_to_space``: channels into frames, rows and columns (the decoder's upsampler).
 
 Channel order is (c, p1, p2, p3), c slowest, as in LTX-Video. ``drop`` leading output frames are left out: the first
-call of a causal stream drops the ``p1 - 1`` frames that lie before its start.
+call of a causal stream drops the ``p1 - 1`` frames that lie before its start. ``out`` is apart from ``x``; both may
+have any strides and any dtype.
 """
 
 from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, OpError, Spec, expect
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.layouts import expect_writable, layout
 
 NAME = "depth_to_space"
 
@@ -43,16 +45,38 @@ def check(x, out, *, factors, drop) -> Spec:
         )
     shape = (b, c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3)
     expect(NAME, "out", out, shape, dtype=x.dtype, device=x.device, contiguous=False)
-    return Spec(x.device.type, x.dtype, (("channels", c), ("frames", t), ("height", h), ("width", w)))
+    expect_writable(NAME, "out", out)
+    sizes = (("channels", c), ("frames", t), ("height", h), ("width", w))
+    return Spec(x.device.type, x.dtype, (*sizes, ("layout", layout(x)), ("out_layout", layout(out))))
 
 
 def reference(x, out, *, factors, drop) -> None:
     out.copy_(unfold_channels(x, tuple(factors), drop))
 
 
+def _cpp(x, out, *, factors, drop) -> None:
+    native.call(
+        NAME,
+        x.data_ptr(),
+        out.data_ptr(),
+        x.shape,
+        out.shape[1],
+        factors,
+        drop,
+        x.stride(),
+        out.stride(),
+        x.element_size(),
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    # a complex tensor may be a conjugate that is still to be taken
+    return native.supports(spec, [] if spec.dtype.is_complex else [spec.dtype])
+
+
 depth_to_space = Op(
     f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -1,32 +1,37 @@
-"""``frame_cross_attention``: the tokens of latent frame i see the audio tokens of frame i, and no others.
+"""``frame_cross_attention``: the tokens of latent frame i see the context tokens of frame i, and no others.
 
     out = softmax(scale rms_norm(q) K_i^T) V_i
 
 Keys (normed) and values are computed once per chunk. Paper section 3.2: frame-level audio cross-attention, no cache.
+Text attention is the same with one frame: all tokens see all keys, and all lanes share them (a batch of 1).
 The residual is the next ``gate_norm_modulate``'s, after the output projection.
+
+One rounding mode: fp32 inside, out rounded once, as the functional reference does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "frame_cross_attention"
+MAX_HEAD_DIM = 128  # kMaxHeadDim of csrc/params.h
 
 
 def frame_attention(
     q: torch.Tensor,  # [B, F T, W]: the projection, before its norm
     q_weight: torch.Tensor,  # [W]
-    k: torch.Tensor,  # [B, F, A, H, D]: normed
-    v: torch.Tensor,  # [B, F, A, H, D]
+    k: torch.Tensor,  # [B or 1, F, A, H, D]: normed
+    v: torch.Tensor,  # [B or 1, F, A, H, D]
     *,
     eps: float,
 ) -> torch.Tensor:
     """Functional reference, ``[B, F T, W]``. Differentiable."""
     frames, heads, dim = k.shape[1], k.shape[3], k.shape[4]
+    k, v = (t.expand(q.shape[0], *t.shape[1:]) for t in (k, v))
     q = rms_norm(q, q_weight, eps).unflatten(1, (frames, -1)).unflatten(-1, (heads, dim))
     score = torch.einsum("bfthd,bfahd->bfhta", q, k.to(q.dtype)) * dim**-0.5
     out = torch.einsum("bfhta,bfahd->bfthd", score.softmax(-1), v.to(q.dtype))
@@ -36,9 +41,13 @@ def frame_attention(
 def check(q, q_weight, k, v, out, *, eps) -> Spec:
     expect_float(NAME, "q", q)
     expect(NAME, "q", q, (-1, -1, -1))
-    expect(NAME, "k", k, (q.shape[0], -1, -1, -1, -1), dtype=q.dtype, device=q.device)
-    lanes, frames, audio, heads, dim = k.shape
-    expect(NAME, "v", v, (lanes, frames, audio, heads, dim), dtype=q.dtype, device=q.device)
+    lanes = q.shape[0]
+    shared = k.ndim == 5 and k.shape[0] == 1
+    expect(NAME, "k", k, (1 if shared else lanes, -1, -1, -1, -1), dtype=q.dtype, device=q.device)
+    _, frames, audio, heads, dim = k.shape
+    if audio == 0:
+        raise OpError(f"{NAME}: argument k: expected at least one token a frame, got shape {list(k.shape)}")
+    expect(NAME, "v", v, tuple(k.shape), dtype=q.dtype, device=q.device)
     tokens = -(-q.shape[1] // max(frames, 1)) * frames
     expect(NAME, "q", q, (lanes, tokens, heads * dim))
     expect(NAME, "q_weight", q_weight, (heads * dim,), dtype=q.dtype, device=q.device)
@@ -46,7 +55,15 @@ def check(q, q_weight, k, v, out, *, eps) -> Spec:
     return Spec(
         q.device.type,
         q.dtype,
-        (("lanes", lanes), ("frames", frames), ("tokens", q.shape[1]), ("audio", audio), ("width", heads * dim)),
+        (
+            ("lanes", lanes),
+            ("shared", int(shared)),
+            ("frames", frames),
+            ("tokens", q.shape[1]),
+            ("audio", audio),
+            ("width", heads * dim),
+            ("head_dim", dim),
+        ),
     )
 
 
@@ -54,9 +71,32 @@ def reference(q, q_weight, k, v, out, *, eps) -> None:
     out.copy_(frame_attention(q, q_weight, k, v, eps=eps))
 
 
+def _cpp(q, q_weight, k, v, out, *, eps) -> None:
+    batch, frames, audio, heads, dim = k.shape
+    native.call(
+        NAME,
+        *(t.data_ptr() for t in (q, q_weight, k, v, out)),
+        q.shape[0],
+        batch,
+        q.shape[1],
+        frames,
+        audio,
+        heads,
+        dim,
+        eps,
+        native.DTYPES[q.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
+        return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
+    return native.supports(spec, list(native.DTYPES))
+
+
 frame_cross_attention = Op(
     f"{NAME}(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

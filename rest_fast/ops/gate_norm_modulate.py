@@ -4,17 +4,22 @@
 
 Gate, scale and shift are per latent frame (AdaLN-single). Without a gate the branch is added as it is; without a
 branch the op is norm and modulation alone; without ``out`` it is the gated residual alone.
+
+Two roundings: ``fused`` computes all of it in fp32 from the loaded values, rounds ``x`` and ``out`` once each, and
+norms the sum before it is rounded. ``eager`` rounds where eager PyTorch does (the functional reference): the product,
+the sum, ``1 + scale`` and ``out``, and norms the rounded ``x``. In fp32 and float64 the two are the same formula.
 """
 
 from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "gate_norm_modulate"
+ROUNDINGS = ("fused", "eager")
 
 
 def gated_residual(x: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
@@ -31,7 +36,9 @@ def norm_modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps
     return (y * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
-def check(x, branch, gate, scale, shift, out, *, eps) -> Spec:
+def check(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> Spec:
+    if rounding not in ROUNDINGS:
+        raise OpError(f"{NAME}: argument rounding: expected one of {list(ROUNDINGS)}, got {rounding!r}")
     expect_float(NAME, "x", x)
     expect(NAME, "x", x, (-1, -1, -1))
     lanes, tokens, width = x.shape
@@ -52,21 +59,60 @@ def check(x, branch, gate, scale, shift, out, *, eps) -> Spec:
                     f"got {list(vector.shape)}"
                 )
             expect(NAME, name, vector, (lanes, frames, width), dtype=x.dtype, device=x.device, contiguous=False)
+            if width > 1 and vector.stride(-1) != 1:
+                raise OpError(
+                    f"{NAME}: argument {name}: expected a contiguous last dimension, got strides {vector.stride()}"
+                )
     if scale is not None and shift is not None and scale.shape != shift.shape:
         raise OpError(f"{NAME}: argument shift: expected scale's shape {list(scale.shape)}, got {list(shift.shape)}")
     return Spec(x.device.type, x.dtype, (("lanes", lanes), ("tokens", tokens), ("width", width)))
 
 
-def reference(x, branch, gate, scale, shift, out, *, eps) -> None:
+def reference(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> None:
+    total = x
+    if rounding == "fused" and x.dtype != torch.float64:
+        total = x.float()
+        branch, gate, scale, shift = (None if t is None else t.float() for t in (branch, gate, scale, shift))
     if branch is not None:
-        x.copy_(gated_residual(x, branch, gate))
+        total = gated_residual(total, branch, gate)
+        x.copy_(total)
     if out is not None:
-        out.copy_(norm_modulate(x, scale, shift, eps))
+        out.copy_(norm_modulate(total, scale, shift, eps))
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _strides(vector: torch.Tensor | None) -> tuple[int, int]:
+    """Of lane and frame."""
+    return (0, 0) if vector is None else (vector.stride(0), vector.stride(1))
+
+
+def _cpp(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> None:
+    native.call(
+        NAME,
+        *(_address(t) for t in (x, branch, gate, scale, shift, out)),
+        *x.shape,
+        1 if gate is None else gate.shape[1],
+        1 if scale is None else scale.shape[1],
+        *_strides(gate),
+        *_strides(scale),
+        *_strides(shift),
+        eps,
+        ROUNDINGS.index(rounding),
+        native.DTYPES[x.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, list(native.DTYPES))
 
 
 gate_norm_modulate = Op(
-    f"{NAME}(Tensor(a!) x, Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor(b!)? out, *, float eps)",
+    f"{NAME}(Tensor(a!) x, Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor(b!)? out, *, "
+    'float eps, str rounding="fused")',
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -2,7 +2,8 @@
 
     out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift)
 
-LTX-Video's decoder norm; statistics in fp32 (squares overflow in fp16).
+LTX-Video's decoder norm; statistics in fp32 (squares overflow in fp16). One rounding, at the end. ``out`` is apart from
+``x``; both may have any strides, and what is fast is pixels in a row (contiguous) or channels in a row (channels last).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.layouts import expect_writable, layout
 
 NAME = "pixel_norm_silu"
 
@@ -32,21 +34,43 @@ def check(x, scale, shift, out, *, eps) -> Spec:
     expect_float(NAME, "x", x)
     expect(NAME, "x", x, (-1, -1, -1, -1, -1), contiguous=False)
     expect(NAME, "out", out, tuple(x.shape), dtype=x.dtype, device=x.device, contiguous=False)
+    expect_writable(NAME, "out", out)
     if (scale is None) != (shift is None):
         raise OpError(f"{NAME}: argument shift: expected scale and shift together, got one of them")
     for name, vector in (("scale", scale), ("shift", shift)):
         if vector is not None:
             expect(NAME, name, vector, (x.shape[1],), dtype=x.dtype, device=x.device)
-    return Spec(x.device.type, x.dtype, (("channels", x.shape[1]), ("pixels", x[:, 0].numel())))
+    b, c, t, h, w = x.shape
+    dims = (("channels", c), ("pixels", b * t * h * w), ("layout", layout(x)), ("out_layout", layout(out)))
+    return Spec(x.device.type, x.dtype, dims)
 
 
 def reference(x, scale, shift, out, *, eps) -> None:
     out.copy_(normed_silu(x, scale, shift, eps=eps))
 
 
+def _cpp(x, scale, shift, out, *, eps) -> None:
+    native.call(
+        NAME,
+        x.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+        out.data_ptr(),
+        x.shape,
+        x.stride(),
+        out.stride(),
+        eps,
+        native.DTYPES[x.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, list(native.DTYPES))
+
+
 pixel_norm_silu = Op(
     f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -2,15 +2,17 @@
 
 Positions are relative to the window: when a full window moves on, what was the current chunk becomes context and its
 keys must stand one chunk earlier. Rotations compose, so one fixed rotation of the time pairs does it; values and the
-other pairs stay. Lanes whose window is still filling pass ``enabled = 0``.
+other pairs stay. Lanes whose window is still filling pass ``enabled = 0``, and only those may share a row.
+
+One rounding mode: fp32 inside, each key rounded once, as the functional reference does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from rest_fast.ops import triton_kernels
-from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops import native, triton_kernels
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate
 
 NAME = "rotate_context"
@@ -49,6 +51,9 @@ def ranges(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Non
     expect_range(NAME, "row_index", row_index, 0, k_cache.shape[1] - 1)
     expect_range(NAME, "skip_slot", skip_slot, sink, k_cache.shape[3] - chunk)
     expect_range(NAME, "enabled", enabled, 0, 1)
+    rows = [row for row, on in zip(row_index.tolist(), enabled.tolist(), strict=True) if on]
+    if len(set(rows)) < len(rows):
+        raise OpError(f"{NAME}: argument row_index: expected a row of its own for each enabled lane, got {rows}")
 
 
 def reference(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
@@ -60,11 +65,32 @@ def reference(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> 
     k_cache[:, rows] = torch.where(moves[:, None, :, None, None], shift_keys(keys, shift), keys)
 
 
+def _cpp(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
+    layers, rows, rings, slots, heads, dim = k_cache.shape
+    native.call(
+        NAME,
+        *(t.data_ptr() for t in (k_cache, shift, row_index, skip_slot, enabled)),
+        row_index.shape[0],
+        layers,
+        rows,
+        rings,
+        slots,
+        heads * dim,
+        sink,
+        chunk,
+        native.DTYPES[k_cache.dtype],
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, list(native.DTYPES))
+
+
 rotate_context = Op(
     f"{NAME}(Tensor(a!) k_cache, Tensor shift, *, Tensor row_index, Tensor skip_slot, Tensor enabled, int sink, "
     "int chunk)",
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(triton_kernels.backend(NAME),),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -8,13 +8,17 @@ visible keys the dense range ``[0, n_valid)``. Queries and keys arrive rotated.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 
-from rest_fast.ops import triton_kernels
+from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
 
 NAME = "sink_ring_attention"
+MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/params.h
 
 
 def attention(
@@ -74,15 +78,60 @@ def reference(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_
     out.copy_(torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v))
 
 
+def _cpp(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    rows, rings, slots, heads, dim = k_cache.shape
+    native.call(
+        NAME,
+        *(t.data_ptr() for t in (q, k_cache, v_cache, out)),
+        0 if lse is None else lse.data_ptr(),
+        *(t.data_ptr() for t in (row_index, ring_index, n_valid)),
+        q.shape[0],
+        q.shape[1],
+        heads,
+        dim,
+        rows,
+        rings,
+        slots,
+        k_cache.stride(0),
+        k_cache.stride(1),
+        0,  # vectors as wide as the machine has
+        scale,
+        native.DTYPES[q.dtype],
+    )
+
+
 def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
-    """Stock attention on the dense range of each lane; the log-sum-exp, which SDPA keeps, is computed apart."""
-    rows, rings = row_index.tolist(), ring_index.tolist()
-    for b, (row, ring, n) in enumerate(zip(rows, rings, host_n_valid, strict=True)):
-        k, v = (c[row, ring, :n].transpose(0, 1)[None] for c in (k_cache, v_cache))
-        one = F.scaled_dot_product_attention(q[b].transpose(0, 1)[None], k, v, scale=scale)
-        out[b].copy_(one[0].transpose(0, 1))
+    """Stock attention on views of the cache; the log-sum-exp, which SDPA keeps, is computed apart.
+
+    SDPA has no ``out=``, so its result is copied once. It takes all lanes in one call where they are a batch: of one
+    length, in rows that lie one step apart.
+    """
+    rings = k_cache.shape[1]
+    places = [row * rings + ring for row, ring in zip(row_index.tolist(), ring_index.tolist(), strict=True)]
+    for lanes, where in _batches(places, host_n_valid):
+        k, v = (c.flatten(0, 1)[where, : host_n_valid[lanes.start]].transpose(1, 2) for c in (k_cache, v_cache))
+        heads_first = q[lanes].transpose(1, 2)
+        k, v = (x.expand(len(heads_first), -1, -1, -1) for x in (k, v))  # where they all read one row
+        out[lanes].copy_(F.scaled_dot_product_attention(heads_first, k, v, scale=scale).transpose(1, 2))
         if lse is not None:
-            lse[b].copy_((q[b].transpose(0, 1).float() @ k[0].mT.float()).mul(scale).logsumexp(-1))
+            lse[lanes].copy_((heads_first.float() @ k.mT.float()).mul(scale).logsumexp(-1))
+
+
+def _batches(places: list[int], lengths: list[int]) -> Iterator[tuple[slice, slice]]:
+    """(lanes, their places in a flat cache) of each call: one for all if that is a view, else one a lane."""
+    step = places[1] - places[0] if len(places) > 1 else 0
+    even = all(b - a == step for a, b in pairwise(places))
+    if even and step >= 0 and len(set(lengths)) == 1:
+        yield slice(0, len(places)), slice(places[0], places[-1] + 1, step or 1)
+        return
+    for lane, place in enumerate(places):
+        yield slice(lane, lane + 1), slice(place, place + 1)
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
+        return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
+    return native.supports(spec, list(native.DTYPES))
 
 
 def _sdpa_supports(spec: Spec) -> tuple[bool, str]:
@@ -101,5 +150,9 @@ sink_ring_attention = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("sdpa", _sdpa_supports, _sdpa)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp),
+        Backend("sdpa", _sdpa_supports, _sdpa),
+    ),
 )

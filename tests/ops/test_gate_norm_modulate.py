@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rest_fast import ops
 from rest_fast.ops import functional
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
@@ -80,11 +81,12 @@ def test_in_place_is_the_formula(shape, names):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("names", [[], ["gate"], ["gate", "branch"]], ids=["all", "no_gate", "no_branch"])
 def test_in_place_is_functional(names, dtype):
-    call = without(calls.gate_norm_modulate(dtype=dtype), names)
+    call = without(calls.gate_norm_modulate(dtype=dtype), names) | {"rounding": "eager"}
     x = call["x"].clone()
     if call["branch"] is not None:
         x = functional.gated_residual(x, call["branch"], call["gate"])
-    calls.invoke(NAME, call)
+    with ops.use_backend("reference"):
+        calls.invoke(NAME, call)
     assert_same_bits(call["x"], x, "x")
     assert_same_bits(call["out"], functional.norm_modulate(x, call["scale"], call["shift"], call["eps"]), "out")
 

@@ -1,0 +1,349 @@
+"""Every op, each backend that takes the call, against what one writes without the op and torch.compile of that.
+
+*eager* is ordinary PyTorch in the dtype of the call: ``F.rms_norm``, ready rotary tables, copies into the cache where
+one is kept. *compiled* is torch.compile of it, without the time to compile. Ratios are over ``op``, the backend that
+dispatch chooses by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import kit, peers
+from benchmarks.kit import DTYPES, LAYERS, SIZES, Size
+from benchmarks.roofline import Roof, Work, measure
+from rest_fast import ops
+from rest_fast.ops import functional, rope
+
+EPS = 1e-5
+Values = dict[str, Any]  # arguments of an op by name, and what only its eager variant needs
+
+
+class Draw:
+    """Random tensors of one layer, in the dtype and on the device of a case."""
+
+    def __init__(self, dtype: torch.dtype, seed: int):
+        self.dtype, self.device = dtype, kit.device()
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device).to(self.dtype)
+
+    def video(self, *shape: int) -> torch.Tensor:
+        """[B, C, T, H, W] as decoders keep it on this device: channels last on a GPU."""
+        layout = torch.channels_last_3d if self.device.type == "cuda" else torch.contiguous_format
+        return self(*shape).contiguous(memory_format=layout)
+
+    def ints(self, *values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: how to call the op, and the same without it."""
+
+    op: ops.Op
+    make: Callable[[Size, Draw], Values]
+    eager: Callable[..., tuple[torch.Tensor, ...]]
+    reads: str  # what eager takes, in order
+    writes: str  # what it returns, in order, and where the op leaves it
+    flop: Callable[[Size], int] = lambda size: 0
+    moves: str = ""  # tensors read or written once; "a/2" only half of it; default: all of reads and writes
+    copies: int = LAYERS
+
+
+def make_qk_norm_rope_cache(s: Size, draw: Draw) -> Values:
+    freqs, cells, base = rope.frequencies(s.width, 1e4), torch.arange(s.side), 1 + s.frames
+    t = rope.axis_table(torch.arange(1 + 2 * s.frames), 0.32, 20.0, freqs)
+    y = rope.axis_table(cells, 32.0, 2048.0, freqs)
+    cos, sin = peers.pair_tables(rope.token_table(t[base : base + s.frames], y, y, s.width))
+    t, y, cos, sin = (x.to(draw.device) for x in (t, y, cos, sin))
+    k, v = (draw(s.lanes, 1, s.slots, s.heads, s.head_dim) for _ in range(2))
+    values = {"qkv": draw(s.lanes, s.tokens, 3 * s.width), "q_weight": draw(s.width), "k_weight": draw(s.width)}
+    values |= {"rope_t": t, "rope_y": y, "rope_x": y.clone(), "k_cache": k, "v_cache": v, "eps": EPS}
+    values |= {"q_out": draw(s.lanes, s.tokens, s.heads, s.head_dim), "cos": cos, "sin": sin}
+    values |= {"row_index": draw.ints(*range(s.lanes)), "ring_index": draw.ints(*[0] * s.lanes)}
+    return values | {"write_slot": draw.ints(*[s.cells] * s.lanes), "base": draw.ints(*[base] * s.lanes), "at": s.cells}
+
+
+def eager_qk_norm_rope_cache(qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, at, eps):
+    q, k, v = peers.heads(qkv, q_weight, k_weight, (cos, sin), k_cache.shape[-2], eps)
+    k_cache[:, 0, at : at + k.shape[1]] = k
+    v_cache[:, 0, at : at + k.shape[1]] = v
+    return q, k_cache, v_cache
+
+
+def make_sink_ring_attention(s: Size, draw: Draw) -> Values:
+    lengths = [s.slots] * s.lanes
+    values = {"q": draw(s.lanes, s.tokens, s.heads, s.head_dim), "scale": s.head_dim**-0.5, "host_n_valid": lengths}
+    values |= {n: draw(s.lanes, 1, s.slots, s.heads, s.head_dim) for n in ("k_cache", "v_cache")}
+    values |= {"row_index": draw.ints(*range(s.lanes)), "ring_index": draw.ints(*[0] * s.lanes)}
+    return values | {"n_valid": draw.ints(*lengths), "out": torch.empty_like(values["q"])}
+
+
+def eager_sink_ring_attention(q, k_cache, v_cache):
+    return (peers.sdpa(q, k_cache[:, 0], v_cache[:, 0]),)
+
+
+def make_rotate_context(s: Size, draw: Draw) -> Values:
+    shift = rope.shift_table(-s.frames, 0.32, 20.0, rope.frequencies(s.width, 1e4)).to(draw.device)
+    values = {"k_cache": draw(s.depth, s.lanes, 1, s.slots, s.heads, s.head_dim), "shift": shift}
+    values |= {"row_index": draw.ints(*range(s.lanes)), "skip_slot": draw.ints(*[s.cells] * s.lanes)}
+    return values | {"enabled": draw.ints(*[1] * s.lanes), "sink": s.cells, "chunk": s.tokens}
+
+
+def eager_rotate_context(k_cache, shift, sink, chunk):
+    context = k_cache[:, :, :, sink + chunk :]
+    context.copy_(functional.shift_keys(context, shift))
+    return (k_cache,)
+
+
+def make_gate_norm_modulate(s: Size, draw: Draw) -> Values:
+    values = {name: draw(s.lanes, s.tokens, s.width) for name in ("x", "branch", "out")}
+    return values | {name: draw(s.lanes, s.frames, s.width) for name in ("gate", "scale", "shift")} | {"eps": EPS}
+
+
+def eager_gate_norm_modulate(x, branch, gate, scale, shift, eps):
+    x = peers.gated(x, branch, gate)
+    return x, peers.modulate(x, scale, shift, eps)
+
+
+def make_frame_cross_attention(s: Size, draw: Draw, frames: int | None = None, tokens: int | None = None) -> Values:
+    lanes, shape = (1 if tokens else s.lanes), (frames or s.frames, tokens or s.audio, s.heads, s.head_dim)
+    values = {"q": draw(s.lanes, s.tokens, s.width), "q_weight": draw(s.width), "eps": EPS}
+    return values | {"k": draw(lanes, *shape), "v": draw(lanes, *shape), "out": draw(s.lanes, s.tokens, s.width)}
+
+
+def make_text_attention(s: Size, draw: Draw) -> Values:
+    return make_frame_cross_attention(s, draw, 1, s.text)
+
+
+def eager_frame_cross_attention(q, q_weight, k, v, eps):
+    return (peers.cross_attention(q, q_weight, (k, v), eps),)
+
+
+def make_cfg_euler_step(s: Size, draw: Draw) -> Values:
+    values = {name: draw(s.lanes // 2 or 1, s.tokens, s.channels) for name in ("z", "v_cond", "v_uncond")}
+    vector = torch.ones(values["z"].shape[0], device=draw.device)
+    return values | {"guidance": 6 * vector, "dt": -0.125 * vector}
+
+
+def eager_cfg_euler_step(z, v_cond, v_uncond, guidance, dt):
+    return (functional.guided_euler(z, v_cond, v_uncond, guidance, dt),)
+
+
+def make_causal_conv3d(s: Size, draw: Draw) -> Values:
+    c, t, side = s.conv
+    values = {"buffer": draw.video(1, c, 2 + t, side, side), "weight": draw(c, c, 3, 3, 3) / (27 * c) ** 0.5}
+    values |= {"bias": draw(c), "history": values["buffer"][:, :, :2].clone(), "x": values["buffer"][:, :, 2:].clone()}
+    return values | {n: draw.video(1, c, t, side, side) for n in ("residual", "out", "normed")} | {"eps": EPS}
+
+
+def eager_causal_conv3d(x, history, weight, bias, residual, eps):
+    y = F.conv3d(torch.cat([history, x], 2), weight, bias, padding=(0, 1, 1)) + residual
+    return (y, *eager_pixel_norm_silu(y, eps))
+
+
+def make_pixel_norm_silu(s: Size, draw: Draw) -> Values:
+    x = draw.video(1, *s.norm, s.norm[-1])
+    return {"x": x, "scale": None, "shift": None, "out": torch.empty_like(x), "eps": EPS}
+
+
+def eager_pixel_norm_silu(x, eps):
+    return (F.silu(F.rms_norm(x.movedim(1, -1), (x.shape[1],), eps=eps).movedim(-1, 1)),)
+
+
+def make_depth_to_space(s: Size, draw: Draw) -> Values:
+    (c, t, side), (p1, p2, p3) = s.unfold, s.factors
+    out = draw.video(1, c // (p1 * p2 * p3), t * p1, side * p2, side * p3)
+    return {"x": draw.video(1, c, t, side, side), "out": out, "factors": list(s.factors), "drop": 0}
+
+
+def eager_depth_to_space(x, factors):
+    return (functional.unfold_channels(x, tuple(factors)),)
+
+
+def make_frames_to_uint8(s: Size, draw: Draw) -> Values:
+    t, side = s.pixels
+    out = torch.empty(1, t, side, side, 3, dtype=torch.uint8, device=draw.device)
+    return {"x": draw.video(1, 3, t, side, side), "out": out}
+
+
+def eager_frames_to_uint8(x):
+    return (functional.to_uint8(x),)
+
+
+def attention_flop(s: Size) -> int:
+    return 4 * s.lanes * s.tokens * s.slots * s.width
+
+
+def conv_flop(s: Size) -> int:
+    c, t, side = s.conv
+    return 2 * 27 * c * c * t * side * side
+
+
+TABLE = {
+    "qk_norm_rope_cache": Entry(
+        ops.qk_norm_rope_cache,
+        make_qk_norm_rope_cache,
+        eager_qk_norm_rope_cache,
+        "qkv q_weight k_weight cos sin k_cache v_cache at eps",
+        "q_out k_cache v_cache",
+        moves="qkv qkv",  # read; and as much written: q, k and v
+    ),
+    "sink_ring_attention": Entry(
+        ops.sink_ring_attention,
+        make_sink_ring_attention,
+        eager_sink_ring_attention,
+        "q k_cache v_cache",
+        "out",
+        flop=attention_flop,
+    ),
+    "rotate_context": Entry(
+        ops.rotate_context,
+        make_rotate_context,
+        eager_rotate_context,
+        "k_cache shift sink chunk",
+        "k_cache",
+        moves="k_cache",  # nearly half of it is context, read and written
+        copies=1,
+    ),
+    "gate_norm_modulate": Entry(
+        ops.gate_norm_modulate,
+        make_gate_norm_modulate,
+        eager_gate_norm_modulate,
+        "x branch gate scale shift eps",
+        "x out",
+    ),
+    "frame_cross_attention": Entry(
+        ops.frame_cross_attention,
+        make_frame_cross_attention,
+        eager_frame_cross_attention,
+        "q q_weight k v eps",
+        "out",
+    ),
+    "text_attention": Entry(
+        ops.frame_cross_attention,
+        make_text_attention,
+        eager_frame_cross_attention,
+        "q q_weight k v eps",
+        "out",
+        flop=lambda s: 4 * s.lanes * s.tokens * s.text * s.width,
+    ),
+    "cfg_euler_step": Entry(
+        ops.cfg_euler_step, make_cfg_euler_step, eager_cfg_euler_step, "z v_cond v_uncond guidance dt", "z"
+    ),
+    "causal_conv3d": Entry(
+        ops.causal_conv3d,
+        make_causal_conv3d,
+        eager_causal_conv3d,
+        "x history weight bias residual eps",
+        "out normed",
+        flop=conv_flop,
+    ),
+    "pixel_norm_silu": Entry(ops.pixel_norm_silu, make_pixel_norm_silu, eager_pixel_norm_silu, "x eps", "out"),
+    "depth_to_space": Entry(ops.depth_to_space, make_depth_to_space, eager_depth_to_space, "x factors", "out"),
+    "frames_to_uint8": Entry(ops.frames_to_uint8, make_frames_to_uint8, eager_frames_to_uint8, "x", "out"),
+}
+
+
+class Case:
+    """An op at one size in one dtype: its layers' values, and its variants by name."""
+
+    def __init__(self, entry: Entry, size: Size, dtype: torch.dtype):
+        self.entry, self.size, self.dtype = entry, size, dtype
+        self.layers = [entry.make(size, Draw(dtype, seed)) for seed in range(entry.copies)]
+        arguments = getattr(torch.ops.rest_fast, entry.op.name).default._schema.arguments
+        self._positional = [a.name for a in arguments if not a.kwarg_only]
+        self._named = [a.name for a in arguments if a.kwarg_only]
+        args, kwargs = self.arguments(self.layers[0])
+        spec = entry.op._check(*args, **kwargs)
+        self.chosen = entry.op.choose(spec, None).name
+        self.backends = [name for name, ok, _ in entry.op.report(spec) if ok]
+
+    def arguments(self, values: Values) -> tuple[list, Values]:
+        return [values[n] for n in self._positional], {n: values[n] for n in self._named if n in values}
+
+    def variants(self, compiler: Callable | None = kit.compiled) -> dict[str, Callable[[Values], Sequence[torch.Tensor]]]:
+        """Name -> run on the values of a layer, returning what was computed. ``op`` is dispatch's own choice."""
+        runs: dict[str, Callable] = {"op": self._on(self.chosen)}
+        runs |= {name: self._on(name) for name in self.backends if name != self.chosen}
+        runs["eager"] = self._reading(self.entry.eager)
+        if compiler is not None:
+            runs["compiled"] = self._reading(compiler(self.entry.eager))
+        return runs
+
+    def _on(self, backend: str) -> Callable[[Values], list[torch.Tensor]]:
+        def run(values: Values) -> list[torch.Tensor]:
+            args, kwargs = self.arguments(values)
+            with ops.use_backend(backend):
+                self.entry.op(*args, **kwargs)
+            return [values[n] for n in self.entry.writes.split()]
+
+        return run
+
+    def _reading(self, function: Callable) -> Callable[[Values], Sequence[torch.Tensor]]:
+        names = self.entry.reads.split()
+        return lambda values: function(*(values[n] for n in names))
+
+    def check(self, variants: dict[str, Callable]) -> None:
+        """The gate: each variant on fresh copies of the first layer, outputs poisoned."""
+        results = {name: run(self._copy(poison=True)) for name, run in variants.items()}
+        exact = self._reading(self.entry.eager)(self._copy(widen=True))
+        kit.gate(results, exact, "eager")
+
+    def _copy(self, *, widen: bool = False, poison: bool = False) -> Values:
+        fresh = set(self.entry.writes.split()) - set(self.entry.reads.split())
+        copy = {}
+        for name, value in self.layers[0].items():
+            if isinstance(value, torch.Tensor):
+                value = value.clone()
+                if poison and name in fresh:
+                    value.fill_(torch.nan if value.is_floating_point() else 77)
+                if widen and value.is_floating_point():
+                    value = value.double()
+            copy[name] = value
+        return copy
+
+    def work(self) -> Work:
+        """Bytes and FLOP that no implementation can avoid."""
+        names = (self.entry.moves or f"{self.entry.reads} {self.entry.writes}").split()
+        tensors = [v for v in (self.layers[0][n] for n in names) if isinstance(v, torch.Tensor)]
+        return Work(sum(v.numel() * v.element_size() for v in tensors), self.entry.flop(self.size))
+
+
+def fits(name: str, preset: str) -> bool:
+    return name != "text_attention" or SIZES[preset].text > 0
+
+
+CASES = [(name, preset) for name in TABLE for preset in SIZES if fits(name, preset)]
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def precision(request) -> tuple[torch.dtype, Roof]:
+    """A dtype, and the rates of this machine for it, measured in this run."""
+    dtype = DTYPES[request.param]
+    return dtype, measure(kit.device(), dtype)
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+@torch.no_grad()
+def test_op(benchmark, precision, name, preset):
+    dtype, roof = precision
+    case = Case(TABLE[name], SIZES[preset], dtype)
+    variants = case.variants()
+    case.check(variants)
+    copies = len(case.layers)
+    calls = {n: (lambda i, run=run: run(case.layers[i % copies])) for n, run in variants.items()}
+    times = kit.interleaved(calls, budget=1.5)
+    about: dict[str, Any] = {"op": name, "preset": preset, "dtype": kit.NAMES[dtype], "backend": case.chosen}
+    if preset == "rest-512":  # the demo's tensors fit into a cache: no roof made of memory applies
+        work, median = case.work(), kit.summary(times["op"])["median_us"]
+        about |= {"bytes": work.bytes, "flop": work.flop, "of_roof": roof.share(work, median), "roof": roof.about()}
+    kit.store(benchmark, times, "op", calls["op"], **about)

@@ -1,0 +1,52 @@
+"""The command line: one part, or all of them, within the seconds of a call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from . import machine, parts
+from .report import EXIT_FAILED, EXIT_LEFT, FAILED, PASSED, Outcome, Report
+from .steps import Runner
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 460.0  # a call, so that eight minutes are never full
+
+
+def run_part(name: str, out: Path, found: dict[str, Any], *, seconds: float, ungated: bool = False) -> int:
+    """One part in at most so many seconds; the exit code. ``found`` is what ``machine.record`` gave."""
+    report = Report(out, name, found, machine.identity(found))
+    problem = found["problem"]
+    report.add("environment", Outcome(FAILED if problem else PASSED, problem), found.get("seconds", 0.0))
+    if not problem:
+        place = parts.Place(ROOT, ROOT / "build" / "gpu-work", found, ungated)
+        runner = Runner(report, ROOT, seconds=seconds, workers=place.workers, environment=parts.environment(place))
+        runner.run(parts.PARTS[name](place))
+    return report.close()
+
+
+def main(words: list[str] | None = None) -> int:
+    """0: passed, or skipped for a reason; 1: a step failed; 2: wrong arguments; 3: run again, steps are left."""
+    parser = argparse.ArgumentParser(
+        prog="gpu_suite", description="Build, parity, memory checks and op benchmarks on a GPU."
+    )
+    parser.add_argument("--part", default="all", choices=[*parts.PARTS, "all"])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="for PART.json and PART.log")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for this call (%(default)s)")
+    parser.add_argument("--ungated", action="store_true", help="measure although parity tests failed; the JSON says so")
+    chosen = parser.parse_args(words)
+    started = time.monotonic()
+    found = machine.record(ROOT)
+    found |= {"seconds": round(time.monotonic() - started, 2), "ungated": chosen.ungated}
+    codes = set()
+    for name in parts.PARTS if chosen.part == "all" else [chosen.part]:
+        left = chosen.seconds - (time.monotonic() - started)
+        try:
+            codes.add(run_part(name, chosen.out, found, seconds=left, ungated=chosen.ungated))
+        except ValueError as e:
+            print(f"gpu_suite: {e}", file=sys.stderr)
+            return 2
+    return next((code for code in (EXIT_FAILED, EXIT_LEFT) if code in codes), 0)

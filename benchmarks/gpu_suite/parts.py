@@ -1,0 +1,202 @@
+"""The table of parts: what each one runs, in which order, and how long a step may take."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import judges, machine
+from .report import PASSED, Outcome
+from .steps import Ended, Step, by_exit_code
+
+HERE = Path(__file__).parent
+NO_GPU = "no CUDA device"
+BENCHMARKS = ("ops", "attention", "block")  # benchmarks/bench_NAME.py
+# In cudaMalloc's own blocks, with some space after each, a stray access meets no neighbour.
+SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+TOOLS = {"memcheck": ("--padding", "256"), "racecheck": ()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part runs, and on what."""
+
+    root: Path  # the repository
+    work: Path  # for what is built and kept between calls
+    found: Mapping[str, Any]  # machine.record()
+    ungated: bool = False
+
+    @property
+    def site(self) -> Path:
+        return self.work / "site"
+
+    @property
+    def gpu(self) -> bool:
+        return "gpu" in self.found
+
+    @property
+    def workers(self) -> int:
+        """Steps at a time, for those that may run beside each other."""
+        return max(1, min(4, (os.cpu_count() or 1) // 2))
+
+    def python(self, *words: str | Path) -> tuple[str, ...]:
+        """A module or a script in a process that sees the package just built."""
+        return (sys.executable, str(HERE / "child.py"), str(self.site), *map(str, words))
+
+    def pytest(self, *words: str | Path) -> tuple[str, ...]:
+        return self.python("pytest", "-q", "-p", "no:cacheprovider", *words)
+
+    def result(self, name: str) -> Path:
+        """A file for what a step leaves."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        return self.work / name.replace("/", "-")
+
+
+def environment(place: Place) -> dict[str, str]:
+    """The variables of every step: those of this process without what would change a result."""
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" and not k.startswith("REST_FAST_")}
+    return kept | {
+        "PYTHONPATH": str(place.site),
+        "PYTHONUNBUFFERED": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "TRITON_CACHE_DIR": str(place.work / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
+    }
+
+
+def architecture(found: Mapping[str, Any]) -> str:
+    """What CMake builds for: the GPU that is there; Hopper where there is none."""
+    major, minor = found["gpu"]["capability"] if "gpu" in found else (9, 0)
+    return f"{major}{minor}{'a' if major >= 9 else ''}-real"
+
+
+def built(place: Place) -> list[Step]:
+    """The wheels, the package with its extension modules, and a look at what was loaded."""
+    nvcc = machine.tool("nvcc")
+    variables = {"REST_FAST_CUDA": "ON" if nvcc else "OFF", "REST_FAST_REQUIRE_EXT": "1"}
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    pip += ["--no-cache-dir", "--upgrade", "--target", str(place.site), f"-Cbuild-dir={place.work / 'cmake'}"]
+    pip += [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={architecture(place.found)}", str(place.root)]
+    modules = ["rest_fast._cpu", *(["rest_fast._cuda"] if nvcc else [])]
+    wheels = (sys.executable, str(HERE / "wheels.py"), "install", str(place.site))
+    return [
+        Step("wheels", wheels, limit=90, product=place.site, judge=said),
+        Step(
+            "build",
+            tuple(pip),
+            limit=300,
+            needs=("wheels",),
+            product=place.site / "rest_fast",
+            environment=variables | ({"CUDACXX": nvcc} if nvcc else {}),
+        ),
+        Step("loaded", place.python(HERE / "loaded.py", *modules), needs=("build",), limit=120, judge=judges.printed),
+    ]
+
+
+def said(ended: Ended) -> Outcome:
+    """By exit code, with the last line that was printed for the record."""
+    lines = ended.output.strip().splitlines()
+    return Outcome(PASSED, lines[-1] if lines else "") if ended.code == 0 else by_exit_code(ended)
+
+
+def gpu_tests(place: Place, name: str, *words: str | Path, limit: float, skip: str = "") -> Step:
+    """Tests on the GPU, as a step of its own: a kernel that breaks the device breaks no other step."""
+    junit = place.result(f"{name}.xml")
+    return Step(
+        name,
+        place.pytest("--junitxml", junit, *words),
+        limit=limit,
+        needs=("loaded",),
+        skip=skip if place.gpu else NO_GPU,
+        judge=judges.tests(junit),
+        beside=True,
+        # The reference runs on the CPU, at the real model's sizes.
+        environment={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // place.workers))},
+    )
+
+
+def parity(place: Place) -> list[Step]:
+    """Every kernel against the reference on the device, and the tests that ask for a GPU by their mark."""
+    tests = place.root / "tests"
+    steps = []
+    for path in sorted((tests / "kernels" / "parity").glob("test_*.py")):
+        steps.append(gpu_tests(place, f"parity/{path.stem.removeprefix('test_')}", path, limit=150))
+    marked = [p for p in sorted(tests.rglob("test_*.py")) if "mark.gpu" in p.read_text(encoding="utf-8")]
+    skip = "" if marked else "no test is marked gpu"
+    return [*steps, gpu_tests(place, "gpu tests", "-m", "gpu", *marked, limit=150, skip=skip)]
+
+
+def sanitized(place: Place) -> list[Step]:
+    """Each kernel on small shapes under memcheck and racecheck, if these find what was planted."""
+    program, nvcc = machine.tool("compute-sanitizer"), machine.tool("nvcc")
+    skip = "" if place.gpu else NO_GPU
+    if not skip and program is None:
+        skip = "compute-sanitizer is not installed"
+    if not skip and nvcc is None:
+        skip = "no nvcc, which compiles the error that compute-sanitizer has to find first"
+    planted = place.result("planted")
+    compile_ = (str(nvcc), f"-gencode=arch=compute_{code(place)},code=sm_{code(place)}", str(HERE / "planted.cu"))
+    steps = [Step("sanitizer/planted", (*compile_, "-o", str(planted)), limit=60, skip=skip, product=planted)]
+    tool = (str(program), "--report-api-errors", "no", "--error-exitcode", str(judges.FOUND_ERRORS), "--tool")
+    for name, error in (("memcheck", "write"), ("racecheck", "race")):
+        command = (*tool, name, *TOOLS[name], str(planted), error)
+        needs = ("sanitizer/planted",)
+        steps.append(Step(f"sanitizer/{name}", command, limit=45, needs=needs, skip=skip, judge=judges.caught))
+    kernels = sorted(p.parent.name for p in (place.root / "kernels").glob("*/__init__.py"))
+    for name in ("memcheck", "racecheck"):
+        for op in [*kernels, "_cuda"]:
+            missing = "rest_fast._cuda was not built: no nvcc" if op == "_cuda" and nvcc is None else ""
+            command = (*tool, name, *TOOLS[name], *place.python(HERE / "sanitize.py", op))
+            needs = ("loaded", f"sanitizer/{name}")
+            steps.append(
+                Step(
+                    f"{name}/{op}",
+                    command,
+                    limit=120,
+                    needs=needs,
+                    skip=skip or missing,
+                    judge=judges.clean,
+                    beside=True,
+                    environment=SANITIZED,
+                )
+            )
+    return steps
+
+
+def code(place: Place) -> str:
+    return architecture(place.found).removesuffix("-real")
+
+
+def measured(place: Place, gates: tuple[str, ...]) -> list[Step]:
+    """The op benchmarks, one at a time, once all that is measured is known to be right."""
+    steps = []
+    for name in BENCHMARKS:
+        path, stored = place.root / "benchmarks" / f"bench_{name}.py", place.result(f"bench-{name}.json")
+        missing = "" if path.exists() else f"{path.name} is not there"
+        words = ("--benchmark-only", f"--benchmark-json={stored}", path)
+        steps.append(
+            Step(
+                f"bench/{name}",
+                place.pytest(*words),
+                limit=200,
+                needs=("loaded",) if place.ungated else ("loaded", *gates),
+                skip=missing if place.gpu else NO_GPU,
+                judge=judges.benchmarks(stored),
+            )
+        )
+    return steps
+
+
+def ops(place: Place) -> list[Step]:
+    """The fused ops: built, right, clean, and how fast."""
+    right = parity(place)
+    gates = tuple(step.name for step in right if step.name.startswith("parity/"))
+    return [*built(place), *right, *sanitized(place), *measured(place, gates)]
+
+
+# A part is a function from the place to its steps. Steps of the same name in two parts run in both.
+PARTS: dict[str, Callable[[Place], list[Step]]] = {"ops": ops}

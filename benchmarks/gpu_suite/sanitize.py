@@ -1,0 +1,72 @@
+"""One op's kernels on tiny inputs, for a run under compute-sanitizer: ``sanitize.py OP``, or ``sanitize.py _cuda``.
+
+Every dtype; then, for the Triton kernels, every index tensor with an entry far out of range, which must not be
+followed. Checks nothing but that the kernels ran: the sanitizer watches.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rest_fast import ops
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FAR = (2**30, -(2**30), -1)
+# Where a kernel wants more than the smallest call has.
+SHAPES = {"sink_ring_attention": {"dim": 64}, "qk_norm_rope_cache": {}}
+
+
+def tests_of_this_tree() -> None:
+    """Make ``tests`` importable without the repository on the path, where the sources would be found, too."""
+    package = types.ModuleType("tests")
+    package.__path__ = [str(ROOT / "tests")]
+    sys.modules["tests"] = package
+
+
+def triton_calls(name: str) -> Iterator[str]:
+    """Run them one by one; yields what has run."""
+    from rest_fast.ops.triton_kernels import kernel
+    from tests.kernels import kit
+    from tests.ops import calls
+
+    for dtype in DTYPES:
+        call = kit.copied(calls.VALID[name](dtype=dtype, **SHAPES.get(name, {})), "cuda")
+        with ops.use_backend("triton"):
+            calls.invoke(name, call)
+        yield str(dtype)
+    indices = [key for key, value in call.items() if isinstance(value, torch.Tensor) and value.dtype == torch.int32]
+    for index in indices:
+        for far in FAR:
+            changed = kit.copied(call, "cuda")
+            changed[index][-1] = far
+            args, kwargs = calls.split(name, changed)
+            kernel(name).launch(*args, **kwargs)  # past the checks
+            yield f"{index} = {far}"
+
+
+def cuda_calls() -> Iterator[str]:
+    from tests.kernels import cuda_module, kit
+    from tests.ops import calls
+
+    for dtype in DTYPES:
+        cuda_module.run(kit.copied(calls.qk_norm_rope_cache(dtype=dtype), "cuda"))
+        yield str(dtype)
+
+
+def main(name: str) -> None:
+    tests_of_this_tree()
+    ran = []
+    for what in cuda_calls() if name == "_cuda" else triton_calls(name):
+        torch.cuda.synchronize()
+        ran.append(what)
+    print(f"{name}: {len(ran)} calls ran: {', '.join(ran)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

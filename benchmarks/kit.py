@@ -1,0 +1,231 @@
+"""What the benchmarks share: sizes, the gate before timing, variants that take turns, what is stored, tables of it.
+
+    python benchmarks/kit.py benchmarks/results/ops_cpu.json     # the stored result as a table for a page
+
+``BENCH_ROUNDS=2`` times every variant twice and no more: to see whether a bench runs, not how fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LAYERS = 4  # copies of every buffer, taken in turn as the layers of a step are: no call finds warm what the last one left
+WARM = 2  # rounds before timing: pages are touched, dispatch has decided
+FLUSH = 256 << 20  # bytes written between two timed calls on a GPU: several times its L2
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+Call = Callable[[int], Any]  # one variant on copy i of the buffers
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of a preset, as its denoising steps and its decoder have them."""
+
+    heads: int
+    side: int  # latent rows and columns
+    head_dim: int = 64
+    frames: int = 3  # latent frames of a chunk
+    lanes: int = 2  # one session with guidance
+    depth: int = 1  # layers in one cache tensor
+    channels: int = 128  # of a latent
+    audio: int = 2  # audio tokens of a latent frame
+    text: int = 0  # text tokens
+    conv: tuple[int, int, int] = (64, 4, 32)  # channels, frames, side of a decoder stage
+    norm: tuple[int, int, int] = (64, 4, 32)
+    unfold: tuple[int, int, int] = (96, 4, 32)
+    factors: tuple[int, int, int] = (2, 4, 4)
+    pixels: tuple[int, int] = (8, 128)  # frames and side of a block of video
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def cells(self) -> int:
+        """Tokens of a latent frame."""
+        return self.side**2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a chunk."""
+        return self.frames * self.cells
+
+    @property
+    def slots(self) -> int:
+        """Reference, one chunk of context, current chunk."""
+        return self.cells + 2 * self.tokens
+
+
+SIZES = {
+    "demo": Size(heads=3, side=4, depth=6, audio=4),
+    "rest-512": Size(
+        heads=32,
+        side=16,
+        depth=4,  # of 28: already far larger than any cache
+        text=128,
+        conv=(512, 2, 32),
+        norm=(128, 8, 128),
+        unfold=(1024, 4, 64),
+        factors=(2, 2, 2),
+        pixels=(8, 512),
+    ),
+}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# -- the gate
+
+
+def gate(results: dict[str, Sequence[torch.Tensor]], exact: Sequence[torch.Tensor], eager: str) -> None:
+    """Raise unless every variant computes the same thing: a fast wrong answer is no result.
+
+    ``results`` maps variants to what they computed, ``exact`` is the same in higher precision. The variant ``eager``
+    may be off by the roundings of its precision (a few per operation, root mean square); the others by twice what it
+    is off, or by one rounding of the result. Precision itself is the tests' matter.
+    """
+    for n, truth in enumerate(exact):
+        size = _rms(truth) or 1.0
+        off = {name: _rms(outputs[n].double() - truth.double()) / size for name, outputs in results.items()}
+        unit = _unit(results[eager][n].dtype)
+        for name, error in off.items():
+            limit = 8 * unit if name == eager else max(2 * off[eager], unit)
+            if not error <= limit:
+                raise AssertionError(f"{name}: result {n}: expected an error of at most {limit:.2g}, got {error:.2g}")
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Relative size of one rounding; integers come from rounding, where neighbours are one apart now and then."""
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 1e-3
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of a variant, for these shapes only. The gate makes the first call, so compiling is never timed."""
+    torch._dynamo.reset()  # a new case is no recompilation of the last one
+    return torch.compile(function, dynamic=False)
+
+
+# -- timing
+
+
+def interleaved(variants: dict[str, Call], *, budget: float = 2.0, least: int = 5, most: int = 400) -> dict[str, Any]:
+    """Microseconds of every round, the variants taking turns, so that a busy machine is busy for all of them.
+
+    As many rounds as fit into ``budget`` seconds, within ``least`` and ``most``; ``BENCH_ROUNDS`` overrides.
+    """
+    clock = stopwatch()
+    for i in range(WARM):
+        start = time.perf_counter()
+        for call in variants.values():
+            clock(call, i)
+        round_seconds = time.perf_counter() - start
+    fitting = int(os.environ.get("BENCH_ROUNDS") or min(max(budget / round_seconds, least), most))
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(fitting):
+        for name, call in variants.items():
+            times[name].append(clock(call, i % LAYERS))
+    return times
+
+
+def stopwatch() -> Callable[[Call, int], float]:
+    """Microseconds of one call. On a GPU by events, behind a large write: cold L2, and the launch is not waited for."""
+    if device().type == "cpu":
+        return _seconds
+    scratch = torch.empty(FLUSH, dtype=torch.uint8, device=device())
+
+    def events(call: Call, i: int) -> float:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        scratch.zero_()
+        start.record()
+        call(i)
+        stop.record()
+        stop.synchronize()
+        return 1e3 * start.elapsed_time(stop)
+
+    return events
+
+
+def _seconds(call: Call, i: int) -> float:
+    start = time.perf_counter_ns()
+    call(i)
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+def summary(times: Iterable[float]) -> dict[str, float]:
+    """Median, tails, and the spread between the quartiles as a share of the median."""
+    values = np.array(list(times))
+    p25, p50, p75, p95, p99 = (float(v) for v in np.percentile(values, [25, 50, 75, 95, 99]))
+    spread = (p75 - p25) / p50 if p50 else math.nan
+    return {k: round(v, 1) for k, v in (("median_us", p50), ("p95_us", p95), ("p99_us", p99))} | {
+        "spread": round(spread, 3)
+    }
+
+
+def report(times: dict[str, list[float]], base: str) -> dict[str, Any]:
+    """What is stored of a run: each variant, and how many times longer than ``base`` the others take (medians)."""
+    variants = {name: summary(t) for name, t in times.items()}
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    ratios = {f"{name}_over_{base}": round(m / medians[base], 2) for name, m in medians.items() if name != base}
+    return {"base": base, "rounds": len(times[base]), "variants": variants, "ratios": ratios}
+
+
+def store(benchmark: Any, times: dict[str, list[float]], base: str, call: Call, **about: Any) -> None:
+    """Put a run into the benchmark's ``extra_info``; pytest-benchmark's own table shows the base alone."""
+    benchmark.extra_info |= {**about, "device": str(device()), **report(times, base)}
+    benchmark.pedantic(call, args=(0,), rounds=min(5, len(times[base])))
+
+
+# -- tables
+
+
+def markdown(path: Path) -> str:
+    """One table of a stored result: the base's median, the ratios, and the share of the roofline where it is known."""
+    results = [b for b in json.loads(path.read_text())["benchmarks"] if "ratios" in b["extra_info"]]
+    if not results:
+        raise ValueError(f"{path}: expected results with ratios, got none")
+    columns = dict.fromkeys(r.partition("_over_")[0] for b in results for r in b["extra_info"]["ratios"])
+    roof = any(b["extra_info"].get("of_roof") for b in results)
+    titles = ["case", "base", "median", *(f"{c} / base" for c in columns), *(["of the roofline"] if roof else [])]
+    lines = [titles, ["---"] * len(titles)]
+    for b in results:
+        info = b["extra_info"]
+        found = {r.partition("_over_")[0]: f"{value:.2f}" for r, value in info["ratios"].items()}
+        row = [b["name"].removeprefix("test_"), info["base"], _time(info["variants"][info["base"]]["median_us"])]
+        row += [found.get(c, "") for c in columns]
+        if roof:
+            row.append(f"{info['of_roof']:.0%}" if info.get("of_roof") else "")
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _time(us: float) -> str:
+    return f"{us:.0f} us" if us < 1000 else f"{us / 1000:.3g} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    for path in parser.parse_args().results:
+        print(markdown(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+// Channels into frames, rows and columns: numbers move, nothing is computed.
+//
+//   out[b, c, t p1 + i - drop, y p2 + j, z p3 + k] = x[b, ((c p1 + i) p2 + j) p3 + k, t, y, z]
+//
+// Layout: params.h. Why it exists: one pass with sequential writes, where a permuting copy goes
+// element by element. The unit of work is a row of output, of one channel or, where channels are
+// innermost in `out`, of all.
+#include "volume.h"
+
+namespace rest_fast {
+namespace {
+
+// W groups of p3 numbers: group z comes from x[z * column + k * channel], k = 0 .. p3 - 1.
+struct Row {
+  int64_t width;
+  int64_t factor;   // p3
+  int64_t channel;  // steps in x
+  int64_t column;
+  int64_t step;  // in out
+};
+
+template <class T, int64_t kFactor>
+REST_FAST_INLINE void interleave(const T* __restrict x, const Row& row, T* __restrict out) {
+  for (int64_t z = 0; z < row.width; ++z) {
+    for (int64_t k = 0; k < kFactor; ++k) out[z * kFactor + k] = x[k * row.channel + z];
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void move_row(const T* __restrict x, const Row& row, T* __restrict out) {
+  const bool planes = row.step == 1 && row.column == 1;
+  if (planes && row.factor == 1) return void(std::memcpy(out, x, row.width * sizeof(T)));
+  if (planes && row.factor == 2) return interleave<T, 2>(x, row, out);
+  if (planes && row.factor == 4) return interleave<T, 4>(x, row, out);
+  const bool groups = row.step == 1 && row.channel == 1;
+  for (int64_t z = 0; z < row.width; ++z) {
+    const T* from = x + z * row.column;
+    T* to = out + z * row.factor * row.step;
+    if (groups) {
+      std::memcpy(to, from, row.factor * sizeof(T));
+    } else {
+      for (int64_t k = 0; k < row.factor; ++k) to[k * row.step] = from[k * row.channel];
+    }
+  }
+}
+
+// Output row (b, frame, line) with all its channels, channels innermost.
+template <class T>
+REST_FAST_INLINE void move_pixels(const T* __restrict x, const Row& row, int64_t channels,
+                                  int64_t cell, T* __restrict out) {
+  for (int64_t z = 0; z < row.width; ++z) {
+    for (int64_t k = 0; k < row.factor; ++k) {
+      const T* from = x + z * row.column + k * row.channel;
+      T* to = out + (z * row.factor + k) * row.step;
+      for (int64_t c = 0; c < channels; ++c) to[c] = from[c * cell];
+    }
+  }
+}
+
+bool channels_last(const DepthToSpaceParams& p) {
+  return p.out_strides.channel == 1 && p.out_strides.column != 1;
+}
+
+template <class T>
+REST_FAST_INLINE void run_range(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+  const VolumeStrides& in = p.x_strides;
+  const VolumeStrides& to = p.out_strides;
+  const bool all_channels = channels_last(p);
+  const int64_t cell = p.factor_t * p.factor_h * p.factor_w;
+  const int64_t lines = p.height * p.factor_h;
+  const int64_t frames = p.frames * p.factor_t - p.drop;
+  const int64_t channels = all_channels ? 1 : p.channels;
+  const Row row{p.width, p.factor_w, in.channel, in.column, to.column};
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t line = item % lines;
+    const int64_t frame = item / lines % frames;
+    const int64_t c = item / (lines * frames) % channels;
+    const int64_t b = item / (lines * frames * channels);
+    const int64_t source = frame + p.drop;
+    const int64_t i = source % p.factor_t;
+    const int64_t j = line % p.factor_h;
+    const int64_t depth = ((c * p.factor_t + i) * p.factor_h + j) * p.factor_w;
+    const T* x = static_cast<const T*>(p.x) + b * in.batch + depth * in.channel +
+                 source / p.factor_t * in.frame + line / p.factor_h * in.row;
+    T* out = static_cast<T*>(p.out) + b * to.batch + c * to.channel + frame * to.frame +
+             line * to.row;
+    if (all_channels) {
+      move_pixels(x, row, p.channels, cell * in.channel, out);
+    } else {
+      move_row(x, row, out);
+    }
+  }
+}
+
+// GCC does not multi-version templates, hence one plain function per element size.
+REST_FAST_MULTI_ISA void run_1(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+  run_range<uint8_t>(p, begin, end);
+}
+REST_FAST_MULTI_ISA void run_2(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+  run_range<uint16_t>(p, begin, end);
+}
+REST_FAST_MULTI_ISA void run_4(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+  run_range<uint32_t>(p, begin, end);
+}
+REST_FAST_MULTI_ISA void run_8(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+  run_range<uint64_t>(p, begin, end);
+}
+
+}  // namespace
+
+int depth_to_space_cpu(const DepthToSpaceParams& p) {
+  if (const int error = check_sizes(p)) return error;
+  const int64_t frames = p.frames * p.factor_t - p.drop;
+  const int64_t rows = p.batch * p.channels * frames * p.height * p.factor_h;
+  if (rows * p.width == 0) return kOk;
+  if (p.x == nullptr || p.out == nullptr) return kNullAddress;
+  const auto run = p.element_size == 1   ? &run_1
+                   : p.element_size == 2 ? &run_2
+                   : p.element_size == 4 ? &run_4
+                                         : &run_8;
+  in_parallel(channels_last(p) ? rows / p.channels : rows, rows * p.width * p.factor_w,
+              [&](int64_t begin, int64_t end) { run(p, begin, end); });
+  return kOk;
+}
+
+}  // namespace rest_fast

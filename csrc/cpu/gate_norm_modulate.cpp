@@ -1,0 +1,155 @@
+// The glue between two branches of a block, in one pass over the residual stream:
+//
+//   x <- x + gate branch,   out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
+//
+// Layout: params.h. Why it exists: each row is read once from memory and written once, where eager
+// PyTorch runs eight kernels over it. A row is added up twice, the second time from the nearest
+// cache, so that the unrounded sum needs no buffer.
+#include "common.h"
+
+namespace rest_fast {
+namespace {
+
+enum class Sum { kStream, kPlain, kGated };  // x, x + branch, x + gate branch
+
+template <class T>
+struct Row {
+  T* x;
+  const T* branch;
+  const T* gate;
+  const T* scale;
+  const T* shift;
+  T* out;
+};
+
+// What eager PyTorch would have stored here; with fused rounding, nothing happens.
+template <class T, bool kEager>
+REST_FAST_INLINE float stored(float value) {
+  if constexpr (kEager) {
+    T rounded;
+    round_to(value, rounded);
+    return to_float(rounded);
+  } else {
+    return value;
+  }
+}
+
+template <class T, bool kEager, Sum kSum>
+REST_FAST_INLINE float sum_at(const Row<T>& row, int64_t i) {
+  const float x = to_float(row.x[i]);
+  if constexpr (kSum == Sum::kStream) return x;
+  if constexpr (kSum == Sum::kPlain) return stored<T, kEager>(x + to_float(row.branch[i]));
+  const float product = stored<T, kEager>(to_float(row.branch[i]) * to_float(row.gate[i]));
+  return stored<T, kEager>(x + product);
+}
+
+// The order of sum_of_squares in common.h, over sums that are stored nowhere.
+template <class T, bool kEager, Sum kSum>
+REST_FAST_INLINE float squares(const Row<T>& row, int64_t width) {
+  constexpr int kLanes = 32;
+  float partial[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float v = sum_at<T, kEager, kSum>(row, i + lane);
+      partial[lane] += v * v;
+    }
+  }
+  for (int lane = 0; i < width; ++i, ++lane) {
+    const float v = sum_at<T, kEager, kSum>(row, i);
+    partial[lane] += v * v;
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
+  }
+  return partial[0];
+}
+
+template <class T, bool kEager, Sum kSum>
+REST_FAST_INLINE void add(const Row<T>& row, int64_t width) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < width; ++i) round_to(sum_at<T, kEager, kSum>(row, i), row.x[i]);
+}
+
+template <class T, bool kEager, Sum kSum>
+REST_FAST_INLINE void add_norm_modulate(const Row<T>& row, int64_t width, float eps) {
+  const float mean = squares<T, kEager, kSum>(row, width) / static_cast<float>(width);
+  const float root = 1.0f / std::sqrt(mean + eps);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < width; ++i) {
+    const float sum = sum_at<T, kEager, kSum>(row, i);
+    const float factor = stored<T, kEager>(1.0f + to_float(row.scale[i]));
+    if constexpr (kSum != Sum::kStream) round_to(sum, row.x[i]);
+    round_to(sum * root * factor + to_float(row.shift[i]), row.out[i]);
+  }
+}
+
+// Rows [begin, end) of B x N.
+template <class T, bool kEager, Sum kSum>
+REST_FAST_INLINE void run_rows(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  const auto at = [](const Vectors& v, int64_t lane, int64_t frame) {
+    return static_cast<const T*>(v.data) + lane * v.lane_stride + frame * v.frame_stride;
+  };
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t lane = item / p.tokens;
+    const int64_t token = item % p.tokens;
+    Row<T> row{};
+    row.x = static_cast<T*>(p.x) + item * p.width;
+    if constexpr (kSum != Sum::kStream) {
+      row.branch = static_cast<const T*>(p.branch) + item * p.width;
+    }
+    if constexpr (kSum == Sum::kGated) {
+      row.gate = at(p.gate, lane, token / (p.tokens / p.gate_frames));
+    }
+    if (p.out == nullptr) {
+      if constexpr (kSum != Sum::kStream) add<T, kEager, kSum>(row, p.width);
+      continue;
+    }
+    const int64_t frame = token / (p.tokens / p.norm_frames);
+    row.scale = at(p.scale, lane, frame);
+    row.shift = at(p.shift, lane, frame);
+    row.out = static_cast<T*>(p.out) + item * p.width;
+    add_norm_modulate<T, kEager, kSum>(row, p.width, p.eps);
+  }
+}
+
+template <class T, bool kEager>
+REST_FAST_INLINE void run_range(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  if (p.branch == nullptr) return run_rows<T, kEager, Sum::kStream>(p, begin, end);
+  if (p.gate.data == nullptr) return run_rows<T, kEager, Sum::kPlain>(p, begin, end);
+  run_rows<T, kEager, Sum::kGated>(p, begin, end);
+}
+
+// GCC does not multi-version templates, hence one plain function per dtype. Rounding to fp32 does
+// nothing, so that both modes are one there.
+REST_FAST_MULTI_ISA void run_float32(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  run_range<float, false>(p, begin, end);
+}
+REST_FAST_MULTI_ISA void run_bfloat16(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  if (p.rounding == Rounding::kEager) return run_range<BFloat16, true>(p, begin, end);
+  run_range<BFloat16, false>(p, begin, end);
+}
+REST_FAST_MULTI_ISA void run_float16(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  if (p.rounding == Rounding::kEager) return run_range<Float16, true>(p, begin, end);
+  run_range<Float16, false>(p, begin, end);
+}
+
+}  // namespace
+
+int gate_norm_modulate_cpu(const GateNormModulateParams& p) {
+  if (const int error = check_sizes(p)) return error;
+  const int64_t items = p.batch * p.tokens;
+  if (items == 0 || p.width == 0) return kOk;
+
+  const auto run = p.dtype == DType::kFloat32    ? &run_float32
+                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
+                                                 : &run_float16;
+  const int threads = thread_count(items * p.width);
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int thread = 0; thread < threads; ++thread) {
+    run(p, items * thread / threads, items * (thread + 1) / threads);
+  }
+  return kOk;
+}
+
+}  // namespace rest_fast

@@ -1,0 +1,150 @@
+// RMS norm over the channels of each pixel, scale and shift, SiLU, in one pass over the tensor.
+//
+//   y = x / sqrt(mean_c(x^2) + eps) * (1 + scale) + shift;  out = y / (1 + exp(-y))
+//
+// Layout: params.h. Why it exists: eager PyTorch writes and reads the tensor half a dozen times.
+// Two ways through memory: where channels follow one another (channels last), pixel by pixel; else
+// tiles of pixels, which run down the channels twice while the tile is in the cache.
+#include "exp.h"
+#include "volume.h"
+
+namespace rest_fast {
+namespace {
+
+constexpr int64_t kTile = 128;  // pixels: a row of a tile is a few cache lines and vector registers
+constexpr int64_t kGroup = 32;  // channels whose squares are summed on their own, for accuracy
+
+// y <= 0 goes through e^y and y > 0 through e^-y, so that nothing overflows.
+REST_FAST_INLINE float silu(float y) {
+  const float e = exp_nonpositive(-std::fabs(y));
+  return (y < 0.0f ? y * e : y) / (1.0f + e);
+}
+
+// (1 + scale, shift) of a channel. Without shift -0 is added, which changes no number, not even -0.
+template <class T>
+REST_FAST_INLINE float factor(const T* scale, int64_t channel) {
+  return scale == nullptr ? 1.0f : 1.0f + to_float(scale[channel]);
+}
+template <class T>
+REST_FAST_INLINE float summand(const T* shift, int64_t channel) {
+  return shift == nullptr ? -0.0f : to_float(shift[channel]);
+}
+
+template <class T>
+REST_FAST_INLINE void load_row(const T* x, int64_t step, int64_t pixels, float* row) {
+  if (step == 1 && pixels == kTile) {
+    for (int64_t i = 0; i < kTile; ++i) row[i] = to_float(x[i]);
+  } else {
+    for (int64_t i = 0; i < pixels; ++i) row[i] = to_float(x[i * step]);
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void store_row(const float* row, int64_t step, int64_t pixels, T* out) {
+  if (step == 1 && pixels == kTile) {
+    for (int64_t i = 0; i < kTile; ++i) round_to(row[i], out[i]);
+  } else {
+    for (int64_t i = 0; i < pixels; ++i) round_to(row[i], out[i * step]);
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void run_tile(const PixelNormSiluParams& p, const PixelRuns& runs,
+                               const PixelTile& tile) {
+  const T* x = static_cast<const T*>(p.x) + tile.from;
+  T* out = static_cast<T*>(p.out) + tile.to;
+  const T* scale = static_cast<const T*>(p.scale);
+  const T* shift = static_cast<const T*>(p.shift);
+  float row[kTile] = {};
+  float sums[kTile] = {};
+
+  for (int64_t first = 0; first < p.channels; first += kGroup) {
+    float group[kTile] = {};
+    const int64_t end = std::min(first + kGroup, p.channels);
+    for (int64_t c = first; c < end; ++c) {
+      load_row(x + c * p.x_strides.channel, runs.run.from, tile.pixels, row);
+      for (int64_t i = 0; i < kTile; ++i) group[i] += row[i] * row[i];
+    }
+    for (int64_t i = 0; i < kTile; ++i) sums[i] += group[i];
+  }
+
+  const float count = static_cast<float>(p.channels);
+  for (int64_t i = 0; i < kTile; ++i) sums[i] = 1.0f / std::sqrt(sums[i] / count + p.eps);
+
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const float times = factor(scale, c);
+    const float plus = summand(shift, c);
+    load_row(x + c * p.x_strides.channel, runs.run.from, tile.pixels, row);
+    for (int64_t i = 0; i < kTile; ++i) row[i] = silu(row[i] * sums[i] * times + plus);
+    store_row(row, runs.run.to, tile.pixels, out + c * p.out_strides.channel);
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void run_pixels(const PixelNormSiluParams& p, const PixelRuns& runs,
+                                 const PixelTile& tile) {
+  const T* scale = static_cast<const T*>(p.scale);
+  const T* shift = static_cast<const T*>(p.shift);
+  for (int64_t i = 0; i < tile.pixels; ++i) {
+    const T* __restrict x = static_cast<const T*>(p.x) + tile.from + i * runs.run.from;
+    T* __restrict out = static_cast<T*>(p.out) + tile.to + i * runs.run.to;
+    const float mean = sum_of_squares(x, p.channels) / static_cast<float>(p.channels);
+    const float root = 1.0f / std::sqrt(mean + p.eps);
+    if (scale == nullptr && shift == nullptr) {
+      for (int64_t c = 0; c < p.channels; ++c) round_to(silu(to_float(x[c]) * root), out[c]);
+    } else {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        const float y = to_float(x[c]) * root * factor(scale, c) + summand(shift, c);
+        round_to(silu(y), out[c]);
+      }
+    }
+  }
+}
+
+template <class T>
+REST_FAST_INLINE void run_range(const PixelNormSiluParams& p, const PixelRuns& runs, int64_t begin,
+                                int64_t end) {
+  const bool channels_last = p.x_strides.channel == 1 && p.out_strides.channel == 1 &&
+                             runs.run.from != 1 && runs.run.to != 1;
+  for (int64_t item = begin; item < end; ++item) {
+    const PixelTile tile = pixel_tile(runs, item);
+    if (channels_last) {
+      run_pixels<T>(p, runs, tile);
+    } else {
+      run_tile<T>(p, runs, tile);
+    }
+  }
+}
+
+// GCC does not multi-version templates, hence one plain function per dtype.
+REST_FAST_MULTI_ISA void run_float32(const PixelNormSiluParams& p, const PixelRuns& runs,
+                                     int64_t begin, int64_t end) {
+  run_range<float>(p, runs, begin, end);
+}
+REST_FAST_MULTI_ISA void run_bfloat16(const PixelNormSiluParams& p, const PixelRuns& runs,
+                                      int64_t begin, int64_t end) {
+  run_range<BFloat16>(p, runs, begin, end);
+}
+REST_FAST_MULTI_ISA void run_float16(const PixelNormSiluParams& p, const PixelRuns& runs,
+                                     int64_t begin, int64_t end) {
+  run_range<Float16>(p, runs, begin, end);
+}
+
+}  // namespace
+
+int pixel_norm_silu_cpu(const PixelNormSiluParams& p) {
+  if (const int error = check_sizes(p)) return error;
+  const int64_t pixels = p.batch * p.frames * p.height * p.width;
+  if (pixels == 0) return kOk;
+  if (p.x == nullptr || p.out == nullptr) return kNullAddress;
+  const PixelRuns runs = pixel_runs(p.batch, p.frames, p.height, p.width, p.x_strides,
+                                    p.out_strides, kTile);
+  const auto run = p.dtype == DType::kFloat32    ? &run_float32
+                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
+                                                 : &run_float16;
+  in_parallel(runs.items(), pixels * p.channels,
+              [&](int64_t begin, int64_t end) { run(p, runs, begin, end); });
+  return kOk;
+}
+
+}  // namespace rest_fast

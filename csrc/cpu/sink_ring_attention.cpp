@@ -1,0 +1,262 @@
+// Softmax attention over the valid slots of each lane's cache row, where they lie:
+//
+//   out = softmax(scale q K[:n]^T) V[:n],   lse = log sum exp(scale q K[:n]^T),   n = n_valid
+//
+// Layout: params.h. Why it exists: a chunk's attention is small, and a stock kernel spends as long
+// on its set-up, on a call for each length and on copying its own result as on the products.
+// How: a task is a block of queries of one head. Blocks of keys and values are widened to fp32 next
+// to each other (in the cache a head's rows lie heads x head_dim apart, which maps them to few
+// cache sets). Scores are kept as [keys, queries]: the softmax of a query then runs down a column,
+// vectors hold neighbouring queries, and no sum across a vector is needed. Both products go through
+// one register tile. fp32 throughout, one rounding at the end.
+// Limits: heads of at most kMaxRingHeadDim channels. Weights below 2^-125 of the largest are zero.
+#include <cmath>
+#include <limits>
+
+#include "common.h"
+#include "exp.h"
+
+namespace rest_fast {
+namespace {
+
+constexpr int kQueries = 96;  // of a block: a head's chunk of the demo model fits once, with room
+constexpr int kKeys = 64;     // with 64 channels the tiles of a block take half of a 256 KiB cache
+constexpr int kRows = 4;      // of a register tile
+
+struct alignas(64) Scratch {
+  float query[kMaxRingHeadDim][kQueries];  // transposed
+  float key[kKeys * kMaxRingHeadDim];      // rows of `width`, the channels rounded up to vectors
+  float value[kKeys * kMaxRingHeadDim];    // rows of `width`
+  float score[kKeys][kQueries];            // then exp(scale (score - top))
+  float sum[kQueries * kMaxRingHeadDim];   // rows of `width`: not yet divided by total
+  float top[kQueries];                     // largest score so far
+  float total[kQueries];                   // of exp(scale (score - top))
+  float decay[kQueries];                   // what a new top makes of the sums so far
+};
+
+template <int kLanes_, int kColumns_>
+struct Wide {
+  static constexpr int kLanes = kLanes_;      // floats of a vector
+  static constexpr int kColumns = kColumns_;  // vectors of a register tile
+  typedef float Type __attribute__((vector_size(4 * kLanes_)));
+};
+
+// c[m][n] = decay[m] c[m][n] + sum over i of a[m a_row + i a_step] b[i b_row + n], a tile of it.
+// A GCC vector, because plain arrays of this size do not end up in registers.
+template <class V, int N>
+REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                    int64_t b_row, int64_t count, const float* decay, float* c,
+                                    int64_t c_row) {
+  typename V::Type sum[kRows][N] = {};
+  if (decay) {
+    for (int m = 0; m < kRows; ++m) {
+      for (int n = 0; n < N; ++n) {
+        std::memcpy(&sum[m][n], c + m * c_row + n * V::kLanes, sizeof(sum[m][n]));
+        sum[m][n] *= decay[m];
+      }
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    typename V::Type right[N];
+    for (int n = 0; n < N; ++n) {
+      std::memcpy(&right[n], b + i * b_row + n * V::kLanes, sizeof(right[n]));
+    }
+    for (int m = 0; m < kRows; ++m) {
+      const float left = a[m * a_row + i * a_step];
+      for (int n = 0; n < N; ++n) sum[m][n] += left * right[n];
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (int n = 0; n < N; ++n) {
+      std::memcpy(c + m * c_row + n * V::kLanes, &sum[m][n], sizeof(sum[m][n]));
+    }
+  }
+}
+
+// kRows rows of c, any number of vectors long.
+template <class V, int N = V::kColumns>
+REST_FAST_INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                    int64_t b_row, int64_t count, const float* decay, float* c,
+                                    int64_t c_row, int vectors) {
+  for (; vectors >= N; vectors -= N, b += N * V::kLanes, c += N * V::kLanes) {
+    multiply_tile<V, N>(a, a_row, a_step, b, b_row, count, decay, c, c_row);
+  }
+  if constexpr (N > 1) {
+    if (vectors > 0) {
+      multiply_rows<V, N - 1>(a, a_row, a_step, b, b_row, count, decay, c, c_row, vectors);
+    }
+  }
+}
+
+// Scores -> weights; top, total and decay follow. A NaN never becomes the top, but stays NaN below.
+REST_FAST_INLINE void online_softmax(Scratch& s, int64_t keys, int queries, float scale) {
+  float* __restrict top = s.top;
+  float* __restrict total = s.total;
+  float* __restrict decay = s.decay;
+  for (int q = 0; q < queries; ++q) decay[q] = top[q];
+  for (int64_t k = 0; k < keys; ++k) {
+    const float* __restrict score = s.score[k];
+    for (int q = 0; q < queries; ++q) top[q] = score[q] > top[q] ? score[q] : top[q];
+  }
+  for (int q = 0; q < queries; ++q) {
+    decay[q] = exp_nonpositive((decay[q] - top[q]) * scale);
+    total[q] *= decay[q];
+  }
+  for (int64_t k = 0; k < keys; ++k) {
+    float* __restrict score = s.score[k];
+    for (int q = 0; q < queries; ++q) {
+      score[q] = exp_nonpositive((score[q] - top[q]) * scale);
+      total[q] += score[q];
+    }
+  }
+}
+
+// Rows of a head, `stride` apart, to fp32 rows of `width`; what is wider than a head is zero.
+template <class T>
+REST_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim,
+                                 int64_t width, float* target) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* __restrict from = source + r * stride;
+    float* __restrict to = target + r * width;
+    for (int64_t d = 0; d < dim; ++d) to[d] = to_float(from[d]);
+    for (int64_t d = dim; d < width; ++d) to[d] = 0.0f;
+  }
+}
+
+// `count` queries, transposed; those up to `queries` are zero. The sign of the scale goes with
+// them, so that the largest product is the largest score.
+template <class T>
+REST_FAST_INLINE void load_queries(const T* __restrict q, int64_t stride, int64_t dim, int count,
+                                   int queries, float sign, Scratch& s) {
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int i = 0; i < count; ++i) s.query[d][i] = sign * to_float(q[i * stride + d]);
+    for (int i = count; i < queries; ++i) s.query[d][i] = 0.0f;
+  }
+  // Not minus infinity: that minus itself is NaN.
+  std::fill(s.top, s.top + queries, std::numeric_limits<float>::lowest());
+  std::fill(s.total, s.total + queries, 0.0f);
+}
+
+// Block `task` of B x H x blocks of queries.
+template <class V, class T>
+REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
+  Scratch s;
+  const int64_t blocks = (p.tokens + kQueries - 1) / kQueries;
+  const int64_t lane = task / blocks / p.heads;
+  const int64_t head = task / blocks % p.heads;
+  const int64_t first = task % blocks * kQueries;
+  const int64_t dim = p.head_dim;
+  const int64_t stride = p.heads * dim;
+  const int count = static_cast<int>(std::min<int64_t>(kQueries, p.tokens - first));
+  const int query_vectors = (count + V::kLanes - 1) / V::kLanes;
+  const int channel_vectors = static_cast<int>((dim + V::kLanes - 1) / V::kLanes);
+  const int queries = query_vectors * V::kLanes;
+  const int64_t width = channel_vectors * V::kLanes;
+  const float scale = std::fabs(p.scale);
+
+  const int64_t at = ((lane * p.tokens + first) * p.heads + head) * dim;
+  load_queries(static_cast<const T*>(p.q) + at, stride, dim, count, queries,
+               p.scale < 0 ? -1.0f : 1.0f, s);
+  std::fill(s.sum, s.sum + queries * width, 0.0f);
+
+  const int64_t valid = p.n_valid[lane];
+  const int64_t row =
+      p.row_index[lane] * p.row_stride + p.ring_index[lane] * p.ring_stride + head * dim;
+  for (int64_t slot = 0; slot < valid; slot += kKeys) {
+    const int64_t keys = std::min<int64_t>(kKeys, valid - slot);
+    const int64_t whole = (keys + kRows - 1) / kRows * kRows;
+    const int64_t source = row + slot * stride;
+    widen_rows(static_cast<const T*>(p.k_cache) + source, stride, keys, dim, width, s.key);
+    widen_rows(static_cast<const T*>(p.v_cache) + source, stride, keys, dim, width, s.value);
+    std::fill(s.key + keys * width, s.key + whole * width, 0.0f);
+    for (int64_t k = 0; k < keys; k += kRows) {
+      multiply_rows<V>(s.key + k * width, width, 1, s.query[0], kQueries, dim, nullptr, s.score[k],
+                       kQueries, query_vectors);
+    }
+    online_softmax(s, keys, queries, scale);
+    for (int q = 0; q < count; q += kRows) {
+      multiply_rows<V>(s.score[0] + q, 1, kQueries, s.value, width, keys, s.decay + q,
+                       s.sum + q * width, width, channel_vectors);
+    }
+  }
+
+  for (int q = 0; q < count; ++q) {
+    T* __restrict out = static_cast<T*>(p.out) + at + q * stride;
+    const float divisor = 1.0f / s.total[q];
+    for (int64_t d = 0; d < dim; ++d) round_to(s.sum[q * width + d] * divisor, out[d]);
+  }
+  if (!p.lse) return;
+  float* lse = p.lse + (lane * p.heads + head) * p.tokens + first;
+  for (int q = 0; q < count; ++q) lse[q] = s.top[q] * scale + std::log(s.total[q]);
+}
+
+using Run = void (*)(const SinkRingAttentionParams&, int64_t);
+
+static_assert(kQueries % 16 == 0 && kQueries % kRows == 0 && kKeys % kRows == 0, "whole tiles");
+
+template <class T>
+void run_narrow(const SinkRingAttentionParams& p, int64_t task) {
+  attend<Wide<4, 2>, T>(p, task);
+}
+
+// Not REST_FAST_MULTI_ISA: the versions differ in their register tile. AVX-512 has 32 registers for
+// 4 x 4 vectors, AVX2 has 16 for 4 x 3.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12
+#define REST_FAST_X86_LEVELS 1
+template <class T>
+__attribute__((target("arch=x86-64-v4"))) void run_avx512(const SinkRingAttentionParams& p,
+                                                          int64_t task) {
+  attend<Wide<16, 4>, T>(p, task);
+}
+template <class T>
+__attribute__((target("arch=x86-64-v3"))) void run_avx2(const SinkRingAttentionParams& p,
+                                                        int64_t task) {
+  attend<Wide<8, 3>, T>(p, task);
+}
+#endif
+
+// The version with vectors of that many lanes (0: the widest here), or null.
+template <class T>
+Run choose(int64_t lanes) {
+#ifdef REST_FAST_X86_LEVELS
+  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) return &run_avx512<T>;
+  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) return &run_avx2<T>;
+#endif
+  return lanes == 0 || lanes == 4 ? &run_narrow<T> : nullptr;
+}
+
+int check_indices(const SinkRingAttentionParams& p) {
+  for (int64_t lane = 0; lane < p.batch; ++lane) {
+    const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
+    if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
+    if (!inside(p.ring_index[lane], p.rings)) return kRingOutOfRange;
+    if (!inside(p.n_valid[lane] - int64_t{1}, p.slots)) return kLengthOutOfRange;
+  }
+  return kOk;
+}
+
+}  // namespace
+
+int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
+  if (const int error = check_sizes(p)) return error;
+  const Run run = p.dtype == DType::kFloat32    ? choose<float>(p.vector_lanes)
+                  : p.dtype == DType::kBFloat16 ? choose<BFloat16>(p.vector_lanes)
+                                                : choose<Float16>(p.vector_lanes);
+  if (!run) return kBadVectorLanes;
+  if (p.batch == 0 || p.tokens == 0) return kOk;
+  if (const int error = check_indices(p)) return error;
+
+  int64_t keys = 0;
+  for (int64_t lane = 0; lane < p.batch; ++lane) keys += p.n_valid[lane];
+  const int64_t tasks = p.batch * p.heads * ((p.tokens + kQueries - 1) / kQueries);
+  // A score costs two products of head_dim; 32 of those take as long as an element of a plain pass.
+  const int64_t work = keys * p.heads * p.tokens * (p.head_dim / 16 + 1);
+  const int threads = static_cast<int>(std::min<int64_t>(tasks, thread_count(work)));
+  // Dynamic, because lanes differ in length; what a task computes does not depend on who runs it.
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (int64_t task = 0; task < tasks; ++task) run(p, task);
+  return kOk;
+}
+
+}  // namespace rest_fast

@@ -1,0 +1,96 @@
+"""Cross-attention to the keys of a latent frame: two audio tokens, or a whole text.
+
+    out = softmax(rms_norm(q) q_weight K^T / sqrt(D)) V
+
+Few keys (audio, up to ``FEW``): a program norms whole rows, for the norm spans all heads, and takes the keys one after
+the other with an online softmax, in fp32 registers; q is read once and out written once, and a tensor core would have
+nothing to multiply. Several tokens of a frame share each load of its keys.
+Many keys (text): two launches. The first writes the normed queries into ``out``, rounded as the tensor cores need them;
+in the second a program takes one head of a tile of queries from there, runs over the keys in blocks and overwrites what
+it read. The norm inside the second would read every whole row once per head; scratch of its own would be an allocation.
+Rounding: fp32 with one rounding for few keys; for many, normed queries and softmax weights are rounded for the products.
+Lanes may share one k and one v (stride 0). Limits: W at most ``rows.WIDEST``, D at most ``DEEPEST``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+
+from rest_fast.kernels import rows as tile
+from rest_fast.kernels.frame_cross_attention.kernel import few_keys_kernel, many_keys_kernel, norm_kernel
+
+FEW = 8  # below 16 a product of tiles is padded by half or more
+DEEPEST = 256
+FULL = 264  # programs: two for each of the 132 multiprocessors of an H200
+
+
+def plan_few(lanes: int, frames: int, tokens: int, keys: int, heads: int, dim: int) -> dict[str, int]:
+    """The constants of a launch for few keys: four rows share the keys, unless that leaves the machine half empty."""
+    rows = 4 if lanes * frames * (tokens // 4) >= FULL else 1
+    blocks = {"HEADS_BLOCK": tile.block(heads), "DIM_BLOCK": tile.block(dim)}
+    warps = tile.warps(blocks["HEADS_BLOCK"] * blocks["DIM_BLOCK"])
+    return {"KEYS": keys, "HEADS": heads, "DIM": dim, "ROWS": rows, **blocks, "num_warps": warps}
+
+
+def plan_norm(width: int) -> dict[str, int]:
+    """The constants of the norm before many keys."""
+    block = tile.block(width)
+    return {"WIDTH": width, "BLOCK": block, "num_warps": tile.warps(block)}
+
+
+def plan_many(tokens: int, keys: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """The constants of a launch for many keys.
+
+    64 rows are one wgmma of a warpgroup; 64 keys, because 128 take 255 registers on sm_80 and sm_120. Two stages copy a
+    block of keys while the one before it is used; with one, sm_120 spills. fp32 has no tensor cores at full precision:
+    tiles that its registers hold.
+    """
+    most_rows, most_keys = (16, 32) if dtype == torch.float32 else (64, 64)
+    return {
+        "HEADS": heads,
+        "DIM": dim,
+        "ROWS": min(max(tile.block(tokens), 16), most_rows),
+        "KEYS_BLOCK": min(max(tile.block(keys), 16), most_keys),
+        "DIM_BLOCK": max(tile.block(dim), 16),
+        "num_warps": 4,
+        "num_stages": 2,
+    }
+
+
+def supports(spec: Any) -> tuple[bool, str]:
+    if spec.get("audio") == 0:
+        return False, "expected at least one key"
+    return tile.fits(spec)
+
+
+def launch(
+    q: torch.Tensor,  # [B, F T, W]
+    q_weight: torch.Tensor,  # [W]
+    k: torch.Tensor,  # [B or 1, F, A, H, D]
+    v: torch.Tensor,  # [B or 1, F, A, H, D]
+    out: torch.Tensor,  # [B, F T, W], written
+    *,
+    eps: float,
+) -> None:
+    (lanes, rows, width), (_, frames, keys, heads, dim) = q.shape, k.shape
+    if lanes * rows == 0:
+        return
+    tokens = rows // frames
+    k_lane, v_lane = (0 if t.shape[0] == 1 else t.stride(0) for t in (k, v))
+    scale = dim**-0.5 * math.log2(math.e)
+    with tile.on(q):
+        if keys <= FEW:
+            few = plan_few(lanes, frames, tokens, keys, heads, dim)
+            few_keys_kernel[(lanes * frames * triton.cdiv(tokens, few["ROWS"]),)](
+                *(q, q_weight, k, v, out), *(frames, tokens, k_lane, v_lane, eps, scale), **few
+            )
+            return
+        norm_kernel[(lanes * rows,)](q, q_weight, out, eps, **plan_norm(width))
+        many = plan_many(tokens, keys, heads, dim, q.dtype)
+        many_keys_kernel[(lanes * frames * triton.cdiv(tokens, many["ROWS"]) * heads,)](
+            *(out, k, v), *(frames, tokens, keys, k_lane, v_lane, scale), **many
+        )

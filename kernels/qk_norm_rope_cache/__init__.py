@@ -1,0 +1,59 @@
+"""Q and K normed and rotated, K and V into the lane's slots: one pass over the fused projection.
+
+    q' = rope(rms_norm(q) q_weight) -> q_out;   k' likewise, v as it is -> the cache
+
+One program holds the whole row of one token, because the norm spans all heads: qkv is read once and every result is
+written once, where eager PyTorch runs a dozen kernels. q and k share the angles, which come from three small tables.
+A lane with an index out of range writes nothing at all. Statistics and rotation are fp32, with one rounding.
+Limits: W at most ``rows.WIDEST``; lanes must not share slots, save scratch rows that nobody reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rest_fast.kernels import rows as tile
+from rest_fast.kernels.qk_norm_rope_cache.kernel import qk_norm_rope_cache_kernel
+
+
+def plan(width: int) -> dict[str, int]:
+    """The constants of a launch."""
+    block = tile.block(width)
+    return {"WIDTH": width, "BLOCK": block, "num_warps": tile.warps(block)}
+
+
+def supports(spec: Any) -> tuple[bool, str]:
+    return tile.fits(spec)
+
+
+def launch(
+    qkv: torch.Tensor,  # [B, N, 3 W]
+    q_weight: torch.Tensor,  # [W]
+    k_weight: torch.Tensor,  # [W]
+    rope_t: torch.Tensor,  # fp32 [positions, n, 2]
+    rope_y: torch.Tensor,  # fp32 [h, n, 2]
+    rope_x: torch.Tensor,  # fp32 [w, n, 2]
+    k_cache: torch.Tensor,  # [rows, rings, slots, H, D], written
+    v_cache: torch.Tensor,  # the same
+    q_out: torch.Tensor,  # [B, N, H, D], written
+    *,
+    row_index: torch.Tensor,  # int32 [B], as the next three
+    ring_index: torch.Tensor,
+    write_slot: torch.Tensor,
+    base: torch.Tensor,
+    eps: float,
+) -> None:
+    (lanes, tokens), (rows, rings, slots) = qkv.shape[:2], k_cache.shape[:3]
+    if lanes * tokens == 0:
+        return
+    sizes = (rows, rings, slots, tokens, rope_t.shape[0], rope_y.shape[0], rope_x.shape[0])
+    with tile.on(qkv):
+        qk_norm_rope_cache_kernel[(lanes * tokens,)](
+            *(qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out),
+            *(row_index, ring_index, write_slot, base),
+            *sizes,
+            eps,
+            **plan(qkv.shape[2] // 3),
+        )

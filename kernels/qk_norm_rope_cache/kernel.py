@@ -1,0 +1,97 @@
+"""One program per (lane, token): both norms, the rotation, and the three writes."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def place(row_index, ring_index, write_slot, base, lane, rows, rings, slots, tokens, positions, frames):
+    """Where the lane writes (its first slot, int64), its first position, and whether all of it is in range."""
+    row, ring = tl.load(row_index + lane), tl.load(ring_index + lane)
+    slot, first = tl.load(write_slot + lane), tl.load(base + lane)
+    inside = (row >= 0) & (row < rows) & (ring >= 0) & (ring < rings)
+    inside = inside & (slot >= 0) & (slot <= slots - tokens) & (first >= 0) & (first <= positions - frames)
+    return (row.to(tl.int64) * rings + ring) * slots + slot, first, inside
+
+
+@triton.jit
+def turn_of_pairs(
+    t,  # fp32 [n, 2]: (cos, sin) at the token's place on each of the three axes
+    y,
+    x,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """cos and sin of every channel pair, fp32 [PAIRS]."""
+    PAD: tl.constexpr = WIDTH // 2 - 3 * (WIDTH // 6)
+    j = tl.arange(0, PAIRS) - PAD
+    turned = (j >= 0) & (j < 3 * (WIDTH // 6))
+    m = j // 3
+    axis = j - 3 * m
+    table = tl.where(axis == 0, t + 2 * m, tl.where(axis == 1, y + 2 * m, x + 2 * m))
+    return tl.load(table, mask=turned, other=1.0), tl.load(table + 1, mask=turned, other=0.0)
+
+
+@triton.jit
+def norm_rotate(x, weight, cosine, sine, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """x fp32 [BLOCK], zero beyond WIDTH -> rope(rms_norm(x) weight), fp32."""
+    x = x * tl.rsqrt(tl.sum(x * x) / WIDTH + eps) * weight.to(tl.float32)
+    a, b = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
+    return tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), (BLOCK,))
+
+
+@triton.jit
+def qk_norm_rope_cache_kernel(
+    qkv,  # [B, N, 3 W]
+    q_weight,  # [W]
+    k_weight,  # [W]
+    rope_t,  # fp32 [positions, n, 2]
+    rope_y,  # fp32 [h, n, 2]
+    rope_x,  # fp32 [w, n, 2]
+    k_cache,  # [rows, rings, slots, W]
+    v_cache,  # [rows, rings, slots, W]
+    q_out,  # [B, N, W]
+    row_index,  # int32 [B], as the next three
+    ring_index,
+    write_slot,
+    base,
+    rows,
+    rings,
+    slots,
+    tokens,
+    positions,
+    grid_h,
+    grid_w,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
+    first_slot, first, inside = place(
+        row_index, ring_index, write_slot, base, lane, rows, rings, slots, tokens, positions, tokens // (grid_h * grid_w)
+    )
+    if not inside:
+        return
+    c = tl.arange(0, BLOCK)
+    real = c < WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    source = qkv + row * (3 * WIDTH) + c
+    q = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    k = tl.load(source + WIDTH, mask=real, other=0.0).to(tl.float32)
+    v = tl.load(source + 2 * WIDTH, mask=real)
+
+    N: tl.constexpr = WIDTH // 6
+    cosine, sine = turn_of_pairs(
+        rope_t + (first + token // (grid_h * grid_w)) * 2 * N,
+        rope_y + token // grid_w % grid_h * 2 * N,
+        rope_x + token % grid_w * 2 * N,
+        WIDTH,
+        BLOCK // 2,
+    )
+    q = norm_rotate(q, tl.load(q_weight + c, mask=real, other=0.0), cosine, sine, eps, WIDTH, BLOCK)
+    k = norm_rotate(k, tl.load(k_weight + c, mask=real, other=0.0), cosine, sine, eps, WIDTH, BLOCK)
+
+    slot = (first_slot + token) * WIDTH + c
+    tl.store(q_out + row * WIDTH + c, q.to(q_out.dtype.element_ty), mask=real)
+    tl.store(k_cache + slot, k.to(k_cache.dtype.element_ty), mask=real)
+    tl.store(v_cache + slot, v, mask=real)

@@ -1,0 +1,154 @@
+"""One program per (lane, head, split of the keys, tile of queries): softmax in one pass over the lane's valid slots."""
+
+import triton
+import triton.language as tl
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots):
+    """The lane's first slot in the cache (int64) and how many are valid: (0, 0) where any index is out of range."""
+    row, ring, n = tl.load(row_index + lane), tl.load(ring_index + lane), tl.load(n_valid + lane)
+    inside = (row >= 0) & (row < rows) & (ring >= 0) & (ring < rings) & (n > 0) & (n <= slots)
+    return tl.where(inside, (row.to(tl.int64) * rings + ring) * slots, 0), tl.where(inside, n, 0)
+
+
+@triton.jit
+def attend(
+    numerator,  # fp32 [QUERIES, D]
+    total,  # fp32 [QUERIES]: sum of the weights so far
+    top,  # fp32 [QUERIES]: largest scaled score so far
+    q,  # [QUERIES, D]
+    k,  # pointers [KEYS, D]
+    v,  # pointers [KEYS, D]
+    left,  # valid keys in this tile; read where PARTIAL
+    scale,  # of the softmax, times log2 e
+    PARTIAL: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of keys into the running softmax."""
+    if PARTIAL:
+        valid = tl.arange(0, k.shape[0]) < left
+        keys = tl.load(k, mask=valid[:, None], other=0.0)
+    else:
+        keys = tl.load(k)
+    score = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    if PARTIAL:
+        score = tl.where(valid[None, :], score, float("inf") if NEGATIVE else float("-inf"))
+    # The maximum of the raw scores: scaling them is then one multiply-add inside the exponential.
+    best = tl.max(-score if NEGATIVE else score, 1) * tl.abs(scale)
+    higher = tl.maximum(top, best)
+    weight = tl.exp2(score * scale - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(weight, 1)
+    if PARTIAL:
+        values = tl.load(v, mask=valid[:, None], other=0.0)  # 0 * NaN of an unwritten slot would leak
+    else:
+        values = tl.load(v)
+    numerator = tl.dot(weight.to(values.dtype), values, numerator * shrink[:, None], input_precision=PRECISION)
+    return numerator, total, higher
+
+
+@triton.jit(do_not_specialize=["rows", "rings", "slots", "tokens"])
+def sink_ring_attention_kernel(
+    q,  # [B, Nq, H, D]
+    k_cache,  # [rows, rings, slots, H, D]
+    v_cache,  # [rows, rings, slots, H, D]
+    out,  # [B, Nq, H, D]; fp32 [B, SPLITS, Nq, H, D] where SPLITS > 1
+    lse,  # fp32 [B, H, Nq] or None; [B, SPLITS, H, Nq] and of base 2 where SPLITS > 1
+    row_index,  # int32 [B], as the next two
+    ring_index,
+    n_valid,
+    rows,
+    rings,
+    slots,
+    tokens,
+    scale,  # times log2 e
+    H: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Tiles of queries innermost: those that read the same keys run side by side and share them in L2.
+    tiles = tl.cdiv(tokens, QUERIES)
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    split, head, lane = rest % SPLITS, rest // SPLITS % H, rest // SPLITS // H
+    first, n = valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots)
+
+    token, channel = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D)
+    real = token < tokens
+    within = token[:, None] * (H * D) + (head * D + channel)[None, :]  # int32: a lane is smaller than 2^31
+    queries = tl.load(q + lane.to(tl.int64) * tokens * (H * D) + within, mask=real[:, None], other=0.0)
+
+    share = tl.cdiv(tl.cdiv(n, KEYS), SPLITS) * KEYS  # keys of a split: whole tiles, save at the end
+    start = tl.minimum(split * share, n)
+    end = tl.minimum(start + share, n)
+    whole = start + (end - start) // KEYS * KEYS
+    numerator = tl.zeros((QUERIES, D), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    slot = tl.arange(0, KEYS)[:, None] * (H * D) + (head * D + channel)[None, :]
+    k, v = k_cache + first * (H * D), v_cache + first * (H * D)
+    for at in tl.range(start, whole, KEYS):
+        here = at * (H * D) + slot
+        numerator, total, top = attend(
+            numerator, total, top, queries, k + here, v + here, KEYS, scale, False, NEGATIVE, PRECISION
+        )
+    if whole < end:
+        here = whole * (H * D) + slot
+        numerator, total, top = attend(
+            numerator, total, top, queries, k + here, v + here, end - whole, scale, True, NEGATIVE, PRECISION
+        )
+
+    if SPLITS == 1:
+        real = real & (n > 0)
+        result = numerator / total[:, None]
+    else:  # a split without keys weighs nothing: its log-sum-exp is -inf, its result must not be 0 / 0
+        result = numerator / tl.where(total == 0, 1.0, total)[:, None]
+    slab = lane.to(tl.int64) * SPLITS + split
+    tl.store(out + slab * tokens * (H * D) + within, result.to(out.dtype.element_ty), mask=real[:, None])
+    if lse is not None:
+        sums = top + tl.log2(total)
+        tl.store(lse + (slab * H + head) * tokens + token, sums * LN2 if SPLITS == 1 else sums, mask=real)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def combine_kernel(
+    part,  # fp32 [B, SPLITS, Nq, H, D]
+    part_lse,  # fp32 [B, SPLITS, H, Nq], base 2
+    out,  # [B, Nq, H, D]
+    lse,  # fp32 [B, H, Nq] or None
+    tokens,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """The splits' results, weighed by their sums. A lane of which no split had a key is left as it is."""
+    tiles = tl.cdiv(tokens, QUERIES)
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    head, lane = rest % H, (rest // H).to(tl.int64)
+    token, channel, split = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D), tl.arange(0, SPLITS)
+    real = token < tokens
+    within = token[:, None] * (H * D) + (head * D + channel)[None, :]
+
+    where = ((lane * SPLITS + split) * H + head)[:, None] * tokens + token[None, :]
+    top = tl.max(tl.load(part_lse + where, mask=real[None, :], other=float("-inf")), 0)
+    real = real & (top != float("-inf"))
+    numerator, total = tl.zeros((QUERIES, D), tl.float32), tl.zeros((QUERIES,), tl.float32)
+    for s in tl.static_range(SPLITS):
+        slab = lane * SPLITS + s
+        sums = tl.load(part_lse + (slab * H + head) * tokens + token, mask=real, other=0.0)
+        weight = tl.exp2(sums - top)
+        result = tl.load(part + slab * tokens * (H * D) + within, mask=real[:, None], other=0.0)
+        numerator += weight[:, None] * result
+        total += weight
+    result = (numerator / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + lane * tokens * (H * D) + within, result, mask=real[:, None])
+    if lse is not None:
+        tl.store(lse + (lane * H + head) * tokens + token, (top + tl.log2(total)) * LN2, mask=real)
