@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 KV = tuple[torch.Tensor, torch.Tensor]
+STYLES = ("roll", "clone", "concatenate", "write")  # methods of Window
 
 
 @dataclass
@@ -65,10 +66,10 @@ class Window:
         return cache
 
 
-def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """All [B, tokens, H, D] -> [B, tokens, H, D], a view."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
 
 
 def pair_tables(table: torch.Tensor) -> KV:

@@ -55,10 +55,11 @@ int sink_ring_attention(Address q, Address k_cache, Address v_cache, Address out
 
 int frame_cross_attention(Address q, Address q_weight, Address k, Address v, Address out,
                           int64_t batch, int64_t kv_batch, int64_t tokens, int64_t frames,
-                          int64_t audio, int64_t heads, int64_t head_dim, double eps, int dtype) {
+                          int64_t audio, int64_t heads, int64_t head_dim, int64_t vector_lanes,
+                          double eps, int dtype) {
   return rf::frame_cross_attention_cpu(
       rf::pack_frame_cross_attention(q, q_weight, k, v, out, batch, kv_batch, tokens, frames, audio,
-                                     heads, head_dim, eps, dtype));
+                                     heads, head_dim, vector_lanes, eps, dtype));
 }
 
 int cfg_euler_step(Address z, Address v_cond, Address v_uncond, Address guidance, Address dt,
@@ -107,8 +108,8 @@ PYBIND11_MODULE(_cpu, m) {
         "head_dim, rows, rings, slots, row_stride, ring_stride, vector_lanes, scale, dtype) -> "
         "error code; vector_lanes 0: as the machine has");
   m.def("frame_cross_attention", &frame_cross_attention, py::call_guard<py::gil_scoped_release>(),
-        "(q, q_weight, k, v, out, batch, kv_batch, tokens, frames, audio, heads, head_dim, eps, "
-        "dtype) -> error code");
+        "(q, q_weight, k, v, out, batch, kv_batch, tokens, frames, audio, heads, head_dim, "
+        "vector_lanes, eps, dtype) -> error code; vector_lanes 0: as the machine has");
   m.def("cfg_euler_step", &cfg_euler_step, py::call_guard<py::gil_scoped_release>(),
         "(z, v_cond, v_uncond, guidance, dt, sessions, numel, dtype, velocity_dtype) -> error code");
   m.def("pixel_norm_silu", &pixel_norm_silu, py::call_guard<py::gil_scoped_release>(),

@@ -130,8 +130,8 @@ inline SinkRingAttentionParams pack_sink_ring_attention(
 
 inline FrameCrossAttentionParams pack_frame_cross_attention(
     Address q, Address q_weight, Address k, Address v, Address out, int64_t batch, int64_t kv_batch,
-    int64_t tokens, int64_t frames, int64_t audio, int64_t heads, int64_t head_dim, double eps,
-    int dtype) {
+    int64_t tokens, int64_t frames, int64_t audio, int64_t heads, int64_t head_dim,
+    int64_t vector_lanes, double eps, int dtype) {
   FrameCrossAttentionParams p{};
   p.q = pointer<const void>(q);
   p.q_weight = pointer<const void>(q_weight);
@@ -145,6 +145,7 @@ inline FrameCrossAttentionParams pack_frame_cross_attention(
   p.audio = audio;
   p.heads = heads;
   p.head_dim = head_dim;
+  p.vector_lanes = vector_lanes;
   p.dtype = static_cast<DType>(dtype);
   p.eps = static_cast<float>(eps);
   return p;

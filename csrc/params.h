@@ -127,6 +127,7 @@ inline int check_sizes(const RotateContextParams& p) {
   const bool negative = p.batch < 0 || p.layers < 0 || p.rows < 0 || p.rings < 0;
   if (negative || p.slots <= 0 || p.width <= 0 || p.width % 2 != 0) return kBadShape;
   if (p.sink < 0 || p.chunk < 1 || p.sink > p.slots - p.chunk) return kSkipOutOfRange;
+  if (p.batch == 0 || p.layers == 0 || p.rings == 0) return kOk;  // and then no address is needed
   if (!p.k_cache || !p.shift || !p.row_index || !p.skip_slot || !p.enabled) return kNullAddress;
   return kOk;
 }
@@ -165,10 +166,11 @@ inline int check_sizes(const GateNormModulateParams& p) {
   const int rounding = static_cast<int>(p.rounding);
   if (dtype < 0 || dtype > 2) return kBadDType;
   if (p.batch < 0 || p.tokens < 0 || p.width < 0 || rounding < 0 || rounding > 1) return kBadShape;
-  const bool unscaled = p.out && (!p.scale.data || !p.shift.data);
-  if (!p.x || unscaled || (p.gate.data && !p.branch)) return kNullAddress;
   const auto fits = [&](int64_t frames) { return frames > 0 && p.tokens % frames == 0; };
   if ((p.gate.data && !fits(p.gate_frames)) || (p.out && !fits(p.norm_frames))) return kBadFrames;
+  if (p.batch == 0 || p.tokens == 0 || p.width == 0) return kOk;
+  const bool unscaled = p.out && (!p.scale.data || !p.shift.data);
+  if (!p.x || unscaled || (p.gate.data && !p.branch)) return kNullAddress;
   return kOk;
 }
 
@@ -188,7 +190,8 @@ struct FrameCrossAttentionParams {
   int64_t frames;        // F
   int64_t audio;         // A
   int64_t heads;
-  int64_t head_dim;  // D
+  int64_t head_dim;      // D
+  int64_t vector_lanes;  // 0: as wide as the machine has; 4, 8, 16: that version, for tests
   DType dtype;
   float eps;
 };
@@ -200,6 +203,7 @@ inline int check_sizes(const FrameCrossAttentionParams& p) {
   if (p.batch < 0 || p.tokens < 0 || empty || p.head_dim > kMaxHeadDim) return kBadShape;
   if (p.kv_batch != p.batch && p.kv_batch != 1) return kBadShape;
   if (p.frames <= 0 || p.tokens % p.frames != 0) return kBadFrames;
+  if (p.batch == 0 || p.tokens == 0) return kOk;
   if (!p.q || !p.q_weight || !p.k || !p.v || !p.out) return kNullAddress;
   return kOk;
 }
@@ -260,6 +264,7 @@ inline int check_sizes(const CfgEulerStepParams& p) {
   const int velocity = static_cast<int>(p.velocity_dtype);
   if (dtype < 0 || dtype > 2 || velocity < 0 || velocity > 2) return kBadDType;
   if (p.sessions < 0 || p.numel < 0) return kBadShape;
+  if (p.sessions == 0 || p.numel == 0) return kOk;
   if (!p.z || !p.v_cond || !p.v_uncond || !p.guidance || !p.dt) return kNullAddress;
   return kOk;
 }

@@ -4,21 +4,20 @@ A package lists its :class:`Case` objects in ``cases.py``: the launches that the
 no driver; the ``ptxas`` inside Triton's wheel does the last step. Not in a process with ``TRITON_INTERPRET=1``, where a
 kernel is an interpreted function.
 
-    python -m rest_fast.kernels.offline              what is wrong with the code of each case, if anything
-    python -m rest_fast.kernels.offline --markdown   the table of docs/kernels/README.md
+    python -m rest_fast.kernels.offline                                      each case, and what is wrong with it
+    python -m rest_fast.kernels.offline --markdown docs/kernels/README.md    the table there
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +107,7 @@ PATTERNS = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
     "mma.sync": r"mma\.sync",
+    "cp.async": r"cp\.async\.c[ag]\.shared\.global ",
     "cp.async.16": r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10,",
     "tma": r"cp\.async\.bulk\.tensor",
     # 16 bytes: four words, or two of 64 bits
@@ -136,12 +136,13 @@ def faults(case: Case, capability: int, report: Report) -> list[str]:
 
 
 def compile_case(case: Case, capability: int) -> Report:
-    """Compile for one of :data:`CAPABILITIES`. Raises what Triton or ptxas raise."""
+    """Compile for one of :data:`CAPABILITIES`. ValueError for a case with a gap; Triton and ptxas raise what they do."""
     names = list(case.arguments) + list(case.constants)
     order = [n for n in case.kernel.arg_names if n in names]
     signature = {n: case.arguments.get(n, "constexpr") for n in order}
     missing = set(case.kernel.arg_names) - set(order)
-    assert not missing, f"{case.name}: no type or value for {sorted(missing)}"
+    if missing:
+        raise ValueError(f"{case.name}: arguments: expected a type or a value for {sorted(missing)}, got none")
     aligned = case.aligned
     if aligned is None:
         aligned = tuple(n for n, t in case.arguments.items() if t.startswith("*") or t in ("i32", "i64"))
@@ -165,13 +166,17 @@ def compile_case(case: Case, capability: int) -> Report:
 
 def _assemble(ptx: str, target: str, capability: int) -> str:
     """What ptxas says of this PTX."""
-    tool = "ptxas" if capability < 100 else "ptxas-blackwell"
-    program = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
+    program = _program("ptxas" if capability < 100 else "ptxas-blackwell")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [program, "-v", "--gpu-name", target, path, "-o", Path(folder) / "kernel.cubin"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def _program(name: str) -> Path:
+    """A program in Triton's wheel."""
+    return Path(triton.__file__).parent / "backends/nvidia/bin" / name
 
 
 def _number(pattern: str, text: str) -> int:
@@ -191,21 +196,69 @@ def cases() -> list[tuple[str, Case]]:
 def made_by() -> str:
     """The compilers behind the numbers."""
     versions = []
-    for name, targets in (("ptxas", "sm_80, sm_90"), ("ptxas-blackwell", "sm_100, sm_120")):
-        text = subprocess.run([_tool(name), "--version"], capture_output=True, text=True, check=True).stdout
+    for name, targets in (("ptxas", "sm_80 and sm_90"), ("ptxas-blackwell", "sm_100 and sm_120")):
+        text = subprocess.run([_program(name), "--version"], capture_output=True, text=True, check=True).stdout
         match = re.search(r"V(\d[\d.]*)", text)
         assert match is not None, f"{name} told no version: {text}"
-        versions.append(f"ptxas {match[1]} ({targets})")
-    return f"Triton {triton.__version__}, {versions[0]}, {versions[1]}"
+        versions.append(f"ptxas {match[1]} for {targets}")
+    return f"Made by Triton {triton.__version__} with {versions[0]}, {versions[1]}."
 
 
 def table(reports: Callable[[Case, int], Report] = compile_case) -> str:
-    """Markdown: per op a table of cases and targets."""
-    lines, last = [f"Made by {made_by()}.", ""], ""
+    """Markdown: for each op a table of cases and GPUs."""
+    lines, last = [made_by()], ""
     for op, case in cases():
         if op != last:
-            heads = [f"sm_{c}" for c in CAPABILITIES]
-            lines += ["" if last else None, f"**`{op}`**", "", f"| case | {' | '.join(heads)} |", "|---" * 5 + "|"]
+            lines += [
+                "",
+                f"**`{op}`**",
+                "",
+                f"| case | {' | '.join(f'sm_{c}' for c in CAPABILITIES)} |",
+                "|---" * (1 + len(CAPABILITIES)) + "|",
+            ]
             last = op
         lines.append(f"| {case.name} | {' | '.join(_cell(reports(case, c)) for c in CAPABILITIES)} |")
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _cell(report: Report) -> str:
+    loads = report.instructions["ld.global"] + report.instructions["cp.async"] + report.instructions["tma"]
+    numbers = [f"{report.registers}", f"{report.shared / 1024:.3g}", f"{report.spills}", f"{report.tensor_cores}"]
+    return ", ".join([*numbers, f"{report.wide_loads}/{loads}"])
+
+
+BEGIN, END = "<!-- begin: python -m rest_fast.kernels.offline --markdown -->\n", "<!-- end -->\n"
+
+
+def between(page: str) -> tuple[str, str, str]:
+    """A page before, inside and behind the markers of the table."""
+    before, begin, rest = page.partition(BEGIN)
+    inside, end, behind = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"page: expected the lines {BEGIN.strip()!r} and {END.strip()!r} in this order, got others")
+    return before + begin, inside, end + behind
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what is wrong with each case's code, or write the table into a page."""
+    parser = argparse.ArgumentParser(prog="python -m rest_fast.kernels.offline", description=main.__doc__)
+    parser.add_argument("--markdown", metavar="PAGE", type=Path, help="write the table between this page's markers")
+    page = parser.parse_args(arguments).markdown
+    if page is not None:
+        before, _, behind = between(page.read_text())
+        page.write_text(before + table() + behind)
+        return 0
+    bad = 0
+    for op, case in cases():
+        for capability in CAPABILITIES:
+            report = compile_case(case, capability)
+            found = faults(case, capability, report)
+            bad += bool(found)
+            print(f"{op} [{case.name}] {report.target}: {_cell(report)}", *found, sep="\n    ", flush=True)
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    from rest_fast.kernels import offline  # not this module, whose classes nobody imports
+
+    sys.exit(offline.main())

@@ -1,8 +1,8 @@
 """The pixels of tensors [B, C, T, H, W] with any strides: axes folded on the host, addresses found in the kernel.
 
-Axes that lie behind one another in memory, in every tensor of the call, are folded into one: the compiler then sees long
-runs and loads 16 bytes at a time. Of a contiguous tensor two axes are left (clip, pixel), of a ``channels_last_3d`` one,
-of a few frames inside a longer buffer two.
+Axes that lie behind one another in memory, in every tensor of the call, are folded into one: the compiler then sees
+long runs and loads 16 bytes at a time. Of a contiguous tensor two axes are left (clip, pixel), of a
+``channels_last_3d`` one, of a few frames inside a longer buffer two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LIMIT = 2**31  # pixels are numbered in 32 bits; addresses have 64
+LIMIT = 2**31 - 2**13  # pixels are numbered in 32 bits, and a tile reaches beyond the last; addresses have 64
 
 
 def fits(spec: Any) -> tuple[bool, str]:

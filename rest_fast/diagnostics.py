@@ -36,9 +36,10 @@ DRIVER = Path("/proc/driver/nvidia/version")  # there when the machine's NVIDIA 
 
 def config_report() -> dict[str, Any]:
     """Versions, compiled modules, and per op the backend chosen for fp32 on each device, with reasons for the rest."""
-    modules = {"_cpu": native.module()[1] or "available", "_cuda": _cuda_module()}
+    modules = {name: native.module(name)[1] or "available" for name in ("_cpu", "_cuda")}
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    chosen = {op.name: {device: op.report(Spec(device, torch.float32), forced_backend()) for device in devices} for op in ops.ALL}
+    forced = forced_backend()
+    chosen = {op.name: {device: op.report(Spec(device, torch.float32), forced) for device in devices} for op in ops.ALL}
     report = {
         "version": _version(),
         "python": platform.python_version(),
@@ -52,7 +53,7 @@ def config_report() -> dict[str, Any]:
         "build": _build_info(),
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
         "optional": {name: _is_there(name) for name in OPTIONAL},
-        "forced_backend": forced_backend(),
+        "forced_backend": forced,
         "ops": chosen,
     }
     return report | {"problems": list(_problems(report))}
@@ -153,14 +154,6 @@ def _version() -> str:
     import rest_fast  # not above: it imports this module
 
     return rest_fast.__version__
-
-
-def _cuda_module() -> str:
-    try:
-        importlib.import_module("rest_fast._cuda")
-    except ImportError as e:
-        return f"not available: {e}"
-    return "available"
 
 
 def _build_info() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_nothing_wrong(monkeypatch, healthy):
 @pytest.mark.parametrize(("change", "what", "cure"), [
     ({"modules": {"_cpu": "not available: undefined symbol"}}, "undefined symbol", "pip install"),
     ({"build": {"version": "0"}}, "compiled modules are of version 0", "pip install"),
-    ({"forced_backend": "cpp"}, "REST_FAST_BACKEND=cpp: there is no such backend of sink_ring_attention", "unset"),
+    ({"forced_backend": "cpp"}, "REST_FAST_BACKEND=cpp: there is no such backend of causal_conv3d", "unset"),
 ])  # fmt: skip
 def test_a_problem_has_a_cure(monkeypatch, healthy, change, what, cure):
     text = problems(monkeypatch, healthy | change)

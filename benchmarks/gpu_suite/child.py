@@ -1,7 +1,7 @@
 """Run a module, or a script, on the package that was just built: ``child.py SITE MODULE_OR_SCRIPT ARGUMENTS...``
 
-SITE comes first on the path, not the current folder, which holds the sources without compiled modules. The import hook of
-an editable install, which would win over any path, is taken off.
+SITE comes first on the path, not the current folder, which holds the sources without compiled modules. The import
+hook of an editable install, which would win over any path, is taken off.
 """
 
 import runpy

@@ -10,21 +10,25 @@ from typing import Any
 
 from . import machine, parts
 from .report import EXIT_FAILED, EXIT_LEFT, FAILED, PASSED, Outcome, Report
-from .steps import Runner
+from .steps import Runner, check
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 460.0  # a call, so that eight minutes are never full
+MARGIN = 60.0  # of them: the record of the environment
 
 
-def run_part(name: str, out: Path, found: dict[str, Any], *, seconds: float, ungated: bool = False) -> int:
+def run_part(name: str, chosen: argparse.Namespace, found: dict[str, Any], *, seconds: float) -> int:
     """One part in at most so many seconds; the exit code. ``found`` is what ``machine.record`` gave."""
-    report = Report(out, name, found, machine.identity(found))
+    report = Report(chosen.out.resolve(), name, found, machine.identity(found))
     problem = found["problem"]
     report.add("environment", Outcome(FAILED if problem else PASSED, problem), found.get("seconds", 0.0))
     if not problem:
-        place = parts.Place(ROOT, ROOT / "build" / "gpu-work", found, ungated)
-        runner = Runner(report, ROOT, seconds=seconds, workers=place.workers, environment=parts.environment(place))
-        runner.run(parts.PARTS[name](place))
+        place = parts.Place(ROOT, chosen.work.resolve(), found, chosen.ungated)
+        variables = parts.environment(place)
+        runner = Runner(report, ROOT, seconds=seconds, workers=place.workers, environment=variables)
+        steps = parts.PARTS[name](place)
+        check(steps, chosen.seconds - MARGIN)
+        runner.run(steps)
     return report.close()
 
 
@@ -35,6 +39,7 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--part", default="all", choices=[*parts.PARTS, "all"])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="for PART.json and PART.log")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-work", help="for what is built")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for this call (%(default)s)")
     parser.add_argument("--ungated", action="store_true", help="measure although parity tests failed; the JSON says so")
     chosen = parser.parse_args(words)
@@ -45,7 +50,7 @@ def main(words: list[str] | None = None) -> int:
     for name in parts.PARTS if chosen.part == "all" else [chosen.part]:
         left = chosen.seconds - (time.monotonic() - started)
         try:
-            codes.add(run_part(name, chosen.out, found, seconds=left, ungated=chosen.ungated))
+            codes.add(run_part(name, chosen, found, seconds=left))
         except ValueError as e:
             print(f"gpu_suite: {e}", file=sys.stderr)
             return 2

@@ -47,6 +47,8 @@ def benchmarks(stored: Path) -> Callable[[Ended], Outcome]:
     """The JSON of pytest-benchmark, and the GPU's clocks right after it."""
 
     def judge(ended: Ended) -> Outcome:
+        if ended.code == NOTHING_COLLECTED:
+            return Outcome(SKIPPED, "no benchmark was collected")
         if ended.code:
             return by_exit_code(ended)
         found = json.loads(stored.read_text())

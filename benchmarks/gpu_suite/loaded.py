@@ -10,17 +10,23 @@ from pathlib import Path
 
 def main(modules: list[str]) -> None:
     site = Path(sys.path[0])  # child.py put it there
-    import rest_fast
-    from rest_fast.diagnostics import config_report
+    import torch
 
-    if site.resolve() not in Path(rest_fast.__file__).resolve().parents:
-        sys.exit(f"expected rest_fast in {site}, got {rest_fast.__file__}")
-    for name in modules:
+    import rest_fast
+    from rest_fast import ops
+    from rest_fast.ops.dispatch import Spec
+
+    for name in ["rest_fast", *modules]:
         module = importlib.import_module(name)
         if site.resolve() not in Path(str(module.__file__)).resolve().parents:
             sys.exit(f"expected {name} in {site}, got {module.__file__}")
-    found = config_report()
-    print(json.dumps({key: found[key] for key in ("version", "modules", "build", "ops")}, default=str))
+    built = {k: v for k, v in vars(importlib.import_module("rest_fast._build_info")).items() if k.isupper()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    chosen = {op.name: {n: op.report(Spec(device, d), None) for n, d in dtypes.items()} for op in ops.ALL}
+    print(
+        json.dumps({"version": rest_fast.__version__, "modules": modules, "build": built, "ops": chosen}, default=str)
+    )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def source(root: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sorted(p for p in files if p.is_file()):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    found = {"digest": digest.hexdigest()[:16], "commit": None, "uncommitted_changes": None}
+    found: dict[str, Any] = {"digest": digest.hexdigest()[:16], "commit": None, "uncommitted_changes": None}
     code, answer = asked(["git", "rev-parse", "--show-toplevel", "HEAD"], cwd=root)
     top, _, commit = answer.partition("\n")
     if code == 0 and Path(top) == root:  # and not that of a repository around this folder

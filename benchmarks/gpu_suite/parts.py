@@ -15,10 +15,20 @@ from .steps import Ended, Step, by_exit_code
 
 HERE = Path(__file__).parent
 NO_GPU = "no CUDA device"
-BENCHMARKS = ("ops", "attention", "block")  # benchmarks/bench_NAME.py
+# File bench_NAME.py and what pytest's -k takes of it: each a step, so that one can be cut off or repeated alone.
+BENCHMARKS = (
+    ("block", "bf16"),
+    ("attention", "bf16"),
+    ("ops", "bf16 and rest-512"),
+    ("ops", "bf16 and not rest-512"),
+    ("block", "not bf16"),
+    ("attention", "not bf16"),
+    ("ops", "not bf16"),
+)
 # In cudaMalloc's own blocks, with some space after each, a stray access meets no neighbour.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-TOOLS = {"memcheck": ("--padding", "256"), "racecheck": ()}
+TOOLS: dict[str, tuple[str, ...]] = {"memcheck": ("--padding", "256"), "racecheck": ()}
+PLANTED = {"memcheck": "write", "racecheck": "race"}  # what planted.cu does wrong for each
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,9 @@ def built(place: Place) -> list[Step]:
     """The wheels, the package with its extension modules, and a look at what was loaded."""
     nvcc = machine.tool("nvcc")
     variables = {"REST_FAST_CUDA": "ON" if nvcc else "OFF", "REST_FAST_REQUIRE_EXT": "1"}
+    kept = f"cmake-{sys.implementation.cache_tag}-{architecture(place.found)}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    pip += ["--no-cache-dir", "--upgrade", "--target", str(place.site), f"-Cbuild-dir={place.work / 'cmake'}"]
+    pip += ["--no-cache-dir", "--upgrade", "--target", str(place.site), f"-Cbuild-dir={place.work / kept}"]
     pip += [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={architecture(place.found)}", str(place.root)]
     modules = ["rest_fast._cpu", *(["rest_fast._cuda"] if nvcc else [])]
     wheels = (sys.executable, str(HERE / "wheels.py"), "install", str(place.site))
@@ -133,61 +144,47 @@ def parity(place: Place) -> list[Step]:
 def sanitized(place: Place) -> list[Step]:
     """Each kernel on small shapes under memcheck and racecheck, if these find what was planted."""
     program, nvcc = machine.tool("compute-sanitizer"), machine.tool("nvcc")
-    skip = "" if place.gpu else NO_GPU
-    if not skip and program is None:
-        skip = "compute-sanitizer is not installed"
-    if not skip and nvcc is None:
-        skip = "no nvcc, which compiles the error that compute-sanitizer has to find first"
-    planted = place.result("planted")
-    compile_ = (str(nvcc), f"-gencode=arch=compute_{code(place)},code=sm_{code(place)}", str(HERE / "planted.cu"))
-    steps = [Step("sanitizer/planted", (*compile_, "-o", str(planted)), limit=60, skip=skip, product=planted)]
+    planted, code = place.result("planted"), architecture(place.found).removesuffix("-real")
+    compiled = (str(nvcc), f"-gencode=arch=compute_{code},code=sm_{code}", str(HERE / "planted.cu"), "-o", str(planted))
+    no_nvcc = "" if nvcc else "no nvcc"
+    steps = [Step("sanitizer/planted", compiled, limit=60, skip=no_nvcc, product=planted)]
+    skip = NO_GPU if not place.gpu else "" if program else "compute-sanitizer is not installed"
     tool = (str(program), "--report-api-errors", "no", "--error-exitcode", str(judges.FOUND_ERRORS), "--tool")
-    for name, error in (("memcheck", "write"), ("racecheck", "race")):
-        command = (*tool, name, *TOOLS[name], str(planted), error)
-        needs = ("sanitizer/planted",)
+    for name, error in PLANTED.items():
+        command, needs = (*tool, name, *TOOLS[name], str(planted), error), ("sanitizer/planted",)
         steps.append(Step(f"sanitizer/{name}", command, limit=45, needs=needs, skip=skip, judge=judges.caught))
     kernels = sorted(p.parent.name for p in (place.root / "kernels").glob("*/__init__.py"))
-    for name in ("memcheck", "racecheck"):
+    for name in PLANTED:
         for op in [*kernels, "_cuda"]:
-            missing = "rest_fast._cuda was not built: no nvcc" if op == "_cuda" and nvcc is None else ""
-            command = (*tool, name, *TOOLS[name], *place.python(HERE / "sanitize.py", op))
-            needs = ("loaded", f"sanitizer/{name}")
-            steps.append(
-                Step(
-                    f"{name}/{op}",
-                    command,
-                    limit=120,
-                    needs=needs,
-                    skip=skip or missing,
-                    judge=judges.clean,
-                    beside=True,
-                    environment=SANITIZED,
-                )
+            step = Step(
+                f"{name}/{op}",
+                (*tool, name, *TOOLS[name], *place.python(HERE / "sanitize.py", op)),
+                limit=120,
+                needs=("loaded", f"sanitizer/{name}"),
+                skip=skip or (no_nvcc if op == "_cuda" else ""),
+                judge=judges.clean,
+                beside=True,
+                environment=SANITIZED,
             )
+            steps.append(step)
     return steps
-
-
-def code(place: Place) -> str:
-    return architecture(place.found).removesuffix("-real")
 
 
 def measured(place: Place, gates: tuple[str, ...]) -> list[Step]:
     """The op benchmarks, one at a time, once all that is measured is known to be right."""
     steps = []
-    for name in BENCHMARKS:
-        path, stored = place.root / "benchmarks" / f"bench_{name}.py", place.result(f"bench-{name}.json")
-        missing = "" if path.exists() else f"{path.name} is not there"
-        words = ("--benchmark-only", f"--benchmark-json={stored}", path)
-        steps.append(
-            Step(
-                f"bench/{name}",
-                place.pytest(*words),
-                limit=200,
-                needs=("loaded",) if place.ungated else ("loaded", *gates),
-                skip=missing if place.gpu else NO_GPU,
-                judge=judges.benchmarks(stored),
-            )
+    for file, chosen in BENCHMARKS:
+        name, path = f"bench/{file}, {chosen}", place.root / "benchmarks" / f"bench_{file}.py"
+        stored = place.result(f"bench-{file}-{chosen.replace(' ', '-')}.json")
+        step = Step(
+            name,
+            place.pytest("--benchmark-only", f"--benchmark-json={stored}", "-k", chosen, path),
+            limit=240,
+            needs=("loaded",) if place.ungated else ("loaded", *gates),
+            skip=NO_GPU if not place.gpu else "" if path.exists() else f"{path.name} is not there",
+            judge=judges.benchmarks(stored),
         )
+        steps.append(step)
     return steps
 
 

@@ -99,7 +99,6 @@ class Runner:
         self.running: list[Running] = []
 
     def run(self, steps: list[Step]) -> None:
-        check(steps, self.seconds)
         self.deadline = time.monotonic() + self.seconds
         waiting = list(steps)
         try:
@@ -171,7 +170,7 @@ class Runner:
             if ended:
                 outcome = self._judged(one.step, Ended(one.process.returncode, text))
             else:
-                outcome = Outcome(FAILED, f"stopped after {one.step.limit:.0f} s")
+                outcome = Outcome(FAILED, f"stopped after {one.step.limit:g} s")
             self.report.add(one.step.name, outcome, seconds, text)
 
     def _judged(self, step: Step, ended: Ended) -> Outcome:

@@ -6,6 +6,7 @@ python3 benchmarks/gpu_suite/wheels.py install SITE [FOLDER]
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import json
 import shutil
@@ -91,6 +92,7 @@ def install(site: Path, folder: Path) -> int:
         code = subprocess.run(command).returncode
         if code:
             return code
+    importlib.invalidate_caches()  # the path may have named the folder before it was there
     path = [str(site), *sys.path[1:]]  # without this script's own folder
     missing = [
         name for module, name in NEEDED.items() if importlib.machinery.PathFinder.find_spec(module, path) is None

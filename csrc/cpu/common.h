@@ -16,6 +16,7 @@
 // loader picks one. Helpers are forced inline, or they would keep the base instruction set.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12
+#define REST_FAST_X86_LEVELS 1
 #define REST_FAST_MULTI_ISA \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -15,44 +15,86 @@
 namespace rest_fast {
 namespace {
 
-constexpr int kTokens = 16;  // one AVX-512 vector, two of AVX2
-constexpr int kKeys = 32;    // with both tiles of 64 channels half of a first-level cache
+constexpr int kTokens = 16;  // of a tile: one AVX-512 vector
+constexpr int kKeys = 32;    // with 64 channels the tile takes two thirds of a first-level cache
 
 using Lanes = float[kTokens];
 
 struct alignas(64) Tile {
-  Lanes q[kMaxHeadDim];         // normed and scaled, channel by channel
-  Lanes out[kMaxHeadDim];       // not yet divided by the sum
-  Lanes score[kKeys];           // then exp(score - top)
-  float k[kKeys * kMaxHeadDim]; // fp32, rows of head_dim
-  float v[kKeys * kMaxHeadDim];
-  Lanes top;   // largest score so far
-  Lanes sum;   // of exp(score - top)
-  Lanes root;  // 1 / rms of the whole token, all heads
+  Lanes q[kMaxHeadDim];                // normed and scaled, channel by channel
+  Lanes out[kMaxHeadDim];              // not yet divided by the sum
+  Lanes score[kKeys];                  // then exp(score - top)
+  float k[kKeys * kMaxHeadDim];        // fp32, rows of head_dim
+  float v[kKeys * kMaxHeadDim];        // fp32, rows of head_dim
+  float rows[kTokens * kMaxHeadDim];   // q and out with tokens as rows of head_dim
+  Lanes top;                           // largest score so far
+  Lanes sum;                           // of exp(score - top)
+  Lanes root;                          // 1 / rms of the whole token, all heads
 };
 
-// c[r] += sum over i of a[r row_stride + i step] b[i], for R rows: R vectors stay in registers.
-template <int R>
-REST_FAST_INLINE void multiply(const float* __restrict a, int64_t row_stride, int64_t step,
-                               int64_t count, const Lanes* __restrict b, Lanes* __restrict c) {
-  float sum[R][kTokens] = {};
+// Eight vectors of the instruction set at hand stay in registers: rows x tokens.
+template <int kLanes>
+struct Wide {
+  static constexpr int kVectors = kTokens / kLanes;
+  static constexpr int kRows = 8 / kVectors;
+  typedef float Type __attribute__((vector_size(4 * kLanes)));
+};
+
+// c[r] += sum over i of a[r row_stride + i step] b[i], for R rows. GCC vectors, because plain
+// arrays of this size do not end up in registers.
+template <int kLanes, int R>
+REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step, int64_t count,
+                               const Lanes* b, Lanes* c) {
+  using Vector = typename Wide<kLanes>::Type;
+  constexpr int kVectors = Wide<kLanes>::kVectors;
+  Vector sum[R][kVectors];
+  std::memcpy(sum, c, sizeof(sum));
   for (int64_t i = 0; i < count; ++i) {
+    Vector right[kVectors];
+    std::memcpy(right, b[i], sizeof(right));
     for (int r = 0; r < R; ++r) {
-      const float factor = a[r * row_stride + i * step];
-      for (int t = 0; t < kTokens; ++t) sum[r][t] += factor * b[i][t];
+      const float left = a[r * row_stride + i * step];
+      for (int n = 0; n < kVectors; ++n) sum[r][n] += left * right[n];
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < kTokens; ++t) c[r][t] += sum[r][t];
+  std::memcpy(c, sum, sizeof(sum));
+}
+
+template <int kLanes>
+REST_FAST_INLINE void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step,
+                                    int64_t count, const Lanes* b, Lanes* c) {
+  constexpr int kRows = Wide<kLanes>::kRows;
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    multiply<kLanes, kRows>(a + r * row_stride, row_stride, step, count, b, c + r);
+  }
+  if constexpr (kRows == 8) {
+    for (; r + 4 <= rows; r += 4) {
+      multiply<kLanes, 4>(a + r * row_stride, row_stride, step, count, b, c + r);
+    }
+  }
+  for (; r < rows; ++r) {
+    multiply<kLanes, 1>(a + r * row_stride, row_stride, step, count, b, c + r);
   }
 }
 
-REST_FAST_INLINE void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step,
-                                    int64_t count, const Lanes* b, Lanes* c) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) multiply<8>(a + r * row_stride, row_stride, step, count, b, c + r);
-  for (; r + 4 <= rows; r += 4) multiply<4>(a + r * row_stride, row_stride, step, count, b, c + r);
-  for (; r < rows; ++r) multiply<1>(a + r * row_stride, row_stride, step, count, b, c + r);
+// to[j to_stride + i] = from[i from_stride + j], in squares of four that the compiler shuffles.
+REST_FAST_INLINE void transpose(const float* __restrict from, int64_t from_stride, int64_t rows,
+                                int64_t columns, float* __restrict to, int64_t to_stride) {
+  const int64_t square_rows = rows / 4 * 4;
+  const int64_t square_columns = columns / 4 * 4;
+  for (int64_t row = 0; row < square_rows; row += 4) {
+    for (int64_t column = 0; column < square_columns; column += 4) {
+      for (int64_t j = column; j < column + 4; ++j) {
+        for (int64_t i = row; i < row + 4; ++i) to[j * to_stride + i] = from[i * from_stride + j];
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < square_rows ? square_columns : 0; j < columns; ++j) {
+      to[j * to_stride + i] = from[i * from_stride + j];
+    }
+  }
 }
 
 // `count` tokens of q, one head: normed, scaled, turned so that tokens are lanes. The other lanes
@@ -61,18 +103,35 @@ template <class T>
 REST_FAST_INLINE void load_query(const T* __restrict q, const T* __restrict weight, int64_t width,
                                  int64_t dim, int count, Tile& tile) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  for (int64_t d = 0; d < dim; ++d) {
-    const float factor = to_float(weight[d]) * scale;
-    for (int t = 0; t < count; ++t) tile.q[d][t] = to_float(q[t * width + d]) * tile.root[t] * factor;
-    for (int t = count; t < kTokens; ++t) tile.q[d][t] = 0.0f;
+  for (int t = 0; t < count; ++t) {
+    const T* __restrict from = q + t * width;
+    float* __restrict to = tile.rows + t * dim;
+    const float root = tile.root[t] * scale;
+    for (int64_t d = 0; d < dim; ++d) to[d] = to_float(from[d]) * root * to_float(weight[d]);
+  }
+  std::fill(tile.rows + count * dim, tile.rows + kTokens * dim, 0.0f);
+  transpose(tile.rows, dim, kTokens, dim, tile.q[0], kTokens);
+}
+
+// The way back: `count` tokens of one head.
+template <class T>
+REST_FAST_INLINE void store_out(Tile& tile, int64_t width, int64_t dim, int count, T* out) {
+  transpose(tile.out[0], kTokens, dim, kTokens, tile.rows, dim);
+  for (int t = 0; t < count; ++t) {
+    const float* __restrict from = tile.rows + t * dim;
+    T* __restrict to = out + t * width;
+    const float factor = 1.0f / tile.sum[t];
+    for (int64_t d = 0; d < dim; ++d) round_to(from[d] * factor, to[d]);
   }
 }
 
 template <class T>
-REST_FAST_INLINE void load_keys(const T* __restrict source, int64_t width, int64_t dim, int64_t keys,
-                                float* __restrict rows) {
+REST_FAST_INLINE void load_keys(const T* source, int64_t width, int64_t dim, int64_t keys,
+                                float* rows) {
   for (int64_t a = 0; a < keys; ++a) {
-    for (int64_t d = 0; d < dim; ++d) rows[a * dim + d] = to_float(source[a * width + d]);
+    const T* __restrict from = source + a * width;
+    float* __restrict to = rows + a * dim;
+    for (int64_t d = 0; d < dim; ++d) to[d] = to_float(from[d]);
   }
 }
 
@@ -100,7 +159,7 @@ REST_FAST_INLINE void online_softmax(Tile& tile, int64_t keys, int64_t dim) {
 }
 
 // One head of `count` tokens against all keys of their frame.
-template <class T>
+template <int kLanes, class T>
 REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, const T* weight,
                              const T* k, const T* v, T* out, int count, Tile& tile) {
   const int64_t width = p.heads * p.head_dim;
@@ -117,18 +176,15 @@ REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, con
     load_keys(k + key * width, width, dim, keys, tile.k);
     load_keys(v + key * width, width, dim, keys, tile.v);
     std::fill(&tile.score[0][0], &tile.score[keys][0], 0.0f);
-    multiply_rows(tile.k, keys, dim, 1, dim, tile.q, tile.score);
+    multiply_rows<kLanes>(tile.k, keys, dim, 1, dim, tile.q, tile.score);
     online_softmax(tile, keys, dim);
-    multiply_rows(tile.v, dim, 1, dim, keys, tile.score, tile.out);
+    multiply_rows<kLanes>(tile.v, dim, 1, dim, keys, tile.score, tile.out);
   }
-  for (int t = 0; t < count; ++t) {
-    const float divisor = 1.0f / tile.sum[t];
-    for (int64_t d = 0; d < dim; ++d) round_to(tile.out[d][t] * divisor, out[t * width + d]);
-  }
+  store_out(tile, width, dim, count, out);
 }
 
 // Tiles of tokens [begin, end) of B x F x tiles of a frame.
-template <class T>
+template <int kLanes, class T>
 REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
   Tile tile;
   const int64_t width = p.heads * p.head_dim;
@@ -148,34 +204,55 @@ REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begi
     }
     for (int64_t head = 0; head < p.heads; ++head) {
       const int64_t at = head * p.head_dim;
-      attend(p, q + at, static_cast<const T*>(p.q_weight) + at,
-             static_cast<const T*>(p.k) + context + at, static_cast<const T*>(p.v) + context + at,
-             static_cast<T*>(p.out) + token + at, count, tile);
+      attend<kLanes>(p, q + at, static_cast<const T*>(p.q_weight) + at,
+                     static_cast<const T*>(p.k) + context + at,
+                     static_cast<const T*>(p.v) + context + at,
+                     static_cast<T*>(p.out) + token + at, count, tile);
     }
   }
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
-  run_range<float>(p, begin, end);
+using Run = void (*)(const FrameCrossAttentionParams&, int64_t, int64_t);
+
+template <class T>
+void run_narrow(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
+  run_range<4, T>(p, begin, end);
 }
-REST_FAST_MULTI_ISA void run_bfloat16(const FrameCrossAttentionParams& p, int64_t begin,
-                                      int64_t end) {
-  run_range<BFloat16>(p, begin, end);
+
+// Not REST_FAST_MULTI_ISA: the versions differ in their vectors.
+#ifdef REST_FAST_X86_LEVELS
+template <class T>
+__attribute__((target("arch=x86-64-v4"))) void run_avx512(const FrameCrossAttentionParams& p,
+                                                          int64_t begin, int64_t end) {
+  run_range<16, T>(p, begin, end);
 }
-REST_FAST_MULTI_ISA void run_float16(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
-  run_range<Float16>(p, begin, end);
+template <class T>
+__attribute__((target("arch=x86-64-v3"))) void run_avx2(const FrameCrossAttentionParams& p,
+                                                        int64_t begin, int64_t end) {
+  run_range<8, T>(p, begin, end);
+}
+#endif
+
+// The version with vectors of that many lanes (0: the widest here), or null.
+template <class T>
+Run choose(int64_t lanes) {
+#ifdef REST_FAST_X86_LEVELS
+  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) return &run_avx512<T>;
+  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) return &run_avx2<T>;
+#endif
+  return lanes == 0 || lanes == 4 ? &run_narrow<T> : nullptr;
 }
 
 }  // namespace
 
 int frame_cross_attention_cpu(const FrameCrossAttentionParams& p) {
   if (const int error = check_sizes(p)) return error;
+  const Run run = p.dtype == DType::kFloat32    ? choose<float>(p.vector_lanes)
+                  : p.dtype == DType::kBFloat16 ? choose<BFloat16>(p.vector_lanes)
+                                                : choose<Float16>(p.vector_lanes);
+  if (!run) return kBadVectorLanes;
   if (p.batch == 0 || p.tokens == 0) return kOk;
 
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
   const int64_t frame_tokens = p.tokens / p.frames;
   const int64_t items = p.batch * p.frames * ((frame_tokens + kTokens - 1) / kTokens);
   const int64_t elements = p.batch * p.tokens * p.heads * p.head_dim;

@@ -42,31 +42,38 @@ struct Wide {
 };
 
 // c[m][n] = decay[m] c[m][n] + sum over i of a[m a_row + i a_step] b[i b_row + n], a tile of it.
-// A GCC vector, because plain arrays of this size do not end up in registers.
+// GCC vectors and full unrolling, or the sums would not stay in registers.
 template <class V, int N>
 REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                     int64_t b_row, int64_t count, const float* decay, float* c,
                                     int64_t c_row) {
-  typename V::Type sum[kRows][N] = {};
-  if (decay) {
-    for (int m = 0; m < kRows; ++m) {
-      for (int n = 0; n < N; ++n) {
-        std::memcpy(&sum[m][n], c + m * c_row + n * V::kLanes, sizeof(sum[m][n]));
-        sum[m][n] *= decay[m];
-      }
+  typename V::Type sum[kRows][N];
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      sum[m][n] = typename V::Type{};
+      if (!decay) continue;
+      std::memcpy(&sum[m][n], c + m * c_row + n * V::kLanes, sizeof(sum[m][n]));
+      sum[m][n] *= decay[m];
     }
   }
   for (int64_t i = 0; i < count; ++i) {
     typename V::Type right[N];
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       std::memcpy(&right[n], b + i * b_row + n * V::kLanes, sizeof(right[n]));
     }
+#pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       const float left = a[m * a_row + i * a_step];
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[m][n] += left * right[n];
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       std::memcpy(c + m * c_row + n * V::kLanes, &sum[m][n], sizeof(sum[m][n]));
     }

@@ -7,7 +7,7 @@ from rest_fast.kernels.offline import Case
 
 def case(name: str, latents: str, velocity: str) -> Case:
     kinds = [f"*{latents}", f"*{velocity}", f"*{velocity}", "*fp32", "*fp32", "i32"]
-    names = "z v_cond v_uncond guidance dt numel".split()
+    names = ["z", "v_cond", "v_uncond", "guidance", "dt", "numel"]
     return Case(name, cfg_euler_step_kernel, dict(zip(names, kinds)), {"BLOCK": RUN}, num_warps=WARPS)
 
 

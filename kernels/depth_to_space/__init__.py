@@ -1,8 +1,9 @@
 """Channels into frames, rows and columns: the decoder's upsampler, without its three permutes.
 
-A program takes the channels of a few input pixels (cells) and writes the blocks of P1 x P2 x P3 output pixels that they
-become. Values are moved as integers of their size, so every dtype of 1, 2, 4 or 8 bytes arrives bit for bit. Threads lie
-along the stride that is 1, for the load and for the store apart; the tile is turned around in shared memory between.
+A program takes the channels of a few input pixels (cells) and writes the blocks of P1 x P2 x P3 output pixels that
+they become. Values are moved as integers of their size, so every dtype of 1, 2, 4 or 8 bytes arrives bit for bit.
+Threads lie along the stride that is 1, for the load and for the store apart; in between the tile is turned around in
+shared memory. Pictures on their side (LTX-Video's patches) are read and written along their columns.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def launch(
 ) -> None:
     if out.numel() == 0:
         return
-    if out.numel() // out.shape[1] + TILE >= pixels.LIMIT:
-        raise OpError(f"depth_to_space: argument out: expected fewer than 2^31 pixels, got shape {list(out.shape)}")
+    if out.numel() // out.shape[1] >= pixels.LIMIT:
+        raise OpError(
+            f"depth_to_space: argument out: expected fewer than {pixels.LIMIT} pixels, got shape {list(out.shape)}"
+        )
     call = arguments(x, out, factors, drop)
     grid = triton.cdiv(call["cells"], call["BLOCK_P"]) * triton.cdiv(call["channels"], call["BLOCK_C"])
     with rows.on(x):

@@ -8,8 +8,9 @@ nothing to multiply. Several tokens of a frame share each load of its keys.
 Many keys (text): two launches. The first writes the normed queries into ``out``, rounded as the tensor cores need them;
 in the second a program takes one head of a tile of queries from there, runs over the keys in blocks and overwrites what
 it read. The norm inside the second would read every whole row once per head; scratch of its own would be an allocation.
-Rounding: fp32 with one rounding for few keys; for many, normed queries and softmax weights are rounded for the products.
-Lanes may share one k and one v (stride 0). Limits: W at most ``rows.WIDEST``, D at most ``DEEPEST``.
+Rounding: fp32 with one rounding for few keys; for many, normed queries and softmax weights are rounded before the
+products, as eager attention rounds them.
+Lanes may share one k and one v. Limits: W at most ``rows.WIDEST``, D at most ``DEEPEST``.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from rest_fast.kernels import rows as tile
 from rest_fast.kernels.frame_cross_attention.kernel import few_keys_kernel, many_keys_kernel, norm_kernel
 
 FEW = 8  # below 16 a product of tiles is padded by half or more
-DEEPEST = 256
+DEEPEST = 128  # 256 takes more shared memory than sm_120 has
 FULL = 264  # programs: two for each of the 132 multiprocessors of an H200
 
 
 def plan_few(lanes: int, frames: int, tokens: int, keys: int, heads: int, dim: int) -> dict[str, int]:
     """The constants of a launch for few keys: four rows share the keys, unless that leaves the machine half empty."""
-    rows = 4 if lanes * frames * (tokens // 4) >= FULL else 1
     blocks = {"HEADS_BLOCK": tile.block(heads), "DIM_BLOCK": tile.block(dim)}
-    warps = tile.warps(blocks["HEADS_BLOCK"] * blocks["DIM_BLOCK"])
-    return {"KEYS": keys, "HEADS": heads, "DIM": dim, "ROWS": rows, **blocks, "num_warps": warps}
+    padded = blocks["HEADS_BLOCK"] * blocks["DIM_BLOCK"]
+    rows = 4 if lanes * frames * (tokens // 4) >= FULL and padded <= tile.WIDEST else 1
+    return {"KEYS": keys, "HEADS": heads, "DIM": dim, "ROWS": rows, **blocks, "num_warps": tile.warps(padded)}
 
 
 def plan_norm(width: int) -> dict[str, int]:
@@ -51,6 +52,7 @@ def plan_many(tokens: int, keys: int, heads: int, dim: int, dtype: torch.dtype) 
     """
     most_rows, most_keys = (16, 32) if dtype == torch.float32 else (64, 64)
     return {
+        "KEYS": keys,
         "HEADS": heads,
         "DIM": dim,
         "ROWS": min(max(tile.block(tokens), 16), most_rows),
@@ -62,8 +64,8 @@ def plan_many(tokens: int, keys: int, heads: int, dim: int, dtype: torch.dtype) 
 
 
 def supports(spec: Any) -> tuple[bool, str]:
-    if spec.get("audio") == 0:
-        return False, "expected at least one key"
+    if (spec.get("head_dim") or 0) > DEEPEST:
+        return False, f"head_dim of at most {DEEPEST}, got {spec.get('head_dim')}"
     return tile.fits(spec)
 
 
@@ -71,7 +73,7 @@ def launch(
     q: torch.Tensor,  # [B, F T, W]
     q_weight: torch.Tensor,  # [W]
     k: torch.Tensor,  # [B or 1, F, A, H, D]
-    v: torch.Tensor,  # [B or 1, F, A, H, D]
+    v: torch.Tensor,  # the same
     out: torch.Tensor,  # [B, F T, W], written
     *,
     eps: float,
@@ -80,17 +82,17 @@ def launch(
     if lanes * rows == 0:
         return
     tokens = rows // frames
-    k_lane, v_lane = (0 if t.shape[0] == 1 else t.stride(0) for t in (k, v))
+    shared = k.shape[0] == 1
     scale = dim**-0.5 * math.log2(math.e)
     with tile.on(q):
         if keys <= FEW:
             few = plan_few(lanes, frames, tokens, keys, heads, dim)
             few_keys_kernel[(lanes * frames * triton.cdiv(tokens, few["ROWS"]),)](
-                *(q, q_weight, k, v, out), *(frames, tokens, k_lane, v_lane, eps, scale), **few
+                *(q, q_weight, k, v, out), *(frames, tokens, eps, scale), SHARED=shared, **few
             )
             return
         norm_kernel[(lanes * rows,)](q, q_weight, out, eps, **plan_norm(width))
         many = plan_many(tokens, keys, heads, dim, q.dtype)
         many_keys_kernel[(lanes * frames * triton.cdiv(tokens, many["ROWS"]) * heads,)](
-            *(out, k, v), *(frames, tokens, keys, k_lane, v_lane, scale), **many
+            *(out, k, v), *(frames, tokens, scale), SHARED=shared, **many
         )

@@ -11,17 +11,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def few(name: str, dtype: str, *sizes: int) -> Case:
     """sizes: lanes, frames, tokens a frame, keys, heads, head dim."""
-    tensors = "q q_weight k v out".split()
-    constants = plan_few(*sizes)
+    tensors = ["q", "q_weight", "k", "v", "out"]
+    constants = plan_few(*sizes) | {"SHARED": False}
     warps = constants.pop("num_warps")
-    integers = "frames tokens k_lane v_lane".split()
     return Case(
         name,
         few_keys_kernel,
-        dict.fromkeys(tensors, f"*{dtype}") | dict.fromkeys(integers, "i32") | {"eps": "fp32", "scale": "fp32"},
+        dict.fromkeys(tensors, f"*{dtype}") | {"frames": "i32", "tokens": "i32", "eps": "fp32", "scale": "fp32"},
         constants,
         num_warps=warps,
-        aligned=(*tensors, "tokens", "k_lane", "v_lane"),
+        aligned=tuple(tensors),
     )
 
 
@@ -34,18 +33,17 @@ def norm(name: str, dtype: str, width: int) -> Case:
 
 def many(name: str, dtype: str, *sizes: int) -> Case:
     """sizes: tokens a frame, keys, heads, head dim."""
-    tensors = "out k v".split()
-    constants = plan_many(*sizes, DTYPES[dtype])
+    tensors = ["out", "k", "v"]
+    constants = plan_many(*sizes, DTYPES[dtype]) | {"SHARED": True}
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
-    integers = "frames tokens keys k_lane v_lane".split()
     return Case(
         name,
         many_keys_kernel,
-        dict.fromkeys(tensors, f"*{dtype}") | dict.fromkeys(integers, "i32") | {"scale": "fp32"},
+        dict.fromkeys(tensors, f"*{dtype}") | {"frames": "i32", "tokens": "i32", "scale": "fp32"},
         constants,
         num_warps=warps,
         num_stages=stages,
-        aligned=(*tensors, "tokens", "keys", "k_lane", "v_lane"),
+        aligned=tuple(tensors),
         tensor_cores=dtype != "fp32",
     )
 

@@ -5,6 +5,13 @@ import triton.language as tl
 
 
 @triton.jit
+def first_key(lane, frame, frames, KEYS: tl.constexpr, SHARED: tl.constexpr):
+    """Row of k and v, int64, at which the keys of a frame begin."""
+    of_lane = frame.to(tl.int64) if SHARED else lane * frames + frame
+    return of_lane * KEYS
+
+
+@triton.jit
 def channels(HEADS: tl.constexpr, DIM: tl.constexpr, HEADS_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr):
     """Address and existence of each channel of a row padded to HEADS_BLOCK heads of DIM_BLOCK, both flat.
 
@@ -24,7 +31,8 @@ def heads_of(row, c, real, HEADS_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr):
     return tl.reshape(tl.load(row + c, mask=real, other=0.0).to(tl.float32), (1, HEADS_BLOCK, DIM_BLOCK))
 
 
-@triton.jit
+# Alignment comes from HEADS and DIM: other sizes must not make another kernel, here and below.
+@triton.jit(do_not_specialize=["frames", "tokens"])
 def few_keys_kernel(
     q,  # [B, F, T, W]
     q_weight,  # [W]
@@ -33,11 +41,10 @@ def few_keys_kernel(
     out,  # [B, F, T, W], written
     frames,
     tokens,  # T
-    k_lane,  # stride, 0 where lanes share k
-    v_lane,
     eps,
     scale,  # D^-1/2 log2(e)
     KEYS: tl.constexpr,  # A
+    SHARED: tl.constexpr,  # one k and one v for all lanes
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -57,8 +64,9 @@ def few_keys_kernel(
     x *= (tl.load(q_weight + c, mask=real, other=0.0).to(tl.float32) * scale)[None]
     x = tl.reshape(x, (ROWS, HEADS_BLOCK, DIM_BLOCK))
 
-    k += lane * k_lane + frame * KEYS * WIDTH
-    v += lane * v_lane + frame * KEYS * WIDTH
+    of_frame = first_key(lane, frame, frames, KEYS, SHARED) * WIDTH
+    k += of_frame
+    v += of_frame
     most = tl.sum(x * heads_of(k, c, real, HEADS_BLOCK, DIM_BLOCK), 2)  # [ROWS, HEADS_BLOCK]
     total = tl.full((ROWS, HEADS_BLOCK), 1.0, tl.float32)
     seen = heads_of(v, c, real, HEADS_BLOCK, DIM_BLOCK) + tl.zeros_like(x)
@@ -92,17 +100,16 @@ def norm_kernel(
     tl.store(out + at, x.to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "tokens"])
 def many_keys_kernel(
     out,  # [B, F, T, W]: normed queries, overwritten with what they see
     k,  # [B or 1, F, A, W]
     v,  # [B or 1, F, A, W]
     frames,
     tokens,  # T
-    keys,  # A
-    k_lane,  # stride, 0 where lanes share k
-    v_lane,
     scale,  # D^-1/2 log2(e)
+    KEYS: tl.constexpr,  # A
+    SHARED: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -119,19 +126,19 @@ def many_keys_kernel(
     real = (row < tokens)[:, None] & (d < DIM)[None]
     q = tl.load(out + at, mask=real, other=0.0)
 
-    start = frame.to(tl.int64) * keys * WIDTH + head * DIM
-    k += lane * k_lane + start
-    v += lane * v_lane + start
+    of_head = first_key(lane, frame, frames, KEYS, SHARED) * WIDTH + head * DIM
+    k += of_head
+    v += of_head
     most = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     seen = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
-    for first in range(0, keys, KEYS_BLOCK):
+    for first in range(0, KEYS, KEYS_BLOCK):
         key = first + tl.arange(0, KEYS_BLOCK)
         there = key[:, None] * WIDTH + d[None]
-        exists = (key < keys)[:, None] & (d < DIM)[None]
+        exists = (key < KEYS)[:, None] & (d < DIM)[None]
         block = tl.load(k + there, mask=exists, other=0.0)
         score = tl.dot(q, tl.trans(block), input_precision="ieee") * scale
-        score = tl.where((key < keys)[None], score, float("-inf"))
+        score = tl.where((key < KEYS)[None], score, float("-inf"))
         higher = tl.maximum(most, tl.max(score, 1))
         kept, share = tl.exp2(most - higher), tl.exp2(score - higher[:, None])
         value = tl.load(v + there, mask=exists, other=0.0)

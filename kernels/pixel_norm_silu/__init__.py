@@ -3,7 +3,7 @@
     out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift)
 
 One kernel for every layout. A program holds a tile of pixels with all their channels in registers, so nothing is read
-twice; which way the threads lie in the tile follows from the stride that is 1, for the load and for the store apart, and
+twice. Which way the threads lie in the tile follows from the stride that is 1, for the load and for the store apart;
 where the two differ the tile is turned around in shared memory. Statistics and SiLU are fp32, with one rounding.
 Limits: at most ``WIDEST`` channels.
 """

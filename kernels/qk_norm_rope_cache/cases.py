@@ -8,7 +8,7 @@ from rest_fast.kernels.qk_norm_rope_cache.kernel import qk_norm_rope_cache_kerne
 def case(name: str, dtype: str, width: int) -> Case:
     tensors = "qkv q_weight k_weight rope_t rope_y rope_x k_cache v_cache q_out row_index ring_index write_slot base"
     kinds = [f"*{dtype}"] * 3 + ["*fp32"] * 3 + [f"*{dtype}"] * 3 + ["*i32"] * 4
-    sizes = "rows rings slots tokens positions grid_h grid_w".split()
+    sizes = ["rows", "rings", "slots", "tokens", "positions", "grid_h", "grid_w"]
     constants = plan(width)
     warps = constants.pop("num_warps")
     return Case(
@@ -17,13 +17,9 @@ def case(name: str, dtype: str, width: int) -> Case:
         dict(zip(tensors.split(), kinds)) | dict.fromkeys(sizes, "i32") | {"eps": "fp32"},
         constants,
         num_warps=warps,
-        aligned=(*tensors.split(), "slots", "tokens", "grid_h", "grid_w"),
+        aligned=tuple(tensors.split()),
     )
 
 
 # The number of lanes is the size of the grid: 2 lanes and 16 run the same code.
-CASES = [
-    case("rest-512, bf16", "bf16", 2048),
-    case("rest-512, fp16", "fp16", 2048),
-    case("demo, fp32", "fp32", 192),
-]
+CASES = [case("rest-512, bf16", "bf16", 2048), case("rest-512, fp16", "fp16", 2048), case("demo, fp32", "fp32", 192)]

@@ -40,7 +40,8 @@ def norm_rotate(x, weight, cosine, sine, eps, WIDTH: tl.constexpr, BLOCK: tl.con
     return tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), (BLOCK,))
 
 
-@triton.jit
+# Alignment comes from WIDTH alone: other sizes must not make another kernel.
+@triton.jit(do_not_specialize=["rows", "rings", "slots", "tokens", "positions", "grid_h", "grid_w"])
 def qk_norm_rope_cache_kernel(
     qkv,  # [B, N, 3 W]
     q_weight,  # [W]
@@ -68,7 +69,17 @@ def qk_norm_rope_cache_kernel(
 ):
     lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
     first_slot, first, inside = place(
-        row_index, ring_index, write_slot, base, lane, rows, rings, slots, tokens, positions, tokens // (grid_h * grid_w)
+        row_index,
+        ring_index,
+        write_slot,
+        base,
+        lane,
+        rows,
+        rings,
+        slots,
+        tokens,
+        positions,
+        tokens // (grid_h * grid_w),
     )
     if not inside:
         return

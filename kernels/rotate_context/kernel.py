@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Alignment comes from WIDTH alone: other sizes must not make another kernel.
+@triton.jit(do_not_specialize=["lanes", "rows", "rings", "slots", "sink", "chunk", "blocks"])
 def rotate_context_kernel(
     k_cache,  # [L, rows, rings, slots, W], written
     shift,  # fp32 [n, 2]: (cos, sin)

@@ -36,11 +36,12 @@ def attend(
         keys = tl.load(k)
     score = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
     if PARTIAL:
-        score = tl.where(valid[None, :], score, float("inf") if NEGATIVE else float("-inf"))
-    # The maximum of the raw scores: scaling them is then one multiply-add inside the exponential.
-    best = tl.max(-score if NEGATIVE else score, 1) * tl.abs(scale)
-    higher = tl.maximum(top, best)
-    weight = tl.exp2(score * scale - higher[:, None])
+        score = tl.where(valid[None, :], score * scale, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        weight = tl.exp2(score - higher[:, None])
+    else:  # the maximum of the raw scores: scaling them is then one multiply-add inside the exponential
+        higher = tl.maximum(top, tl.max(-score if NEGATIVE else score, 1) * tl.abs(scale))
+        weight = tl.exp2(score * scale - higher[:, None])
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(weight, 1)
     if PARTIAL:

@@ -19,6 +19,7 @@ from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "frame_cross_attention"
 MAX_HEAD_DIM = 128  # kMaxHeadDim of csrc/params.h
+WIDEST = 0  # vectors as wide as the machine has
 
 
 def frame_attention(
@@ -83,6 +84,7 @@ def _cpp(q, q_weight, k, v, out, *, eps) -> None:
         audio,
         heads,
         dim,
+        WIDEST,
         eps,
         native.DTYPES[q.dtype],
     )

@@ -1,4 +1,4 @@
-"""The compiled CPU module ``rest_fast._cpu``: found lazily, its absence is a reason and not a crash."""
+"""The compiled modules ``rest_fast._cpu`` and ``rest_fast._cuda``: found lazily; absence is a reason, not a crash."""
 
 from __future__ import annotations
 
@@ -15,27 +15,37 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @functools.cache
-def module() -> tuple[ModuleType | None, str]:
+def module(name: str = "_cpu") -> tuple[ModuleType | None, str]:
     """(module, "") or (None, why it is missing)."""
     try:
-        return importlib.import_module("rest_fast._cpu"), ""
+        return importlib.import_module(f"rest_fast.{name}"), ""
     except ImportError as e:
-        return None, f"rest_fast._cpu is not available: {e}"
+        return None, f"rest_fast.{name} is not available: {e}"
 
 
-def supports(spec: Spec, dtypes: list[torch.dtype]) -> tuple[bool, str]:
-    if module()[0] is None:
-        return False, module()[1]
-    if spec.device != "cpu":
-        return False, f"CPU tensors only, got {spec.device}"
+def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tuple[bool, str]:
+    compiled, reason = module(f"_{device}")
+    if compiled is None:
+        return False, reason
+    if spec.device != device:
+        return False, f"{device.upper()} tensors only, got {spec.device}"
     if spec.dtype not in dtypes:
         return False, f"dtype {spec.dtype} is not compiled in"
     return True, ""
 
 
 def call(op: str, *args: Any) -> None:
-    """Call the compiled op; a non-zero code becomes an :class:`OpError`."""
-    compiled = module()[0]
+    """Call the op in C++; a non-zero code becomes an :class:`OpError`."""
+    _call(op, "_cpu", args)
+
+
+def call_cuda(op: str, device: torch.device, *args: Any) -> None:
+    """Launch the op in CUDA C++ on the device's current stream; a non-zero code becomes an :class:`OpError`."""
+    _call(op, "_cuda", (*args, torch.cuda.current_stream(device).cuda_stream, device.index))
+
+
+def _call(op: str, name: str, args: tuple) -> None:
+    compiled = module(name)[0]
     assert compiled is not None, "supports() was not asked"
     code = getattr(compiled, op)(*args)
     if code:

@@ -8,6 +8,8 @@ This is the pattern for the other ops: functional reference, checks, in-place re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from rest_fast.ops import native, triton_kernels
@@ -141,7 +143,7 @@ def reference(
     v_cache[where] = v
 
 
-def _cpp(
+def _arguments(
     qkv,
     q_weight,
     k_weight,
@@ -157,10 +159,10 @@ def _cpp(
     write_slot,
     base,
     eps,
-) -> None:
+) -> tuple[int | float, ...]:
+    """What csrc/pack.h takes: addresses, sizes, strides."""
     rows, rings, slots, heads, dim = k_cache.shape
-    native.call(
-        NAME,
+    return (
         *(
             t.data_ptr()
             for t in (
@@ -196,8 +198,17 @@ def _cpp(
     )
 
 
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, [d for d in FLOATS if d != torch.float64])
+def _cpp(*tensors, **named) -> None:
+    native.call(NAME, *_arguments(*tensors, **named))
+
+
+def _cuda(*tensors, **named) -> None:
+    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
+
+
+def _supports(device: str) -> Callable[[Spec], tuple[bool, str]]:
+    dtypes = [d for d in FLOATS if d != torch.float64]
+    return lambda spec: native.supports(spec, dtypes, device)
 
 
 qk_norm_rope_cache = Op(
@@ -207,5 +218,9 @@ qk_norm_rope_cache = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _supports("cpu"), _cpp),
+        Backend("cuda", _supports("cuda"), _cuda, automatic=False),  # has not met a GPU yet
+    ),
 )

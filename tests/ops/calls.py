@@ -130,8 +130,9 @@ def rotate_context(
     dim: int = 10,
     cache: tuple[int, int, int, int] = (2, 5, 2, 11),
     dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Call:
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     angle = 3 * torch.randn(heads * dim // 6, generator=g)
     return {
         "k_cache": torch.randn(*cache, heads, dim, generator=g).to(dtype),
@@ -144,50 +145,77 @@ def rotate_context(
     }
 
 
-def gate_norm_modulate(frames: int = 3, tokens: int = 4, width: int = 10, dtype: torch.dtype = torch.float32) -> Call:
-    g = torch.Generator().manual_seed(0)
+def gate_norm_modulate(
+    frames: int = 3,
+    tokens: int = 4,
+    width: int = 10,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lanes: int = 2,
+    gate_frames: int | None = None,
+    seed: int = 0,
+) -> Call:
+    """``frames`` of ``tokens`` each; the gate may have other frames than scale and shift."""
+    g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g).to(dtype)
 
     return {
-        "x": normal(2, frames * tokens, width),
-        "branch": normal(2, frames * tokens, width),
-        "gate": normal(2, frames, width),
-        "scale": normal(2, frames, width),
-        "shift": normal(2, frames, width),
-        "out": nans(2, frames * tokens, width, dtype=dtype),
+        "x": normal(lanes, frames * tokens, width),
+        "branch": normal(lanes, frames * tokens, width),
+        "gate": normal(lanes, gate_frames or frames, width),
+        "scale": normal(lanes, frames, width),
+        "shift": normal(lanes, frames, width),
+        "out": nans(lanes, frames * tokens, width, dtype=dtype),
         "eps": 1e-6,
     }
 
 
 def frame_cross_attention(
-    frames: int = 3, tokens: int = 4, audio: int = 2, heads: int = 2, dim: int = 5, dtype: torch.dtype = torch.float32
+    frames: int = 3,
+    tokens: int = 4,
+    audio: int = 2,
+    heads: int = 2,
+    dim: int = 5,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lanes: int = 2,
+    shared: bool = False,
+    seed: int = 0,
 ) -> Call:
-    g = torch.Generator().manual_seed(0)
+    """``shared``: one set of keys and values for all lanes."""
+    g = torch.Generator().manual_seed(seed)
+    context = (1 if shared else lanes, frames, audio, heads, dim)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g).to(dtype)
 
     return {
-        "q": 2 * normal(2, frames * tokens, heads * dim),
+        "q": 2 * normal(lanes, frames * tokens, heads * dim),
         "q_weight": 1 + normal(heads * dim),
-        "k": normal(2, frames, audio, heads, dim),
-        "v": normal(2, frames, audio, heads, dim),
-        "out": nans(2, frames * tokens, heads * dim, dtype=dtype),
+        "k": normal(*context),
+        "v": normal(*context),
+        "out": nans(lanes, frames * tokens, heads * dim, dtype=dtype),
         "eps": 1e-5,
     }
 
 
-def cfg_euler_step(dtype: torch.dtype = torch.float32, velocity: torch.dtype | None = None) -> Call:
-    g = torch.Generator().manual_seed(0)
-    z, v_cond, v_uncond = (torch.randn(3, 5, 7, generator=g) for _ in range(3))
+def cfg_euler_step(
+    dtype: torch.dtype = torch.float32,
+    velocity: torch.dtype | None = None,
+    shape: tuple[int, int, int] = (3, 5, 7),
+    seed: int = 0,
+) -> Call:
+    g = torch.Generator().manual_seed(seed)
+    z, v_cond, v_uncond = (torch.randn(*shape, generator=g) for _ in range(3))
+    sessions = shape[0]
     return {
         "z": z.to(dtype),
         "v_cond": v_cond.to(velocity or dtype),
         "v_uncond": v_uncond.to(velocity or dtype),
-        "guidance": torch.tensor([6.0, 1.0, 0.0]),
-        "dt": torch.tensor([-0.125, -0.5, -0.03]),
+        "guidance": torch.tensor([6.0, 1.0, 0.0, 3.5])[:sessions].clone(),
+        "dt": torch.tensor([-0.125, -0.5, -0.03, -1.0])[:sessions].clone(),
     }
 
 

@@ -214,14 +214,14 @@ def test_reasons_of_the_real_backends(monkeypatch):
     attention = reasons(ops.sink_ring_attention, spec_of("", device="cuda"))
     assert not attention["sdpa"][0] and "accelerator" in attention["sdpa"][1]
 
-    monkeypatch.setattr(native, "module", lambda: (object(), ""))
+    monkeypatch.setattr(native, "module", lambda *name: (object(), ""))
     assert reasons(ops.qk_norm_rope_cache, spec_of(""))["cpp"] == (True, "")
     cuda = reasons(ops.qk_norm_rope_cache, spec_of("", device="cuda"))["cpp"]
     assert cuda == (False, "CPU tensors only, got cuda")
     double = reasons(ops.qk_norm_rope_cache, spec_of("", dtype=torch.float64))["cpp"]
     assert double == (False, "dtype torch.float64 is not compiled in")
 
-    monkeypatch.setattr(native, "module", lambda: (None, "rest_fast._cpu is not available: gone"))
+    monkeypatch.setattr(native, "module", lambda *name: (None, "rest_fast._cpu is not available: gone"))
     missing = reasons(ops.qk_norm_rope_cache, spec_of(""))["cpp"]
     assert missing == (False, "rest_fast._cpu is not available: gone")
 
@@ -229,7 +229,7 @@ def test_reasons_of_the_real_backends(monkeypatch):
 def test_without_the_compiled_module_the_reference_runs(monkeypatch):
     """As in the pure-Python wheel; the choices made here are forgotten afterwards."""
     op, call = ops.qk_norm_rope_cache, calls.qk_norm_rope_cache()
-    monkeypatch.setattr(native, "module", lambda: (None, "rest_fast._cpu is not available: gone"))
+    monkeypatch.setattr(native, "module", lambda *name: (None, "rest_fast._cpu is not available: gone"))
     op.forget()
     try:
         calls.invoke(op.name, call)

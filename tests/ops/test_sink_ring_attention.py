@@ -14,7 +14,7 @@ from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 
 NAME = "sink_ring_attention"
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa", "cpp"])
 PHASES = {
     "mixed": {},
     "full": {"n_valid": (7, 7, 7)},

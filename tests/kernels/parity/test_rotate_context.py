@@ -48,6 +48,7 @@ def test_parity_and_nothing_else_moves(shape, dtype):
     assert_same_bits(got["k_cache"][still], call["k_cache"][still], "whatever does not move")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_all_bits_of_what_stays():
     """The pairs that stay pass through registers: signalling NaN, infinities and -0 keep every bit."""
     call = calls.rotate_context(dtype=torch.float16, cache=(1, 4, 1, 11))

@@ -21,7 +21,7 @@ from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 
 NAME = "sink_ring_attention"
-TINY = Tile(16, 16, warps=4, stages=1, resident=1, busy=1.0, alone=1.0)  # many tiles of both kinds at small sizes
+TINY = Tile(16, 32, warps=4, stages=1, resident=1, busy=1.0, alone=1.0)  # many tiles of both kinds at small sizes
 # Scores below 10 are sums of D products: off by a few times 10 * 2^-24 = 6e-7, which is the relative error of a
 # weight; exp2 of the hardware adds 2^-22. The output averages values, so its error stays below that times the largest.
 FP32 = {"fp32": 4e-6, "reason": "weights off by a few fp32 roundings of a score below 10"}
@@ -31,7 +31,7 @@ TINY_ERROR = 2e-6
 
 PHASES = {
     "lanes_at_different_lengths": {"n_valid": (63, 100, 1)},
-    "whole_tiles_only": {"n_valid": (16, 64, 96)},
+    "whole_tiles_only": {"n_valid": (32, 64, 96)},
     "first_slot_only": {"n_valid": (1, 1, 1)},
     "every_slot": {"n_valid": (100, 100, 100)},
     "two_rings_of_one_row": {"rows": (2, 2), "rings": (1, 0), "n_valid": (17, 80)},
@@ -39,12 +39,13 @@ PHASES = {
     "one_query": {"tokens": 1, "n_valid": (5, 50, 95)},
     "one_lane_one_head": {"rows": (3,), "rings": (0,), "n_valid": (99,), "heads": 1, "tokens": 33},
 }
-PLANS = {"whole": Plan(TINY), "two": Plan(TINY, 2), "four": Plan(TINY, 4), "production": None}
+SHORT = {"tokens": 5, "heads": 1}  # where only the keys matter
+PLANS = {"whole": Plan(TINY), "four_parts": Plan(TINY, 4), "as_dispatched": None}
 
 
 def call(dtype: torch.dtype = torch.float32, **changes) -> calls.Call:
     """A cache of 4 rows, 2 rings and 100 slots, NaN wherever no lane may read."""
-    sizes = {"tokens": 19, "heads": 2, "dim": 16, "cache": (4, 2, 100), "n_valid": (63, 100, 1)}
+    sizes = {"tokens": 18, "heads": 2, "dim": 16, "cache": (4, 2, 100), "n_valid": (63, 100, 1)}
     return calls.sink_ring_attention(**(sizes | changes), dtype=dtype)
 
 
@@ -102,7 +103,7 @@ def test_tiles_of_the_table(tile, dtype):
     check_plan(Plan(tile, 2), call(dtype, rows=(1,), rings=(1,), n_valid=(301,), cache=(2, 2, 310), tokens=70, heads=1))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_sizes(data):
     lanes, rings, slots = (data.draw(st.integers(1, most)) for most in (3, 2, 40))
@@ -116,7 +117,7 @@ def test_any_sizes(data):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_split_is_whole_to_rounding(dtype):
-    made = call(dtype)
+    made = call(dtype, **SHORT)
     whole, split = cut(Plan(TINY), made), cut(Plan(TINY, 4), made)
     step = {torch.float32: 2**-22, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     assert_close(split["out"], whole["out"], rtol=step, atol=step, reason="one rounding of the result, either way")
@@ -126,7 +127,7 @@ def test_split_is_whole_to_rounding(dtype):
 @pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 4)], ids=["whole", "split"])
 def test_twice_and_alone_the_same_bits(chosen):
     """No atomics, and no lane looks at another: neighbours and their order change nothing under one plan."""
-    made = call()
+    made = call(**SHORT)
     first, again = cut(chosen, made), cut(chosen, made)
     for name in ("out", "lse"):
         assert_same_bits(again[name], first[name], name)
@@ -139,7 +140,7 @@ def test_twice_and_alone_the_same_bits(chosen):
 
 @pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
 def test_reads_only(chosen):
-    made = call()
+    made = call(**SHORT)
     got = cut(chosen, made)
     for name in ("q", "k_cache", "v_cache", "row_index", "ring_index", "n_valid"):
         assert_same_bits(got[name], made[name], name)
@@ -147,7 +148,7 @@ def test_reads_only(chosen):
 
 @pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
 def test_order_of_slots_does_not_matter(chosen):
-    made = call(rows=(1,), rings=(0,), n_valid=(100,))
+    made = call(rows=(1,), rings=(0,), n_valid=(100,), **SHORT)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(1))
     got = cut(chosen, made | {name: made[name][:, :, order] for name in ("k_cache", "v_cache")})
     for name in ("out", "lse"):
@@ -156,14 +157,14 @@ def test_order_of_slots_does_not_matter(chosen):
 
 @pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
 def test_without_lse(chosen):
-    made = call()
+    made = call(**SHORT)
     assert_same_bits(cut(chosen, made | {"lse": None})["out"], cut(chosen, made)["out"], "out")
 
 
 @pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 2)], ids=["whole", "split"])
 def test_large_scores_neither_overflow_nor_leak(chosen):
     """fp16 products of 40 x 40 over 64 channels leave its range; all scores are equal, so the result is a mean."""
-    made = call(torch.float16, dim=64, n_valid=(40, 37, 1))
+    made = call(torch.float16, dim=64, n_valid=(40, 37, 1), **SHORT)
     made["q"][:] = 40
     made["k_cache"][~made["k_cache"].isnan()] = 40
     got, n = cut(chosen, made), made["n_valid"].tolist()
@@ -176,10 +177,10 @@ def test_large_scores_neither_overflow_nor_leak(chosen):
     assert_close(got["lse"], want[:, None, None].expand_as(got["lse"]), atol=4e-3, reason="fp32 at 18000")
 
 
-@pytest.mark.parametrize("scale", [-0.25, 0.0, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [-300.0, -0.25, 0.0, 1.0, 300.0])
 def test_any_scale(scale):
-    """300: the largest score takes all; a weight is then off by e^(300 x the error of a score)."""
-    made = call() | {"scale": scale}
+    """300: the largest score takes all, and subtracting any other than the largest would overflow."""
+    made = call(**SHORT) | {"scale": scale}
     got, exact = cut(Plan(TINY, 2), made), float64(made)
     top = max(abs(scale), 1.0)
     assert_close(got["out"], exact["out"], atol=1e-5 * top, reason="scores below 10 scale, each off by 2^-24 of it")
@@ -199,11 +200,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 4)], ids=["whole", "split"])
+@pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 2)], ids=["whole", "split"])
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_lane_with_a_wrong_index_is_left_alone(wrong, chosen):
     """The host refuses these where it can see them; on a GPU only the kernel can. Its neighbours go on."""
-    made = call()
+    made = call(**SHORT)
     made["out"][1], made["lse"][1] = 7.0, 8.0
     want = cut(chosen, made)
     got = cut(chosen, made | {name: calls.ints(*values) for name, values in wrong.items()})
@@ -223,9 +224,9 @@ def locate(row_index, ring_index, n_valid, first, n, rows, rings, slots):
 
 
 def test_slots_of_a_pool_beyond_int32():
-    """28 layers of many rows do not fit into 32 bits, so the first slot is a 64-bit number; a wrong lane gets (0, 0)."""
+    """A pool of many rows does not fit into 32 bits, so the first slot is a 64-bit number; a wrong lane gets (0, 0)."""
     rows, rings, slots = 100_000, 8, 100_000
-    index = [(99_999, 7, 5), (3, 2, slots), (rows, 0, 5), (0, rings, 5), (0, 0, slots + 1), (0, 0, 0), (-1, 0, 1)]
+    index = [(99_999, 7, 5), (3, 2, slots), (rows, 0, 5), (0, rings, 5), (0, 0, slots + 1), (1, 1, -5), (-1, 0, 1)]
     lanes = len(index)
     columns = [calls.ints(*values).to(DEVICE) for values in zip(*index)]
     first = torch.full((lanes,), -1, dtype=torch.int64, device=DEVICE)

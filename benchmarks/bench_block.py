@@ -1,0 +1,248 @@
+"""One whole DiT block: ours, through the cache in place, against the block as public video stacks write it.
+
+The same weights, the same window (reference, one chunk of context, the current chunk), two lanes. Peers: the styles of
+``peers.py`` in eager PyTorch, and torch.compile of ``roll`` (time to compile not included). Text and audio keys are
+ready for all.
+
+Where the time goes is measured inside separate calls: a clock around each linear layer, each attention, and the groups of
+the rest. *Outside* is the whole less linear layers and attention. Attention to text and audio counts with the norm of its
+query, on both sides; self-attention by SDPA without what is copied around the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import kit, peers
+from benchmarks.kit import DTYPES, LAYERS
+from rest_fast import ops, preset
+from rest_fast.cache import IDContextCache
+from rest_fast.config import ModelConfig
+from rest_fast.models.dit import StreamingDiT
+from rest_fast.models.dit_block import Workspace
+from rest_fast.ops import rope
+
+LANES = 2
+SELF_ATTENTION = ops.sink_ring_attention
+SPLIT = ("ours", "roll", "write")  # measured inside as well
+PRODUCTS = ("linear", "attention")
+PARTS = {  # what a clock stands around: owner and name of a function
+    "linear": [(F, "linear")],
+    "attention": [
+        (F, "scaled_dot_product_attention"),
+        (ops, "sink_ring_attention"),
+        (ops, "frame_cross_attention"),
+        (peers, "cross_attention"),
+    ],
+    "norm, modulate, gate": [(ops, "gate_norm_modulate"), (peers, "modulate"), (peers, "gated")],
+    "q and k norm, rotation, cache": [
+        (ops, "qk_norm_rope_cache"),
+        (peers, "heads"),
+        *((peers.Window, style) for style in peers.STYLES),
+    ],
+    "gelu": [(F, "gelu")],
+}
+
+
+class Layer:
+    """A model of one block with random weights, its cache in the steady state, and the same window for the peers."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, seed: int):
+        torch.manual_seed(seed)
+        device, tokens = kit.device(), config.stream.chunk * config.tokens
+        self.config = config.replace(dit__layers=1)
+        self.dit = randomise(StreamingDiT(self.config)).to(device, dtype).eval().requires_grad_(False)
+        self.block, width = self.dit.blocks[0], config.dit.width
+        # the block alone: no projection before or behind it
+        self.dit.proj_in, self.dit._output = nn.Identity(), lambda x, final: x
+        self.x = torch.randn(LANES, tokens, width).to(device, dtype)
+        self.window: dict[str, peers.Window] = {}
+        self._fill(dtype)
+        self.work = Workspace(LANES, tokens, self.config.dit, self.x)
+        t = torch.rand(LANES, config.stream.chunk).to(device)
+        self.six, self.mod = self.dit.time(t)[0].to(dtype), self.dit.modulation(t)
+        codes = torch.randn(LANES, config.stream.chunk, config.speech.tokens, config.speech.width).to(device, dtype)
+        self.text, self.audio = self.dit.text_kv(), self.dit.audio_kv(codes)
+        base = self.dit.base(2) + torch.arange(config.stream.chunk)
+        table = rope.token_table(self.dit.time_table(base), self.dit.rope_y, self.dit.rope_x, width)
+        self.tables = peers.pair_tables(table)
+
+    def _fill(self, dtype: torch.dtype) -> None:
+        """Two chunks committed; keys are random, since only their places matter."""
+        tokens, device = self.config.tokens, kit.device()
+        heads, dim = self.config.dit.heads, self.config.dit.head_dim
+        self.cache = cache = IDContextCache(self.config, LANES, dtype=dtype, device=device)
+        for row in range(LANES):
+            cache.open(row, *(torch.zeros(1, tokens, heads, dim, device=device) for _ in range(2)))
+        for buffer in (cache.k, cache.v):
+            buffer.copy_(torch.randn(buffer.shape).to(dtype))
+        for _ in range(2):
+            cache.commit(self.dit, list(range(LANES)))
+        self.lanes = cache.lanes(self.dit, list(range(LANES)))
+        at, chunk = cache.write_slot(0), cache.chunk
+        # by time: what the current chunk evicts stands first in the window that has yet to roll
+        for style in peers.STYLES:
+            first = slice(at, at + chunk) if style == "roll" else slice(0)
+            k, v = (self._ordered(buffer[0, :, 0], at, first) for buffer in (cache.k, cache.v))
+            self.window[style] = peers.Window(k, v, tokens, chunk)
+
+    def _ordered(self, slots: torch.Tensor, at: int, first: slice) -> torch.Tensor:
+        """[B, slots, H, D]: sink, evicted chunk or nothing, context, and room for the current chunk where none left."""
+        sink, chunk = self.cache.sink, self.cache.chunk
+        context = [slots[:, a : a + chunk] for a in range(sink, slots.shape[1], chunk) if a != at]
+        room = [] if first.stop else [slots[:, at : at + chunk]]
+        return torch.cat([slots[:, :sink], slots[:, first], *context, *room], 1)
+
+    def ours(self) -> torch.Tensor:
+        return self.dit.step(self.x, self.mod, self.lanes, self.work, self.text, self.audio)
+
+    def peer(self, style: str, function: Callable[..., torch.Tensor] = peers.block) -> torch.Tensor:
+        remember, heads = getattr(self.window[style], style), self.config.dit.heads
+        return function(self.block, self.x, self.six, self.tables, remember, self.text[0], self.audio[0], heads)
+
+    def exact(self) -> torch.Tensor:
+        """The peers' block one precision up (float64 for fp32, fp32 for the rest); leaves its own weights widened."""
+        wide = torch.float64 if self.x.dtype == torch.float32 else torch.float32
+        window = self.window["write"]
+        remember = peers.Window(window.k.to(wide), window.v.to(wide), window.sink, window.chunk).write
+        text, audio = (None if kv is None else tuple(t.to(wide) for t in kv) for kv in (self.text[0], self.audio[0]))
+        tables = tuple(t.to(wide) for t in self.tables)
+        weights = self.block.to(wide)
+        heads = self.config.dit.heads
+        out = peers.block(weights, self.x.to(wide), self.six.to(wide), tables, remember, text, audio, heads)
+        self.block.to(self.x.dtype)  # what was rounded once comes back unchanged
+        return out
+
+
+def randomise(dit: StreamingDiT) -> StreamingDiT:
+    """Weights that keep every branch near the size of the stream: the zeros of a fresh model would hide mistakes."""
+    for parameter in dit.parameters():
+        if parameter.ndim > 1 and parameter is not dit.blocks[0].table:
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]))
+        else:
+            nn.init.normal_(parameter, mean=0.5, std=0.2)
+    return dit
+
+
+Runs = dict[str, Callable[[Layer], torch.Tensor]]
+
+
+def variants(compiler: Callable | None = kit.compiled) -> Runs:
+    runs: Runs = {"ours": Layer.ours}
+    for style in peers.STYLES:
+        runs[style] = lambda x, style=style: x.peer(style)
+    if compiler is not None:
+        function = compiler(peers.block)
+        runs["roll, compiled"] = lambda x: x.peer("roll", function)
+    return runs
+
+
+def check(layer: Layer, runs: Runs) -> None:
+    """The gate. Windows that roll are put back, so that each variant meets the same keys."""
+    results = {}
+    for name, run in runs.items():
+        kept = {style: (w.k.clone(), w.v.clone()) for style, w in layer.window.items()}
+        results[name] = [run(layer).clone()]
+        for style, (k, v) in kept.items():
+            layer.window[style].k.copy_(k), layer.window[style].v.copy_(v)
+    kit.gate(results, [layer.exact()], "write")
+
+
+# -- inside a block
+
+
+class Clock:
+    """Spans of time around functions while they are patched; on a GPU by events."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Any, Any]] = []
+        self.events = kit.device().type == "cuda"
+
+    def _now(self) -> Any:
+        if not self.events:
+            return time.perf_counter_ns()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def around(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            before, start = len(self.spans), self._now()
+            result = function(*args, **kwargs)
+            stop, parts = self._now(), [s for s in self.spans[before:] if s[0] == label]
+            if not parts or function is not SELF_ATTENTION:  # whose copies around SDPA are no attention
+                self.spans = [s for s in self.spans if s not in parts] + [(label, start, stop)]
+            return result
+
+        return timed
+
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for label, functions in PARTS.items():
+                for owner, name in functions:
+                    stack.enter_context(mock.patch.object(owner, name, self.around(label, getattr(owner, name))))
+            yield
+
+    def split(self, run: Callable[[], Any]) -> dict[str, float]:
+        """Microseconds of one call: whole, outside, and each part."""
+        self.spans.clear()
+        with self.patched():
+            start = self._now()
+            run()
+            whole = self._between(start, self._now())
+        parts = dict.fromkeys(PARTS, 0.0)
+        for label, start, stop in self.spans:
+            parts[label] += self._between(start, stop)
+        return {"whole": whole, "outside": whole - sum(parts[p] for p in PRODUCTS), **parts}
+
+    def _between(self, start: Any, stop: Any) -> float:
+        if not self.events:
+            return (stop - start) / 1e3
+        stop.synchronize()
+        return 1e3 * start.elapsed_time(stop)
+
+
+def inside(layers: list[Layer], runs: Runs, rounds: int) -> dict[str, Any]:
+    """Median microseconds of every part of each variant of :data:`SPLIT`, and the peers' time outside over ours."""
+    clock, found = Clock(), {name: [] for name in SPLIT}
+    for i in range(rounds):
+        for name in SPLIT:
+            found[name].append(clock.split(lambda: runs[name](layers[i % len(layers)])))  # noqa: B023
+    medians = {
+        name: {part: round(float(np.median([s[part] for s in splits])), 1) for part in splits[0]}
+        for name, splits in found.items()
+    }
+    ratios = {
+        f"{name}_over_ours": round(medians[name]["outside"] / medians["ours"]["outside"], 2)
+        for name in SPLIT
+        if name != "ours"
+    }
+    return {"inside_us": medians, "outside_ratios": ratios}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["demo", "rest-512"])
+@torch.no_grad()
+def test_block(benchmark, name, precision):
+    config, dtype = preset(name), DTYPES[precision]
+    copies = LAYERS if name == "demo" else 1  # a block of rest-512 is larger than any cache
+    layers = [Layer(config, dtype, seed) for seed in range(copies)]
+    runs = variants()
+    check(layers[0], runs)
+    calls = {n: (lambda i, run=run: run(layers[i % copies])) for n, run in runs.items()}
+    times = kit.interleaved(calls, budget=4)
+    about = inside(layers, runs, len(times["ours"]))
+    sizes = {"lanes": LANES, "tokens": layers[0].x.shape[1], "width": config.dit.width, "slots": layers[0].cache.slots}
+    kit.store(benchmark, times, "ours", calls["ours"], preset=name, dtype=precision, shape=sizes, **about)

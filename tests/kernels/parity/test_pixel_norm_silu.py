@@ -1,0 +1,123 @@
+"""Triton's ``pixel_norm_silu`` against the reference: every layout, edge sizes, numbers that are none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rest_fast import ops
+from rest_fast.ops import functional
+from rest_fast.ops.dispatch import Spec
+from tests.kernels import kit
+from tests.kernels.pictures import LAYOUTS, assert_untouched_around, placed
+from tests.kit.compare import assert_close
+from tests.ops import calls
+
+NAME = "pixel_norm_silu"
+# A sum of a few dozen squares in another order, a root, an exponential and a division of 2 units of 2^-24 each.
+FP32, REASON = 1e-6, "fp32 in another order, an approximate root, exponential and quotient"
+PLAIN = {"scale": None, "shift": None}
+
+
+def call_of(*shape: int, dtype: torch.dtype = torch.float32) -> calls.Call:
+    g = torch.Generator().manual_seed(0)
+    x, scale, shift = (torch.randn(s, generator=g).to(dtype) for s in (shape, shape[1], shape[1]))
+    return {"x": 2 * x, "scale": scale, "shift": shift, "out": calls.nans(*shape, dtype=dtype), "eps": 1e-8}
+
+
+@pytest.mark.parametrize("change", [{}, PLAIN], ids=["scale_and_shift", "plain"])
+@pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
+def test_parity(dtype, change):
+    kit.check_parity(NAME, calls.pixel_norm_silu(dtype) | change, fp32=FP32, reason=REASON)
+    last = call_of(2, 48, 3, 5, 7, dtype=dtype) | change
+    last |= {n: last[n].to(memory_format=torch.channels_last_3d) for n in ("x", "out")}
+    kit.check_parity(NAME, last, fp32=FP32, reason=REASON)
+
+
+@pytest.mark.parametrize("out_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_to_any(layout, out_layout):
+    """Two and a half tiles of pixels; what lies around the output stays."""
+    call = call_of(2, 40, 3, 5, 7)
+    want = functional.normed_silu(call["x"], call["scale"], call["shift"], eps=call["eps"])
+    scale, shift = call["scale"].to(kit.DEVICE), call["shift"].to(kit.DEVICE)
+    x, _ = placed(call["x"], layout, kit.DEVICE)
+    out, buffer = placed(call["out"], out_layout, kit.DEVICE)
+    with ops.use_backend("triton"):
+        ops.pixel_norm_silu(x, scale, shift, out, eps=call["eps"])
+    assert_close(out.cpu(), want, atol=FP32 * float(want.abs().max()), reason=REASON)
+    assert_untouched_around(out, buffer)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 127, 128, 129, 1023, 2048, 5000, 8192])
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+def test_numbers_of_channels(channels, layout):
+    call = call_of(1, channels, 1, 2, 3)
+    dense = {n: placed(call[n], layout, "cpu")[0] for n in ("x", "out")}
+    kit.check_parity(NAME, call | dense, fp32=FP32, reason=REASON)
+
+
+def test_one_lane_for_many():
+    """An expanded input, whose clips are one."""
+    call = call_of(1, 5, 2, 3, 4)
+    want = functional.normed_silu(call["x"], None, None, eps=1e-8)
+    out = calls.nans(3, 5, 2, 3, 4).to(kit.DEVICE)
+    with ops.use_backend("triton"):
+        ops.pixel_norm_silu(call["x"].to(kit.DEVICE).expand_as(out), None, None, out, eps=1e-8)
+    for clip in out.cpu():
+        assert_close(clip[None], want, atol=FP32 * float(want.abs().max()), reason=REASON)
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+def test_a_bad_pixel_stays_alone(layout):
+    call = call_of(1, 20, 2, 4, 5) | PLAIN
+    for at, value in enumerate((torch.nan, torch.inf, -torch.inf, 0.0)):
+        call["x"][0, :, 0, at, 1] = value
+    call["x"][0, 3, 1, 2, 2] = torch.nan
+    dense = {n: placed(call[n], layout, "cpu")[0] for n in ("x", "out")}
+    got = kit.check_parity(NAME, call | dense, fp32=FP32, reason=REASON)  # NaN exactly where the reference has it
+    assert got["out"][0, :, 0, 3, 1].eq(0).all() and got["out"].isnan().any(1).sum() == 4
+
+
+def test_squares_of_half_precision_do_not_overflow():
+    call = call_of(1, 20, 2, 4, 5, dtype=torch.float16)
+    call["x"] *= 3000
+    got = kit.check_parity(NAME, call, fp32=FP32, reason=REASON)
+    assert got["out"].abs().max() > 1
+
+
+def test_large_negative_numbers_end_at_zero():
+    """exp overflows there: x / inf."""
+    call = call_of(1, 20, 1, 2, 2)
+    call["scale"].fill_(1e4)
+    got = kit.check_parity(NAME, call, fp32=FP32, reason=REASON)
+    assert (got["out"] == 0).any() and not got["out"].isnan().any()
+
+
+def test_no_pixels():
+    call = call_of(2, 5, 0, 4, 3)
+    assert kit.run(NAME, call, "triton")["out"].shape == (2, 5, 0, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "spec, reason",
+    [
+        (Spec(kit.DEVICE, torch.float64, (("channels", 8),)), "float32, bfloat16 and float16 only, got torch.float64"),
+        (Spec(kit.DEVICE, torch.float16, (("channels", 8193),)), "at most 8192 channels, got 8193"),
+        (Spec(kit.DEVICE, torch.float16, (("channels", 8), ("pixels", 2**31))), "fewer than 2147475456 pixels"),
+    ],
+    ids=["float64", "channels", "pixels"],
+)
+def test_refused_with_a_reason(spec, reason):
+    ok, said = next(b for b in ops.pixel_norm_silu.backends if b.name == "triton").supports(spec)
+    assert not ok and reason in said
+
+
+@pytest.mark.skipif(not kit.ON_GPU, reason="real shapes take a GPU")
+@pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 1024, 1, 16, 16), (2, 256, 4, 64, 64), (1, 128, 24, 128, 128)])
+def test_real_shapes(shape, layout, dtype):
+    call = call_of(*shape, dtype=dtype)
+    dense = {n: placed(call[n], layout, "cpu")[0] for n in ("x", "out")}
+    kit.check_parity(NAME, call | dense, fp32=4e-6, reason=REASON + ", 1024 squares")
