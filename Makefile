@@ -3,6 +3,8 @@
 # make test-full the slow ones too
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites
+# make gpu-suite PART=ops OUT=build/gpu   on a machine with a GPU, no network needed (docs/gpu_suite.md);
+# make gpu-wheels before, where there is one, fetches what that machine lacks
 #
 # One virtual environment: the active one, else .venv. The install is editable and is repeated only
 # when something that the build reads has changed.
@@ -70,6 +72,18 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks -q --benchmark-only
+
+.PHONY: gpu-suite gpu-wheels
+PART ?= all
+OUT ?= build/gpu
+# No install before these: the one runs where nothing can be fetched, the other needs nothing.
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
+
+gpu-suite:
+	$(GPU_PYTHON) benchmarks/gpu_suite --part $(PART) --out $(OUT)
+
+gpu-wheels:
+	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py fetch
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis talking.mp4

@@ -1,12 +1,12 @@
 """One whole DiT block: ours, through the cache in place, against the block as public video stacks write it.
 
 The same weights, the same window (reference, one chunk of context, the current chunk), two lanes. Peers: the styles of
-``peers.py`` in eager PyTorch, and torch.compile of ``roll`` (time to compile not included). Text and audio keys are
-ready for all.
+``peers.py`` in eager PyTorch (on the CPU two of them at rest-512), and torch.compile of ``roll``, without the time to
+compile. Text and audio keys are ready for all.
 
-Where the time goes is measured inside separate calls: a clock around each linear layer, each attention, and the groups of
-the rest. *Outside* is the whole less linear layers and attention. Attention to text and audio counts with the norm of its
-query, on both sides; self-attention by SDPA without what is copied around the call.
+Where the time goes is measured inside separate calls: a clock around each linear layer, each attention, and the groups
+of the rest. *Outside* is the whole less linear layers and attention. Attention to text and audio counts with the norm
+of its query, on both sides; self-attention by SDPA without what is copied around the call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -138,9 +138,9 @@ def randomise(dit: StreamingDiT) -> StreamingDiT:
 Runs = dict[str, Callable[[Layer], torch.Tensor]]
 
 
-def variants(compiler: Callable | None = kit.compiled) -> Runs:
+def variants(styles: Sequence[str] = peers.STYLES, compiler: Callable | None = kit.compiled) -> Runs:
     runs: Runs = {"ours": Layer.ours}
-    for style in peers.STYLES:
+    for style in styles:
         runs[style] = lambda x, style=style: x.peer(style)
     if compiler is not None:
         function = compiler(peers.block)
@@ -167,68 +167,71 @@ class Clock:
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, Any, Any]] = []
-        self.events = kit.device().type == "cuda"
+        self.inside: str | None = None
+        self.now = self._event if kit.device().type == "cuda" else time.perf_counter_ns
 
-    def _now(self) -> Any:
-        if not self.events:
-            return time.perf_counter_ns()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def split(self, run: Callable[[], Any]) -> dict[str, float]:
+        """Microseconds of one call: whole, outside, and each part."""
+        self.spans.clear()
+        with self._patched():
+            start = self.now()
+            run()
+            whole = self._between(start, self.now())
+        parts = dict.fromkeys(PARTS, 0.0)
+        for label, start, stop in self.spans:
+            parts[label] += self._between(start, stop)
+        return {"whole": whole, "outside": whole - sum(parts[p] for p in PRODUCTS), **parts}
 
     def around(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with a span around it; what runs inside it under the same label is part of that span."""
+        transparent = function is SELF_ATTENTION  # what it copies around SDPA is no attention
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            before, start = len(self.spans), self._now()
+            if self.inside == label:
+                return function(*args, **kwargs)
+            outer, before = self.inside, len(self.spans)
+            if not transparent:
+                self.inside = label
+            start = self.now()
             result = function(*args, **kwargs)
-            stop, parts = self._now(), [s for s in self.spans[before:] if s[0] == label]
-            if not parts or function is not SELF_ATTENTION:  # whose copies around SDPA are no attention
-                self.spans = [s for s in self.spans if s not in parts] + [(label, start, stop)]
+            stop = self.now()
+            self.inside = outer
+            if not transparent or len(self.spans) == before:
+                self.spans.append((label, start, stop))
             return result
 
         return timed
 
     @contextlib.contextmanager
-    def patched(self) -> Iterator[None]:
+    def _patched(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for label, functions in PARTS.items():
                 for owner, name in functions:
                     stack.enter_context(mock.patch.object(owner, name, self.around(label, getattr(owner, name))))
             yield
 
-    def split(self, run: Callable[[], Any]) -> dict[str, float]:
-        """Microseconds of one call: whole, outside, and each part."""
-        self.spans.clear()
-        with self.patched():
-            start = self._now()
-            run()
-            whole = self._between(start, self._now())
-        parts = dict.fromkeys(PARTS, 0.0)
-        for label, start, stop in self.spans:
-            parts[label] += self._between(start, stop)
-        return {"whole": whole, "outside": whole - sum(parts[p] for p in PRODUCTS), **parts}
+    @staticmethod
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
-    def _between(self, start: Any, stop: Any) -> float:
-        if not self.events:
+    @staticmethod
+    def _between(start: Any, stop: Any) -> float:
+        if isinstance(start, int):
             return (stop - start) / 1e3
         stop.synchronize()
         return 1e3 * start.elapsed_time(stop)
 
 
-def inside(layers: list[Layer], runs: Runs, rounds: int) -> dict[str, Any]:
-    """Median microseconds of every part of each variant of :data:`SPLIT`, and the peers' time outside over ours."""
-    clock, found = Clock(), {name: [] for name in SPLIT}
-    for i in range(rounds):
-        for name in SPLIT:
-            found[name].append(clock.split(lambda: runs[name](layers[i % len(layers)])))  # noqa: B023
+def summarised(splits: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Median microseconds of every part of a variant, and the time outside of the peers over ours."""
     medians = {
-        name: {part: round(float(np.median([s[part] for s in splits])), 1) for part in splits[0]}
-        for name, splits in found.items()
+        name: {part: round(float(np.median([s[part] for s in found])), 1) for part in found[0]}
+        for name, found in splits.items()
     }
-    ratios = {
-        f"{name}_over_ours": round(medians[name]["outside"] / medians["ours"]["outside"], 2)
-        for name in SPLIT
-        if name != "ours"
-    }
+    ours = medians["ours"]["outside"]
+    ratios = {f"{n}_over_ours": round(m["outside"] / ours, 2) for n, m in medians.items() if n != "ours"}
     return {"inside_us": medians, "outside_ratios": ratios}
 
 
@@ -236,13 +239,20 @@ def inside(layers: list[Layer], runs: Runs, rounds: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["demo", "rest-512"])
 @torch.no_grad()
 def test_block(benchmark, name, precision):
-    config, dtype = preset(name), DTYPES[precision]
-    copies = LAYERS if name == "demo" else 1  # a block of rest-512 is larger than any cache
+    config, dtype, demo = preset(name), DTYPES[precision], name == "demo"
+    copies = LAYERS if demo else 1  # a block of rest-512 is larger than any cache
     layers = [Layer(config, dtype, seed) for seed in range(copies)]
-    runs = variants()
+    runs = variants(peers.STYLES if demo or kit.device().type == "cuda" else ("roll", "write"))
     check(layers[0], runs)
+    clock, splits = Clock(), {n: [] for n in SPLIT}
     calls = {n: (lambda i, run=run: run(layers[i % copies])) for n, run in runs.items()}
-    times = kit.interleaved(calls, budget=4)
-    about = inside(layers, runs, len(times["ours"]))
+    clocked = {n: (lambda i, n=n: splits[n].append(clock.split(lambda: calls[n](i)))) for n in SPLIT}
+    if demo:  # where the clocks themselves weigh
+        times = kit.interleaved(calls, budget=3)
+        kit.interleaved(clocked)
+    else:
+        times = kit.interleaved(calls | clocked, least=4)
+    rounds = len(times["ours"])
+    about = summarised({n: found[-rounds:] for n, found in splits.items()})
     sizes = {"lanes": LANES, "tokens": layers[0].x.shape[1], "width": config.dit.width, "slots": layers[0].cache.slots}
     kit.store(benchmark, times, "ours", calls["ours"], preset=name, dtype=precision, shape=sizes, **about)

@@ -218,11 +218,7 @@ TABLE = {
         "x out",
     ),
     "frame_cross_attention": Entry(
-        ops.frame_cross_attention,
-        make_frame_cross_attention,
-        eager_frame_cross_attention,
-        "q q_weight k v eps",
-        "out",
+        ops.frame_cross_attention, make_frame_cross_attention, eager_frame_cross_attention, "q q_weight k v eps", "out"
     ),
     "text_attention": Entry(
         ops.frame_cross_attention,
@@ -266,7 +262,9 @@ class Case:
     def arguments(self, values: Values) -> tuple[list, Values]:
         return [values[n] for n in self._positional], {n: values[n] for n in self._named if n in values}
 
-    def variants(self, compiler: Callable | None = kit.compiled) -> dict[str, Callable[[Values], Sequence[torch.Tensor]]]:
+    def variants(
+        self, compiler: Callable | None = kit.compiled
+    ) -> dict[str, Callable[[Values], Sequence[torch.Tensor]]]:
         """Name -> run on the values of a layer, returning what was computed. ``op`` is dispatch's own choice."""
         runs: dict[str, Callable] = {"op": self._on(None)}
         runs |= {name: self._on(name) for name in self.backends if name != self.chosen}
@@ -342,7 +340,7 @@ def test_op(benchmark, precision, name, preset):
     case.check(variants)
     copies = len(case.layers)
     calls = {n: (lambda i, run=run: run(case.layers[i % copies])) for n, run in variants.items()}
-    times = kit.interleaved(calls, budget=1.5)
+    times = kit.interleaved(calls, budget=1)
     about: dict[str, Any] = {"op": name, "preset": preset, "dtype": kit.NAMES[dtype], "backend": case.chosen}
     if preset == "rest-512":  # the demo's tensors fit into a cache: no roof made of memory applies
         work, median = case.work(), kit.summary(times["op"])["median_us"]

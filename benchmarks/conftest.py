@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,22 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def accelerator() -> dict:
+    """Nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "capability_cuda": "sm_{}{}".format(*torch.cuda.get_device_capability()),
+        "driver": driver.stdout.split("\n")[0].strip() if driver else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+    }
+
+
 def environment(commit: dict) -> dict:
     return {
         "cpu": cpu_name(),
@@ -39,6 +59,7 @@ def environment(commit: dict) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rest_fast": rest_fast.__version__,
+        **accelerator(),
         "commit": commit.get("id"),
         "uncommitted_changes": commit.get("dirty"),
     }

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-LAYERS = 4  # copies of every buffer, taken in turn as the layers of a step are: no call finds warm what the last one left
+LAYERS = (
+    4  # copies of every buffer, taken in turn as the layers of a step are: no call finds warm what the last one left
+)
 LONG = 0.5  # seconds of a round, above which the first one is warm-up enough
 FLUSH = 256 << 20  # bytes written between two timed calls on a GPU: several times its L2
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

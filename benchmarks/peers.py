@@ -2,13 +2,13 @@
 
 What stacks do, read in their sources (own words, own code), from the dearest to the cheapest:
 
-* ``roll``: LongLive (``wan/modules/causal_model.py``) at the first step of a chunk. Clone keys and values of the window,
-  shift what stays by one more clone, write the chunk, concatenate sink and rest for the attention; then shift and write
-  the kept cache as well.
+* ``roll``: LongLive (``wan/modules/causal_model.py``) at the first step of a chunk. Clone keys and values of the
+  window, shift what stays by one more clone, write the chunk, concatenate sink and rest for the attention; then shift
+  and write the kept cache as well.
 * ``clone``: LongLive at the other steps of a chunk, the same without the shifts.
 * ``concatenate``: the past, kept apart, and the chunk in one concatenation each of keys and values (Live Avatar).
-* ``write``: Self-Forcing and FastVideo at the steps of a chunk after its first, which shifts: write the chunk, attend to
-  a slice. Their host waits (counters read from the device, layer by layer) are left out.
+* ``write``: Self-Forcing and FastVideo at the steps of a chunk after its first, which shifts: write the chunk, attend
+  to a slice. Their host waits (counters read from the device, layer by layer) are left out.
 
 Around it stands the block of LTX-Video: norms by ``F.rms_norm``, per-frame modulation with the block's table added at
 every step, rotation in fp32 by ready tables. In the peers' favour, so that only the glue differs: QKV is one product

@@ -128,7 +128,8 @@ inline int check_sizes(const RotateContextParams& p) {
   if (negative || p.slots <= 0 || p.width <= 0 || p.width % 2 != 0) return kBadShape;
   if (p.sink < 0 || p.chunk < 1 || p.sink > p.slots - p.chunk) return kSkipOutOfRange;
   if (p.batch == 0 || p.layers == 0 || p.rings == 0) return kOk;  // and then no address is needed
-  if (!p.k_cache || !p.shift || !p.row_index || !p.skip_slot || !p.enabled) return kNullAddress;
+  if (p.width >= 6 && !p.shift) return kNullAddress;
+  if (!p.k_cache || !p.row_index || !p.skip_slot || !p.enabled) return kNullAddress;
   return kOk;
 }
 

@@ -40,7 +40,7 @@ class Case:
     arguments: dict[str, str]  # run-time argument -> type: "*bf16", "*fp32", "*i32", "i32", "fp32"
     constants: dict[str, Any]  # tl.constexpr arguments; a pointer that is None goes here, too
     num_warps: int
-    num_stages: int = 1
+    num_stages: int = 3  # as for a launch that does not say
     aligned: tuple[str, ...] | None = None  # arguments that are multiples of 16; None: all integers and pointers
     tensor_cores: bool = False  # wgmma on 90, tcgen05 on 100, mma.sync on 80 and 120
     narrow: str = ""  # why no load is 16 bytes wide; empty: at least one must be
@@ -136,7 +136,7 @@ def faults(case: Case, capability: int, report: Report) -> list[str]:
 
 
 def compile_case(case: Case, capability: int) -> Report:
-    """Compile for one of :data:`CAPABILITIES`. ValueError for a case with a gap; Triton and ptxas raise what they do."""
+    """Compile for one of :data:`CAPABILITIES`. ValueError for a case with a gap; else what Triton and ptxas raise."""
     names = list(case.arguments) + list(case.constants)
     order = [n for n in case.kernel.arg_names if n in names]
     signature = {n: case.arguments.get(n, "constexpr") for n in order}

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def test_the_list_brings_what_the_suite_imports():
 
 def test_the_list_is_whole_and_new_enough():
     """Nothing is resolved where it is installed: what these packages require is in the list, in a version that fits."""
-    requirements = pytest.importorskip("packaging.requirements")
+    requirements, tomllib = (pytest.importorskip(name) for name in ("packaging.requirements", "tomllib"))
     pins = wheels.pinned()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]

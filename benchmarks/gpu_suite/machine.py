@@ -85,10 +85,11 @@ def source(root: Path) -> dict[str, Any]:
     for path in sorted(p for p in files if p.is_file()):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     found: dict[str, Any] = {"digest": digest.hexdigest()[:16], "commit": None, "uncommitted_changes": None}
-    code, answer = asked(["git", "rev-parse", "--show-toplevel", "HEAD"], cwd=root)
+    quiet = ("git", "--no-optional-locks")  # somebody may be committing
+    code, answer = asked([*quiet, "rev-parse", "--show-toplevel", "HEAD"], cwd=root)
     top, _, commit = answer.partition("\n")
     if code == 0 and Path(top) == root:  # and not that of a repository around this folder
-        found |= {"commit": commit, "uncommitted_changes": bool(asked(["git", "status", "--porcelain"], cwd=root)[1])}
+        found |= {"commit": commit, "uncommitted_changes": bool(asked([*quiet, "status", "--porcelain"], cwd=root)[1])}
         return found
     try:
         noted = json.loads((root / "build" / "gpu-wheels" / "source.json").read_text())

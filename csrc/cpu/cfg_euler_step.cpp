@@ -1,13 +1,15 @@
 // Guidance and Euler update, z <- z + dt (v_u + g (v_c - v_u)), one pass over the latents.
 //
-// Layout: params.h. Why it exists: three reads and one write, where eager PyTorch runs five kernels.
+// Layout: params.h. Why it exists: three reads and one write, where eager PyTorch runs six kernels
+// and stores what lies between them.
 #include "common.h"
 
 namespace rest_fast {
 namespace {
 
 template <class Z, class V>
-REST_FAST_INLINE void step(const CfgEulerStepParams& p, int64_t session, int64_t begin, int64_t end) {
+REST_FAST_INLINE void step(const CfgEulerStepParams& p, int64_t session, int64_t begin,
+                           int64_t end) {
   const float guidance = p.guidance[session];
   const float dt = p.dt[session];
   Z* __restrict z = static_cast<Z*>(p.z) + session * p.numel;

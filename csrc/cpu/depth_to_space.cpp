@@ -3,8 +3,8 @@
 //   out[b, c, t p1 + i - drop, y p2 + j, z p3 + k] = x[b, ((c p1 + i) p2 + j) p3 + k, t, y, z]
 //
 // Layout: params.h. Why it exists: one pass with sequential writes, where a permuting copy goes
-// element by element. The unit of work is a row of output, of one channel or, where channels are
-// innermost in `out`, of all.
+// element by element. The unit of work is a row of input, for one channel of output or, where
+// channels are innermost there, for all.
 #include "volume.h"
 
 namespace rest_fast {
@@ -67,28 +67,29 @@ REST_FAST_INLINE void run_range(const DepthToSpaceParams& p, int64_t begin, int6
   const VolumeStrides& to = p.out_strides;
   const bool all_channels = channels_last(p);
   const int64_t cell = p.factor_t * p.factor_h * p.factor_w;
-  const int64_t lines = p.height * p.factor_h;
   const int64_t frames = p.frames * p.factor_t - p.drop;
   const int64_t channels = all_channels ? 1 : p.channels;
   const Row row{p.width, p.factor_w, in.channel, in.column, to.column};
 
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t line = item % lines;
-    const int64_t frame = item / lines % frames;
-    const int64_t c = item / (lines * frames) % channels;
-    const int64_t b = item / (lines * frames * channels);
+    const int64_t y = item % p.height;
+    const int64_t frame = item / p.height % frames;
+    const int64_t c = item / (p.height * frames) % channels;
+    const int64_t b = item / (p.height * frames * channels);
     const int64_t source = frame + p.drop;
-    const int64_t i = source % p.factor_t;
-    const int64_t j = line % p.factor_h;
-    const int64_t depth = ((c * p.factor_t + i) * p.factor_h + j) * p.factor_w;
+    const int64_t depth = c * cell + source % p.factor_t * p.factor_h * p.factor_w;
     const T* x = static_cast<const T*>(p.x) + b * in.batch + depth * in.channel +
-                 source / p.factor_t * in.frame + line / p.factor_h * in.row;
+                 source / p.factor_t * in.frame + y * in.row;
     T* out = static_cast<T*>(p.out) + b * to.batch + c * to.channel + frame * to.frame +
-             line * to.row;
-    if (all_channels) {
-      move_pixels(x, row, p.channels, cell * in.channel, out);
-    } else {
-      move_row(x, row, out);
+             y * p.factor_h * to.row;
+    for (int64_t j = 0; j < p.factor_h; ++j) {
+      if (all_channels) {
+        move_pixels(x, row, p.channels, cell * in.channel, out);
+      } else {
+        move_row(x, row, out);
+      }
+      x += p.factor_w * in.channel;
+      out += to.row;
     }
   }
 }
@@ -112,14 +113,14 @@ REST_FAST_MULTI_ISA void run_8(const DepthToSpaceParams& p, int64_t begin, int64
 int depth_to_space_cpu(const DepthToSpaceParams& p) {
   if (const int error = check_sizes(p)) return error;
   const int64_t frames = p.frames * p.factor_t - p.drop;
-  const int64_t rows = p.batch * p.channels * frames * p.height * p.factor_h;
+  const int64_t rows = p.batch * p.channels * frames * p.height;
   if (rows * p.width == 0) return kOk;
   if (p.x == nullptr || p.out == nullptr) return kNullAddress;
   const auto run = p.element_size == 1   ? &run_1
                    : p.element_size == 2 ? &run_2
                    : p.element_size == 4 ? &run_4
                                          : &run_8;
-  in_parallel(channels_last(p) ? rows / p.channels : rows, rows * p.width * p.factor_w,
+  in_parallel(channels_last(p) ? rows / p.channels : rows, rows * p.width * p.factor_h * p.factor_w,
               [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;
 }

@@ -21,15 +21,15 @@ constexpr int kKeys = 32;    // with 64 channels the tile takes two thirds of a 
 using Lanes = float[kTokens];
 
 struct alignas(64) Tile {
-  Lanes q[kMaxHeadDim];                // normed and scaled, channel by channel
-  Lanes out[kMaxHeadDim];              // not yet divided by the sum
-  Lanes score[kKeys];                  // then exp(score - top)
-  float k[kKeys * kMaxHeadDim];        // fp32, rows of head_dim
-  float v[kKeys * kMaxHeadDim];        // fp32, rows of head_dim
-  float rows[kTokens * kMaxHeadDim];   // q and out with tokens as rows of head_dim
-  Lanes top;                           // largest score so far
-  Lanes sum;                           // of exp(score - top)
-  Lanes root;                          // 1 / rms of the whole token, all heads
+  Lanes q[kMaxHeadDim];               // normed and scaled, channel by channel
+  Lanes out[kMaxHeadDim];             // not yet divided by the sum
+  Lanes score[kKeys];                 // then exp(score - top)
+  float k[kKeys * kMaxHeadDim];       // fp32, rows of head_dim
+  float v[kKeys * kMaxHeadDim];       // fp32, rows of head_dim
+  float rows[kTokens * kMaxHeadDim];  // q and out with tokens as rows of head_dim
+  Lanes top;                          // largest score so far
+  Lanes sum;                          // of exp(score - top)
+  Lanes root;                         // 1 / rms of the whole token, all heads
 };
 
 // Eight vectors of the instruction set at hand stay in registers: rows x tokens.
@@ -206,8 +206,8 @@ REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begi
       const int64_t at = head * p.head_dim;
       attend<kLanes>(p, q + at, static_cast<const T*>(p.q_weight) + at,
                      static_cast<const T*>(p.k) + context + at,
-                     static_cast<const T*>(p.v) + context + at,
-                     static_cast<T*>(p.out) + token + at, count, tile);
+                     static_cast<const T*>(p.v) + context + at, static_cast<T*>(p.out) + token + at,
+                     count, tile);
     }
   }
 }

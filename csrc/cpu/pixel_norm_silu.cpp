@@ -11,7 +11,7 @@
 namespace rest_fast {
 namespace {
 
-constexpr int64_t kTile = 256;  // pixels: a row of a tile is a few cache lines and vector registers
+constexpr int64_t kTile = 64;   // pixels: a row of a tile is a few cache lines and vector registers
 constexpr int64_t kGroup = 32;  // channels whose squares are summed on their own, for accuracy
 
 // y <= 0 goes through e^y and y > 0 through e^-y, so that nothing overflows.
@@ -35,8 +35,8 @@ REST_FAST_INLINE float summand(const T* shift, int64_t channel) {
 template <class T>
 REST_FAST_INLINE void load_row(const T* __restrict x, int64_t step, int64_t pixels,
                                float* __restrict row) {
-  if (step == 1) {
-    for (int64_t i = 0; i < pixels; ++i) row[i] = to_float(x[i]);
+  if (step == 1 && pixels == kTile) {
+    for (int64_t i = 0; i < kTile; ++i) row[i] = to_float(x[i]);
   } else {
     for (int64_t i = 0; i < pixels; ++i) row[i] = to_float(x[i * step]);
   }
@@ -45,8 +45,8 @@ REST_FAST_INLINE void load_row(const T* __restrict x, int64_t step, int64_t pixe
 template <class T>
 REST_FAST_INLINE void store_row(const float* __restrict row, int64_t step, int64_t pixels,
                                 T* __restrict out) {
-  if (step == 1) {
-    for (int64_t i = 0; i < pixels; ++i) round_to(row[i], out[i]);
+  if (step == 1 && pixels == kTile) {
+    for (int64_t i = 0; i < kTile; ++i) round_to(row[i], out[i]);
   } else {
     for (int64_t i = 0; i < pixels; ++i) round_to(row[i], out[i * step]);
   }
@@ -116,17 +116,12 @@ REST_FAST_INLINE void run_range(const PixelNormSiluParams& p, const PixelRuns& r
                                 int64_t end) {
   const bool channels_last = p.x_strides.channel == 1 && p.out_strides.channel == 1 &&
                              runs.run.from != 1 && runs.run.to != 1;
-  const bool dense = runs.run.from == 1 && runs.run.to == 1;
   for (int64_t item = begin; item < end; ++item) {
     const PixelTile tile = pixel_tile(runs, item);
     const T* x = static_cast<const T*>(p.x) + tile.from;
     T* out = static_cast<T*>(p.out) + tile.to;
     if (channels_last) {
       run_pixels(p, x, out, tile.pixels, runs.run.from, runs.run.to);
-    } else if (dense && tile.pixels == kTile) {
-      run_tile(p, x, out, kTile, 1, 1);
-    } else if (dense) {
-      run_tile(p, x, out, tile.pixels, 1, 1);
     } else {
       run_tile(p, x, out, tile.pixels, runs.run.from, runs.run.to);
     }

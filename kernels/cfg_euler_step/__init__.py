@@ -21,12 +21,14 @@ RUN, WARPS = 1024, 4
 
 
 def supports(spec: Any) -> tuple[bool, str]:
+    if spec.get("velocity") == str(torch.float64):
+        return False, "velocities of float32, bfloat16 and float16 only, got torch.float64"
     return tile.fits(spec)
 
 
 def launch(
     z: torch.Tensor,  # [S, N, C], written
-    v_cond: torch.Tensor,  # [S, N, C], any floating dtype, as the next
+    v_cond: torch.Tensor,  # [S, N, C], fp32, bf16 or fp16, as the next
     v_uncond: torch.Tensor,
     guidance: torch.Tensor,  # fp32 [S]
     dt: torch.Tensor,  # fp32 [S]

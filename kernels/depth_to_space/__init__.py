@@ -20,14 +20,15 @@ from rest_fast.ops.dispatch import OpError
 KINDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MOST = 65536  # channels of the input: a cell of the largest possible block is one tile
 TILE, WARPS = 4096, 4  # elements: 32 a thread, four loads of 16 bytes of bf16 in flight
+SCATTERED = 1024  # the same where addresses do not run on, and each value in flight takes registers for its own
 WIDE = 128  # output channels of a tile where channels lie side by side: 256 bytes of bf16
 MIXED, PLANAR = 16, 64  # cells of a tile where cells lie side by side at one end (32 bytes of bf16), or at both
 
 
-def plan(channels: int, factors: tuple[int, int, int], ends: int) -> dict[str, int]:
-    """Constants of a launch: C of out, P1 P2 P3, and how many of x and out have channels side by side (0 to 2)."""
+def plan(channels: int, factors: tuple[int, int, int], ends: int, runs: bool) -> dict[str, int]:
+    """Constants of a launch: C of out, P1 P2 P3, how many of x and out have channels side by side (0 to 2), RUNS."""
     rows, columns = triton.next_power_of_2(factors[0] * factors[1]), triton.next_power_of_2(factors[2])
-    elements = max(TILE // (rows * columns), 1)
+    elements = max((TILE if runs else SCATTERED) // (rows * columns), 1)
     c = WIDE if ends == 2 else max(elements // (MIXED if ends == 1 else PLANAR), 1)
     c = min(c, elements, triton.next_power_of_2(channels))
     return {"BLOCK_P": elements // c, "BLOCK_C": c, "BLOCK_R": rows, "BLOCK_K": columns, "num_warps": WARPS}
@@ -57,8 +58,9 @@ def arguments(x: torch.Tensor, out: torch.Tensor, factors: list[int], drop: int)
     steps |= dict(zip(("out_b", "out_t", "out_h", "out_w", "out_c"), (*out_four, out.stride(1)), strict=True))
     steps |= {"sub_t": sub_t, "sub_h": sub_h, "sub_w": sub_w}
     sizes = {"cells": cells, "channels": channels, "frames": t, "area": h * w, "drop": drop}
-    tile = plan(channels, (p1, p2, p3), (x.stride(1) == 1) + (out.stride(1) == 1))
-    runs = (tile["BLOCK_R"], tile["BLOCK_K"]) == (p1 * p2, p3) and out_four[3] == p3 * sub_w
+    even = all(n == triton.next_power_of_2(n) for n in (p1 * p2, p3))
+    runs = even and out_four[3] == p3 * sub_w
+    tile = plan(channels, (p1, p2, p3), (x.stride(1) == 1) + (out.stride(1) == 1), runs)
     constants = {"DROPS": drop > 0, "RUNS": runs, "SWAPPED": swapped, "P1": p1, "P2": p2, "P3": p3}
     kind = KINDS[x.element_size()]
     return {"x": x.view(kind), "out": out.view(kind), **sizes, **axes, **steps, **constants, **tile}

@@ -46,4 +46,5 @@ CASES = [
     case((48, 8, 128), (1, 4, 4), (LAST, PLANAR), sideways=True),
     case((512, 1, 16), (2, 1, 1)),
     case((512, 1, 16), (1, 2, 2)),
+    case((768, 1, 16), (2, 3, 2), (PLANAR, PLANAR)),
 ]

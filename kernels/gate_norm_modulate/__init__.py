@@ -2,9 +2,9 @@
 
     x <- x + gate branch,   out = rms_norm(x) (1 + scale) + shift
 
-One program holds one token's row: x and branch are read once, x and out written once, where eager PyTorch runs a dozen
-kernels. What is missing (gate, branch, out) costs nothing: each combination is a kernel of its own. The vectors are read
-where they lie, by their lane and frame strides (0 for a vector that lanes share).
+One program holds one token's row: x and branch are read once, x and out written once, where eager PyTorch runs about
+ten kernels. What is missing (gate, branch, out) costs nothing: each combination is a kernel of its own. The vectors are
+read where they lie, by their lane and frame strides (0 for a vector that lanes share).
 Rounding: ``fused`` computes in fp32 and rounds x and out once each; ``eager`` rounds product, sum and 1 + scale, too,
 where eager PyTorch does, and norms the rounded x. Limits: W at most ``rows.WIDEST``.
 """

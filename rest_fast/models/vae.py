@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
-from rest_fast.ops import functional as ops
+from rest_fast import ops
+from rest_fast.ops import functional
 
 NORM_EPS = 1e-8
 REFERENCE = "reference"  # among a stream's histories: the first frame, for decoders that look at it
@@ -28,6 +29,31 @@ def to_tokens(latents: torch.Tensor) -> torch.Tensor:
 def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """[B, n h w, C] -> [B, C, n, h, w]."""
     return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
+
+
+# Both faces of an op give the same numbers, but for fp32 roundings: the one that keeps what a gradient needs where one
+# is wanted, else the one that writes its result in one pass.
+
+
+def normed_silu(x: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """silu(x / sqrt(mean_c x^2 + eps)) of [B, C, T, H, W]."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return functional.normed_silu(x, eps=eps)
+    out = torch.empty_like(x)
+    ops.pixel_norm_silu(x, None, None, out, eps=eps)
+    return out
+
+
+def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
+    """Depth to space: [B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3], rows and columns in memory as in x."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return functional.unfold_channels(x, factors, drop)
+    (b, c, t, h, w), (p1, p2, p3) = x.shape, factors
+    c, t, h, w = c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3
+    turned = x.stride(3) < x.stride(4)
+    out = x.new_empty(b, c, t, w, h).transpose(3, 4) if turned else x.new_empty(b, c, t, h, w)
+    ops.depth_to_space(x, out, factors=list(factors), drop=drop)
+    return out
 
 
 class StreamState:
@@ -67,7 +93,7 @@ class CausalConv3d(nn.Module):
         self.weight, self.bias = init.weight, init.bias
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        y, history = ops.causal_convolution(x, self.weight, self.bias, state.histories.get(self.path))
+        y, history = functional.causal_convolution(x, self.weight, self.bias, state.histories.get(self.path))
         # a view would keep the whole input of the convolution alive
         state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
         return y
@@ -90,8 +116,8 @@ class ResBlock(nn.Module):
         self.conv2 = CausalConv3d(channels, channels)
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        y = self.conv1(ops.normed_silu(x, eps=self.eps), state)
-        return x + self.conv2(ops.normed_silu(y, eps=self.eps), state)
+        y = self.conv1(normed_silu(x, eps=self.eps), state)
+        return x + self.conv2(normed_silu(y, eps=self.eps), state)
 
 
 class Downsampler(nn.Module):
@@ -109,8 +135,8 @@ class Downsampler(nn.Module):
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         if not state.started:  # the first frame stands alone: complete its group with copies
             x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
-        residual = ops.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
-        return ops.fold_channels(self.conv(x, state), self.stride) + residual
+        residual = functional.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
+        return functional.fold_channels(self.conv(x, state), self.stride) + residual
 
 
 class Upsampler(nn.Module):
@@ -127,17 +153,18 @@ class Upsampler(nn.Module):
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         drop = 0 if state.started else self.stride[0] - 1
-        residual = ops.unfold_channels(x, self.stride, drop).repeat(1, self.tiles, 1, 1, 1)
-        return ops.unfold_channels(self.conv(x, state), self.stride, drop) + residual
+        residual = unfold_channels(x, self.stride, drop).unsqueeze(1)
+        y = unfold_channels(self.conv(x, state), self.stride, drop)
+        return (y.unflatten(1, (self.tiles, -1)) + residual).flatten(1, 2)
 
 
 def patchify(x: torch.Tensor, p: int) -> torch.Tensor:
     """[B, C, T, H p, W p] -> [B, C p p, T, H, W]; LTX-Video's channel order is (c, column, row)."""
-    return ops.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+    return functional.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
 
 
 def unpatchify(x: torch.Tensor, p: int) -> torch.Tensor:
-    return ops.unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+    return unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
 
 
 class ConvEncoder(nn.Module):
@@ -158,7 +185,7 @@ class ConvEncoder(nn.Module):
         x = self.conv_in(patchify(x, self.patch), state)
         for block in self.blocks:
             x = block(x, state)
-        return self.conv_out(ops.normed_silu(x, eps=NORM_EPS), state)
+        return self.conv_out(normed_silu(x, eps=NORM_EPS), state)
 
 
 class ConvDecoder(nn.Module):
@@ -179,7 +206,7 @@ class ConvDecoder(nn.Module):
         x = self.conv_in(z, state)
         for block in self.blocks:
             x = block(x, state)
-        return unpatchify(self.conv_out(ops.normed_silu(x, eps=NORM_EPS), state), self.patch)
+        return unpatchify(self.conv_out(normed_silu(x, eps=NORM_EPS), state), self.patch)
 
 
 class TemporalVAE(nn.Module):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
-from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState
-from rest_fast.ops import functional as ops
+from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState, normed_silu, unfold_channels
+from rest_fast.ops import functional
 
 MOVE = 12.0  # pixels that the reference can be moved at most, along either axis
 
@@ -39,13 +39,13 @@ class SpaceTimeBasis(nn.Module):
     def blocks(self, video: torch.Tensor) -> torch.Tensor:
         """[B, 3, 8n, H, W] -> [B, n, P, 8, pixels]."""
         p = self.patch
-        x = ops.fold_channels(video, (1, p, p)).unflatten(2, (-1, TEMPORAL))  # [B, pixels, n, 8, h, w]
+        x = functional.fold_channels(video, (1, p, p)).unflatten(2, (-1, TEMPORAL))  # [B, pixels, n, 8, h, w]
         return x.flatten(4).permute(0, 2, 4, 3, 1)
 
     def pictures(self, blocks: torch.Tensor) -> torch.Tensor:
         """[B, n, P, 8, pixels] -> [B, 3, 8n, H, W]."""
         x = blocks.permute(0, 4, 1, 3, 2).flatten(2, 3).unflatten(-1, self.grid)
-        return ops.unfold_channels(x, (1, self.patch, self.patch))
+        return unfold_channels(x, (1, self.patch, self.patch))
 
     def coefficients(self, blocks: torch.Tensor) -> torch.Tensor:
         """[B, n, P, 8, pixels] -> frame by frame [B, n, P, 8, rank]."""
@@ -165,17 +165,17 @@ class PostNet(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Correction [B, 3, 8n, H, W], gate [B, 1, 8n, H, W] in 0..1 and moved reference [B, 3, 8n, H, W]."""
         t, h, w = self.fold
-        folded = ops.fold_channels(picture, self.fold)
-        still = ops.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
+        folded = functional.fold_channels(picture, self.fold)
+        still = functional.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
         x = self.conv_in(torch.cat([folded, still], 1), state) + self.position
         for block in self.blocks:
             x = block(x, state)
-        y = self.conv_out(ops.normed_silu(x, eps=self.eps), state)
+        y = self.conv_out(normed_silu(x, eps=self.eps), state)
         correction, gate, field = y.split(self.out_channels, 1)
-        field = MOVE * ops.unfold_channels(field, (t, 1, 1)).tanh()
+        field = MOVE * unfold_channels(field, (t, 1, 1)).tanh()
         return (
-            ops.unfold_channels(correction, self.fold),
-            ops.unfold_channels(gate, self.fold).sigmoid(),
+            unfold_channels(correction, self.fold),
+            unfold_channels(gate, self.fold).sigmoid(),
             move(reference, field).to(picture.dtype),
         )
 

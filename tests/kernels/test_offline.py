@@ -183,6 +183,8 @@ def test_a_case_is_typed_as_triton_types_the_call():
         for name, (kind, hint) in zip(kernel.arg_names, bound, strict=True):
             assert case.arguments.get(name, "constexpr") == kind, name
             assert (name in case.aligned) == (hint == "D"), name
+    options = backend.parse_options({"num_warps": 4})
+    assert (case.num_warps, case.num_stages) == (options.num_warps, options.num_stages)
 
 
 def test_what_a_case_leaves_out_is_named():

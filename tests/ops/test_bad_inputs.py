@@ -164,7 +164,17 @@ VALUES = [  # op, changes, what the message must say
     (ROTATE, {"sink": -1}, "sink: expected sink >= 0 and chunk >= 1"),
     (ROTATE, {"chunk": -1}, "sink: expected sink >= 0 and chunk >= 1"),
     (ROTATE, {"k_cache": torch.randn(2, 5, 2, 11, 1, 7), "shift": torch.ones(1, 2)}, "k_cache: expected an even width"),
+    (
+        ROTATE,
+        {"enabled": ints(1, 0, 1), "row_index": ints(3, 0, 3)},
+        r"row_index: expected a row of its own .*\[3, 3\]",
+    ),
     (GLUE, {"scale": torch.randn(2, 1, 10)}, r"shift: expected scale's shape \[2, 1, 10\]"),
+    (GLUE, {"rounding": "exact"}, r"rounding: expected one of \['fused', 'eager'\], got 'exact'"),
+    (GLUE, {"gate": torch.randn(2, 10, 3).mT}, r"gate: expected a contiguous last dimension, got strides \(30, 1, 3\)"),
+    (CROSS, {"k": torch.randn(3, 3, 2, 2, 5)}, r"k: expected shape \[2, -1, -1, -1, -1\], got \[3, 3, 2, 2, 5\]"),
+    (CROSS, {"k": torch.randn(1, 3, 2, 2, 5)}, r"v: expected shape \[1, 3, 2, 2, 5\], got \[2, 3, 2, 2, 5\]"),
+    (CROSS, {"k": torch.randn(2, 3, 0, 2, 5)}, r"k: expected at least one token a frame, got shape \[2, 3, 0, 2, 5\]"),
     (CFG, {"v_cond": torch.ones(3, 5, 7).int(), "v_uncond": torch.ones(3, 5, 7).int()}, "v_cond: expected a floating"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
 ]

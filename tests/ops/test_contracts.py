@@ -46,6 +46,18 @@ def test_opcheck_without_optional_arguments(name, absent):
     opcheck(name, calls.VALID[name]() | {n: None for n in absent})
 
 
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("gate_norm_modulate", calls.gate_norm_modulate() | {"rounding": "eager"}),
+        ("frame_cross_attention", calls.frame_cross_attention(shared=True)),
+    ],
+    ids=["eager rounding", "keys shared by lanes"],
+)
+def test_opcheck_of_other_forms(name, call):
+    opcheck(name, call)
+
+
 @EVERY_OP
 def test_schema_names_exactly_what_is_written(name):
     """Everything written is in the schema, and everything in the schema is written."""

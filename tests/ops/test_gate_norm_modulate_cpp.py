@@ -123,7 +123,7 @@ def test_the_fused_norm_reads_the_unrounded_sum():
         total = torch.tensor([sums[0]] + [sums[1]] * 31, dtype=torch.float64)
         want = total / total.square().mean().sqrt() - 0.875
         assert_close(got["out"][0, 0], want, rtol=1.01 * 2.0**-8, atol=1e-6, reason="one rounding to bf16")
-    assert abs(float(fused["out"][0, 0, 1]) / float(eager["out"][0, 0, 1]) - 1) > 0.05
+    assert abs(float(fused["out"][0, 0, 1]) / float(eager["out"][0, 0, 1]) - 1) > 0.02  # five times the rounding
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""``sink_ring_attention``: both backends against loops over queries and keys in float64."""
+"""``sink_ring_attention``: every CPU backend against loops over queries and keys in float64."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast import ops
-from rest_fast.ops import functional
+from rest_fast.ops import functional, native
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 
 NAME = "sink_ring_attention"
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa", "cpp"])
+CPP = pytest.param(
+    "cpp", marks=pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "it is there")
+)
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa", CPP])
+IN_DOUBLE = pytest.mark.parametrize("backend", ["reference", "sdpa"])
 PHASES = {
     "mixed": {},
     "full": {"n_valid": (7, 7, 7)},
@@ -71,16 +75,25 @@ def test_functional_is_the_formula():
 
 
 @BACKENDS
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
-def test_formula_over_the_valid_slots(phase, dtype, backend):
+def test_formula_over_the_valid_slots(phase, backend):
     """All other slots, rows and rings hold NaN: one of them in a sum, even times zero, and the result is NaN."""
-    call = calls.sink_ring_attention(**phase, dtype=dtype)
+    call = calls.sink_ring_attention(**phase)
     got = run(call, backend)
     out, lse = expected(call)
-    # fp32: scores below 8, so e^score is off by 8 * 2^-24 * a few, in sums of at most 7 terms of size below 3.
-    assert_close(got["out"], out, atol=1e-13 if dtype == torch.float64 else 5e-6, reason="few roundings per score")
-    assert_close(got["lse"], lse, atol=2e-6, reason="stored in fp32; scores below 8 from 6 fp32 products")
+    # Scores below 8, so e^score is off by 8 * 2^-24 * a few, in sums of at most 7 terms of size below 3.
+    assert_close(got["out"], out, atol=5e-6, reason="few roundings per score")
+    assert_close(got["lse"], lse, atol=2e-6, reason="scores below 8 from 6 fp32 products")
+
+
+@IN_DOUBLE
+@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
+def test_formula_in_double(phase, backend):
+    call = calls.sink_ring_attention(**phase, dtype=torch.float64)
+    got = run(call, backend)
+    out, lse = expected(call)
+    assert_close(got["out"], out, atol=1e-13, reason="few float64 roundings per score")
+    assert_close(got["lse"], lse, atol=2e-6, reason="stored in fp32; scores below 8")
 
 
 @BACKENDS
@@ -112,7 +125,7 @@ def test_half_precision_scores_do_not_overflow(backend):
     assert_close(got["lse"], want[:, None, None].expand_as(got["lse"]), atol=2e-3, reason="fp32 at 12800")
 
 
-@BACKENDS
+@IN_DOUBLE
 def test_large_scores_are_a_hard_choice(backend):
     call = calls.sink_ring_attention(dtype=torch.float64)
     call["k_cache"] *= 1e4
@@ -131,7 +144,7 @@ def test_reads_only(backend):
         assert_same_bits(call[name], old, name)
 
 
-@BACKENDS
+@IN_DOUBLE
 def test_order_of_slots_does_not_matter(backend):
     call = calls.sink_ring_attention(rows=(1,), rings=(0,), n_valid=(7,), dtype=torch.float64)
     want = run(call, backend)
@@ -161,3 +174,37 @@ def test_without_lse(backend):
     short = {name: value for name, value in call.items() if name != "lse"}
     assert_same_bits(run(short, backend)["out"], want["out"], "out")
     assert_same_bits(run(short | {"lse": None}, backend)["out"], want["out"], "out")
+
+
+@pytest.mark.parametrize(
+    "places, lengths, sdpa_calls",
+    [
+        ([0, 1, 2], [5, 5, 5], 1),  # neighbours
+        ([1, 4, 7], [5, 5, 5], 1),  # one ring of rows 0, 2 and 3, three places apart
+        ([3, 3], [7, 7], 1),  # two lanes read one row
+        ([6], [4], 1),
+        ([2, 1, 0], [5, 5, 5], 3),  # no view goes backwards
+        ([0, 1, 3], [5, 5, 5], 3),
+        ([0, 1, 2], [5, 6, 5], 3),
+    ],
+    ids=str,
+)
+def test_sdpa_reads_the_cache_in_as_few_calls_as_views_allow(places, lengths, sdpa_calls, monkeypatch):
+    """And the number of calls does not show in the result: it is that of each lane alone, bit for bit."""
+    rows, rings = (tuple(f(place, 2) for place in places) for f in (int.__floordiv__, int.__mod__))
+    call = calls.sink_ring_attention(rows, rings, tuple(lengths), tokens=16, heads=2, dim=16, dtype=torch.bfloat16)
+    caches = {call[name].untyped_storage().data_ptr() for name in ("k_cache", "v_cache")}
+    seen, stock = [], F.scaled_dot_product_attention
+
+    def counted(q, k, v, **kwargs):
+        seen.append({x.untyped_storage().data_ptr() for x in (k, v)})
+        return stock(q, k, v, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    together = run(call, "sdpa")
+    assert seen == [caches] * sdpa_calls, "keys and values are views of the caches"
+    for lane, n in enumerate(lengths):
+        names = ("q", "out", "lse", "row_index", "ring_index", "n_valid")
+        alone = run(call | {name: call[name][lane : lane + 1] for name in names} | {"host_n_valid": [n]}, "sdpa")
+        for name in ("out", "lse"):
+            assert_same_bits(alone[name][0], together[name][lane], f"{name} of lane {lane}")

@@ -69,6 +69,13 @@ def test_memory_around_z_stays():
     assert (memory[[0, 3]] == 77).all()
 
 
+def test_float64_is_refused():
+    spec = kit.ops.dispatch.Spec("cpu", torch.float32, (("velocity", "torch.float64"),))
+    assert package.supports(spec) == (False, "velocities of float32, bfloat16 and float16 only, got torch.float64")
+    assert package.supports(spec._replace(dims=()))[0]
+    assert not package.supports(spec._replace(dims=(), dtype=torch.float64))[0]
+
+
 def test_nothing_to_do_no_launch():
     call = kit.copied(problem((2, 3, 4), torch.float32, torch.float32))
     call |= {name: call[name][:, :0] for name in ("z", "v_cond", "v_uncond")}
