@@ -342,7 +342,7 @@ def test_op(benchmark, precision, name, preset):
     calls = {n: (lambda i, run=run: run(case.layers[i % copies])) for n, run in variants.items()}
     times = kit.interleaved(calls, budget=1)
     about: dict[str, Any] = {"op": name, "preset": preset, "dtype": kit.NAMES[dtype], "backend": case.chosen}
-    if preset == "rest-512":  # the demo's tensors fit into a cache: no roof made of memory applies
-        work, median = case.work(), kit.summary(times["op"])["median_us"]
+    work, median = case.work(), kit.summary(times["op"])["median_us"]
+    if kit.cold(work.bytes * copies):
         about |= {"bytes": work.bytes, "flop": work.flop, "of_roof": roof.share(work, median), "roof": roof.about()}
     kit.store(benchmark, times, "op", calls["op"], **about)

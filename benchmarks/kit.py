@@ -25,6 +25,7 @@ LAYERS = (
 )
 LONG = 0.5  # seconds of a round, above which the first one is warm-up enough
 FLUSH = 256 << 20  # bytes written between two timed calls on a GPU: several times its L2
+CACHED = 64 << 20  # bytes of all copies together that a CPU may keep in its caches
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -164,6 +165,11 @@ def stopwatch() -> Callable[[Call, int], float]:
         return 1e3 * start.elapsed_time(stop)
 
     return events
+
+
+def cold(moved: int) -> bool:
+    """Whether calls that take turns over so many bytes find them in memory, so that its rate limits them."""
+    return device().type == "cuda" or moved > CACHED
 
 
 def _seconds(call: Call, i: int) -> float:

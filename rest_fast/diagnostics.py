@@ -133,7 +133,7 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if unable:
         yield f"REST_FAST_BACKEND={forced}: there is no such backend of {', '.join(unable)}", "unset that variable"
     if not _encodes_h264():
-        yield "PyAV has no H.264 encoder (libx264)", "pip install --force-reinstall --no-deps --only-binary av av"
+        yield "PyAV is missing or has no H.264 encoder (libx264)", "pip install --force-reinstall --no-deps --only-binary av av"
     assets = Path(__file__).parent / "assets" / "demo"
     lacking = [name for name in DEMO if not (assets / name).exists()]
     if lacking:
@@ -141,11 +141,11 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _encodes_h264() -> bool:
-    import av
-
     try:
+        import av
+
         av.Codec("libx264", "w")
-    except ValueError:  # PyAV's UnknownCodecError
+    except (ImportError, ValueError):  # ValueError: PyAV's UnknownCodecError
         return False
     return True
 

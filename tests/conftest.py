@@ -13,8 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.kit import toys
-
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
     """NaN, or the largest integer; bool and complex stay as they are. Not recorded by autograd."""
@@ -52,9 +50,13 @@ def uninitialised_memory_is_nan():
 @pytest.fixture(scope="session")
 def model():
     """The toy preset with random weights, shared: nothing of a stream lives in a model."""
+    from tests.kit import toys  # not above: the ops' tests also run where the media libraries are missing
+
     return toys.toy()
 
 
 @pytest.fixture(scope="session")
 def avatar(model):
+    from tests.kit import toys
+
     return model.prepare(toys.photo())

@@ -1,5 +1,6 @@
-// One error on purpose, named by the argument: `write` goes past the end of an allocation, `race` reads shared memory that
-// another warp writes without a barrier. compute-sanitizer must report it here before its silence elsewhere means anything.
+// One error on purpose, named by the argument: `write` goes past the end of an allocation, `race`
+// reads shared memory that another warp writes, without a barrier. compute-sanitizer must report it
+// here before its silence elsewhere means anything.
 #include <cstdio>
 #include <cstring>
 

@@ -165,7 +165,7 @@ REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, con
   const int64_t width = p.heads * p.head_dim;
   const int64_t dim = p.head_dim;
   load_query(q, weight, width, dim, count, tile);
-  std::fill(&tile.out[0][0], &tile.out[dim][0], 0.0f);
+  std::fill_n(tile.out[0], dim * kTokens, 0.0f);
   for (int t = 0; t < kTokens; ++t) {
     // Not minus infinity: that minus itself is NaN.
     tile.top[t] = std::numeric_limits<float>::lowest();
@@ -175,7 +175,7 @@ REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, con
     const int64_t keys = std::min<int64_t>(kKeys, p.audio - key);
     load_keys(k + key * width, width, dim, keys, tile.k);
     load_keys(v + key * width, width, dim, keys, tile.v);
-    std::fill(&tile.score[0][0], &tile.score[keys][0], 0.0f);
+    std::fill_n(tile.score[0], keys * kTokens, 0.0f);
     multiply_rows<kLanes>(tile.k, keys, dim, 1, dim, tile.q, tile.score);
     online_softmax(tile, keys, dim);
     multiply_rows<kLanes>(tile.v, dim, 1, dim, keys, tile.score, tile.out);

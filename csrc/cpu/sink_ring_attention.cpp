@@ -18,8 +18,8 @@
 namespace rest_fast {
 namespace {
 
-constexpr int kQueries = 96;  // of a block: a head's chunk of the demo model fits once, with room
-constexpr int kKeys = 64;     // with 64 channels the tiles of a block take half of a 256 KiB cache
+constexpr int kQueries = 96;  // of a task: keys and values are widened once for all of them
+constexpr int kKeys = 64;     // of a block: with 64 channels a task touches 105 KB of Scratch
 constexpr int kRows = 4;      // of a register tile
 constexpr float kLog2E = 1.44269504f;
 
@@ -103,7 +103,7 @@ REST_FAST_INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_ste
 // A GCC vector, because a select beside trapping arithmetic keeps plain loops scalar below AVX-512.
 template <class V>
 REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, low bits
   const typename V::Type least = typename V::Type{} - 127.0f;
   x = x < least ? least : x;
   const typename V::Type shifted = x + kShift;

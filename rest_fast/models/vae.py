@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
 from rest_fast import ops
+from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
 from rest_fast.ops import functional
 
 NORM_EPS = 1e-8
@@ -45,7 +45,7 @@ def normed_silu(x: torch.Tensor, *, eps: float) -> torch.Tensor:
 
 
 def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
-    """Depth to space: [B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3], rows and columns in memory as in x."""
+    """[B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3], with rows and columns in memory as in x."""
     if torch.is_grad_enabled() and x.requires_grad:
         return functional.unfold_channels(x, factors, drop)
     (b, c, t, h, w), (p1, p2, p3) = x.shape, factors

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rest_fast import ops
 from rest_fast.config import ConvVAEConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.vae import StreamState, TemporalVAE, patchify, unpatchify
@@ -266,6 +267,52 @@ def test_patch_order():
     for c, column, row in [(0, 0, 0), (1, 2, 3), (0, 3, 1)]:
         assert torch.equal(y[:, c * 16 + column * 4 + row], x[:, c, :, row::4, column::4])
     assert torch.equal(unpatchify(y, 4), x)
+
+
+# -- the ops that run where no gradient is wanted
+
+
+def in_dtype(kind: str, dtype: torch.dtype) -> TemporalVAE:
+    """The shared module's weights in this dtype."""
+    module = TemporalVAE(toy() if kind == "conv" else basis_toy()).to(dtype)
+    module.load_state_dict(toy_vae(kind).state_dict())
+    return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["conv", "basis"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_wanted_gradient_does_not_change_the_result(kind, dtype):
+    module = in_dtype(kind, dtype)
+    z, x = latents(module, 3, 2).to(dtype), video(module, 9, 2).to(dtype)
+    for function, source in ((module.decode, z), (module.encode, x)):
+        wanted = function(source.clone().requires_grad_(True))
+        plain = function(source)
+        with torch.no_grad():
+            assert torch.equal(function(source.clone().requires_grad_(True)), plain)
+        assert wanted.requires_grad and not plain.requires_grad and plain.shape == wanted.shape
+        if dtype == torch.float64:  # the op is the reference there
+            assert torch.equal(plain, wanted.detach())
+        # a dozen fp32 roundings of values near 1 in each of a score of norms
+        torch.testing.assert_close(plain, wanted.detach(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind, needed", [("conv", "pixel_norm_silu"), ("basis", "depth_to_space")])
+def test_ops_run_where_no_gradient_is_wanted(kind, needed):
+    module = in_dtype(kind, torch.float32)
+    z = latents(module, 2).float()
+    with ops.use_backend("no-such"):
+        with pytest.raises(ops.OpError, match=f"{needed}: backend"):
+            module.decode(z)
+        module.decode(z.requires_grad_(True))
+        with torch.no_grad(), pytest.raises(ops.OpError, match=f"{needed}: backend"):
+            module.decode(z)
+
+
+def test_unpatchify_keeps_rows_together():
+    """However it is computed: pictures that lie in memory row by row, of the same bits."""
+    x = torch.randn(2, 48, 2, 3, 5)
+    got, want = unpatchify(x, 4), unpatchify(x.clone().requires_grad_(True), 4).detach()
+    assert torch.equal(got, want) and got.is_contiguous()
 
 
 # -- refusals

@@ -186,11 +186,7 @@ def test_a_gpu_that_it_is_not_made_for(backend, monkeypatch):
     for capability in ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
         fits[capability], reason = entry(backend).supports(on_gpu(head_dim=64))
-        assert (
-            fits[capability]
-            or f"compute capability: expected .* got {capability}" in reason
-            or str(capability) in reason
-        )
+        assert fits[capability] or reason.endswith(f"got {capability}")
     want = {"flash_attn_3": [(8, 0), (9, 0)], "flash_attn_4": [(9, 0), (10, 0)]}
     assert [c for c, ok in fits.items() if ok] == want[backend]
 
@@ -254,8 +250,9 @@ def lse_last(q, k, v, **kwargs):
 def test_another_result_than_agreed(function, text, backend, monkeypatch):
     install(monkeypatch, backend, function)
     call = calls.sink_ring_attention()
+    args, kwargs = calls.split(NAME, call)
     with pytest.raises(OpError, match=f"^{NAME}: backend {backend}: {LIBRARIES[backend].function}: {text}"):
-        run(call, backend)
+        entry(backend).run(*args, **kwargs)
     assert call["out"].isnan().all() and call["lse"].isnan().all(), "and nothing was written"
 
 
