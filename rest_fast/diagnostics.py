@@ -133,7 +133,10 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if unable:
         yield f"REST_FAST_BACKEND={forced}: there is no such backend of {', '.join(unable)}", "unset that variable"
     if not _encodes_h264():
-        yield "PyAV is missing or has no H.264 encoder (libx264)", "pip install --force-reinstall --no-deps --only-binary av av"
+        yield (
+            "PyAV is missing or has no H.264 encoder (libx264)",
+            "pip install --force-reinstall --no-deps --only-binary av av",
+        )
     assets = Path(__file__).parent / "assets" / "demo"
     lacking = [name for name in DEMO if not (assets / name).exists()]
     if lacking:

@@ -24,8 +24,7 @@ from rest_fast.evaluation.readers import PixelReader, at_128
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
 from rest_fast.models.speech import FRAME
-from rest_fast.models.vae import to_latents
-from rest_fast.ops import functional as ops
+from rest_fast.models.vae import to_latents, to_uint8
 from rest_fast.sampler import Branches
 from rest_fast.training.synthetic.motion import FPS
 
@@ -227,7 +226,7 @@ def decode(model: Model, photos: Array, z: torch.Tensor, dtype: torch.dtype | No
     stream.decode(model.vae.encode(pixels).to(references))  # primes it, as a session does
     for piece in z.split(model.config.stream.chunk, 1):
         latents = to_latents(piece.flatten(1, 2).to(references), model.config.grid)
-        yield ops.to_uint8(stream.decode(latents)).cpu().numpy()
+        yield to_uint8(stream.decode(latents)).cpu().numpy()
 
 
 def colour_per_second(colours: Array, photo: Array) -> Array:

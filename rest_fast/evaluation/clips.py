@@ -18,7 +18,7 @@ from rest_fast.evaluation.instruments import Instruments
 from rest_fast.evaluation.mouths import NoFace
 from rest_fast.evaluation.sources import Example, Examples
 from rest_fast.model import Model
-from rest_fast.ops import functional as ops
+from rest_fast.models.vae import to_uint8
 from rest_fast.sound import RATE
 from rest_fast.training.synthetic.motion import FPS
 
@@ -150,7 +150,7 @@ def through_vae(model: Model, frames: Array) -> Array:
     """Frames uint8 [97, H, W, 3] encoded and decoded, the first as the photo: frames 1..96."""
     pixels = torch.cat([model.pixels(frame) for frame in frames], 2)
     video = model.vae.decode(model.vae.encode(pixels), reference=pixels[:, :, :1])
-    return ops.to_uint8(video)[0, 1:].cpu().numpy()
+    return to_uint8(video)[0, 1:].cpu().numpy()
 
 
 def write_video(path: Path, video: Array, sound: Array) -> None:

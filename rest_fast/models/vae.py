@@ -56,6 +56,14 @@ def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 
     return out
 
 
+def to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """Video [B, 3, T, H, W] in -1..1 -> pictures, uint8 [B, T, H, W, 3]."""
+    b, channels, t, h, w = video.shape
+    out = video.new_empty(b, t, h, w, channels, dtype=torch.uint8)
+    ops.frames_to_uint8(video, out)
+    return out
+
+
 class StreamState:
     """Histories of one stream, keyed by module path: the last two input frames of each convolution, keys and values of
     the mixer; and the reference photo, for decoders that look at it.
