@@ -291,17 +291,18 @@ class Case:
 
     def check(self, variants: dict[str, Callable]) -> None:
         """The gate: each variant on fresh copies of the first layer, outputs poisoned."""
-        results = {name: run(self._copy(poison=True)) for name, run in variants.items()}
-        exact = self._reading(self.entry.eager)(self._copy(widen=True))
+        results = {name: run(self.fresh(poison=True)) for name, run in variants.items()}
+        exact = self._reading(self.entry.eager)(self.fresh(widen=True))
         kit.gate(results, exact, "eager")
 
-    def _copy(self, *, widen: bool = False, poison: bool = False) -> Values:
-        fresh = set(self.entry.writes.split()) - set(self.entry.reads.split())
+    def fresh(self, *, widen: bool = False, poison: bool = False) -> Values:
+        """A copy of the first layer's values, in float64 or with what is only written full of NaN, as asked."""
+        outputs = set(self.entry.writes.split()) - set(self.entry.reads.split())
         copy = {}
         for name, value in self.layers[0].items():
             if isinstance(value, torch.Tensor):
                 value = value.clone()
-                if poison and name in fresh:
+                if poison and name in outputs:
                     value.fill_(torch.nan if value.is_floating_point() else 77)
                 if widen and value.is_floating_point():
                     value = value.double()
@@ -337,11 +338,18 @@ def test_op(benchmark, precision, name, preset):
     dtype, roof = precision
     case = Case(TABLE[name], SIZES[preset], dtype)
     variants = case.variants()
+    left_out = kit.without_failures(variants, ["compiled"], lambda run: run(case.fresh()))
     case.check(variants)
     copies = len(case.layers)
     calls = {n: (lambda i, run=run: run(case.layers[i % copies])) for n, run in variants.items()}
     times = kit.interleaved(calls, budget=1)
-    about: dict[str, Any] = {"op": name, "preset": preset, "dtype": kit.NAMES[dtype], "backend": case.chosen}
+    about: dict[str, Any] = {
+        "op": name,
+        "preset": preset,
+        "dtype": kit.NAMES[dtype],
+        "backend": case.chosen,
+        "left_out": left_out,
+    }
     work, median = case.work(), kit.summary(times["op"])["median_us"]
     if kit.cold(work.bytes * copies):
         about |= {"bytes": work.bytes, "flop": work.flop, "of_roof": roof.share(work, median), "roof": roof.about()}

@@ -26,6 +26,7 @@ LAYERS = (
 LONG = 0.5  # seconds of a round, above which the first one is warm-up enough
 FLUSH = 256 << 20  # bytes written between two timed calls on a GPU: several times its L2
 CACHED = 64 << 20  # bytes of all copies together that a CPU may keep in its caches
+OF_ROOF = "of the roofline"  # title of a column
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -126,6 +127,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
+def without_failures(runs: dict[str, Any], names: Iterable[str], call: Callable[[Any], Any]) -> dict[str, str]:
+    """Take out of ``runs`` those of these variants that raise when called; variant -> why.
+
+    A compiler that is missing, or cannot compile this, is no result and no failure either.
+    """
+    left_out = {}
+    for name in set(names) & set(runs):
+        try:
+            call(runs[name])
+        except Exception as e:
+            left_out[name] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"[:300]
+            del runs[name]
+    return left_out
+
+
 # -- timing
 
 
@@ -199,34 +215,45 @@ def report(times: dict[str, list[float]], base: str) -> dict[str, Any]:
 def store(benchmark: Any, times: dict[str, list[float]], base: str, call: Call, **about: Any) -> None:
     """Put a run into the benchmark's ``extra_info``; pytest-benchmark's own table shows the base alone."""
     benchmark.extra_info |= {**about, "device": str(device()), **report(times, base)}
-    benchmark.pedantic(call, args=(0,), rounds=min(5, len(times[base])))
+    benchmark.pedantic(call, args=(0,), rounds=5 if max(times[base]) < 1e5 else 1)
 
 
 # -- tables
 
 
 def markdown(path: Path) -> str:
-    """One table of a stored result: the base's median, the ratios, and the share of the roofline where it is known."""
-    results = [b for b in json.loads(path.read_text())["benchmarks"] if "ratios" in b["extra_info"]]
+    """One table of a stored result: the base's median, the others over it, and the share of the roofline if known."""
+    results = {b["name"].removeprefix("test_"): b["extra_info"] for b in json.loads(path.read_text())["benchmarks"]}
+    results = {name: info for name, info in results.items() if "ratios" in info}
     if not results:
         raise ValueError(f"{path}: expected results with ratios, got none")
-    columns = dict.fromkeys(r.partition("_over_")[0] for b in results for r in b["extra_info"]["ratios"])
-    roof = any(b["extra_info"].get("of_roof") for b in results)
-    titles = ["case", "base", "median", *(f"{c} / base" for c in columns), *(["of the roofline"] if roof else [])]
-    lines = [titles, ["---"] * len(titles)]
-    for b in results:
-        info = b["extra_info"]
-        found = {r.partition("_over_")[0]: f"{value:.2f}" for r, value in info["ratios"].items()}
-        row = [b["name"].removeprefix("test_"), info["base"], _time(info["variants"][info["base"]]["median_us"])]
-        row += [found.get(c, "") for c in columns]
-        if roof:
-            row.append(f"{info['of_roof']:.0%}" if info.get("of_roof") else "")
-        lines.append(row)
+    rows = {name: _row(info) for name, info in results.items()}
+    titles = ["case", *dict.fromkeys(title for row in rows.values() for title in row)]
+    if OF_ROOF in titles:
+        titles = [t for t in titles if t != OF_ROOF] + [OF_ROOF]
+    lines = [
+        titles,
+        ["---"] * len(titles),
+        *([name, *(row.get(t, "") for t in titles[1:])] for name, row in rows.items()),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _row(info: dict[str, Any]) -> dict[str, str]:
+    """Title of a column -> cell."""
+    base = info["base"]
+    row = {f"median of {base}": _time(info["variants"][base]["median_us"])}
+    for key, prefix in (("ratios", ""), ("outside_ratios", "outside: ")):
+        for ratio, value in info.get(key, {}).items():
+            row[f"{prefix}{ratio.replace('_over_', ' / ')}"] = f"{value:.2f}"
+    if info.get("of_roof"):
+        row[OF_ROOF] = f"{info['of_roof']:.0%}"
+    return row
+
+
 def _time(us: float) -> str:
-    return f"{us:.0f} us" if us < 1000 else f"{us / 1000:.3g} ms"
+    unit, size = next((u, s) for u, s in (("us", 1.0), ("ms", 1e3), ("s", 1e6)) if us < 999.5 * s or u == "s")
+    return f"{us / size:.3g} {unit}"
 
 
 def main() -> None:

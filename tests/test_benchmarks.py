@@ -230,9 +230,20 @@ def test_a_clock_counts_sdpa_alone_where_the_op_calls_it(monkeypatch):
     assert spans(own, own) == [(0, 1)], "no SDPA to count"
 
 
+def test_what_cannot_compile_is_left_out_with_a_reason():
+    def missing():
+        raise RuntimeError("no compiler\nin sight")
+
+    runs = {"op": missing, "compiled": missing, "flex": lambda: None}
+    assert kit.without_failures(runs, ["compiled", "flex"], lambda run: run()) == {
+        "compiled": "RuntimeError: no compiler"
+    }
+    assert set(runs) == {"op", "flex"}, "an op that fails is a failure"
+
+
 def test_a_stored_result_becomes_a_table(tmp_path):
-    def result(name, ratios, **more):
-        variants = {"op": {"median_us": 1234.0}}
+    def result(name, median, ratios, **more):
+        variants = {"op": {"median_us": median}}
         return {
             "name": f"test_op[{name}]",
             "extra_info": {"base": "op", "variants": variants, "ratios": ratios, **more},
@@ -240,14 +251,17 @@ def test_a_stored_result_becomes_a_table(tmp_path):
 
     path = tmp_path / "stored.json"
     path.write_text(json.dumps({"benchmarks": [
-        result("a", {"eager_over_op": 2.5}, of_roof=0.5),
-        result("b", {"eager_over_op": 3.0, "compiled_over_op": 1.0}),
+        result("a", 1234.0, {"eager_over_op": 2.5}, of_roof=0.5),
+        result("b", 999.6, {"eager_over_op": 3.0, "compiled_over_op": 1.0}, outside_ratios={"eager_over_op": 4.0}),
+        result("c", 5.26e6, {}),
+        {"name": "another", "extra_info": {}},
     ]}))  # fmt: skip
     assert kit.markdown(path).splitlines() == [
-        "| case | base | median | eager / base | compiled / base | of the roofline |",
+        "| case | median of op | eager / op | compiled / op | outside: eager / op | of the roofline |",
         "| --- | --- | --- | --- | --- | --- |",
-        "| op[a] | op | 1.23 ms | 2.50 |  | 50% |",
-        "| op[b] | op | 1.23 ms | 3.00 | 1.00 |  |",
+        "| op[a] | 1.23 ms | 2.50 |  |  | 50% |",
+        "| op[b] | 1 ms | 3.00 | 1.00 | 4.00 |  |",
+        "| op[c] | 5.26 s |  |  |  |  |",
     ]
     path.write_text('{"benchmarks": []}')
     with pytest.raises(ValueError, match="expected results with ratios, got none"):
@@ -263,5 +277,6 @@ def test_a_bench_from_end_to_end(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quick, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     demo, rest = json.loads(out.read_text())["benchmarks"]
-    assert demo["extra_info"]["rounds"] == 2 and "compiled_over_op" in demo["extra_info"]["ratios"]
-    assert "of_roof" in rest["extra_info"] and "torch" in rest["extra_info"]["environment"]
+    for info in (demo["extra_info"], rest["extra_info"]):
+        assert info["rounds"] == 2 and "eager_over_op" in info["ratios"] and "torch" in info["environment"]
+        assert ("compiled_over_op" in info["ratios"]) != ("compiled" in info["left_out"])

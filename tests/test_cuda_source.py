@@ -162,6 +162,30 @@ def test_kernel_on_the_cpu(cuda_on_cpu, shape, dtype, units):
         assert worst <= units, f"{name}: {worst:.2f} units in the last place"
 
 
+FAR = 2**31 - 1
+LIMITS = {"row_index": ROWS, "ring_index": RINGS, "write_slot": 6, "base": POSITIONS - 1}  # of the shape below
+
+
+@pytest.mark.parametrize("beyond", [0, FAR, None, -FAR - 1], ids=["next", "far", "before", "far_before"])
+@pytest.mark.parametrize("argument", LIMITS)
+def test_a_lane_out_of_range_writes_nothing(cuda_on_cpu, argument, beyond):
+    """Its queries included, inside the caches or around them; the other lane does its work to the last bit."""
+    shape = (2, 5, 1, 4, 2, 32)  # two frames, of which the last is not full; 11 slots
+    case = make_case(*shape, np.float32)
+    case |= {"row_index": np.int32([2, 1]), "write_slot": np.int32([6, 0]), "base": np.int32([POSITIONS - 2, 0])}
+    want = {name: array.copy() for name, array in case.items()}
+    assert call(cuda_on_cpu, want, *shape) == 0
+    assert np.isfinite(want["q_out"]).all()  # the last slot, position and row are in range
+    case[argument][1] = {0: LIMITS[argument] + (argument == "write_slot"), None: -1}.get(beyond, beyond)
+    assert call(cuda_on_cpu, case, *shape) == 0
+
+    want["q_out"][1] = np.nan
+    for name in ("k_cache", "v_cache"):
+        want[name][1] = np.nan  # its row
+    for name in ("q_out", "k_cache", "v_cache"):
+        np.testing.assert_array_equal(case[name].view(np.int32), want[name].view(np.int32), name)
+
+
 def test_launcher_reports_errors(cuda_on_cpu):
     shape = (2, 4, 2, 2, 1, 32)
     case = make_case(*shape, np.float32)

@@ -5,14 +5,16 @@
 // Layout: params.h. Why it exists: one pass with sequential writes, where a permuting copy goes
 // element by element. The unit of work is a row of input, for one channel of output or, where
 // channels are innermost there, for all.
+#include <utility>
+
 #include "volume.h"
 
 namespace rest_fast {
 namespace {
 
-// W groups of p3 numbers: group z comes from x[z * column + k * channel], k = 0 .. p3 - 1.
+// Groups of p3 numbers: group z comes from x[z * column + k * channel], k = 0 .. p3 - 1.
 struct Row {
-  int64_t width;
+  int64_t width;    // groups
   int64_t factor;   // p3
   int64_t channel;  // steps in x
   int64_t column;
@@ -57,19 +59,39 @@ REST_FAST_INLINE void move_pixels(const T* __restrict x, const Row& row, int64_t
   }
 }
 
+// The sizes, and the steps in x from one row, or column, of a cell to the next.
+struct Plan {
+  DepthToSpaceParams p;
+  int64_t step_h;
+  int64_t step_w;
+};
+
+// Rows and columns change places where that makes columns the closer neighbours in `out`.
+Plan plan_of(const DepthToSpaceParams& p) {
+  Plan plan{p, p.factor_w * p.x_strides.channel, p.x_strides.channel};
+  if (p.out_strides.column <= p.out_strides.row) return plan;
+  std::swap(plan.p.height, plan.p.width);
+  std::swap(plan.p.factor_h, plan.p.factor_w);
+  std::swap(plan.p.x_strides.row, plan.p.x_strides.column);
+  std::swap(plan.p.out_strides.row, plan.p.out_strides.column);
+  std::swap(plan.step_h, plan.step_w);
+  return plan;
+}
+
 bool channels_last(const DepthToSpaceParams& p) {
   return p.out_strides.channel == 1 && p.out_strides.column != 1;
 }
 
 template <class T>
-REST_FAST_INLINE void run_range(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
+REST_FAST_INLINE void run_range(const Plan& plan, int64_t begin, int64_t end) {
+  const DepthToSpaceParams& p = plan.p;
   const VolumeStrides& in = p.x_strides;
   const VolumeStrides& to = p.out_strides;
   const bool all_channels = channels_last(p);
   const int64_t cell = p.factor_t * p.factor_h * p.factor_w;
   const int64_t frames = p.frames * p.factor_t - p.drop;
   const int64_t channels = all_channels ? 1 : p.channels;
-  const Row row{p.width, p.factor_w, in.channel, in.column, to.column};
+  const Row row{p.width, p.factor_w, plan.step_w, in.column, to.column};
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t y = item % p.height;
@@ -88,24 +110,24 @@ REST_FAST_INLINE void run_range(const DepthToSpaceParams& p, int64_t begin, int6
       } else {
         move_row(x, row, out);
       }
-      x += p.factor_w * in.channel;
+      x += plan.step_h;
       out += to.row;
     }
   }
 }
 
 // GCC does not multi-version templates, hence one plain function per element size.
-REST_FAST_MULTI_ISA void run_1(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
-  run_range<uint8_t>(p, begin, end);
+REST_FAST_MULTI_ISA void run_1(const Plan& plan, int64_t begin, int64_t end) {
+  run_range<uint8_t>(plan, begin, end);
 }
-REST_FAST_MULTI_ISA void run_2(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
-  run_range<uint16_t>(p, begin, end);
+REST_FAST_MULTI_ISA void run_2(const Plan& plan, int64_t begin, int64_t end) {
+  run_range<uint16_t>(plan, begin, end);
 }
-REST_FAST_MULTI_ISA void run_4(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
-  run_range<uint32_t>(p, begin, end);
+REST_FAST_MULTI_ISA void run_4(const Plan& plan, int64_t begin, int64_t end) {
+  run_range<uint32_t>(plan, begin, end);
 }
-REST_FAST_MULTI_ISA void run_8(const DepthToSpaceParams& p, int64_t begin, int64_t end) {
-  run_range<uint64_t>(p, begin, end);
+REST_FAST_MULTI_ISA void run_8(const Plan& plan, int64_t begin, int64_t end) {
+  run_range<uint64_t>(plan, begin, end);
 }
 
 }  // namespace
@@ -113,15 +135,17 @@ REST_FAST_MULTI_ISA void run_8(const DepthToSpaceParams& p, int64_t begin, int64
 int depth_to_space_cpu(const DepthToSpaceParams& p) {
   if (const int error = check_sizes(p)) return error;
   const int64_t frames = p.frames * p.factor_t - p.drop;
-  const int64_t rows = p.batch * p.channels * frames * p.height;
-  if (rows * p.width == 0) return kOk;
+  const int64_t pixels = p.batch * frames * p.height * p.width;
+  if (pixels * p.channels == 0) return kOk;
   if (p.x == nullptr || p.out == nullptr) return kNullAddress;
   const auto run = p.element_size == 1   ? &run_1
                    : p.element_size == 2 ? &run_2
                    : p.element_size == 4 ? &run_4
                                          : &run_8;
-  in_parallel(channels_last(p) ? rows / p.channels : rows, rows * p.width * p.factor_h * p.factor_w,
-              [&](int64_t begin, int64_t end) { run(p, begin, end); });
+  const Plan plan = plan_of(p);
+  const int64_t items = p.batch * frames * plan.p.height * (channels_last(plan.p) ? 1 : p.channels);
+  in_parallel(items, pixels * p.channels * p.factor_h * p.factor_w,
+              [&](int64_t begin, int64_t end) { run(plan, begin, end); });
   return kOk;
 }
 

@@ -5,6 +5,7 @@
 // Layout: params.h. One block per (lane, token). A thread keeps kIters vectors of kVec channels of
 // q and of k in registers, so qkv is read once: 6 W elements of traffic a token, where the eager
 // chain moves several times that and launches a dozen kernels.
+// A lane with an index out of range writes nothing at all, its queries included.
 // Limits: W <= 4 * 512 * kVec; lanes must not share slots, save scratch rows that nobody reads.
 // tests/kit/cuda_on_cpu.h runs this very file without a GPU.
 #include <cstdint>
@@ -114,11 +115,21 @@ __device__ __forceinline__ Vector<T, kVec> norm_rotate(const Vector<T, kVec>& x,
   return out;
 }
 
+// Whether all that this lane reads by an index and writes lies inside the cache and the table.
+__device__ __forceinline__ bool inside(const QkNormRopeCacheParams& p, int lane) {
+  const int64_t row = p.row_index[lane], ring = p.ring_index[lane];
+  const int64_t slot = p.write_slot[lane], first = p.base[lane];
+  const int64_t last = first + (p.tokens - 1) / (p.grid_h * p.grid_w);
+  return row >= 0 && row < p.rows && ring >= 0 && ring < p.rings && slot >= 0 &&
+         slot <= p.slots - p.tokens && first >= 0 && last < p.positions;
+}
+
 template <class T, int kVec, int kIters>
 __global__ void __launch_bounds__(kMaxThreads)
     qk_norm_rope_cache_kernel(const QkNormRopeCacheParams p) {
   const int token = static_cast<int>(blockIdx.x);
   const int lane = static_cast<int>(blockIdx.y);
+  if (!inside(p, lane)) return;  // the whole block: no thread is left behind at a barrier
   const int width = static_cast<int>(p.width);
   const int vectors = width / kVec;
   const int frequencies = width / 6;

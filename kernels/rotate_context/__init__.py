@@ -24,7 +24,7 @@ SLOTS = 4  # they share one load of the angles; more would leave fewer programs 
 def plan(width: int) -> dict[str, int]:
     """The constants of a launch."""
     block = tile.block(width)
-    return {"WIDTH": width, "SLOTS": SLOTS, "BLOCK": block, "num_warps": tile.warps(block)}
+    return {"WIDTH": width, "SLOTS": SLOTS, "BLOCK": block, "num_warps": tile.warps(block * SLOTS)}
 
 
 def supports(spec: Any) -> tuple[bool, str]:

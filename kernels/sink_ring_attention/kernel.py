@@ -15,6 +15,20 @@ def valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots):
 
 
 @triton.jit
+def scores(q, keys, PRECISION: tl.constexpr):
+    """q K^T, fp32 [QUERIES, KEYS]."""
+    D: tl.constexpr = q.shape[1]
+    # Without tensor cores a thread holds whole rows of both factors: of 128 channels only quarters fit its registers.
+    if PRECISION is not None and D > 64:
+        q = tl.permute(tl.reshape(q, (q.shape[0], 4, D // 4)), (1, 0, 2))
+        keys = tl.permute(tl.reshape(keys, (keys.shape[0], 4, D // 4)), (1, 2, 0))
+        score = tl.sum(tl.dot(q, keys, input_precision=PRECISION), 0)
+    else:
+        score = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    return score
+
+
+@triton.jit
 def attend(
     numerator,  # fp32 [QUERIES, D]
     total,  # fp32 [QUERIES]: sum of the weights so far
@@ -34,7 +48,7 @@ def attend(
         keys = tl.load(k, mask=valid[:, None], other=0.0)
     else:
         keys = tl.load(k)
-    score = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    score = scores(q, keys, PRECISION)
     if PARTIAL:
         score = tl.where(valid[None, :], score * scale, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
@@ -134,12 +148,14 @@ def combine_kernel(
     tiles = tl.cdiv(tokens, QUERIES)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     head, lane = rest % H, (rest // H).to(tl.int64)
-    token, channel, split = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D), tl.arange(0, SPLITS)
+    token, channel = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D)
     real = token < tokens
     within = token[:, None] * (H * D) + (head * D + channel)[None, :]
 
-    where = ((lane * SPLITS + split) * H + head)[:, None] * tokens + token[None, :]
-    top = tl.max(tl.load(part_lse + where, mask=real[None, :], other=float("-inf")), 0)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    for s in tl.static_range(SPLITS):
+        sums = tl.load(part_lse + ((lane * SPLITS + s) * H + head) * tokens + token, mask=real, other=float("-inf"))
+        top = tl.maximum(top, sums, propagate_nan=tl.PropagateNan.ALL)  # else NaN beside a split without keys is lost
     real = real & (top != float("-inf"))
     numerator, total = tl.zeros((QUERIES, D), tl.float32), tl.zeros((QUERIES,), tl.float32)
     for s in tl.static_range(SPLITS):

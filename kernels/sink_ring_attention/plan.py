@@ -47,7 +47,7 @@ FEW_SLOTS = 128
 # Head size 128: wider tiles of keys spill registers on sm_80 and sm_120.
 WIDE_HEAD = Tile(128, 32, warps=8, stages=2, resident=1, busy=0.6, alone=0.6)
 # fp32 multiplies outside the tensor cores, and Triton keeps whole rows of both operands in registers.
-EXACT = Tile(32, 16, warps=8, stages=1, resident=1, busy=1.0, alone=1.0)
+EXACT = Tile(16, 16, warps=8, stages=1, resident=1, busy=1.0, alone=1.0)
 
 
 @dataclass(frozen=True)

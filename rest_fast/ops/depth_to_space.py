@@ -46,7 +46,7 @@ def check(x, out, *, factors, drop) -> Spec:
     shape = (b, c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3)
     expect(NAME, "out", out, shape, dtype=x.dtype, device=x.device, contiguous=False)
     expect_writable(NAME, "out", out)
-    sizes = (("channels", c), ("frames", t), ("height", h), ("width", w))
+    sizes = (("channels", c), ("frames", t), ("height", h), ("width", w), ("pixels", out[:, 0].numel()))
     return Spec(x.device.type, x.dtype, (*sizes, ("layout", layout(x)), ("out_layout", layout(out))))
 
 

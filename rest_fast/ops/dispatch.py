@@ -17,6 +17,13 @@ from typing import Any, NamedTuple
 import torch
 
 MOST_DECISIONS = 4096  # per op; shapes are few, lengths of a filling window a handful
+KINDS: dict[str, tuple[Any, str]] = {  # of a schema -> Python types, words
+    "Tensor": (torch.Tensor, "a tensor"),
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a string"),
+    "List[int]": ((list, tuple), "a list of integers"),
+}
 LIBRARY = torch.library.Library("rest_fast", "DEF")
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("rest_fast_backend", default=None)
 
@@ -31,6 +38,7 @@ class Spec(NamedTuple):
     device: str
     dtype: torch.dtype
     dims: tuple[tuple[str, int | str], ...] = ()
+    device_index: int | None = None  # which device of that kind; None: the current one
 
     def get(self, name: str) -> Any:
         """The size or layout of that name; None where the spec does not say (``show_config`` asks so)."""
@@ -59,7 +67,8 @@ class Op:
 
     ``check`` gets exactly the arguments of the op and must look at nothing but their :func:`_trait`: it runs once for
     each combination of those. ``ranges`` holds the checks of integer contents; it runs at every call, for CPU tensors
-    only, where reading them costs no wait.
+    only, where reading them costs no wait. ``host`` checks, at every call on any device, the arguments named in
+    ``varying``: host copies of device integers, which change from call to call and decide nothing.
     """
 
     def __init__(
@@ -69,10 +78,12 @@ class Op:
         check: Callable[..., Spec],
         reference: Callable[..., None],
         ranges: Callable[..., None] | None = None,
+        host: Callable[..., None] | None = None,
+        varying: tuple[str, ...] = (),
         backends: tuple[Backend, ...] = (),
     ):
         self.name = schema.partition("(")[0]
-        self._check, self._ranges = check, ranges
+        self._check, self._ranges, self._host, self._varying = check, ranges, host, varying
         always = Backend("reference", lambda spec: (True, ""), reference)
         self.backends = (*backends, always)
         self._decided: dict[tuple, tuple[Spec, Backend]] = {}
@@ -80,9 +91,11 @@ class Op:
         LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rest_fast::{self.name}", self._fake, lib=LIBRARY)
         self._registered = getattr(torch.ops.rest_fast, self.name).default
+        self._kinds = [(a.name, str(a.type)) for a in self._registered._schema.arguments]
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
+        # The dispatcher costs microseconds: only who records or fakes tensor operations has to see this one.
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             if torch.is_grad_enabled():
                 self._refuse_gradients((*args, *kwargs.values()))
             self._registered(*args, **kwargs)
@@ -92,18 +105,56 @@ class Op:
     def run(self, *args: Any, **kwargs: Any) -> None:
         if torch.is_grad_enabled():
             self._refuse_gradients((*args, *kwargs.values()))
-        key = (forced_backend(), *map(_trait, args), *kwargs, *map(_trait, kwargs.values()))
-        decided = self._decided.get(key)
-        if decided is None:
-            spec = self._check(*args, **kwargs)
-            decided = spec, self.choose(spec, key[0])
-            if len(self._decided) >= MOST_DECISIONS:
-                self._decided.clear()
-            self._decided[key] = decided
-        spec, backend = decided
+        spec, backend = self._decide(args, kwargs)
+        if self._host is not None:
+            self._host(*args, **kwargs)
         if self._ranges is not None and spec.device == "cpu":
             self._ranges(*args, **kwargs)
         backend.run(*args, **kwargs)
+
+    def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Spec, Backend]:
+        """The decision for calls like this one: looked up, or made after all checks of what it depends on."""
+        forced = forced_backend()
+        try:
+            key = (
+                forced,
+                *map(_trait, args),
+                *(_trait(v) for k, v in kwargs.items() if k not in self._varying),
+                *kwargs,
+            )
+            decided = self._decided.get(key)
+        except TypeError:  # something that has no hash is no argument of an op
+            self._check_kinds(args, kwargs)
+            raise
+        if decided is None:
+            self._check_kinds(args, kwargs)
+            spec = self._check(*args, **kwargs)
+            index = next(v.device.index for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+            spec = spec._replace(device_index=index)
+            decided = spec, self.choose(spec, forced)
+            if len(self._decided) >= MOST_DECISIONS:
+                self._decided.clear()
+            self._decided[key] = decided
+        return decided
+
+    def _check_kinds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise :class:`OpError` for an argument that is not of the schema's kind: a list for a tensor, say."""
+        for (name, kind), value in zip(self._kinds, args):
+            self._check_kind(name, kind, value)
+        for name, kind in self._kinds:
+            if name in kwargs:
+                self._check_kind(name, kind, kwargs[name])
+
+    def _check_kind(self, name: str, kind: str, value: Any) -> None:
+        if value is None and kind.startswith("Optional"):
+            return
+        kind = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional") else kind
+        wanted, words = KINDS[kind]
+        right = isinstance(value, wanted) and not isinstance(value, bool)
+        if kind == "List[int]":
+            right = right and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        if not right:
+            raise OpError(f"{self.name}: argument {name}: expected {words}, got {value!r:.60} ({type(value).__name__})")
 
     def forget(self) -> None:
         """Decide anew which backend runs which call: after something was installed or replaced."""
@@ -148,8 +199,9 @@ class Op:
 def _trait(value: Any) -> Any:
     """What a decision may depend on: layout, dtype and device of a tensor, the value of anything else."""
     if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    return tuple(value) if isinstance(value, list) else value
+        conjugate = value.dtype.is_complex and value.is_conj()
+        return value.shape, value.stride(), value.dtype, value.device, value.is_neg(), conjugate
+    return type(value), tuple(value) if isinstance(value, list) else value
 
 
 def forced_backend() -> str | None:
@@ -190,6 +242,10 @@ def expect(
         raise OpError(f"{op}: argument {name}: expected {dtype}, got {tensor.dtype}")
     if device is not None and tensor.device != device:
         raise OpError(f"{op}: argument {name}: expected device {device}, got {tensor.device}")
+    if tensor.is_neg() or tensor.is_conj():  # torch would negate when it reads; whoever takes addresses would not
+        raise OpError(
+            f"{op}: argument {name}: expected plain memory, got a negated or conjugated view: resolve it first"
+        )
     if contiguous and not tensor.is_contiguous():
         raise OpError(f"{op}: argument {name}: expected a contiguous tensor, got strides {tensor.stride()}")
 

@@ -99,8 +99,7 @@ def _unfit(library: Library, spec: Spec) -> str:
     if dim % 8 or dim > library.largest_head:
         return f"head_dim: expected a multiple of 8 up to {library.largest_head}, got {dim}"
     least, below = library.capabilities
-    if torch.cuda.is_available() and not least <= torch.cuda.get_device_capability() < below:
-        got = torch.cuda.get_device_capability()
+    if torch.cuda.is_available() and not least <= (got := torch.cuda.get_device_capability(spec.device_index)) < below:
         return f"compute capability: expected {least[0]}.{least[1]} or newer, below {below[0]}.{below[1]}, got {got}"
     return ""
 

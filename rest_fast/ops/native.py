@@ -36,6 +36,7 @@ def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tupl
 
 def call(op: str, *args: Any) -> None:
     """Call the op in C++; a non-zero code becomes an :class:`OpError`."""
+    torch.get_num_threads()  # OpenMP's limit belongs to a thread: this makes it PyTorch's in a thread that is new to it
     _call(op, "_cpu", args)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import FLOATS, Backend, Op, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import FLOATS, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate, token_table
 
 NAME = "qk_norm_rope_cache"
@@ -72,7 +72,12 @@ def check(
         expect(NAME, name, table, (-1, n, 2), dtype=torch.float32, device=dev)
     if h * w == 0 or tokens % (h * w):
         expect(NAME, "qkv", qkv, (lanes, -(-tokens // max(h * w, 1)) * h * w, 3 * width))
-    heads, dim = k_cache.shape[-2:]
+    slots, heads, dim = k_cache.shape[-3:]
+    if tokens > slots:
+        raise OpError(f"{NAME}: argument k_cache: expected at least {tokens} slots, got {slots}")
+    if tokens > rope_t.shape[0] * h * w:
+        frames = tokens // (h * w)
+        raise OpError(f"{NAME}: argument rope_t: expected at least {frames} positions, got {rope_t.shape[0]}")
     expect(NAME, "q_out", q_out, (lanes, tokens, heads, dim), dtype=qkv.dtype, device=dev)
     expect(NAME, "q_out", q_out.flatten(2), (lanes, tokens, width))
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):

@@ -51,8 +51,9 @@ def ranges(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Non
     expect_range(NAME, "row_index", row_index, 0, k_cache.shape[1] - 1)
     expect_range(NAME, "skip_slot", skip_slot, sink, k_cache.shape[3] - chunk)
     expect_range(NAME, "enabled", enabled, 0, 1)
-    rows = [row for row, on in zip(row_index.tolist(), enabled.tolist(), strict=True) if on]
-    if len(set(rows)) < len(rows):
+    rows = row_index.tolist()
+    moved = [row for row, on in zip(rows, enabled.tolist(), strict=True) if on]
+    if any(rows.count(row) > 1 for row in moved):
         raise OpError(f"{NAME}: argument row_index: expected a row of its own for each enabled lane, got {rows}")
 
 

@@ -50,13 +50,18 @@ def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_va
     if lse is not None:
         expect(NAME, "lse", lse, (lanes, heads, tokens), dtype=torch.float32, device=q.device)
     slots = k_cache.shape[2]
-    if len(host_n_valid) != lanes or any(not 0 < n <= slots for n in host_n_valid):
-        _refuse_lengths(f"{lanes} lengths in 1..{slots}", host_n_valid)
     return Spec(
         q.device.type,
         q.dtype,
         (("lanes", lanes), ("tokens", tokens), ("heads", heads), ("head_dim", dim), ("slots", slots)),
     )
+
+
+def host(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    lanes, slots = q.shape[0], k_cache.shape[2]
+    fits = isinstance(host_n_valid, (list, tuple)) and len(host_n_valid) == lanes
+    if not fits or any(not 0 < n <= slots for n in host_n_valid):
+        _refuse_lengths(f"{lanes} lengths in 1..{slots}", host_n_valid)
 
 
 def ranges(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
@@ -167,6 +172,8 @@ sink_ring_attention = Op(
     "Tensor n_valid, int[] host_n_valid, float scale, Tensor(b!)? lse=None)",
     check=check,
     ranges=ranges,
+    host=host,
+    varying=("host_n_valid",),
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),

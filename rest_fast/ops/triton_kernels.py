@@ -32,7 +32,13 @@ def backend(op: str) -> Backend:
 
     def supports(spec: Spec) -> tuple[bool, str]:
         reason = _unfit(spec)
-        return (False, reason) if reason else kernel(op).supports(spec)
+        if reason:
+            return False, reason
+        try:
+            package = kernel(op)
+        except (ImportError, OSError, RuntimeError) as e:  # installed, but broken
+            return False, f"its kernel cannot be imported: {e}"
+        return package.supports(spec)
 
     def run(*args: Any, **kwargs: Any) -> None:
         kernel(op).launch(*args, **kwargs)
@@ -51,6 +57,6 @@ def _unfit(spec: Spec) -> str:
             return "Triton's interpreter computes bfloat16 wrongly"
     elif spec.device != "cuda":
         return f"CUDA tensors only, got {spec.device}"
-    elif torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST:
+    elif torch.cuda.is_available() and torch.cuda.get_device_capability(spec.device_index) < OLDEST:
         return f"expected compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
     return ""

@@ -167,7 +167,7 @@ VALUES = [  # op, changes, what the message must say
     (
         ROTATE,
         {"enabled": ints(1, 0, 1), "row_index": ints(3, 0, 3)},
-        r"row_index: expected a row of its own .*\[3, 3\]",
+        r"row_index: expected a row of its own .*\[3, 0, 3\]",
     ),
     (GLUE, {"scale": torch.randn(2, 1, 10)}, r"shift: expected scale's shape \[2, 1, 10\]"),
     (GLUE, {"rounding": "exact"}, r"rounding: expected one of \['fused', 'eager'\], got 'exact'"),
@@ -190,3 +190,61 @@ def test_bad_values(op, changes, text):
         calls.invoke(op, call)
     for name, old in before.items():
         assert_same_bits(call[name], old, f"{name}, which a refused call must not write")
+
+
+def of_another_kind(name: str) -> list:
+    """(argument, value) that the schema does not take."""
+    wrong = {"Tensor": [1, 2.0], "int": 2.0, "float": "x", "str": 3, "List[int]": 5}
+    found = []
+    for a in calls.schema(name)._schema.arguments:
+        kind = str(a.type).removeprefix("Optional[").removesuffix("]") if "Optional" in str(a.type) else str(a.type)
+        found.append((a.name, wrong[kind]))
+    return found
+
+
+@pytest.mark.parametrize("op", calls.VALID)
+def test_an_argument_of_another_kind(op):
+    for argument, value in of_another_kind(op):
+        call = calls.VALID[op]()
+        calls.invoke(op, call)  # a decision is there, which 2.0 for 2 must not find
+        with pytest.raises(OpError, match=f"{op}: argument {argument}: expected .*, got "):
+            calls.invoke(op, calls.VALID[op]() | {argument: value})
+
+
+@pytest.mark.parametrize("op", calls.VALID)
+def test_negated_views_are_refused(op):
+    """Whoever takes addresses would read them without the sign."""
+    for argument in tensors(op).split():
+        call = calls.VALID[op]()
+        if call[argument].is_floating_point():
+            calls.invoke(op, calls.VALID[op]())
+            with pytest.raises(OpError, match=f"{op}: argument {argument}: expected plain memory, got a negated"):
+                calls.invoke(op, call | {argument: torch._neg_view(call[argument])})
+
+
+def test_lengths_are_checked_at_every_call():
+    for lengths in ((4, 7, 1), (4, 6, 1), (4, 7, 1)):
+        call = calls.sink_ring_attention()
+        if lengths == (4, 7, 1):
+            calls.invoke(RING, call)
+        else:
+            with pytest.raises(OpError, match="host_n_valid: expected the same as n_valid"):
+                calls.invoke(RING, call | {"host_n_valid": list(lengths)})
+    with pytest.raises(OpError, match=r"host_n_valid: expected 3 lengths in 1..7, got \[4, 8, 1\]"):
+        calls.invoke(RING, calls.sink_ring_attention() | {"host_n_valid": [4, 8, 1]})
+
+
+def test_sizes_that_only_ranges_would_see_on_a_gpu():
+    """On an accelerator contents are not read: what the shapes alone rule out is refused there, too."""
+    call = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in calls.qk_norm_rope_cache().items()}
+    with pytest.raises(OpError, match="argument k_cache: expected at least 12 slots, got 9"):
+        calls.invoke(QK, call | {n: call[n][:, :, :9].contiguous() for n in ("k_cache", "v_cache")})
+    with pytest.raises(OpError, match="argument rope_t: expected at least 2 positions, got 1"):
+        calls.invoke(QK, call | {"rope_t": call["rope_t"][:1]})
+
+
+def test_a_disabled_lane_may_not_name_the_row_of_an_enabled_one():
+    call = calls.rotate_context(rows=(3, 3, 1), enabled=(1, 0, 1))
+    with pytest.raises(OpError, match=r"row_index: expected a row of its own for each enabled lane, got \[3, 3, 1\]"):
+        calls.invoke(ROTATE, call)
+    calls.invoke(ROTATE, calls.rotate_context(rows=(3, 3, 1), enabled=(0, 0, 1)))

@@ -98,6 +98,55 @@ def test_compiled_function_of_two_ops_equals_eager():
         assert not results[0][0].isnan().any()
 
 
+@pytest.mark.slow
+def test_compiled_by_inductor():
+    """What users run: the default compiler, around a mutated input and two calls of one op."""
+
+    def twice(x, branch, gate, scale, shift, out, eps):
+        ops.gate_norm_modulate(x, branch, gate, scale, shift, out, eps=eps)
+        ops.gate_norm_modulate(x, out * 2, None, None, None, None, eps=eps)
+        return x + 1
+
+    results = []
+    for function in (twice, torch.compile(twice, fullgraph=True)):
+        call = calls.gate_norm_modulate()
+        with torch.no_grad():
+            results.append((function(*call.values()), call["x"], call["out"]))
+    for eager, fast in zip(*results):
+        torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-6)
+
+
+@EVERY_OP
+def test_a_tracer_sees_the_op(name):
+    """Called as a user calls it, not through ``torch.ops``."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    args, kwargs = calls.split(name, calls.VALID[name]())
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+
+    def function(*given):
+        fresh = iter(given)
+        swapped = [next(fresh) if isinstance(v, torch.Tensor) else v for v in args]
+        named = {k: next(fresh) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        calls.OPS[name](*swapped, **named)
+        return given
+
+    with torch.no_grad():
+        graph = make_fx(function)(*tensors).graph
+    assert [n.target for n in graph.nodes if n.op == "call_function"] == [calls.schema(name)]
+
+
+@EVERY_OP
+def test_fake_tensors_reach_no_backend(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    args, kwargs = calls.split(name, calls.VALID[name]())
+    with FakeTensorMode() as mode, torch.no_grad():
+        fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in args]
+        named = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        calls.OPS[name](*fake, **named)
+
+
 def floating(name: str, call: calls.Call) -> list[str]:
     return [n for n, v in call.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
 

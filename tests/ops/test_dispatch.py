@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rest_fast import ops
-from rest_fast.ops import dispatch, native
+from rest_fast.ops import dispatch, native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, forced_backend, use_backend
 from tests.ops import calls
 
@@ -261,3 +261,29 @@ def test_ranges_are_not_read_on_an_accelerator():
     with pytest.raises(OpError, match=r"test_ranged: argument index: expected entries in 0..3, got 0..4"):
         op(torch.tensor([0, 4], dtype=torch.int32))
     assert ran == ["meta", "cpu"]
+
+
+def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
+    def broken(op):
+        raise ImportError("libtriton.so: undefined symbol")
+
+    monkeypatch.setattr(triton_kernels, "kernel", broken)
+    monkeypatch.setattr(triton_kernels, "_unfit", lambda spec: "")
+    for op in ops.ALL:
+        entries = {name: (ok, reason) for name, ok, reason in op.report(spec_of(op.name))}
+        if "triton" in entries:
+            assert entries["triton"] == (False, "its kernel cannot be imported: libtriton.so: undefined symbol")
+
+
+def test_varying_arguments_make_no_new_decision():
+    checked, seen = [], []
+    op = Op(
+        "test_varying(Tensor x, *, int[] lengths)",
+        check=lambda x, *, lengths: checked.append(1) or Spec(x.device.type, x.dtype),
+        reference=lambda x, *, lengths: None,
+        host=lambda x, *, lengths: seen.append(lengths),
+        varying=("lengths",),
+    )
+    for n in range(3):
+        op(torch.zeros(2), lengths=[n])
+    assert (len(checked), seen) == (1, [[0], [1], [2]])

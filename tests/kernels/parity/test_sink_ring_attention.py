@@ -187,6 +187,24 @@ def test_any_scale(scale):
     assert_close(got["lse"], exact["lse"], atol=4e-6 * top, reason="the same scores")
 
 
+@pytest.mark.parametrize("n", [32, 33, 100], ids=["keys_of_one_part", "of_two", "of_all"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_of_a_query_is_its_result(n, dtype):
+    """Of four parts some have no key: NaN must come out beside their -inf, and other queries keep every bit."""
+    made = call(dtype, rows=(1,), rings=(1,), n_valid=(n,), tokens=18, heads=2)
+    want = cut(Plan(TINY, 4), made)
+    made["q"][0, 3, 1] = torch.nan
+    lost = torch.zeros(18, 2, dtype=torch.bool)
+    lost[3, 1] = True
+    for chosen in (Plan(TINY, 4), Plan(TINY)):
+        made["out"].fill_(7), made["lse"].fill_(8)
+        got = cut(chosen, made)
+        assert got["out"][0][lost].isnan().all() and got["lse"][0].T[lost].isnan().all()
+        assert got["out"][0][~lost].isfinite().all() and got["lse"][0].T[~lost].isfinite().all()
+        if chosen.splits > 1:
+            assert_same_bits(got["out"][0][~lost], want["out"][0][~lost], "the other queries")
+
+
 WRONG = [
     {"row_index": (2, 2**31 - 1, 3)},
     {"row_index": (2, -1, 3)},
