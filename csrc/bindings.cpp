@@ -70,8 +70,8 @@ int cfg_euler_step(Address z, Address v_cond, Address v_uncond, Address guidance
 
 int pixel_norm_silu(Address x, Address scale, Address shift, Address out, const rf::Five& shape,
                     const rf::Five& x_strides, const rf::Five& out_strides, double eps, int dtype) {
-  return rf::pixel_norm_silu_cpu(rf::pack_pixel_norm_silu(x, scale, shift, out, shape, x_strides,
-                                                          out_strides, eps, dtype));
+  return rf::pixel_norm_silu_cpu(
+      rf::pack_pixel_norm_silu(x, scale, shift, out, shape, x_strides, out_strides, eps, dtype));
 }
 
 int depth_to_space(Address x, Address out, const rf::Five& shape, int64_t out_channels,

@@ -149,8 +149,8 @@ int pixel_norm_silu_cpu(const PixelNormSiluParams& p) {
   const int64_t pixels = p.batch * p.frames * p.height * p.width;
   if (pixels == 0) return kOk;
   if (p.x == nullptr || p.out == nullptr) return kNullAddress;
-  const PixelRuns runs = pixel_runs(p.batch, p.frames, p.height, p.width, p.x_strides,
-                                    p.out_strides, kTile);
+  const PixelRuns runs =
+      pixel_runs(p.batch, p.frames, p.height, p.width, p.x_strides, p.out_strides, kTile);
   const auto run = p.dtype == DType::kFloat32    ? &run_float32
                    : p.dtype == DType::kBFloat16 ? &run_bfloat16
                                                  : &run_float16;

@@ -17,8 +17,7 @@ struct PixelAxis {
 // Makes `inner` and `outer` one axis where the steps allow it.
 inline void join(PixelAxis& inner, PixelAxis& outer) {
   if (inner.size == 1) std::swap(inner, outer);
-  const bool follows =
-      outer.from == inner.size * inner.from && outer.to == inner.size * inner.to;
+  const bool follows = outer.from == inner.size * inner.from && outer.to == inner.size * inner.to;
   if (outer.size == 1 || !follows) return;
   inner.size *= outer.size;
   outer.size = 1;

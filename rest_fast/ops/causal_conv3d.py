@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.layouts import expect_writable
 from rest_fast.ops.pixel_norm_silu import normed_silu
 
 NAME = "causal_conv3d"
@@ -35,6 +36,7 @@ def causal_convolution(
 def check(buffer, weight, bias, residual, out, normed, *, eps) -> Spec:
     expect_float(NAME, "buffer", buffer)
     expect(NAME, "buffer", buffer, (-1, -1, -1, -1, -1), contiguous=False)
+    expect_writable(NAME, "buffer", buffer)
     b, c, t, h, w = buffer.shape
     if t <= HISTORY:
         raise OpError(f"{NAME}: argument buffer: expected more than {HISTORY} frames, got {t}")
@@ -45,6 +47,8 @@ def check(buffer, weight, bias, residual, out, normed, *, eps) -> Spec:
     for name, tensor in (("residual", residual), ("out", out), ("normed", normed)):
         if tensor is not None:
             expect(NAME, name, tensor, shape, dtype=buffer.dtype, device=buffer.device, contiguous=False)
+            if name != "residual":
+                expect_writable(NAME, name, tensor)
     if out is None and normed is None:
         raise OpError(f"{NAME}: argument out: expected out or normed, got None for both")
     return Spec(

@@ -17,8 +17,9 @@ def layout(x: torch.Tensor) -> str:
 
 
 def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
-    """Raise :class:`OpError` for an expanded output, whose elements share memory."""
-    if not out.is_contiguous() and any(
-        size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)
-    ):
-        raise OpError(f"{op}: argument {name}: expected elements that share no memory, got strides {out.stride()}")
+    """Raise :class:`OpError` for an output whose elements share memory: expanded, or of overlapping windows."""
+    end = 0  # of what one step along the axes so far, from the narrowest on, covers
+    for stride, size in sorted((s, n) for s, n in zip(out.stride(), out.shape, strict=True) if n > 1):
+        if stride <= end:
+            raise OpError(f"{op}: argument {name}: expected elements that share no memory, got strides {out.stride()}")
+        end += stride * (size - 1)

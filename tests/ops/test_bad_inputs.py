@@ -248,3 +248,12 @@ def test_a_disabled_lane_may_not_name_the_row_of_an_enabled_one():
     with pytest.raises(OpError, match=r"row_index: expected a row of its own for each enabled lane, got \[3, 3, 1\]"):
         calls.invoke(ROTATE, call)
     calls.invoke(ROTATE, calls.rotate_context(rows=(3, 3, 1), enabled=(0, 0, 1)))
+
+
+@pytest.mark.parametrize("op, name", [(NORM, "out"), (DEPTH, "out"), (CONV, "out"), (CONV, "normed"), (CONV, "buffer")])
+def test_outputs_whose_elements_share_memory(op, name):
+    shape = calls.VALID[op]()[name].shape
+    windows = torch.zeros(10_000).as_strided(shape, (1000, 200, 50, 2, 1))  # rows of more than two, two apart
+    for out in (torch.zeros((*shape[:-1], 1)).expand(shape), windows):
+        with pytest.raises(OpError, match=f"{op}: argument {name}: expected elements that share no memory"):
+            calls.invoke(op, calls.VALID[op]() | {name: out})
