@@ -117,11 +117,12 @@ __device__ __forceinline__ Vector<T, kVec> norm_rotate(const Vector<T, kVec>& x,
 
 // Whether all that this lane reads by an index and writes lies inside the cache and the table.
 __device__ __forceinline__ bool inside(const QkNormRopeCacheParams& p, int lane) {
-  const int64_t row = p.row_index[lane], ring = p.ring_index[lane];
-  const int64_t slot = p.write_slot[lane], first = p.base[lane];
-  const int64_t last = first + (p.tokens - 1) / (p.grid_h * p.grid_w);
-  return row >= 0 && row < p.rows && ring >= 0 && ring < p.rings && slot >= 0 &&
-         slot <= p.slots - p.tokens && first >= 0 && last < p.positions;
+  const int row = p.row_index[lane], ring = p.ring_index[lane];
+  const int slot = p.write_slot[lane], first = p.base[lane];
+  const int64_t most = (p.positions - first) * (p.grid_h * p.grid_w);  // tokens from `first` on
+  // No short circuits: the four loads are in flight together.
+  return (row >= 0) & (row < p.rows) & (ring >= 0) & (ring < p.rings) & (slot >= 0) &
+         (slot <= p.slots - p.tokens) & (first >= 0) & (p.tokens <= most);
 }
 
 template <class T, int kVec, int kIters>

@@ -30,10 +30,13 @@ FULL = 264  # programs: two for each of the 132 multiprocessors of an H200
 
 
 def plan_few(lanes: int, frames: int, tokens: int, keys: int, heads: int, dim: int) -> dict[str, int]:
-    """The constants of a launch for few keys: four rows share the keys, unless that leaves the machine half empty."""
+    """The constants of a launch for few keys: four rows share the keys.
+
+    Unless that leaves the machine half empty, or four rows are more than the registers hold.
+    """
     blocks = {"HEADS_BLOCK": tile.block(heads), "DIM_BLOCK": tile.block(dim)}
     padded = blocks["HEADS_BLOCK"] * blocks["DIM_BLOCK"]
-    rows = 4 if lanes * frames * (tokens // 4) >= FULL and padded <= tile.WIDEST else 1
+    rows = 4 if lanes * frames * (tokens // 4) >= FULL and 4 * padded <= tile.WIDEST else 1
     return {"KEYS": keys, "HEADS": heads, "DIM": dim, "ROWS": rows, **blocks, "num_warps": tile.warps(padded)}
 
 
@@ -47,10 +50,11 @@ def plan_many(tokens: int, keys: int, heads: int, dim: int, dtype: torch.dtype) 
     """The constants of a launch for many keys.
 
     64 rows are one wgmma of a warpgroup; 64 keys, because 128 take 255 registers on sm_80 and sm_120. Two stages copy a
-    block of keys while the one before it is used; with one, sm_120 spills. fp32 has no tensor cores at full precision:
-    tiles that its registers hold.
+    block of keys while the one before it is used; with one, sm_120 spills. Heads smaller than 32 take 32 keys: with
+    64, sm_100 spills. fp32 has no tensor cores at full precision: tiles that its registers hold.
     """
-    most_rows, most_keys = (16, 32) if dtype == torch.float32 else (64, 64)
+    exact = dtype == torch.float32
+    most_rows, most_keys = 16 if exact else 64, 32 if exact or dim < 32 else 64
     return {
         "KEYS": keys,
         "HEADS": heads,

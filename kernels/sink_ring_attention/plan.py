@@ -41,12 +41,13 @@ LARGE = Tile(128, 128, warps=8, stages=3, resident=1, busy=1.0, alone=1.0)
 # Half as much work for the same keys, so twice the traffic from L2; two share a multiprocessor and hide each other's
 # loads, one alone leaves softmax and matrix units waiting for each other.
 HALF = Tile(64, 128, warps=4, stages=2, resident=2, busy=1.15, alone=0.8)
-# Few slots: half of a wide tile of keys would be padding.
+# Few slots: half of a wide tile of keys would be padding. At head size 64 only: for smaller ones more programs fit into
+# sm_100's tensor memory, and Triton leaves each of them so few registers that they spill.
 SMALL = Tile(64, 64, warps=4, stages=2, resident=2, busy=0.7, alone=0.45)
 FEW_SLOTS = 128
 # Head size 128: wider tiles of keys spill registers on sm_80 and sm_120.
 WIDE_HEAD = Tile(128, 32, warps=8, stages=2, resident=1, busy=0.6, alone=0.6)
-# fp32 multiplies outside the tensor cores, and Triton keeps whole rows of both operands in registers.
+# fp32 multiplies outside the tensor cores, and Triton keeps whole rows of both operands in registers: wider ones spill.
 EXACT = Tile(16, 16, warps=8, stages=1, resident=1, busy=1.0, alone=1.0)
 
 
@@ -72,7 +73,7 @@ def plan(*, lanes: int, heads: int, tokens: int, slots: int, dim: int, dtype: to
     """The plan of a call. It goes by the capacity ``slots`` and not by a length: a captured launch serves them all."""
     if dtype == torch.float32:
         return Plan(EXACT)
-    tiles = (WIDE_HEAD,) if dim > 64 else (SMALL,) if slots <= FEW_SLOTS else (LARGE, HALF)
+    tiles = (WIDE_HEAD,) if dim > 64 else (SMALL,) if slots <= FEW_SLOTS and dim == 64 else (LARGE, HALF)
 
     def time(p: Plan) -> float:
         return p.time(lanes, heads, tokens, slots, processors)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.config import DiTConfig
+from rest_fast.models.linear import linear
 
 fn = ops.functional
 KV = tuple[torch.Tensor, torch.Tensor]
@@ -55,8 +56,8 @@ class CrossAttention(nn.Module):
 
     def step(self, x: torch.Tensor, kv: KV, scratch: torch.Tensor) -> torch.Tensor:
         """The tokens of latent frame i of x [B, N, W] see those of kv [B or 1, F, tokens, H, D] -> [B, N, W]."""
-        ops.frame_cross_attention(self.q(x), self.q_norm, *kv, scratch, eps=self.eps)
-        return self.out(scratch)
+        ops.frame_cross_attention(linear(self.q, x), self.q_norm, *kv, scratch, eps=self.eps)
+        return linear(self.out, scratch)
 
 
 class Block(nn.Module):
@@ -114,10 +115,10 @@ class Block(nn.Module):
         x, y = work.x, work.y
         shift1, scale1, gate1, shift2, scale2, gate2 = mod
         ops.gate_norm_modulate(x, *pending, scale1, shift1, y, eps=self.eps)
-        pending = self.attn.out(attend(self.attn.qkv(y))), gate1
+        pending = linear(self.attn.out, attend(linear(self.attn.qkv, y))), gate1
         for cross, kv in ((self.text, text), (self.audio, audio)):
             if cross is not None and kv is not None:
                 ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
                 pending = cross.step(x, kv, y), None
         ops.gate_norm_modulate(x, *pending, scale2, shift2, y, eps=self.eps)
-        return self.mlp(y), gate2
+        return linear(self.mlp[2], linear(self.mlp[0], y, gelu=True)), gate2

@@ -87,7 +87,7 @@ def test_ops_of_a_step_make_no_tensor():
         stream.chunk()
     with Made() as made:
         stream.chunk()
-    assert made.everything["aten.addmm.default"] > 0, "the counter sees what runs"
+    assert any("addmm" in name or "linear" in name for name in made.everything), "the counter sees what runs"
     with Made() as seen, use_backend("reference"):
         stream.chunk()
     ours = {name for name in made.everything if name.startswith("rest_fast")}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rest_fast.kernels import cfg_euler_step as package
 from tests.kernels import kit
-from tests.kit.compare import assert_close, assert_same_bits
+from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 
 NAME = "cfg_euler_step"
@@ -34,6 +36,34 @@ def test_parity(shape, kinds):
     call = problem(shape, *kinds)
     # A difference, a product and a sum of the velocity times dt <= 1/2, and two more: under 5 units of 2^-24 of z.
     kit.check_parity(NAME, call, fp32=6 * 2.0**-24, reason="five fp32 roundings")
+
+
+@settings(max_examples=100 if kit.ON_GPU else 15, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 100)),
+    kinds=st.sampled_from(KINDS),
+    offset=st.integers(0, 3),
+)
+def test_any_shape_and_start(shape, kinds, offset):
+    """Tensors that start in the middle of 16 bytes, too; the numbers before z and behind it stay."""
+    call = problem(shape, *kinds)
+    want, exact = (kit.run(NAME, c, "reference")["z"] for c in (call, kit.widened(NAME, call)))
+    copy = kit.copied(call)
+    for name in ("z", "v_cond", "v_uncond"):
+        memory = torch.full((copy[name].numel() + 4,), 77.0, dtype=copy[name].dtype, device=kit.DEVICE)
+        copy[name] = memory[offset : offset + copy[name].numel()].view(shape).copy_(copy[name])
+        if name == "z":
+            around = memory
+    args, kwargs = calls.split(NAME, copy)
+    package.launch(*args, **kwargs)
+    got = copy["z"].cpu()
+    if kinds[0] == torch.float32:
+        # The velocity, up to 10 times the latents, is rounded before it is made small: bound by both.
+        assert_close(got, want, atol=6 * 2.0**-24 * (float(want.abs().max()) + 8), reason="five fp32 roundings")
+    else:
+        twice_eager(got, want, exact, tiny=1e-6)
+    outside = torch.cat([around[:offset], around[offset + got.numel() :]])
+    assert len(outside) == 4 and (outside == 77).all()
 
 
 def test_no_step_changes_nothing():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from rest_fast.kernels import gate_norm_modulate as package
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, same_bits
 from tests.ops import calls
 from tests.ops.test_gate_norm_modulate import LEFT_OUT, without
+from tests.ops.test_gate_norm_modulate_cpp import problems
 
 NAME = "gate_norm_modulate"
 ROUNDINGS = ("fused", "eager")
@@ -45,6 +47,22 @@ def test_whatever_is_left_out(names, dtype, rounding):
     got = kit.check_parity(NAME, call, fp32=FP32, reason=WHY)
     if call["branch"] is None:
         assert_same_bits(got["x"], call["x"], "x without a branch")
+
+
+@settings(max_examples=100 if kit.ON_GPU else 15, deadline=None, derandomize=True)
+@given(problems())
+def test_any_shape_and_stride(call):
+    """Past ``kit.run``, whose copies are contiguous."""
+    want, copy = kit.run(NAME, call, "reference"), dict(call)
+    for name in ("x", "out"):
+        copy[name] = None if call[name] is None else call[name].clone()
+    copy = {n: v.to(kit.DEVICE) if isinstance(v, torch.Tensor) else v for n, v in copy.items()}
+    args, kwargs = calls.split(NAME, copy)
+    package.launch(*args, **kwargs)
+    for name, got in (("x", args[0]), ("out", args[5])):
+        if got is not None:
+            # Of a sample this small the largest result may be small: bound it by the input as well.
+            assert_close(got.cpu(), want[name], atol=FP32 * (float(want[name].abs().max()) + 4), reason=WHY)
 
 
 def table_views(call: calls.Call) -> calls.Call:

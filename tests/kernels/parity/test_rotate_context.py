@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from rest_fast.kernels import rotate_context as package
 from tests.kernels import kit
@@ -11,6 +12,7 @@ from tests.kernels.guard import FAR, surrounded
 from tests.kit.compare import assert_same_bits
 from tests.ops import calls
 from tests.ops.test_rotate_context import CASES
+from tests.ops.test_rotate_context_cpp import problems
 
 NAME = "rotate_context"
 SIZES = CASES | {
@@ -44,6 +46,14 @@ def test_parity_and_nothing_else_moves(shape, dtype):
     call = calls.rotate_context(**shape, dtype=dtype)
     still = ~moving(call)
     call["k_cache"][:, :, :, : call["sink"]] = torch.nan  # must come back with the bits they had
+    got = kit.check_parity(NAME, call, fp32=3 * 2.0**-24, reason="two products and a sum")
+    assert_same_bits(got["k_cache"][still], call["k_cache"][still], "whatever does not move")
+
+
+@settings(max_examples=100 if kit.ON_GPU else 15, deadline=None, derandomize=True)
+@given(problems())
+def test_any_shape_row_and_slot(call):
+    still = ~moving(call)
     got = kit.check_parity(NAME, call, fp32=3 * 2.0**-24, reason="two products and a sum")
     assert_same_bits(got["k_cache"][still], call["k_cache"][still], "whatever does not move")
 
