@@ -29,6 +29,7 @@ from benchmarks.kit import DTYPES, LAYERS
 from rest_fast import ops, preset
 from rest_fast.cache import IDContextCache
 from rest_fast.config import ModelConfig
+from rest_fast.models import dit_block
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import Workspace
 from rest_fast.ops import rope
@@ -38,7 +39,7 @@ SELF_ATTENTION = ops.sink_ring_attention
 SPLIT = ("ours", "roll", "write")  # measured inside as well
 PRODUCTS = ("linear", "attention")
 PARTS = {  # what a clock stands around: owner and name of a function
-    "linear": [(F, "linear")],
+    "linear": [(F, "linear"), (dit_block, "linear")],  # ours with the GELU inside
     "attention": [
         (F, "scaled_dot_product_attention"),
         (ops, "sink_ring_attention"),

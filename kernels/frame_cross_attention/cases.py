@@ -1,4 +1,4 @@
-"""Audio and text attention of rest-512 for 2 lanes and for 16, and the demo's."""
+"""Audio and text attention of rest-512 for 2 lanes and for 16, the demo's, and what is largest or odd."""
 
 import torch
 
@@ -57,4 +57,11 @@ CASES = [
     many("text, rest-512, bf16", "bf16", 768, 128, 32, 64),
     many("text, rest-512, fp16", "fp16", 768, 128, 32, 64),
     many("text, demo, fp32", "fp32", 48, 128, 3, 64),
+    few("8 keys, width 4096, bf16", "bf16", 16, 3, 256, 8, 64, 64),
+    few("8 keys, width 8192, bf16", "bf16", 16, 3, 256, 8, 128, 64),
+    few("8 keys, width 8192, fp32", "fp32", 16, 3, 256, 8, 128, 64),
+    many("67 keys, head size 24, bf16", "bf16", 70, 67, 2, 24),
+    many("67 keys, head size 24, fp32", "fp32", 70, 67, 2, 24),
+    many("128 keys, head size 128, bf16", "bf16", 768, 128, 16, 128),
+    many("128 keys, head size 128, fp32", "fp32", 768, 128, 16, 128),
 ]

@@ -1,9 +1,9 @@
-"""The launches of rest-512 and of the demo model, and the sizes at which the keys are split."""
+"""The launches of rest-512 and of the demo model, the sizes at which the keys are split, the other head sizes, fp32."""
 
 import torch
 
 from rest_fast.kernels.offline import Case
-from rest_fast.kernels.sink_ring_attention import combine_constants, constants
+from rest_fast.kernels.sink_ring_attention import HEAD_SIZES, combine_constants, constants
 from rest_fast.kernels.sink_ring_attention.kernel import combine_kernel, sink_ring_attention_kernel
 from rest_fast.kernels.sink_ring_attention.plan import Plan, plan
 
@@ -36,6 +36,7 @@ def case(name: str, dtype: str, chosen: Plan, *, heads: int = 32, dim: int = 64,
         num_stages=stages,
         aligned=tuple(pointers),
         tensor_cores=dtype != "fp32",
+        narrow="a tile has fewer than four numbers a thread" if dtype == "fp32" and dim < 64 else "",
     )
 
 
@@ -57,4 +58,10 @@ CASES = [
     case("384 queries, 4864 slots, 1 lane, bf16, split", "bf16", planned("bf16", 1, 384, 4864)),
     combine("384 queries, 4864 slots, 1 lane, bf16, combine", "bf16", planned("bf16", 1, 384, 4864)),
     case("demo, 2 lanes, bf16", "bf16", planned("bf16", 2, 48, 112, heads=3), heads=3),
+    *(case(f"head size {dim}, bf16", "bf16", planned("bf16", 2, 768, 1792, dim=dim), dim=dim) for dim in (16, 32, 128)),
+    *(
+        case(f"head size {dim}, 112 slots, bf16", "bf16", planned("bf16", 2, 48, 112, 8, dim), heads=8, dim=dim)
+        for dim in (16, 32, 128)
+    ),
+    *(case(f"head size {dim}, fp32", "fp32", planned("fp32", 2, 768, 1792, dim=dim), dim=dim) for dim in HEAD_SIZES),
 ]
