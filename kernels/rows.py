@@ -9,7 +9,7 @@ import torch
 import triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDEST = 8192  # channels: 32 a thread at 8 warps; wider rows would spill
+WIDEST = 8192  # channels: one row is 32 a thread at 8 warps; wider rows would spill
 
 
 def block(width: int) -> int:
@@ -18,7 +18,7 @@ def block(width: int) -> int:
 
 
 def warps(elements: int) -> int:
-    """Warps for a tile of this many elements: eight a thread, 16 bytes of bf16, which is one load."""
+    """Warps for a tile of this many elements: eight a thread, 16 bytes of bf16, which is one load; more beyond 2048."""
     return min(max(elements // 256, 1), 8)
 
 

@@ -1,7 +1,7 @@
 """Channels into frames, rows and columns: the decoder's upsampler, without its three permutes.
 
 A program takes the channels of a few input pixels (cells) and writes the blocks of P1 x P2 x P3 output pixels that
-they become. Values are moved as integers of their size, so every dtype of 1, 2, 4 or 8 bytes arrives bit for bit.
+they become. Values are moved as integers of their size, so every real dtype of 1, 2, 4 or 8 bytes arrives bit for bit.
 Threads lie along the stride that is 1, for the load and for the store apart; in between the tile is turned around in
 shared memory. Pictures on their side (LTX-Video's patches) are read and written along their columns.
 """

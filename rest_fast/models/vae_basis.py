@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
+from rest_fast.models.linear import linear
 from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState, normed_silu, unfold_channels
 from rest_fast.ops import functional
 
@@ -99,14 +100,14 @@ class MixerLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         """[B, n, tokens, width] -> the same; the state keeps keys and values of the last latent."""
-        q, kv = self.qkv(self.norm_attention(x)).split([x.shape[-1], 2 * x.shape[-1]], -1)
+        q, kv = linear(self.qkv, self.norm_attention(x)).split([x.shape[-1], 2 * x.shape[-1]], -1)
         before = state.histories.get(self.path, kv[:, :1])  # at the start a latent is its own past
         past = torch.cat([before.to(kv.dtype), kv[:, :-1]], 1)
         state.histories[self.path] = kv[:, -1:] if torch.is_grad_enabled() else kv[:, -1:].clone()
         k, v = torch.cat([past, kv], 2).chunk(2, -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(2, 3) for y in (q, k, v))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3))
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+        x = x + linear(self.out, F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3))
+        return x + linear(self.down, linear(self.up, self.norm_mlp(x), gelu=True))
 
 
 class Mixer(nn.Module):

@@ -6,7 +6,8 @@ Keys (normed) and values are computed once per chunk. Paper section 3.2: frame-l
 Text attention is the same with one frame: all tokens see all keys, and all lanes share them (a batch of 1).
 The residual is the next ``gate_norm_modulate``'s, after the output projection.
 
-One rounding mode: fp32 inside, out rounded once, as the functional reference does.
+One rounding mode: fp32 inside, out rounded once, as the functional reference does; but for Triton with 9 keys or
+more, whose tensor cores take normed queries and weights in the dtype of q.
 """
 
 from __future__ import annotations

@@ -58,5 +58,17 @@ def test_without_onednn(case, monkeypatch):
     assert torch.equal(linear(layer, x), layer(x))
 
 
+def test_gradients_take_the_layer(case):
+    layer, x, _ = case
+    layer.requires_grad_(True)
+    linear(layer, x, gelu=True).sum().backward()
+    got = layer.weight.grad.clone()
+    layer.zero_grad()
+    F.gelu(layer(x), approximate="tanh").sum().backward()
+    assert torch.equal(got, layer.weight.grad)
+    layer.requires_grad_(False)
+    assert linear(layer, x.clone().requires_grad_(True)).requires_grad
+
+
 def test_onednn_is_what_runs_here():
     assert PRODUCT is not None or not torch.backends.mkldnn.is_available()
