@@ -44,7 +44,7 @@ inline const char* error_string(int code) {
     case kPositionOutOfRange: return "base + latent frames is outside the rows of rope_t";
     case kMisaligned: return "an address or stride is not a multiple of a channel pair";
     case kSkipOutOfRange: return "skip_slot .. skip_slot + chunk is outside the context slots";
-    case kRowShared: return "row_index is the same for two enabled lanes";
+    case kRowShared: return "row_index of an enabled lane is also that of another lane";
     case kNullAddress: return "the address of a required tensor is null";
     case kBadFrames: return "bad shape: the latent frames do not divide the tokens";
     case kBadElementSize: return "element size is not one of 1, 2, 4, 8 bytes";

@@ -1,4 +1,8 @@
 // exp for loops that the compiler vectorises: plain arithmetic and selects, no library call.
+//
+// For pixel_norm_silu and frame_cross_attention, whose loops are plain floats. exp2_nonpositive in
+// vectors.h is for vectors, and for scores that already carry a factor log2(e): it saves the
+// reduction by ln 2, and needs no select beside arithmetic to become vector code below AVX-512.
 #pragma once
 
 #include "common.h"

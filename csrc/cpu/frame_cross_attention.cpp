@@ -9,8 +9,8 @@
 // Limits: heads of at most kMaxHeadDim channels.
 #include <limits>
 
-#include "common.h"
 #include "exp.h"
+#include "vectors.h"
 
 namespace rest_fast {
 namespace {
@@ -34,10 +34,9 @@ struct alignas(64) Tile {
 
 // Eight vectors of the instruction set at hand stay in registers: rows x tokens.
 template <int kLanes>
-struct Wide {
+struct RegisterTile : Wide<kLanes> {
   static constexpr int kVectors = kTokens / kLanes;
   static constexpr int kRows = 8 / kVectors;
-  typedef float Type __attribute__((vector_size(4 * kLanes)));
 };
 
 // c[r] += sum over i of a[r row_stride + i step] b[i], for R rows. GCC vectors, because plain
@@ -45,8 +44,8 @@ struct Wide {
 template <int kLanes, int R>
 REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step, int64_t count,
                                const Lanes* b, Lanes* c) {
-  using Vector = typename Wide<kLanes>::Type;
-  constexpr int kVectors = Wide<kLanes>::kVectors;
+  using Vector = typename RegisterTile<kLanes>::Type;
+  constexpr int kVectors = RegisterTile<kLanes>::kVectors;
   Vector sum[R][kVectors];
   std::memcpy(sum, c, sizeof(sum));
   for (int64_t i = 0; i < count; ++i) {
@@ -63,7 +62,7 @@ REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step,
 template <int kLanes>
 REST_FAST_INLINE void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step,
                                     int64_t count, const Lanes* b, Lanes* c) {
-  constexpr int kRows = Wide<kLanes>::kRows;
+  constexpr int kRows = RegisterTile<kLanes>::kRows;
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
     multiply<kLanes, kRows>(a + r * row_stride, row_stride, step, count, b, c + r);
@@ -212,44 +211,19 @@ REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begi
   }
 }
 
-using Run = void (*)(const FrameCrossAttentionParams&, int64_t, int64_t);
-
 template <class T>
-void run_narrow(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
-  run_range<4, T>(p, begin, end);
-}
-
-// Not REST_FAST_MULTI_ISA: the versions differ in their vectors.
-#ifdef REST_FAST_X86_LEVELS
-template <class T>
-__attribute__((target("arch=x86-64-v4"))) void run_avx512(const FrameCrossAttentionParams& p,
-                                                          int64_t begin, int64_t end) {
-  run_range<16, T>(p, begin, end);
-}
-template <class T>
-__attribute__((target("arch=x86-64-v3"))) void run_avx2(const FrameCrossAttentionParams& p,
-                                                        int64_t begin, int64_t end) {
-  run_range<8, T>(p, begin, end);
-}
-#endif
-
-// The version with vectors of that many lanes (0: the widest here), or null.
-template <class T>
-Run choose(int64_t lanes) {
-#ifdef REST_FAST_X86_LEVELS
-  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) return &run_avx512<T>;
-  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) return &run_avx2<T>;
-#endif
-  return lanes == 0 || lanes == 4 ? &run_narrow<T> : nullptr;
-}
+struct Body {
+  template <int kLanes>
+  static REST_FAST_INLINE void run(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
+    run_range<kLanes, T>(p, begin, end);
+  }
+};
 
 }  // namespace
 
 int frame_cross_attention_cpu(const FrameCrossAttentionParams& p) {
   if (const int error = check_sizes(p)) return error;
-  const Run run = p.dtype == DType::kFloat32    ? choose<float>(p.vector_lanes)
-                  : p.dtype == DType::kBFloat16 ? choose<BFloat16>(p.vector_lanes)
-                                                : choose<Float16>(p.vector_lanes);
+  const auto run = choose_version<Body>(p);
   if (!run) return kBadVectorLanes;
   if (p.batch == 0 || p.tokens == 0) return kOk;
 

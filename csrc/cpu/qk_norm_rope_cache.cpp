@@ -14,6 +14,8 @@
 namespace rest_fast {
 namespace {
 
+constexpr int64_t kStackWidth = 8192;  // 32 KB of a thread's stack hold the angles of a token
+
 // cos and sin of every channel pair of the token at hand, the three axes interleaved as the
 // pairs are. Shared by q and k, and by the lanes: going from one token to the next rewrites only
 // the axes that moved, mostly x.
@@ -120,11 +122,13 @@ int qk_norm_rope_cache_cpu(const QkNormRopeCacheParams& p) {
                    : p.dtype == DType::kBFloat16 ? &run_bfloat16
                                                  : &run_float16;
   const int threads = thread_count(items * 3 * p.width);
-  std::vector<float> scratch(static_cast<size_t>(threads) * p.width);
+  // Empty, without an allocation, for every width that fits the stack.
+  std::vector<float> heap(p.width > kStackWidth ? static_cast<size_t>(threads) * p.width : 0);
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
   for (int thread = 0; thread < threads; ++thread) {
+    alignas(64) float stack[kStackWidth];
     run(p, items * thread / threads, items * (thread + 1) / threads,
-        scratch.data() + thread * p.width);
+        heap.empty() ? stack : heap.data() + thread * p.width);
   }
   return kOk;
 }

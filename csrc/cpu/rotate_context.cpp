@@ -2,7 +2,7 @@
 //
 // Layout: params.h. Why it exists: only the third of the key channels that moves is touched, where
 // the reference gathers, widens, turns and scatters whole rows of the cache.
-// Limits: enabled lanes must not share a row (it would turn twice); disabled ones may.
+// Limits: an enabled lane's row is no other lane's, enabled or not; disabled lanes may share one.
 #include "common.h"
 
 namespace rest_fast {
@@ -59,8 +59,8 @@ int check_indices(const RotateContextParams& p) {
     if (row < 0 || row >= p.rows) return kRowOutOfRange;
     if (skip < p.sink || skip > p.slots - p.chunk) return kSkipOutOfRange;
     for (int64_t other = 0; other < lane; ++other) {
-      const bool both = p.enabled[lane] != 0 && p.enabled[other] != 0;
-      if (both && p.row_index[other] == row) return kRowShared;
+      const bool turned = p.enabled[lane] != 0 || p.enabled[other] != 0;
+      if (turned && p.row_index[other] == row) return kRowShared;
     }
   }
   return kOk;

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common.h"
+#include "vectors.h"
 
 namespace rest_fast {
 namespace {
@@ -34,12 +34,10 @@ struct alignas(64) Scratch {
   float decay[kQueries];                   // what a new top makes of the sums so far
 };
 
-template <int kLanes_, int kColumns_>
-struct Wide {
-  static constexpr int kLanes = kLanes_;      // floats of a vector
-  static constexpr int kColumns = kColumns_;  // vectors of a register tile
-  typedef float Type __attribute__((vector_size(4 * kLanes_)));
-  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes_)));
+// AVX-512 has 32 registers for a tile of 4 x 4 vectors, AVX2 has 16 for 4 x 3.
+template <int kLanes>
+struct RegisterTile : Wide<kLanes> {
+  static constexpr int kColumns = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;  // vectors
 };
 
 // c[m][n] = decay[m] c[m][n] + sum over i of a[m a_row + i a_step] b[i b_row + n], a tile of it.
@@ -94,32 +92,6 @@ REST_FAST_INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_ste
       multiply_rows<V, N - 1>(a, a_row, a_step, b, b_row, count, decay, c, c_row, vectors);
     }
   }
-}
-
-// x <- 2^x for x <= 0. NaN passes; below -126.5 the result is 0.
-//
-// 2^x = 2^n 2^f with |f| <= 1/2, both exact. The polynomial of 2^f has the least largest relative
-// error of its degree with p(0) = 1: 2e-9. Its fp32 Horner steps make that 1.4 units of 2^-24.
-// A GCC vector, because a select beside trapping arithmetic keeps plain loops scalar below AVX-512.
-template <class V>
-REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, low bits
-  const typename V::Type least = typename V::Type{} - 127.0f;
-  x = x < least ? least : x;
-  const typename V::Type shifted = x + kShift;
-  const typename V::Type f = x - (shifted - kShift);
-  typename V::Type p = f * 1.53533620e-4f + 1.33988739e-3f;
-  p = p * f + 9.61843692e-3f;
-  p = p * f + 5.55033237e-2f;
-  p = p * f + 2.40226477e-1f;
-  p = p * f + 6.93147182e-1f;
-  p = p * f + 1.0f;
-  typename V::Bits bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits + 127) << 23;  // of 2^n; n = -127 gives 0
-  typename V::Type power;
-  std::memcpy(&power, &bits, sizeof(bits));
-  x = p * power;
 }
 
 // Scores -> weights; top, total and decay follow. A NaN never becomes the top, but stays NaN.
@@ -231,41 +203,15 @@ REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
   for (int q = 0; q < count; ++q) lse[q] = s.top[q] * scale + std::log(s.total[q]);
 }
 
-using Run = void (*)(const SinkRingAttentionParams&, int64_t);
-
 static_assert(kQueries % 16 == 0 && kQueries % kRows == 0 && kKeys % kRows == 0, "whole tiles");
 
 template <class T>
-void run_narrow(const SinkRingAttentionParams& p, int64_t task) {
-  attend<Wide<4, 2>, T>(p, task);
-}
-
-// Not REST_FAST_MULTI_ISA: the versions differ in their register tile. AVX-512 has 32 registers for
-// 4 x 4 vectors, AVX2 has 16 for 4 x 3.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define REST_FAST_X86_LEVELS 1
-template <class T>
-__attribute__((target("arch=x86-64-v4"))) void run_avx512(const SinkRingAttentionParams& p,
-                                                          int64_t task) {
-  attend<Wide<16, 4>, T>(p, task);
-}
-template <class T>
-__attribute__((target("arch=x86-64-v3"))) void run_avx2(const SinkRingAttentionParams& p,
-                                                        int64_t task) {
-  attend<Wide<8, 3>, T>(p, task);
-}
-#endif
-
-// The version with vectors of that many lanes (0: the widest here), or null.
-template <class T>
-Run choose(int64_t lanes) {
-#ifdef REST_FAST_X86_LEVELS
-  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) return &run_avx512<T>;
-  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) return &run_avx2<T>;
-#endif
-  return lanes == 0 || lanes == 4 ? &run_narrow<T> : nullptr;
-}
+struct Body {
+  template <int kLanes>
+  static REST_FAST_INLINE void run(const SinkRingAttentionParams& p, int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) attend<RegisterTile<kLanes>, T>(p, task);
+  }
+};
 
 int check_indices(const SinkRingAttentionParams& p) {
   for (int64_t lane = 0; lane < p.batch; ++lane) {
@@ -281,9 +227,7 @@ int check_indices(const SinkRingAttentionParams& p) {
 
 int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
   if (const int error = check_sizes(p)) return error;
-  const Run run = p.dtype == DType::kFloat32    ? choose<float>(p.vector_lanes)
-                  : p.dtype == DType::kBFloat16 ? choose<BFloat16>(p.vector_lanes)
-                                                : choose<Float16>(p.vector_lanes);
+  const auto run = choose_version<Body>(p);
   if (!run) return kBadVectorLanes;
   if (p.batch == 0 || p.tokens == 0) return kOk;
   if (const int error = check_indices(p)) return error;
@@ -296,7 +240,7 @@ int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
   const int threads = static_cast<int>(std::min<int64_t>(tasks, thread_count(work)));
   // Dynamic, because lanes differ in length; what a task computes does not depend on who runs it.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) run(p, task);
+  for (int64_t task = 0; task < tasks; ++task) run(p, task, task + 1);
   return kOk;
 }
 

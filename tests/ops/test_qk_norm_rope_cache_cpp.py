@@ -25,6 +25,8 @@ LOW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SIZES = SHAPES | {
     "demo": {"heads": 3, "dim": 64, "frames": 3, "grid": (4, 4), "cache": (4, 2, 112), "slots": (64, 16)},
     "wide": {"heads": 32, "dim": 64, "frames": 1, "grid": (1, 3)},
+    "whole_stack": {"heads": 128, "dim": 64, "frames": 1, "grid": (1, 3)},
+    "beyond_the_stack": {"heads": 129, "dim": 64, "frames": 1, "grid": (1, 3)},
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from rest_fast import ops
+from rest_fast.kernels import depth_to_space as package
 from rest_fast.ops import functional
 from rest_fast.ops.dispatch import Spec
 from tests.kernels import kit
@@ -96,6 +97,14 @@ def test_no_cells():
 def test_refused_with_a_reason(spec, reason):
     ok, said = next(b for b in ops.depth_to_space.backends if b.name == "triton").supports(spec)
     assert not ok and reason in said
+
+
+def test_more_pixels_than_numbers():
+    """Seen by the op, over the whole batch: there is no memory behind these tensors."""
+    for batch, fits in ((1, True), (2, False)):
+        x = torch.empty(batch, 4, 2**10, 2**9, 2**9, dtype=torch.int8, device="meta")
+        out = torch.empty(batch, 1, 2**10, 2**10, 2**10, dtype=torch.int8, device="meta")
+        assert package.supports(ops.depth_to_space._check(x, out, factors=[1, 2, 2], drop=0))[0] == fits
 
 
 @pytest.mark.skipif(not kit.ON_GPU, reason="real shapes take a GPU")

@@ -1,0 +1,89 @@
+// Vectors of a width that the source names, and the version of an op that fits the machine.
+//
+// For ops whose register tiles depend on the width. The others leave it to the compiler:
+// REST_FAST_MULTI_ISA in common.h.
+#pragma once
+
+#include "common.h"
+
+namespace rest_fast {
+
+template <int kLanes_>
+struct Wide {
+  static constexpr int kLanes = kLanes_;  // floats of a vector
+  typedef float Type __attribute__((vector_size(4 * kLanes_)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes_)));
+};
+
+// x <- 2^x for x <= 0. NaN passes; below -126.5 the result is 0. V: a Wide.
+//
+// 2^x = 2^n 2^f with |f| <= 1/2, both exact. The polynomial of 2^f has the least largest relative
+// error of its degree with p(0) = 1: 2e-9. Its fp32 Horner steps make that 1.4 units of 2^-24.
+// A GCC vector, because a select beside trapping arithmetic keeps plain loops scalar below AVX-512.
+template <class V>
+REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, low bits
+  const typename V::Type least = typename V::Type{} - 127.0f;
+  x = x < least ? least : x;
+  const typename V::Type shifted = x + kShift;
+  const typename V::Type f = x - (shifted - kShift);
+  typename V::Type p = f * 1.53533620e-4f + 1.33988739e-3f;
+  p = p * f + 9.61843692e-3f;
+  p = p * f + 5.55033237e-2f;
+  p = p * f + 2.40226477e-1f;
+  p = p * f + 6.93147182e-1f;
+  p = p * f + 1.0f;
+  typename V::Bits bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits + 127) << 23;  // of 2^n; n = -127 gives 0
+  typename V::Type power;
+  std::memcpy(&power, &bits, sizeof(bits));
+  x = p * power;
+}
+
+template <class Params>
+using Version = void (*)(const Params&, int64_t begin, int64_t end);
+
+// Body::run<lanes>(p, begin, end), forced inline, for one instruction set each. Body belongs to an
+// anonymous namespace, or two ops could share a symbol.
+template <class Body, class Params>
+void run_narrow(const Params& p, int64_t begin, int64_t end) {
+  Body::template run<4>(p, begin, end);
+}
+
+#ifdef REST_FAST_X86_LEVELS
+template <class Body, class Params>
+__attribute__((target("arch=x86-64-v3"))) void run_avx2(const Params& p, int64_t begin,
+                                                        int64_t end) {
+  Body::template run<8>(p, begin, end);
+}
+template <class Body, class Params>
+__attribute__((target("arch=x86-64-v4"))) void run_avx512(const Params& p, int64_t begin,
+                                                          int64_t end) {
+  Body::template run<16>(p, begin, end);
+}
+#endif
+
+// The version with vectors of that many lanes (0: the widest here), or null.
+template <class Body, class Params>
+Version<Params> choose_version(int64_t lanes) {
+#ifdef REST_FAST_X86_LEVELS
+  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) {
+    return &run_avx512<Body, Params>;
+  }
+  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) {
+    return &run_avx2<Body, Params>;
+  }
+#endif
+  return lanes == 0 || lanes == 4 ? &run_narrow<Body, Params> : nullptr;
+}
+
+// The same for the number type and the lanes that the parameters name. Body<T>: as above.
+template <template <class> class Body, class Params>
+Version<Params> choose_version(const Params& p) {
+  return p.dtype == DType::kFloat32    ? choose_version<Body<float>, Params>(p.vector_lanes)
+         : p.dtype == DType::kBFloat16 ? choose_version<Body<BFloat16>, Params>(p.vector_lanes)
+                                       : choose_version<Body<Float16>, Params>(p.vector_lanes);
+}
+
+}  // namespace rest_fast
