@@ -5,7 +5,7 @@
 Values and the other pairs stay. A program holds a few slots and leaves at once where nothing moves: a lane that is not
 enabled, a block of slots inside the current chunk, an index out of range. Two thirds of a moving key do not change, but
 they share its 32-byte sectors, so it is read and written whole. fp32 inside, one rounding.
-Limits: W at most ``rows.WIDEST``; enabled lanes must not share a row.
+Limits: W at most ``rows.WIDEST``; the row of an enabled lane is no other lane's.
 """
 
 from __future__ import annotations
