@@ -148,6 +148,8 @@ def without_failures(runs: dict[str, Any], names: Iterable[str], call: Callable[
 def interleaved(variants: dict[str, Call], *, budget: float = 2.0, least: int = 5, most: int = 400) -> dict[str, Any]:
     """Microseconds of every round, the variants taking turns, so that a busy machine is busy for all of them.
 
+    Each round begins with another variant, and the variants of a round work on copies of their own: whoever came second
+    on the same copy would find it in the cache.
     As many rounds as fit into ``budget`` seconds, within ``least`` and ``most``; ``BENCH_ROUNDS`` overrides.
     """
     clock, seconds = stopwatch(), 0.0
@@ -159,9 +161,11 @@ def interleaved(variants: dict[str, Call], *, budget: float = 2.0, least: int = 
             seconds = time.perf_counter() - start
     fitting = int(os.environ.get("BENCH_ROUNDS") or min(max(budget / seconds, least), most))
     times: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
     for i in range(fitting):
-        for name, call in variants.items():
-            times[name].append(clock(call, i % LAYERS))
+        for turn in range(len(names)):
+            name = names[(i + turn) % len(names)]
+            times[name].append(clock(variants[name], (i + turn) % LAYERS))
     return times
 
 

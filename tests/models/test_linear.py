@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,12 +40,41 @@ def test_large_and_small_values_through_gelu():
     torch.testing.assert_close(got[0].double(), want, rtol=1e-4, atol=1e-6)
 
 
-def test_the_weights_are_read_at_every_call(case):
-    """Nothing is packed away: a trained weight counts at once."""
+def test_a_changed_weight_counts_at_once(case):
+    """In place, by a checkpoint, by another dtype and back, by an optimiser: the order kept beside it is made anew."""
     layer, x, _ = case
     before = linear(layer, x)
     layer.weight.mul_(2), layer.bias.mul_(2)
     torch.testing.assert_close(linear(layer, x), 2 * before)
+    layer.load_state_dict({name: -tensor for name, tensor in layer.state_dict().items()})
+    torch.testing.assert_close(linear(layer, x), -2 * before)
+    layer.double().to(x.dtype)
+    torch.testing.assert_close(linear(layer, x), -2 * before)
+    layer.requires_grad_(True)
+    layer.weight.grad, layer.bias.grad = layer.weight.detach().clone(), layer.bias.detach().clone()
+    torch.optim.SGD(layer.parameters(), lr=1).step()
+    with torch.no_grad():
+        assert torch.equal(linear(layer, x), torch.zeros_like(before))
+    layer.requires_grad_(False)
+
+
+def test_what_is_kept_is_no_part_of_a_checkpoint_or_copy(case):
+    layer, x, _ = case
+    names, want = set(layer.state_dict()), linear(layer, x)
+    assert set(layer.state_dict()) == names and len(list(layer.parameters())) == 2
+    twin = copy.deepcopy(layer)
+    twin.weight.zero_(), twin.bias.zero_()
+    assert torch.equal(linear(twin, x), torch.zeros_like(want)) and torch.equal(linear(layer, x), want)
+
+
+def test_large_weights_stay_as_they_are(case, monkeypatch):
+    layer, x, _ = case
+    want = linear(layer, x)
+    fresh = copy.deepcopy(layer)
+    fresh.__dict__.pop("reordered", None)
+    monkeypatch.setattr(module, "SMALL", 10)
+    torch.testing.assert_close(linear(fresh, x), want)
+    assert "reordered" not in fresh.__dict__
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=["fp64", "fp16"])
