@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -148,8 +149,8 @@ def without_failures(runs: dict[str, Any], names: Iterable[str], call: Callable[
 def interleaved(variants: dict[str, Call], *, budget: float = 2.0, least: int = 5, most: int = 400) -> dict[str, Any]:
     """Microseconds of every round, the variants taking turns, so that a busy machine is busy for all of them.
 
-    Each round begins with another variant, and the variants of a round work on copies of their own: whoever came second
-    on the same copy would find it in the cache.
+    The order changes from round to round, and what takes one copy of its data at a time takes another than the variant
+    before it: whoever came second on the same copy would find it in the cache.
     As many rounds as fit into ``budget`` seconds, within ``least`` and ``most``; ``BENCH_ROUNDS`` overrides.
     """
     clock, seconds = stopwatch(), 0.0
@@ -161,10 +162,10 @@ def interleaved(variants: dict[str, Call], *, budget: float = 2.0, least: int = 
             seconds = time.perf_counter() - start
     fitting = int(os.environ.get("BENCH_ROUNDS") or min(max(budget / seconds, least), most))
     times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
+    names, shuffled = list(variants), random.Random(0)
     for i in range(fitting):
-        for turn in range(len(names)):
-            name = names[(i + turn) % len(names)]
+        shuffled.shuffle(names)
+        for turn, name in enumerate(names):
             times[name].append(clock(variants[name], (i + turn) % LAYERS))
     return times
 

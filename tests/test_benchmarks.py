@@ -157,7 +157,8 @@ def test_variants_take_turns(monkeypatch):
     calls = {name: (lambda i, name=name: seen.append((name, i))) for name in "ab"}
     times = kit.interleaved(calls)
     assert [len(t) for t in times.values()] == [3, 3]
-    assert seen[-6:] == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    rounds = [dict(seen[at : at + 2]) for at in range(len(seen) - 6, len(seen), 2)]
+    assert all(set(r) == {"a", "b"} and r["a"] != r["b"] for r in rounds), "each once a round, on another copy"
     assert {i for _, i in seen} == set(range(kit.LAYERS)), "every copy is touched before the clock counts"
 
 
@@ -186,7 +187,9 @@ def test_the_roof():
     stream, vectors = 2 * 12 * 20 * 2, 2 * 3 * 20 * 2  # bytes: two lanes, 12 tokens or 3 frames, width 20
     assert case.work().bytes == 4 * stream + 3 * vectors  # x in and out, branch, out; gate, scale, shift
     rotate = bench_ops.Case(bench_ops.TABLE["rotate_context"], TINY, torch.float32)
-    assert rotate.work().bytes == 2 * (2 * 2 * 12 * 20 * 4), "the context chunk of two layers and lanes, both ways"
+    assert rotate.work().bytes == 2 * (2 * 2 * 12 * 8 * 4), (
+        "a third of the context chunk, of two layers and lanes, both ways"
+    )
     measured = roofline.measure(torch.device("cpu"), torch.float32, megabytes=1, side=64)
     assert measured.copy > 0 and measured.gemm > 0
 
@@ -197,9 +200,10 @@ def test_a_block_is_split_into_its_parts():
         linear = F.linear
         split = clock.split(lambda: run(layer))  # noqa: B023
         assert F.linear is linear, "the patches are taken off again"
-        assert all(us > 0 for us in split.values()), f"{name}: {split}"
-        products = split["linear"] + split["attention"]
-        rest = sum(us for part, us in split.items() if part not in ("whole", "outside", "linear", "attention"))
+        inside = name == "ours" and bench_block.fused()
+        assert all(us > 0 for part, us in split.items() if not (part == "gelu" and inside)), f"{name}: {split}"
+        products = split["linear"] + split["attention"] + split["gelu"]
+        rest = sum(us for part, us in split.items() if part not in ("whole", "outside", *bench_block.PRODUCTS))
         assert split["whole"] == pytest.approx(split["outside"] + products)
         assert rest < split["outside"], "no part counts twice"
     labels = [label for label, *_ in clock.spans]

@@ -1,53 +1,72 @@
 """Linear layers: without gradients, and on the CPU, through oneDNN, with the GELU behind one inside the product.
 
-PyTorch takes MKL for float32, 1.4 to 3 times as slow on an AMD processor (docs/measured_facts.md), and a separate GELU
-costs half of the product before it. Small weights are kept a second time in oneDNN's order, large ones are reordered as
-they are read, which their product hides.
+PyTorch takes MKL for float32, half as fast as oneDNN on an AMD processor (docs/measured_facts.md), and a separate GELU
+costs half of the product before it. Small frozen weights are kept a second time in oneDNN's order, others are reordered
+as they are read, which a large product hides.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-DTYPES = (torch.float32, torch.bfloat16)
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
 ROWS = 128  # what the order is made for: always the same, so that results do not depend on who called first
-# The product with an operation behind it that torch.compile, too, uses on the CPU; None where PyTorch is without it.
-PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN multiplies on this processor; bfloat16 wants AVX-512."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+DTYPES = _dtypes()
 
 
 def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-    """``layer(x)``, then GELU (tanh form) where asked for: x [..., inputs] -> [..., outputs]. Differentiable."""
+    """``layer(x)``, then GELU (tanh form) where asked for: x [..., inputs] -> [..., outputs]. Differentiable.
+
+    A layer that learns, has hooks or is more than ``nn.Linear`` is called as it is.
+    """
     weight, bias = layer.weight, layer.bias  # once: each look-up in a module takes half a microsecond
-    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if PRODUCT is None or learns or not x.is_cpu or weight.dtype != x.dtype or x.dtype not in DTYPES:
+    if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, bias, x):
         y = layer(x)
         return F.gelu(y, approximate="tanh") if gelu else y
-    if weight.numel() <= SMALL and not torch.compiler.is_compiling() and not weight.is_inference():
+    seen = (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    )  # by who wants no such state in a graph
+    if weight.numel() <= SMALL and not (weight.requires_grad or weight.is_inference() or seen):
         weight = _reordered(layer, weight)
-    return PRODUCT(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
+
+
+def _plain(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> bool:
+    """Whether nothing but the product is asked for."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return False
+    bare = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    return bare and not torch.is_autocast_enabled("cpu")
 
 
 def _reordered(layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
-    """The weight in oneDNN's order, kept beside the layer until it changes (changes through ``.data`` do not count)."""
-    version = weight.data_ptr(), weight._version, weight.dtype
+    """A frozen weight in oneDNN's order, kept beside the layer until it changes.
+
+    Changes that PyTorch does not count, through ``.data`` or ``.numpy()``, are not seen.
+    """
     kept = layer.__dict__.get("reordered")
-    if kept is None or kept.version != version:
-        kept = Reordered(version, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
+    if kept is None or kept.address != weight.data_ptr() or kept.version != weight._version:
+        kept = Reordered(weight.detach(), torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
         layer.__dict__["reordered"] = kept  # past nn.Module: no parameter, no buffer, not in a checkpoint
     return kept.weight
 
 
-@dataclass
 class Reordered:
-    """A weight in oneDNN's order, and which weight it was made of."""
+    """A weight in oneDNN's order, and which weight it was made of: held, so that its address goes to no other."""
 
-    version: tuple
-    weight: torch.Tensor
+    def __init__(self, source: torch.Tensor, weight: torch.Tensor):
+        self.source, self.address, self.version, self.weight = source, source.data_ptr(), source._version, weight
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied layer makes its own."""

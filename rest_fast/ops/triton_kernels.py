@@ -36,7 +36,7 @@ def backend(op: str) -> Backend:
             return False, reason
         try:
             package = kernel(op)
-        except (ImportError, OSError, RuntimeError) as e:  # installed, but broken
+        except (ImportError, AttributeError, TypeError, OSError, RuntimeError) as e:  # broken, or too old
             return False, f"its kernel cannot be imported: {e}"
         return package.supports(spec)
 

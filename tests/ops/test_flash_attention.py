@@ -184,7 +184,7 @@ def test_a_gpu_that_it_is_not_made_for(backend, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     fits = {}
     for capability in ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, c=capability: c)
         fits[capability], reason = entry(backend).supports(on_gpu(head_dim=64))
         assert fits[capability] or reason.endswith(f"got {capability}")
     want = {"flash_attn_3": [(8, 0), (9, 0)], "flash_attn_4": [(9, 0), (10, 0)]}
