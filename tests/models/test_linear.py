@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import subprocess
 import sys
 
@@ -149,4 +150,4 @@ def test_gradients_take_the_layer(case):
 
 
 def test_onednn_is_what_runs_here():
-    assert DTYPES or not torch.backends.mkldnn.is_available()
+    assert DTYPES or not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64")
