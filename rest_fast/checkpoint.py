@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -11,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from rest_fast.config import ConfigError, ModelConfig
+from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
 class CheckpointError(ValueError):
@@ -37,7 +38,7 @@ def save(module: nn.Module, config: ModelConfig, folder: str | Path, dtype: torc
 
 def read_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / CONFIG
-    if Path(folder).suffix in _PICKLE_SUFFIXES:
+    if Path(folder).suffix in PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, got a pickle-type file, which is never loaded"
         )
@@ -47,6 +48,18 @@ def read_config(folder: str | Path) -> ModelConfig:
         return ModelConfig.from_json(path.read_text())
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
+
+
+def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:
+    """Of a VAE alone, whose configuration says its kind at once, or of a whole model."""
+    path = Path(folder) / CONFIG
+    try:
+        raw = json.loads(path.read_text()) if path.is_file() else None
+        if isinstance(raw, dict) and "kind" in raw:
+            return ConvVAEConfig.from_json(json.dumps(raw))
+    except (ConfigError, ValueError) as e:
+        raise CheckpointError(f"{path}: {e}") from None
+    return read_config(folder)
 
 
 def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> None:
@@ -72,12 +85,29 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> Non
 
 
 def _compare(path: Path, want: set[str], have: set[str]) -> None:
+    text = differences(want, have)
+    if text:
+        raise CheckpointError(f"{path}: expected the {len(want)} tensors of {CONFIG}, got {text}")
+
+
+def differences(want: set[str], have: set[str], shown: int = 10) -> str:
+    """Missing and unexpected names in words, up to ``shown`` of each, with the nearest names; empty if there are none.
+
+    A name on one side that is close to one on the other is a likely misspelling, or another version's.
+    """
     missing, extra = sorted(want - have), sorted(have - want)
-    if missing or extra:
-        raise CheckpointError(
-            f"{path}: expected the {len(want)} tensors of {CONFIG}, got {len(missing)} missing "
-            f"{missing[:3]} and {len(extra)} unexpected {extra[:3]}"
-        )
+    if not missing and not extra:
+        return ""
+
+    def listed(names: list[str], others: list[str]) -> str:
+        words = []
+        for name in names[:shown]:
+            near = difflib.get_close_matches(name, others[:2000], 1, 0.8)
+            words.append(f"'{name}'" + (f" (nearest: '{near[0]}')" if near else ""))
+        more = f", and {len(names) - shown} more" if len(names) > shown else ""
+        return f"[{', '.join(words)}{more}]"
+
+    return f"{len(missing)} missing {listed(missing, extra)} and {len(extra)} unexpected {listed(extra, missing)}"
 
 
 def fingerprint(module: nn.Module, config: ModelConfig) -> str:

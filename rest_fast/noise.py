@@ -15,7 +15,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
-LATENT, CONTEXT = 0, 1  # purposes: initial noise of a chunk; noise of a rebuilt context
+# purposes: initial noise of a chunk; of a rebuilt context; in latents before decoding; images inside the decoder
+LATENT, CONTEXT, DECODER, TEXTURE = 0, 1, 2, 3
 
 
 def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:

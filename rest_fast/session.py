@@ -26,7 +26,7 @@ from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
-from rest_fast.models.vae import to_latents, to_uint8
+from rest_fast.models.vae import to_latents
 from rest_fast.sampler import Branches
 from rest_fast.sound import RATE, SoundTimeline
 
@@ -309,7 +309,7 @@ class Session:
 
     def _decode(self, z: torch.Tensor) -> np.ndarray:
         latents = to_latents(z[None].to(self.model.dtype), self.model.config.grid)
-        return to_uint8(self._decoder.decode(latents))[0].cpu().numpy()
+        return self._decoder.pictures(latents)[0].cpu().numpy()
 
     # -- one chunk
 

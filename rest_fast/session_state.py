@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from rest_fast.block import Latent
-from rest_fast.models.vae import StreamState
+from rest_fast.models.vae_stream import StreamState
 from rest_fast.sound import SoundTimeline
 
 if TYPE_CHECKING:

@@ -66,3 +66,17 @@ def _describe(hint: Any) -> str:
         return f"a list of {_describe(args[0])}" if args[-1] is Ellipsis else f"{len(args)} x {_describe(args[0])}"
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
     return words.get(hint, f"an object of {getattr(hint, '__name__', hint)}")
+
+
+def build(cls: Any, values: Any, where: str) -> Any:
+    """Dataclass from JSON values: unknown and missing fields are named, lists become tuples."""
+    require(isinstance(values, dict), where, "an object", values)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    require(not unknown, where, f"fields {sorted(fields)}", unknown)
+    no_default = (
+        f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    missing = sorted(f.name for f in no_default if f.name not in values)
+    require(not missing, where, "all required fields", f"missing {missing}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

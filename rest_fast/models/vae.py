@@ -1,24 +1,34 @@
-"""Temporal VAE: 8 video frames and 32x32 pixels to one latent cell, encoder and decoder causal in time.
+"""Temporal VAE: 8 video frames and 32x32 pixels to one latent cell.
 
-A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). A causal decoder needs
-two past input frames per convolution and nothing else, so decoding latent by latent equals decoding the whole clip.
-Two families behind one interface: :class:`ConvVAEConfig` in the layout of LTX-Video, and the small
-:mod:`~rest_fast.models.vae_basis` of the demo model.
+A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Two families behind one
+interface: LTX-Video's (:mod:`~rest_fast.models.vae_conv`) and the small one of the demo model
+(:mod:`~rest_fast.models.vae_basis`). A decode is ``causal`` where the decoder is: then piece by piece equals the whole.
+The released LTX-Video decoders are not; their stream looks ahead (docs/vae.md).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 
-from rest_fast import ops
-from rest_fast.config import STRIDES, TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
-from rest_fast.ops import functional
-
-NORM_EPS = 1e-8
-REFERENCE = "reference"  # among a stream's histories: the first frame, for decoders that look at it
+from rest_fast import checkpoint, noise
+from rest_fast.config import TEMPORAL, BasisVAEConfig, ConvVAEConfig, ModelConfig
+from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
+from rest_fast.models.vae_conv import ConvDecoder, ConvEncoder, ResBlock
+from rest_fast.models.vae_stream import (
+    REFERENCE,
+    WITHHELD,
+    Mode,
+    Piece,
+    StreamState,
+    Workspace,
+    name_memories,
+    read_mode,
+    to_uint8,
+)
 
 
 def to_tokens(latents: torch.Tensor) -> torch.Tensor:
@@ -31,274 +41,290 @@ def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
 
 
-# Both faces of an op give the same numbers, but for fp32 roundings: the one that keeps what a gradient needs where one
-# is wanted, else the one that writes its result in one pass.
-
-
-def normed_silu(x: torch.Tensor, *, eps: float) -> torch.Tensor:
-    """silu(x / sqrt(mean_c x^2 + eps)) of [B, C, T, H, W]."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return functional.normed_silu(x, eps=eps)
-    out = torch.empty_like(x)
-    ops.pixel_norm_silu(x, None, None, out, eps=eps)
-    return out
-
-
-def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
-    """[B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3], with rows and columns in memory as in x."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return functional.unfold_channels(x, factors, drop)
-    (b, c, t, h, w), (p1, p2, p3) = x.shape, factors
-    c, t, h, w = c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3
-    turned = x.stride(3) < x.stride(4)
-    out = x.new_empty(b, c, t, w, h).transpose(3, 4) if turned else x.new_empty(b, c, t, h, w)
-    ops.depth_to_space(x, out, factors=list(factors), drop=drop)
-    return out
-
-
-def to_uint8(video: torch.Tensor) -> torch.Tensor:
-    """Video [B, 3, T, H, W] in -1..1 -> pictures, uint8 [B, T, H, W, 3]."""
-    b, channels, t, h, w = video.shape
-    out = video.new_empty(b, t, h, w, channels, dtype=torch.uint8)
-    ops.frames_to_uint8(video, out)
-    return out
-
-
-class StreamState:
-    """Histories of one stream, keyed by module path: the last two input frames of each convolution, keys and values of
-    the mixer; and the reference photo, for decoders that look at it.
-
-    A fresh state is the start of a clip: histories repeat the first frame, upsamplers drop what lies before it.
-    Histories are replaced, never written into, so a snapshot is a shallow copy.
-    """
-
-    def __init__(self) -> None:
-        self.histories: dict[str, torch.Tensor] = {}
-        self.started = False
-
-    def snapshot(self) -> StreamState:
-        copy = StreamState()
-        copy.histories, copy.started = dict(self.histories), self.started
-        return copy
-
-    def to_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.histories)
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
-        state = cls()
-        state.histories, state.started = dict(tensors), bool(set(tensors) - {REFERENCE})
-        return state
-
-
-class CausalConv3d(nn.Module):
-    """3x3x3 convolution over the present and two past frames."""
-
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__()
-        self.path = ""  # set by name_memories
-        init = nn.Conv3d(channels, out_channels, 3)
-        self.weight, self.bias = init.weight, init.bias
-
-    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        y, history = functional.causal_convolution(x, self.weight, self.bias, state.histories.get(self.path))
-        # a view would keep the whole input of the convolution alive
-        state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
-        return y
-
-
-def name_memories(module: nn.Module) -> None:
-    """Tell each part that remembers its path, the key of its history."""
-    for path, child in module.named_modules():
-        if hasattr(child, "path"):
-            child.path = path
-
-
-class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))))."""
-
-    def __init__(self, channels: int, eps: float = NORM_EPS):
-        super().__init__()
-        self.eps = eps
-        self.conv1 = CausalConv3d(channels, channels)
-        self.conv2 = CausalConv3d(channels, channels)
-
-    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        y = self.conv1(normed_silu(x, eps=self.eps), state)
-        return x + self.conv2(normed_silu(y, eps=self.eps), state)
-
-
-class Downsampler(nn.Module):
-    """Space-to-depth of a convolution, plus the group mean of the input's own space-to-depth."""
-
-    def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int]):
-        super().__init__()
-        self.stride, cell = stride, stride[0] * stride[1] * stride[2]
-        assert out_channels % cell == 0 and channels * cell % out_channels == 0, (
-            f"downsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
-        )
-        self.group = channels * cell // out_channels
-        self.conv = CausalConv3d(channels, out_channels // cell)
-
-    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        if not state.started:  # the first frame stands alone: complete its group with copies
-            x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
-        residual = functional.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
-        return functional.fold_channels(self.conv(x, state), self.stride) + residual
-
-
-class Upsampler(nn.Module):
-    """Depth-to-space of a convolution, plus the input's own depth-to-space, tiled over the channels."""
-
-    def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int]):
-        super().__init__()
-        self.stride, cell = stride, stride[0] * stride[1] * stride[2]
-        assert channels % cell == 0 and out_channels % (channels // cell) == 0, (
-            f"upsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
-        )
-        self.tiles = out_channels * cell // channels
-        self.conv = CausalConv3d(channels, out_channels * cell)
-
-    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        drop = 0 if state.started else self.stride[0] - 1
-        residual = unfold_channels(x, self.stride, drop).unsqueeze(1)
-        y = unfold_channels(self.conv(x, state), self.stride, drop)
-        return (y.unflatten(1, (self.tiles, -1)) + residual).flatten(1, 2)
-
-
-def patchify(x: torch.Tensor, p: int) -> torch.Tensor:
-    """[B, C, T, H p, W p] -> [B, C p p, T, H, W]; LTX-Video's channel order is (c, column, row)."""
-    return functional.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
-
-
-def unpatchify(x: torch.Tensor, p: int) -> torch.Tensor:
-    return unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
-
-
-class ConvEncoder(nn.Module):
-    """[B, 3, 1 + 8n, H, W] -> posterior mean and one shared log-variance [B, latent + 1, 1 + n, H / 32, W / 32]."""
-
-    def __init__(self, config: ConvVAEConfig):
-        super().__init__()
-        channels, self.patch = config.encoder_channels, config.patch_size
-        self.conv_in = CausalConv3d(3 * self.patch**2, channels[0])
-        self.blocks = nn.ModuleList()
-        for i, layers in enumerate(config.encoder_layers):
-            self.blocks.extend(ResBlock(channels[i]) for _ in range(layers))
-            if i < len(config.encoder_down):
-                self.blocks.append(Downsampler(channels[i], channels[i + 1], STRIDES[config.encoder_down[i]]))
-        self.conv_out = CausalConv3d(channels[-1], config.latent_channels + 1)
-
-    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        x = self.conv_in(patchify(x, self.patch), state)
-        for block in self.blocks:
-            x = block(x, state)
-        return self.conv_out(normed_silu(x, eps=NORM_EPS), state)
-
-
-class ConvDecoder(nn.Module):
-    """[B, latent, n, h, w] -> [B, 3, 8n (- 7 at the start), 32 h, 32 w]."""
-
-    def __init__(self, config: ConvVAEConfig):
-        super().__init__()
-        channels, self.patch = config.decoder_channels, config.patch_size
-        self.conv_in = CausalConv3d(config.latent_channels, channels[0])
-        self.blocks = nn.ModuleList()
-        for i, layers in enumerate(config.decoder_layers):
-            if i > 0:
-                self.blocks.append(Upsampler(channels[i - 1], channels[i], STRIDES[config.decoder_up[i - 1]]))
-            self.blocks.extend(ResBlock(channels[i]) for _ in range(layers))
-        self.conv_out = CausalConv3d(channels[-1], 3 * self.patch**2)
-
-    def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
-        x = self.conv_in(z, state)
-        for block in self.blocks:
-            x = block(x, state)
-        return unpatchify(self.conv_out(normed_silu(x, eps=NORM_EPS), state), self.patch)
-
-
 class TemporalVAE(nn.Module):
-    """Encoder, decoder and latent statistics of a checkpoint. Latents are normalised by the statistics."""
+    """Encoder, decoder and latent statistics of a checkpoint. Latents are normalised by the statistics.
+
+    From the configuration of a model pictures have its size; from that of a VAE alone any whole number of cells.
+    """
 
     latents_mean: torch.Tensor
     latents_std: torch.Tensor
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig | ConvVAEConfig):
         super().__init__()
-        self.config = config.vae
-        self.height, self.width, self.grid = config.height, config.width, config.grid
-        if isinstance(config.vae, BasisVAEConfig):
-            from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
-
-            basis = SpaceTimeBasis(config.vae, config.grid)
+        vae = config.vae if isinstance(config, ModelConfig) else config
+        self.config, self.size = vae, (config.height, config.width) if isinstance(config, ModelConfig) else None
+        if isinstance(vae, BasisVAEConfig):
+            assert isinstance(config, ModelConfig), "a basis belongs to a picture size"
+            basis = SpaceTimeBasis(vae, config.grid)
             self.encoder: nn.Module = BasisEncoder(basis)
-            self.decoder: nn.Module = BasisDecoder(config.vae, basis, config.grid)
+            self.decoder: nn.Module = BasisDecoder(vae, basis, config.grid)
         else:
-            self.encoder, self.decoder = ConvEncoder(config.vae), ConvDecoder(config.vae)
-        column = (config.vae.latent_channels, 1, 1, 1)
+            self.encoder, self.decoder = ConvEncoder(vae), ConvDecoder(vae)
+        self.causal = not isinstance(vae, ConvVAEConfig) or vae.causal_decoder
+        column = (vae.latent_channels, 1, 1, 1)
         self.register_buffer("latents_mean", torch.zeros(column))
         self.register_buffer("latents_std", torch.ones(column))
         name_memories(self)
 
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TemporalVAE:
+        """The VAE of a folder: one that ``rest-fast convert ltx-vae`` wrote, or that of a whole model's checkpoint.
+
+        Raises: :class:`rest_fast.checkpoint.CheckpointError`.
+        """
+        config = checkpoint.read_vae_config(folder)
+        vae = cls(config)
+        checkpoint.read_weights(vae, folder, "vae." if isinstance(config, ModelConfig) else "")
+        return vae.to(device, dtype).eval().requires_grad_(False)
+
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Posterior mean, normalised: video [B, 3, 1 + 8n, H, W] in -1..1 -> [B, C, 1 + n, H / 32, W / 32]."""
-        self._check(video, "video", 3, (self.height, self.width))
-        if video.shape[2] % TEMPORAL != 1:
-            raise ValueError(f"encode: video: expected 1 + {TEMPORAL}n frames, got {video.shape[2]}")
-        mean = self.encoder(video, StreamState())[:, : self.config.latent_channels]
-        return (mean - self.latents_mean) / self.latents_std
+        return EncodeStream(self).encode(video)
 
     def decode(
-        self, latents: torch.Tensor, *, mode: str = "causal", reference: torch.Tensor | None = None
+        self, latents: torch.Tensor, *, mode: str | None = "exact", reference: torch.Tensor | None = None, seed: int = 0
     ) -> torch.Tensor:
-        """Whole clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1."""
-        return self.stream(mode=mode, reference=reference).decode(latents)
+        """A clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1.
 
-    def stream(self, *, mode: str = "causal", reference: torch.Tensor | None = None) -> DecodeStream:
-        """A decoder with memory: the latents of one stream, in pieces of any size.
-
-        ``reference`` [B, 3, 1, H, W] in -1..1 is the true first frame: the demo's decoder takes what stands still from
-        it, LTX-Video's has no use for it. Without it the first latent has to do.
+        ``exact`` is the whole clip at once. Other modes show what :meth:`stream` would give for it: lookahead in calls
+        of [reference, 3 new], then of 3 new latents, the plan of a session.
         """
-        if mode != "causal":
-            raise ValueError(f"stream: mode: expected 'causal' (what this checkpoint supports), got {mode!r}")
+        stream = self._stream(read_mode(mode, self.causal), reference, seed)
+        if stream.mode.name != "lookahead":
+            return stream.decode(latents)
+        self._check(latents, "latents", self.config.latent_channels)
+        plan = [4] + [3] * ((latents.shape[2] - 2) // 3)
+        pieces = latents.split(_fit(plan, latents.shape[2]), 2)
+        return torch.cat([*(stream.decode(piece) for piece in pieces), stream.flush()], 2)
+
+    def stream(
+        self,
+        *,
+        mode: str | None = None,
+        reference: torch.Tensor | None = None,
+        seed: int = 0,
+        workspace: Workspace | None = None,
+    ) -> DecodeStream:
+        """A decoder with memory, for latents that come piece by piece; see :class:`DecodeStream`.
+
+        Args:
+            mode: ``causal`` or, for a decoder that is not, ``lookahead(L)`` with L latents of delay; None for the one
+                that fits the checkpoint, with L = 1. Never switched silently.
+            reference: the true first frame [B, 3, 1, H, W] in -1..1: the demo's decoder takes what stands still from
+                it, LTX-Video's has no use for it. Without it the first latent has to do.
+            seed: of the decoder's own noise (LTX-Video 0.9.1 and later).
+            workspace: scratch to share among streams that decode in turn.
+        """
+        if mode == "exact":
+            raise ValueError(f"stream: mode: expected one that needs no whole clip, as decode does; got {mode!r}")
+        return self._stream(read_mode(mode, self.causal), reference, seed, workspace)
+
+    def _stream(
+        self, mode: Mode, reference: torch.Tensor | None, seed: int, workspace: Workspace | None = None
+    ) -> DecodeStream:
         if reference is not None:
-            self._check(reference, "reference", 3, (self.height, self.width))
+            self._check_video(reference, "reference")
             if reference.shape[2] != 1:
                 raise ValueError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
-        return DecodeStream(self, reference if isinstance(self.config, BasisVAEConfig) else None)
+        kept = reference if isinstance(self.config, BasisVAEConfig) else None
+        return DecodeStream(self, mode, kept, seed, workspace)
 
-    def decode_step(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
-        self._check(latents, "latents", self.config.latent_channels, self.grid)
-        video = self.decoder(latents * self.latents_std + self.latents_mean, state)
-        state.started = True
-        return cast(torch.Tensor, video)
+    def encode_stream(self) -> EncodeStream:
+        """An encoder with memory, for video that comes piece by piece."""
+        return EncodeStream(self)
 
-    def _check(self, x: torch.Tensor, name: str, channels: int, size: tuple[int, int]) -> None:
-        if x.ndim != 5 or x.shape[1] != channels or tuple(x.shape[3:]) != size or x.shape[2] < 1:
-            raise ValueError(f"vae: {name}: expected [B, {channels}, T, {size[0]}, {size[1]}], got {list(x.shape)}")
+    def denormalised(self, latents: torch.Tensor, index: int, seed: int) -> torch.Tensor:
+        """What the decoder reads: noise mixed in where the checkpoint says so, then mean and deviation undone.
+
+        In this order, as LTX-Video does it. The noise of a latent is a function of the seed and its place in the
+        stream, the same for every lane, so that neither pieces nor neighbours change it.
+        """
+        share = getattr(self.config, "decode_noise_scale", 0.0)
+        if share:
+            (_, c, n, h, w), purpose = latents.shape, noise.DECODER
+            drawn = [noise.normal(seed, index + i, c * h * w, purpose, latents.device) for i in range(n)]
+            latents = (1 - share) * latents + share * torch.stack(drawn).view(n, c, h, w).movedim(0, 1).to(latents)
+        return latents * self.latents_std + self.latents_mean
+
+    def images(self, latents: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+        """Injected noise [B, H, W] of each convolution that has some: one image per stream, by module path."""
+        found: dict[str, torch.Tensor] = {}
+        blocks = getattr(self.decoder, "blocks", [])
+        (b, _, _, h, w), spread = latents.shape, 1
+        for block in blocks:
+            if not isinstance(block, ResBlock):
+                spread *= block.stride[1]
+            elif block.noise1 is not None:
+                size = (h * spread, w * spread)
+                for conv in (block.conv1, block.conv2):
+                    drawn = noise.normal(seed, len(found), size[0] * size[1], noise.TEXTURE, latents.device)
+                    found[conv.path] = drawn.view(1, *size).repeat(b, 1, 1).to(latents.dtype)
+        return found
+
+    def _check_video(self, video: torch.Tensor, name: str) -> None:
+        self._check(video, name, 3, self.size)
+        cell, (h, w) = self.config.spatial, video.shape[3:]
+        if h % cell or w % cell:
+            raise ValueError(f"vae: {name}: expected rows and columns divisible by {cell}, got {h} x {w}")
+
+    def _check(self, x: torch.Tensor, name: str, channels: int, size: tuple[int, int] | None = None) -> None:
+        if size is None and self.size is not None:
+            size = (self.size[0] // self.config.spatial, self.size[1] // self.config.spatial)
+        fits = x.ndim == 5 and x.shape[1] == channels and min(x.shape[2:]) > 0
+        if not fits or (size is not None and tuple(x.shape[3:]) != size):
+            rows, columns = size or ("H", "W")
+            raise ValueError(f"vae: {name}: expected [B, {channels}, T, {rows}, {columns}], got {list(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"vae: {name}: expected a floating dtype, got {x.dtype}")
 
 
-class DecodeStream:
-    """State of one streaming decode. The first latent gives 1 frame, every further one 8."""
+def _fit(plan: list[int], count: int) -> list[int]:
+    """Pieces as planned, the last one shorter or left out, ``count`` in all."""
+    pieces: list[int] = []
+    while count:
+        pieces.append(min(plan[len(pieces)] if len(pieces) < len(plan) else count, count))
+        count -= pieces[-1]
+    return pieces
 
-    def __init__(self, vae: TemporalVAE, reference: torch.Tensor | None = None):
-        self.vae, self.reference = vae, reference
-        self.reset()
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W]."""
-        return self.vae.decode_step(latents, self.state)
+class EncodeStream:
+    """A causal encode in pieces: first 1 + 8n frames, then 8n each; any such pieces give the latents of the whole."""
+
+    def __init__(self, vae: TemporalVAE):
+        self.vae, self.state = vae, StreamState()
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """The next frames [B, 3, T, H, W] in -1..1 -> latents [B, C, n, H / 32, W / 32], normalised."""
+        vae, first = self.vae, 0 if self.state.started else 1
+        vae._check_video(video, "video")
+        if video.shape[2] % TEMPORAL != first:
+            raise ValueError(f"encode: video: expected {first} + {TEMPORAL}n frames, got {video.shape[2]}")
+        mean = vae.encoder(video, self.state)[:, : vae.config.latent_channels]
+        self.state.started = True
+        return cast(torch.Tensor, (mean - vae.latents_mean) / vae.latents_std)
 
     def reset(self) -> None:
-        self.state = StreamState()
-        if self.reference is not None:
-            self.state.histories[REFERENCE] = self.reference
+        self.state.reset()
 
     def snapshot(self) -> StreamState:
         return self.state.snapshot()
 
     def restore(self, state: StreamState) -> None:
-        self.state = state.snapshot()
+        self.state.restore(state)
+
+
+class DecodeStream:
+    """One streaming decode, of one viewer or of several in lockstep (axis 0).
+
+    The first latent gives 1 frame, every further one 8. ``causal``: each call gives all frames of its latents.
+    ``lookahead(L)``: the last L latents are decoded provisionally and withheld until the next call or :meth:`flush`, so
+    frames come L latents late and in the end none is missing; what comes depends a little on how latents were grouped.
+    Memory is of a fixed size and written in place: after a call that failed, restore a snapshot.
+    """
+
+    def __init__(
+        self,
+        vae: TemporalVAE,
+        mode: Mode,
+        reference: torch.Tensor | None = None,
+        seed: int = 0,
+        workspace: Workspace | None = None,
+    ):
+        noise.normal(seed, 0, 1)  # refuses a seed out of range now
+        self.vae, self.mode, self.reference, self.seed = vae, mode, reference, seed
+        self.work = workspace or Workspace()
+        self.state = StreamState(mode.past)
+        self.reset()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W], about -1..1."""
+        return self._decode(latents, self.mode.ahead, pictures=False)
+
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """The same as 8-bit pictures [B, frames, H, W, 3], written by the last convolution where that is faster."""
+        return self._decode(latents, self.mode.ahead, pictures=True)
+
+    def flush(self, *, pictures: bool = False) -> torch.Tensor:
+        """What is withheld, final now: 8 L frames (fewer if fewer came). Later latents follow as after a cut."""
+        return self._decode(None, 0, pictures)
+
+    def prime(self, latents: torch.Tensor) -> None:
+        """Latents before the first ones to be shown, as a rule the reference's: causal decodes them now, for its
+        memory; with lookahead they wait for the first call, whose first frames are theirs."""
+        self._decode(latents, latents.shape[2] if self.mode.name == "lookahead" else 0, pictures=False)
+
+    def reset(self) -> None:
+        self.state.reset()
+        if self.reference is not None:
+            self.state.histories[REFERENCE] = self.reference
+        else:
+            self.state.histories.pop(REFERENCE, None)
+
+    def snapshot(self) -> StreamState:
+        return self.state.snapshot()
+
+    def restore(self, state: StreamState) -> None:
+        self.state.restore(state)
+
+    def _decode(self, latents: torch.Tensor | None, ahead: int, pictures: bool) -> torch.Tensor:
+        vae, state = self.vae, self.state
+        if latents is not None:
+            vae._check(latents, "latents", vae.config.latent_channels)
+        withheld = state.histories.get(WITHHELD)
+        parts = [x for x in (withheld, latents) if x is not None]
+        if not parts:
+            return self._nothing(pictures)
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(f"decode: latents: expected {len(parts[0])} lanes as before, got {len(parts[1])}")
+        z = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+        final = z.shape[2] - ahead
+        if final <= 0:
+            state.histories[WITHHELD] = z
+            return self._nothing(pictures, z)
+        state.provisional = ahead
+        made = self._run(vae.denormalised(z, state.index, self.seed), pictures)
+        state.provisional, state.started = 0, True
+        state.index += final
+        state.histories.pop(WITHHELD, None)
+        if ahead:
+            state.histories[WITHHELD] = z[:, :, final:].clone()
+            made = made.narrow(1 if pictures else 2, 0, made.shape[1 if pictures else 2] - TEMPORAL * ahead)
+        return made
+
+    def _run(self, z: torch.Tensor, pictures: bool) -> torch.Tensor:
+        decoder, state = self.vae.decoder, self.state
+        if isinstance(decoder, ConvDecoder) and (
+            not state.images or next(iter(state.images.values())).dtype != z.dtype
+        ):
+            state.images = self.vae.images(z, self.seed)
+        learning = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in decoder.parameters()))
+        if learning:
+            video = decoder(z, state)
+            return to_uint8(video.detach()) if pictures else cast(torch.Tensor, video)
+        with torch.no_grad():
+            piece = Piece(state, self.work)
+            if isinstance(decoder, BasisDecoder):
+                video = decoder.step(z, piece)
+                return to_uint8(video) if pictures else video
+            b, frames = len(z), TEMPORAL * z.shape[2] - (0 if state.started else TEMPORAL - 1)
+            h, w = (n * self.vae.config.spatial for n in z.shape[3:])
+            if pictures:
+                out = z.new_empty(b, frames, h, w, 3, dtype=torch.uint8)
+                decoder.step(z, piece, pictures=out)
+            else:
+                out = z.new_empty(b, frames, h, w, 3).movedim(-1, 1)
+                decoder.step(z, piece, video=out)
+            return out
+
+    def _nothing(self, pictures: bool, like: torch.Tensor | None = None) -> torch.Tensor:
+        """No frames: what a call gives whose latents are all withheld."""
+        like = self.vae.latents_mean if like is None else like
+        b, (h, w) = len(like) if like.ndim == 5 else 1, self.vae.size or (0, 0)
+        if like.ndim == 5:
+            h, w = (n * self.vae.config.spatial for n in like.shape[3:])
+        if pictures:
+            return like.new_empty(b, 0, h, w, 3, dtype=torch.uint8)
+        return like.new_empty(b, 3, 0, h, w)

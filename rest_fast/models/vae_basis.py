@@ -16,7 +16,8 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.linear import linear
-from rest_fast.models.vae import REFERENCE, CausalConv3d, ResBlock, StreamState, normed_silu, unfold_channels
+from rest_fast.models.vae_conv import ResBlock
+from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, Piece, StreamState, normed_silu, unfold_channels
 from rest_fast.ops import functional
 
 MOVE = 12.0  # pixels that the reference can be moved at most, along either axis
@@ -148,7 +149,7 @@ class PostNet(nn.Module):
         self.eps = config.post_norm_eps
         self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
-        self.blocks = nn.ModuleList(ResBlock(channels, self.eps) for _ in range(config.post_blocks))
+        self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
         self.out_channels = folded, t * h * w, 2 * t  # correction, gate, field
         self.conv_out = CausalConv3d(channels, sum(self.out_channels))
         nn.init.zeros_(self.conv_out.weight)
@@ -165,13 +166,38 @@ class PostNet(nn.Module):
         self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Correction [B, 3, 8n, H, W], gate [B, 1, 8n, H, W] in 0..1 and moved reference [B, 3, 8n, H, W]."""
-        t, h, w = self.fold
+        _, h, w = self.fold
         folded = functional.fold_channels(picture, self.fold)
         still = functional.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
         x = self.conv_in(torch.cat([folded, still], 1), state) + self.position
         for block in self.blocks:
             x = block(x, state)
-        y = self.conv_out(normed_silu(x, eps=self.eps), state)
+        return self._split(self.conv_out(normed_silu(x, eps=self.eps), state), picture, reference)
+
+    def step(self, picture: torch.Tensor, reference: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """The same in place."""
+        (t, h, w), (b, _, frames, height, width) = self.fold, picture.shape
+        grid, channels = (frames // t, height // h, width // w), self.conv_in.weight.shape[0]
+        source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), picture)
+        folded, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)
+        parts = picture.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
+        folded.unflatten(1, (3, t, h, w)).copy_(parts.permute(0, 1, 3, 5, 7, 2, 4, 6))
+        still.copy_(functional.fold_channels(reference, (1, h, w)).expand_as(still))
+        x = piece.work.plain("post stream", (b, channels, *grid), picture)
+        ready = piece.buffer("post ready", (b, channels, *grid), picture)
+        results = {"out": x, "normed": ready.frames}
+        self.conv_in.step(source, piece, residual=self.position.expand_as(x), eps=self.eps, **results)
+        for block in self.blocks:
+            block.step(ready, piece, x=x, **results)
+        y = piece.work.plain("post out", (b, sum(self.out_channels), *grid), picture)
+        self.conv_out.step(ready, piece, out=y)
+        correction, gate, moved = self._split(y, picture, reference)
+        return picture + correction + gate * (moved - picture)
+
+    def _split(
+        self, y: torch.Tensor, picture: torch.Tensor, reference: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        t = self.fold[0]
         correction, gate, field = y.split(self.out_channels, 1)
         field = MOVE * unfold_channels(field, (t, 1, 1)).tanh()
         return (
@@ -210,6 +236,12 @@ class BasisDecoder(nn.Module):
         picture, reference = self.linear(latents, state)
         picture = self.post(picture, reference, state)
         return picture if state.started else picture[:, :, TEMPORAL - 1 :]
+
+    def step(self, latents: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """The same in place, without gradients."""
+        picture, reference = self.linear(latents, piece.state)
+        picture = self.post.step(picture, reference, piece)
+        return picture[:, :, TEMPORAL - 1 :] if piece.first else picture
 
     def linear(self, latents: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, torch.Tensor]:
         """What the post-net gets: basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W]."""

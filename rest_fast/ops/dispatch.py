@@ -20,6 +20,7 @@ MOST_DECISIONS = 4096  # per op; shapes are few, lengths of a filling window a h
 KINDS: dict[str, tuple[Any, str]] = {  # of a schema -> Python types, words
     "Tensor": (torch.Tensor, "a tensor"),
     "int": (int, "an integer"),
+    "bool": (bool, "True or False"),
     "float": ((int, float), "a number"),
     "str": (str, "a string"),
     "List[int]": ((list, tuple), "a list of integers"),
@@ -150,7 +151,7 @@ class Op:
             return
         kind = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional") else kind
         wanted, words = KINDS[kind]
-        right = isinstance(value, wanted) and not isinstance(value, bool)
+        right = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
         if kind == "List[int]":
             right = right and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
         if not right:

@@ -1,6 +1,6 @@
 """The functional references of all ops: plain PyTorch, differentiable, new tensors. The specification."""
 
-from rest_fast.ops.causal_conv3d import causal_convolution
+from rest_fast.ops.causal_conv3d import causal_convolution, mirrored
 from rest_fast.ops.cfg_euler_step import guided_euler
 from rest_fast.ops.depth_to_space import fold_channels, unfold_channels
 from rest_fast.ops.frame_cross_attention import frame_attention
@@ -18,6 +18,7 @@ __all__ = [
     "frame_attention",
     "gated_residual",
     "guided_euler",
+    "mirrored",
     "norm_modulate",
     "normed_silu",
     "qk_norm_rope",

@@ -6,14 +6,18 @@ import torch
 
 from rest_fast.ops.dispatch import OpError
 
-CONTIGUOUS, CHANNELS_LAST, STRIDED = "contiguous", "channels_last", "strided"
+CONTIGUOUS, CHANNELS_LAST, HALOED, STRIDED = "contiguous", "channels_last", "haloed", "strided"
 
 
 def layout(x: torch.Tensor) -> str:
-    """``contiguous`` as the shape says, ``channels_last`` (memory order B, T, H, W, C), or ``strided`` for the rest."""
+    """``contiguous`` as the shape says, ``channels_last`` (memory order B, T, H, W, C), ``haloed`` (the same inside a
+    border, :func:`haloed`), or ``strided`` for the rest.
+    """
     if x.is_contiguous():
         return CONTIGUOUS
-    return CHANNELS_LAST if x.is_contiguous(memory_format=torch.channels_last_3d) else STRIDED
+    if x.is_contiguous(memory_format=torch.channels_last_3d):
+        return CHANNELS_LAST
+    return STRIDED if halo(x) is None else HALOED
 
 
 def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
@@ -23,3 +27,26 @@ def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
         if stride <= end:
             raise OpError(f"{op}: argument {name}: expected elements that share no memory, got strides {out.stride()}")
         end += stride * (size - 1)
+
+
+def haloed(shape: tuple[int, int, int, int, int], **options) -> torch.Tensor:
+    """Zeros [B, C, T, H, W], channels innermost, inside rows and columns that are one longer at either end.
+
+    What surrounds the tensor stays zero as long as writes go through it: a convolution can address pixels as rows of
+    one matrix [T, (H + 2) (W + 2), C] and finds its zero padding there.
+    """
+    b, c, t, h, w = shape
+    return torch.zeros(b, t, h + 2, w + 2, c, **options).permute(0, 4, 1, 2, 3)[..., 1:-1, 1:-1]
+
+
+def halo(x: torch.Tensor) -> torch.Tensor | None:
+    """The whole [B, C, T, H + 2, W + 2] of a tensor made by :func:`haloed`, or of some of its frames; None for others.
+
+    Only the strides can tell: a crop of a larger picture, whose surroundings are no zeros, looks the same.
+    """
+    (b, c, t, h, w), (sb, sc, st, sh, sw) = x.shape, x.stride()
+    offset = x.storage_offset() - sh - sw
+    fits = sc == 1 and sw == c and sh == (w + 2) * sw and st == (h + 2) * sh and (b == 1 or sb % st == 0)
+    if not fits or offset < 0:
+        return None
+    return x.as_strided((b, c, t, h + 2, w + 2), x.stride(), offset)

@@ -13,7 +13,8 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL
 from rest_fast.model import Model
-from rest_fast.models.vae import ConvEncoder, StreamState
+from rest_fast.models.vae_conv import ConvEncoder
+from rest_fast.models.vae_stream import StreamState
 from rest_fast.training import losses, vae_basis
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World
@@ -82,6 +83,7 @@ class ConvVAE(nn.Module):
     def __init__(self, model: Model, config: TrainingConfig, fresh: bool = True):
         super().__init__()
         self.encoder, self.decoder, self.config = model.vae.encoder, model.vae.decoder, config
+        self.past = 2 if model.vae.causal else 1  # frames of history: a whole clip, so one later frame is there
         last, self.channels = self.encoder.conv_out, model.config.vae.latent_channels
         if fresh:
             with torch.no_grad():
@@ -94,7 +96,7 @@ class ConvVAE(nn.Module):
             mean, log_variance = self.encoder(x, StreamState()).float().split([self.channels, 1], 1)
             sources = [torch.Generator().manual_seed(seed) for seed in video.seeds]
             noise = torch.stack([torch.randn(mean.shape[1:], generator=source) for source in sources]).to(mean)
-            again = self.decoder(mean + (0.5 * log_variance).exp() * noise, StreamState()).float()
+            again = self.decoder(mean + (0.5 * log_variance).exp() * noise, StreamState(self.past)).float()
         terms = {"pixels": losses.pixel_loss(again, x), "kl": losses.divergence(mean, log_variance)}
         return {"loss": terms["pixels"] + self.config.vae.kl * terms["kl"], **terms}
 

@@ -76,13 +76,14 @@ def toy_vae(kind: str) -> TemporalVAE:
 def video(module: TemporalVAE, frames: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     """Noise in -1..1, [B, 3, frames, H, W]."""
     g = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, 3, frames, module.height, module.width, generator=g, dtype=F64) * 2 - 1
+    return torch.rand(batch, 3, frames, *(module.size or (64, 64)), generator=g, dtype=F64) * 2 - 1
 
 
 def latents(module: TemporalVAE, count: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     """Noise, [B, C, count, h, w]."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, module.config.latent_channels, count, *module.grid, generator=g, dtype=F64)
+    grid = (n // module.config.spatial for n in module.size or (64, 64))
+    return torch.randn(batch, module.config.latent_channels, count, *grid, generator=g, dtype=F64)
 
 
 def toy_dit(config: ModelConfig, seed: int = 0) -> StreamingDiT:

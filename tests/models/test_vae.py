@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from rest_fast import ops
 from rest_fast.config import ConvVAEConfig, preset
 from rest_fast.models.dit import StreamingDiT
-from rest_fast.models.vae import StreamState, TemporalVAE, patchify, unpatchify
+from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae_conv import patchify, unpatchify
+from rest_fast.models.vae_stream import StreamState
 from tests.kit.models import basis_toy, exact_norms, latents, randomise, toy, toy_vae, video
 
 # The depth of LTX-Video 0.9.5 (and of rest-512) at a sixteenth of its width
@@ -241,8 +243,8 @@ def test_encoder_is_causal(kind):
 def test_frame_counts(kind, n):
     module = toy_vae(kind)
     z = module.encode(video(module, 1 + 8 * n))
-    assert z.shape == (1, module.config.latent_channels, 1 + n, *module.grid)
-    assert module.decode(z).shape == (1, 3, 1 + 8 * n, module.height, module.width)
+    assert z.shape == latents(module, 1 + n).shape
+    assert module.decode(z).shape == (1, 3, 1 + 8 * n, *module.size)
 
 
 @pytest.mark.parametrize("kind", ["conv", "basis"])
@@ -296,7 +298,7 @@ def test_a_wanted_gradient_does_not_change_the_result(kind, dtype):
         torch.testing.assert_close(plain, wanted.detach(), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind, needed", [("conv", "pixel_norm_silu"), ("basis", "depth_to_space")])
+@pytest.mark.parametrize("kind, needed", [("conv", "causal_conv3d"), ("basis", "depth_to_space")])
 def test_ops_run_where_no_gradient_is_wanted(kind, needed):
     module = in_dtype(kind, torch.float32)
     z = latents(module, 2).float()
@@ -349,9 +351,11 @@ def test_decode_refuses(kind, change):
         module.decode(latents(module, 2).long())
 
 
-@pytest.mark.parametrize("mode", ["lookahead", "exact", ""])
-def test_modes_that_do_not_exist(mode):
+@pytest.mark.parametrize("mode", ["lookahead", "lookahead(2)", "", "causal ", "Exact", 3])
+def test_modes_that_a_causal_decoder_has_not(mode):
     module = toy_vae("conv")
     for call in (lambda: module.stream(mode=mode), lambda: module.decode(latents(module, 1), mode=mode)):
-        with pytest.raises(ValueError, match=f"mode: expected 'causal'.*{mode!r}"):
+        with pytest.raises(ValueError, match=rf"mode: expected one of causal, exact.*{re.escape(str(mode))}"):
             call()
+    with pytest.raises(ValueError, match="mode: expected one that needs no whole clip"):
+        module.stream(mode="exact")

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rest_fast.models.vae import StreamState, TemporalVAE
+from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae_basis import Mixer, SpaceTimeBasis, move
+from rest_fast.models.vae_stream import StreamState
 from tests.kit.models import F64, basis_toy, latents, toy_vae, video
 
 

@@ -1,0 +1,325 @@
+"""Encoder and decoder of the LTX-Video family, from the configuration of a checkpoint (0.9.0, 0.9.1, 0.9.5 to 0.9.8).
+
+The encoder is causal. The decoder's convolutions see time as the :class:`~rest_fast.models.vae_stream.StreamState`
+says: two past frames, or one past and one later. Norms are statistics of a single pixel, in fp32.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rest_fast.config import STRIDES, ConvVAEConfig
+from rest_fast.models.vae_stream import (
+    NORM_EPS,
+    Buffer,
+    CausalConv3d,
+    Modulation,
+    Piece,
+    StreamState,
+    normed_silu,
+    unfold_channels,
+    version,
+)
+from rest_fast.ops import functional
+
+SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
+
+
+class ResBlock(nn.Module):
+    """x + conv2(silu(norm(conv1(silu(norm(x)))))), the norms modulated, noise behind the convolutions."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        rate: int = 1,
+        eps: float = NORM_EPS,
+        reflect: bool = False,
+        noise: bool = False,
+        modulated: bool = False,
+    ):
+        super().__init__()
+        self.eps, wide = eps, out_channels or channels
+        self.channels = wide
+        self.conv1 = CausalConv3d(channels, wide, rate, reflect)
+        self.conv2 = CausalConv3d(wide, wide, rate, reflect)
+        self.noise1 = nn.Parameter(torch.zeros(wide)) if noise else None
+        self.noise2 = nn.Parameter(torch.zeros(wide)) if noise else None
+        self.table = nn.Parameter(torch.randn(4, wide) / wide**0.5) if modulated else None
+        self.norm, self.shortcut = None, None
+        if wide != channels:
+            self.norm = nn.LayerNorm(channels, eps=SHORTCUT_EPS)
+            self.shortcut = nn.Conv3d(channels, wide, 1)
+
+    def modulation(self, embedded: torch.Tensor | None) -> tuple[Modulation | None, Modulation | None]:
+        """(scale, shift) of either norm, from the timestep embedding [4 C] of the stage."""
+        if self.table is None or embedded is None:
+            return None, None
+        shift1, scale1, shift2, scale2 = self.table + embedded.view(4, -1)
+        return (scale1, shift1), (scale2, shift2)
+
+    def forward(self, x: torch.Tensor, state: StreamState, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        first, second = self.modulation(embedded)
+        y = _noised(self.conv1(normed_silu(x, first, eps=self.eps), state), self.noise1, self.conv1, state)
+        y = _noised(self.conv2(normed_silu(y, second, eps=self.eps), state), self.noise2, self.conv2, state)
+        return y + self._beside(x)
+
+    def _beside(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is None or self.shortcut is None:
+            return x
+        return self.shortcut(self.norm(x.movedim(1, -1)).movedim(-1, 1))
+
+    def step(
+        self, source: Buffer, piece: Piece, *, x: torch.Tensor, second: Modulation | None = None, **results
+    ) -> None:
+        """In place: ``x`` the residual stream, ``source`` the same after the first norm; results as of the op."""
+        b, _, t, h, w = x.shape
+        middle = piece.buffer("middle", (b, self.channels, t, h, w), source.whole)
+        self.conv1.step(source, piece, noise=self.noise1, modulation=second, normed=middle.frames, eps=self.eps)
+        self.conv2.step(middle, piece, noise=self.noise2, residual=self._beside(x), eps=self.eps, **results)
+
+
+def _noised(y: torch.Tensor, scale: torch.Tensor | None, conv: CausalConv3d, state: StreamState) -> torch.Tensor:
+    """Noise is one image per stream and convolution, the same for all frames: drawn anew it would jump."""
+    return y if scale is None else y + scale.view(-1, 1, 1, 1) * state.images[conv.path][:, None, None]
+
+
+class StridedConv(nn.Module):
+    """Causal 3x3x3 convolution with strides: how the encoders of 0.9.0 and 0.9.1 go down."""
+
+    def __init__(self, channels: int, stride: tuple[int, int, int], reflect: bool):
+        super().__init__()
+        self.path, self.stride, self.reflect = "", stride, reflect
+        init = nn.Conv3d(channels, channels, 3)
+        self.weight, self.bias = init.weight, init.bias
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        before = state.histories.get(self.path)
+        x = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1) if before is None else before, x], 2)
+        history = x[:, :, x.shape[2] - (3 - self.stride[0]) :]
+        state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
+        side = 1
+        if self.reflect:
+            x, side = functional.mirrored(x), 0
+        return F.conv3d(x, self.weight, self.bias, self.stride, (0, side, side))
+
+
+class Downsampler(nn.Module):
+    """Space-to-depth of a convolution, plus the group mean of the input's own space-to-depth."""
+
+    def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int], reflect: bool = False):
+        super().__init__()
+        self.stride, cell = stride, prod(stride)
+        assert out_channels % cell == 0 and channels * cell % out_channels == 0, (
+            f"downsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
+        )
+        self.group = channels * cell // out_channels
+        self.conv = CausalConv3d(channels, out_channels // cell, reflect=reflect)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        if not state.started:  # the first frame stands alone: complete its group with copies
+            x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
+        residual = functional.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
+        return functional.fold_channels(self.conv(x, state), self.stride) + residual
+
+
+class Upsampler(nn.Module):
+    """Depth-to-space of a convolution, plus the input's own depth-to-space, tiled over the channels."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        stride: tuple[int, int, int],
+        *,
+        rate: int = 1,
+        residual: bool = True,
+        reflect: bool = False,
+    ):
+        super().__init__()
+        self.stride, self.residual, self.channels, cell = stride, residual, out_channels, prod(stride)
+        assert not residual or (channels % cell == 0 and out_channels % (channels // cell) == 0), (
+            f"upsampler: {channels} -> {out_channels} channels do not divide by the cell of {cell}"
+        )
+        self.tiles = out_channels * cell // channels
+        self.conv = CausalConv3d(channels, out_channels * cell, rate, reflect)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        drop = 0 if state.started else self.stride[0] - 1
+        y = unfold_channels(self.conv(x, state), self.stride, drop)
+        if not self.residual:
+            return y
+        residual = unfold_channels(x, self.stride, drop).unsqueeze(1)
+        return (y.unflatten(1, (self.tiles, -1)) + residual).flatten(1, 2)
+
+    def shape(self, x: torch.Tensor, first: bool) -> tuple[int, int, int, int, int]:
+        """Of the result for an input [B, C, T, H, W]."""
+        (b, _, t, h, w), (p1, p2, p3) = x.shape, self.stride
+        return b, self.channels, t * p1 - (p1 - 1 if first else 0), h * p2, w * p3
+
+    def step(self, source: Buffer, piece: Piece, **results) -> None:
+        residual = source.frames if self.residual else None
+        self.conv.step(source, piece, residual=residual, factors=self.stride, **results)
+
+
+def patchify(x: torch.Tensor, p: int) -> torch.Tensor:
+    """[B, C, T, H p, W p] -> [B, C p p, T, H, W]; LTX-Video's channel order is (c, column, row)."""
+    return functional.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+
+
+def unpatchify(x: torch.Tensor, p: int) -> torch.Tensor:
+    return unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+
+
+class ConvEncoder(nn.Module):
+    """[B, 3, 1 + 8n, H, W] -> posterior mean and one shared log-variance [B, latent + 1, 1 + n, H / 32, W / 32]."""
+
+    def __init__(self, config: ConvVAEConfig):
+        super().__init__()
+        channels, self.patch = config.encoder_channels, config.patch_size
+        reflect = config.encoder_padding == "reflect"
+        self.conv_in = CausalConv3d(3 * self.patch**2, channels[0], reflect=reflect)
+        self.blocks = nn.ModuleList()
+        for i, layers in enumerate(config.encoder_layers):
+            self.blocks.extend(ResBlock(channels[i], reflect=reflect) for _ in range(layers))
+            if i == len(config.encoder_down):
+                break
+            stride = STRIDES[config.encoder_down[i]]
+            if config.encoder_resample == "fold":
+                self.blocks.append(Downsampler(channels[i], channels[i + 1], stride, reflect))
+                continue
+            self.blocks.append(StridedConv(channels[i], stride, reflect))
+            if channels[i] != channels[i + 1]:
+                self.blocks.append(ResBlock(channels[i], channels[i + 1], reflect=reflect))
+        self.conv_out = CausalConv3d(channels[-1], config.latent_channels + 1, reflect=reflect)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        x = self.conv_in(patchify(x, self.patch), state)
+        for block in self.blocks:
+            x = block(x, state)
+        return self.conv_out(normed_silu(x, eps=NORM_EPS), state)
+
+
+def timestep_embedder(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class ConvDecoder(nn.Module):
+    """[B, latent, n, h, w] -> [B, 3, 8n (- 7 at the start), 32 h, 32 w]."""
+
+    def __init__(self, config: ConvVAEConfig):
+        super().__init__()
+        self.config, channels, self.patch = config, config.decoder_channels, config.patch_size
+        reflect, modulated, rate = config.decoder_padding == "reflect", config.timestep_conditioning, 1
+        self.conv_in = CausalConv3d(config.latent_channels, channels[0], reflect=reflect)
+        self.blocks = nn.ModuleList()
+        self.stages: list[int] = []  # of each block
+        for i, layers in enumerate(config.decoder_layers):
+            if i > 0:
+                width, stride = channels[i - 1], STRIDES[config.decoder_up[i - 1]]
+                if config.decoder_widen and width != channels[i]:
+                    self.blocks.append(ResBlock(width, channels[i], rate=rate, reflect=reflect))
+                    width = channels[i]
+                residual = config.decoder_residual
+                self.blocks.append(Upsampler(width, channels[i], stride, rate=rate, residual=residual, reflect=reflect))
+                rate *= stride[0]
+            self.blocks.extend(
+                ResBlock(channels[i], rate=rate, reflect=reflect, noise=config.decoder_noise[i], modulated=modulated)
+                for _ in range(layers)
+            )
+            self.stages += [i] * (len(self.blocks) - len(self.stages))
+        self.conv_out = CausalConv3d(channels[-1], 3 * self.patch**2, rate, reflect)
+        self.time, self.time_out, self.table = None, None, None
+        if modulated:
+            self.time = nn.ModuleList(timestep_embedder(4 * c) for c in channels)
+            self.time_out = timestep_embedder(2 * channels[-1])
+            self.table = nn.Parameter(torch.randn(2, channels[-1]) / channels[-1] ** 0.5)
+
+    def embedded(self) -> tuple[list[torch.Tensor | None], Modulation | None]:
+        """The timestep embedding of each stage [4 C], and scale and shift of the last norm: constants, since the
+        decoder is always told the same noise level (``decode_timestep``)."""
+        if self.time is None or self.time_out is None or self.table is None:
+            return [None] * len(self.config.decoder_channels), None
+        device = self.table.device
+        freq = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=device) / 128)
+        angle = 1000 * self.config.decode_timestep * freq
+        wave = torch.cat([angle.cos(), angle.sin()]).to(self.table.dtype)
+        shift, scale = self.table + self.time_out(wave).view(2, -1)
+        return [embedder(wave) for embedder in self.time], (scale, shift)
+
+    def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
+        embedded, last = self.embedded()
+        x = self.conv_in(z, state)
+        for block, stage in zip(self.blocks, self.stages, strict=True):
+            x = block(x, state) if isinstance(block, Upsampler) else block(x, state, embedded[stage])
+        return unpatchify(self.conv_out(normed_silu(x, last, eps=NORM_EPS), state), self.patch)
+
+    # -- in place
+
+    def folded(self) -> list[tuple[Modulation | None, Modulation | None]]:
+        """Scale and shift of both norms of each block, and last of the norm before ``conv_out``: kept until a weight
+        of the embedders changes."""
+        kept = self.__dict__.get("constants")
+        key = [(p.data_ptr(), version(p)) for p in (self.table, *self.time_parameters())] if self.time else []
+        if kept is None or kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                embedded, last = self.embedded()
+                pairs = [
+                    (None, None) if isinstance(block, Upsampler) else block.modulation(embedded[stage])
+                    for block, stage in zip(self.blocks, self.stages, strict=True)
+                ]
+            kept = key, [*pairs, (last, None)]
+            self.__dict__["constants"] = kept
+        return kept[1]
+
+    def time_parameters(self) -> list[nn.Parameter]:
+        tables = [block.table for block in self.blocks if isinstance(block, ResBlock) and block.table is not None]
+        return [*tables, *(p for m in (self.time, self.time_out) if m is not None for p in m.parameters())]
+
+    def step(
+        self, z: torch.Tensor, piece: Piece, *, video: torch.Tensor | None = None, pictures: torch.Tensor | None = None
+    ) -> None:
+        """In place: latents [B, C, n, h, w] into ``video`` [B, 3, T, H, W] or ``pictures`` uint8 [B, T, H, W, 3]."""
+        constants = self.folded()
+        (b, _, t, h, w), width = z.shape, self.config.decoder_channels[0]
+        source = piece.buffer("latents", tuple(z.shape), z)
+        source.frames.copy_(z)
+        shape: tuple[int, ...] = (b, width, t, h, w)
+        convolve = self.conv_in.step
+        for i, block in enumerate(self.blocks):
+            # what lies before this block writes what this block reads: the stream as it is, or normed
+            ready = piece.buffer("ready", shape, z)
+            if isinstance(block, Upsampler):
+                convolve(source, piece, out=ready.frames)
+                shape, convolve = block.shape(ready.frames, piece.first), block.step
+            else:
+                x = piece.work.plain("stream", shape, z)
+                convolve(source, piece, out=x, normed=ready.frames, modulation=constants[i][0])
+                convolve = functools.partial(block.step, x=x, second=constants[i][1])
+                shape = (shape[0], block.channels, *shape[2:])
+            source = ready
+        ready = piece.buffer("ready", shape, z)
+        convolve(source, piece, normed=ready.frames, modulation=constants[-1][0])
+        p, (weight, bias) = self.patch, self._pixel_order()
+        self.conv_out.step(ready, piece, weight=weight, bias=bias, out=video, pictures=pictures, factors=(1, p, p))
+
+    def _pixel_order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``conv_out`` with output channels (c, row, column): then unpatchify is a depth-to-space."""
+        weight, bias = self.conv_out.weight, self.conv_out.bias
+        key = weight.data_ptr(), version(weight), version(bias), weight.dtype
+        kept = self.__dict__.get("turned")
+        if kept is None or kept[0] != key:
+            p = self.patch
+            order = torch.arange(3 * p * p, device=weight.device).view(3, p, p).transpose(1, 2).flatten()
+            with torch.inference_mode(False), torch.no_grad():
+                turned = weight.detach()[order].contiguous(memory_format=torch.channels_last_3d)
+                kept = key, (turned, bias.detach()[order].contiguous()), weight
+            self.__dict__["turned"] = kept
+        return kept[1]
