@@ -42,6 +42,14 @@ class Avatar:
             raise AvatarError("paste_back: expected an avatar with its photo, got one saved without (prepare it again)")
         return PasteBack(self.photo, self.photo_box)
 
+    def require(self, fingerprint: str) -> None:
+        """Raises: :class:`AvatarError` if a model with other weights prepared this."""
+        if self.fingerprint != fingerprint:
+            raise AvatarError(
+                f"session: avatar: expected one prepared by this model ({fingerprint[:12]}...), "
+                f"got one of {self.fingerprint[:12]}..."
+            )
+
     def save(self, path: str | Path) -> None:
         """One safetensors file; with the photo, where there is one."""
         tensors = {

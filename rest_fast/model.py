@@ -118,11 +118,12 @@ class Model(nn.Module):
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        decode: str | None = None,
     ) -> Session:
         """Open a stream for one viewer; see :class:`rest_fast.session.Session`."""
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
-        return Session(self, avatar, config.sampling, sample_rate=sample_rate, seed=seed)
+        return Session(self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)

@@ -20,21 +20,19 @@ import numpy as np
 import torch
 
 from rest_fast import media, noise
-from rest_fast.avatar import Avatar, AvatarError
+from rest_fast.avatar import Avatar
 from rest_fast.block import Block, Latent
+from rest_fast.block_decoder import BlockDecoder
 from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
-from rest_fast.models.vae import to_latents
 from rest_fast.sampler import Branches
 from rest_fast.sound import RATE, SoundTimeline
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
     from rest_fast.session_state import SessionState
-
-BRANCHES = Branches(0, 1)
 
 
 class SessionClosed(RuntimeError):
@@ -47,16 +45,20 @@ class Session:
     Args:
         sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
         seed: of the noise; 0..2^64 - 1.
+        decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
     """
 
     def __init__(
-        self, model: Model, avatar: Avatar, sampling: SamplingConfig, *, sample_rate: int = 16000, seed: int = 0
+        self,
+        model: Model,
+        avatar: Avatar,
+        sampling: SamplingConfig,
+        *,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        decode: str | None = None,
     ):
-        if avatar.fingerprint != model.fingerprint:
-            raise AvatarError(
-                f"session: avatar: expected one prepared by this model ({model.fingerprint[:12]}...), "
-                f"got one of {avatar.fingerprint[:12]}..."
-            )
+        avatar.require(model.fingerprint)
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.model, self.avatar, self.sampling, self.seed = model, avatar, sampling, seed
         self._chunk, self._tokens = model.config.stream.chunk, model.config.tokens
@@ -64,13 +66,11 @@ class Session:
         self.lead = self._chunk  # latents that an interrupt can take back after delivery
         self._sampler = model.sampler(sampling)
         self._cache = IDContextCache(model.config, 2, dtype=model.dtype, device=model.device, steps=sampling.steps)
-        self._branches = BRANCHES if self._sampler.guided else Branches(0, None)
+        self._branches = Branches(0, 1 if self._sampler.guided else None)
         self._sound = SoundTimeline(sample_rate)
         self._segments: deque[tuple[int, int]] = deque()  # (latent where it ends, true last sample), not yet passed
         self._noise_index = 0  # of the next latent to be drawn; never goes back
-        self._next = 0  # latent of the timeline that is generated next
-        self._decoded = 0  # latents that the decoder has seen
-        self._delivered = 0
+        self._next = self._delivered = 0  # latents of the timeline: generated, handed out
         self._floor = 0  # no interrupt reaches back beyond this latent: what it needs is forgotten
         self._ready: Block | None = None  # made and not yet taken
         self._stale_context = False
@@ -78,18 +78,16 @@ class Session:
         self._open_rows()
         with torch.inference_mode():
             silent = Latent(avatar.reference.to(model.device), self._codes(-self._chunk, 0)[0, 0])
-            self._decoder = model.vae.stream(reference=model.pixels(avatar.picture))
-            self._decode(silent.z)  # primes the decoder: the reference stands before the first frame
+            self._decoder = BlockDecoder(model, avatar.picture, silent.z, decode, self.lead)
         # the latest latents, generated and kept; before the stream there was the reference, silent
-        self._history = deque([silent] * self._context, maxlen=self._context + self.lead + self._chunk)
-        self._states = deque([self._decoder.snapshot()], maxlen=self.lead + 2)  # decoder after each latest latent
+        kept = self._context + self.lead + self._chunk + self._decoder.ahead
+        self._history = deque([silent] * self._context, maxlen=kept)
         self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
         self._inbox: deque[Any] = deque()
         self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._watch = Stopwatch()
-        self.epoch = 0
-        self.closed = False
+        self.epoch, self.closed = 0, False
 
     # -- input
 
@@ -153,8 +151,9 @@ class Session:
 
     @property
     def lookahead_ms(self) -> float:
-        """Sound that must follow a chunk before it can be generated: feature window and resampler."""
-        return (self.model.features.ahead + self._sound.margin) * 1000 / RATE
+        """Sound that must follow a chunk before all of it is shown: feature window, resampler, latents of the decoder."""
+        sound = (self.model.features.ahead + self._sound.margin) / RATE
+        return 1000 * (sound + self._decoder.ahead * self.model.config.latent_seconds)
 
     def blocks(self, *, idle: bool = False) -> Iterator[Block]:
         """What the samples so far allow; never waits. With ``idle``, one chunk of silence when that is nothing."""
@@ -231,10 +230,13 @@ class Session:
                 if self._ready is not None:
                     return True
                 self._forget()
-                if not self._pending:
+                if not self._pending or not self._decoder.has_next():
+                    if self._pending and self._feed():
+                        continue
                     if not self._due() and not idle:
                         return False
                     self._generate(idle=not self._due())
+                    continue
                 block = self._make_block(self._pending[0], self._next - len(self._pending), epoch)
                 with self._inbox_lock:
                     if self.epoch == epoch and not self.closed:  # else an interrupt came meanwhile: drop it
@@ -242,11 +244,8 @@ class Session:
             return False
 
     def _make_block(self, latent: Latent, index: int, epoch: int) -> Block:
-        self._decoder.restore(self._states[-1])  # also after a decode that failed half way
         with self._watch("decode"):
-            video = self._decode(latent.z)
-        self._states.append(self._decoder.snapshot())
-        self._decoded = index + 1
+            video = self._decoder.take(latent.z, index)
         self._watch.block(self.model.config.latent_seconds)
         a, b = (self._sound.sample_of(TEMPORAL * i) for i in (index, index + 1))
         true_end = next((last for end, last in self._segments if end == index + 1), None)
@@ -257,8 +256,8 @@ class Session:
     def _unmake(self) -> None:
         """Back to the state before the block in ``_ready``, which then is made again."""
         if self._ready is not None:
-            self._states.pop()
-            self._decoded, self._ready = self._decoded - 1, None
+            self._decoder.put_back(self._ready.video)
+            self._ready = None
 
     def _read_inbox(self) -> int:
         """Take over what other threads sent, in order; the epoch that this state belongs to."""
@@ -291,9 +290,7 @@ class Session:
         self._sound.truncate(self._sound.sample_of(TEMPORAL * shown))
         for _ in range(self._next - shown):
             self._history.pop()
-        for _ in range(self._decoded - shown):
-            self._states.pop()
-        self._decoded = shown
+        self._decoder.back_to(shown, [latent.z for latent in self._history])
         self._stale_context = self._stale_context or shown != self._next
         self._next = shown
 
@@ -306,10 +303,6 @@ class Session:
         oldest = TEMPORAL * (self._floor - 1)
         reach = self.model.features.back + self._sound.margin + RATE  # windows start at a whole second
         self._sound.drop_before(self._sound.sample_of(oldest) - reach * self._sound.rate // RATE - 1)
-
-    def _decode(self, z: torch.Tensor) -> np.ndarray:
-        latents = to_latents(z[None].to(self.model.dtype), self.model.config.grid)
-        return self._decoder.pictures(latents)[0].cpu().numpy()
 
     # -- one chunk
 
@@ -348,6 +341,14 @@ class Session:
         self._next += keep
         self._stale_context = keep < self._chunk
         self._watch.chunk(keep)
+
+    def _feed(self) -> bool:
+        """Show the latest latents to a decoder that looks ahead; False if it has seen them."""
+        known = self._next, any(end == self._next for end, _ in self._segments)
+        if new := self._decoder.fed != known:
+            with self._watch("decode"):
+                self._decoder.feed([latent.z for latent in self._history], *known)
+        return new
 
     def _codes(self, first: int, limit: int) -> torch.Tensor:
         """Speech codes [1, chunk, A, Wa] of a chunk: its frames and the 8 before, zeros before the stream."""

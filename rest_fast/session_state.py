@@ -15,13 +15,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from rest_fast.block import Latent
-from rest_fast.models.vae_stream import StreamState
 from rest_fast.sound import SoundTimeline
 
 if TYPE_CHECKING:
     from rest_fast.session import Session
 
-_COUNTERS = ("_noise_index", "_next", "_decoded", "_delivered", "_floor", "_stale_context", "epoch")
+_COUNTERS = ("_noise_index", "_next", "_delivered", "_floor", "_stale_context", "epoch")
 
 
 class StateError(ValueError):
@@ -71,8 +70,7 @@ def capture(session: Session) -> SessionState:
     for name, latents in (("pending", session._pending), ("history", session._history)):
         for i, latent in enumerate(latents):
             tensors[f"{name}.{i}.z"], tensors[f"{name}.{i}.code"] = latent.z.clone(), latent.code.clone()
-    for i, state in enumerate(session._states):
-        tensors |= {f"decoder.{i}.{path}": h.clone() for path, h in state.to_tensors().items()}
+    tensors |= {f"decoder.{name}": tensor for name, tensor in session._decoder.to_tensors().items()}
     sound = session._sound
     tensors["sound"] = torch.from_numpy(sound.raw(sound.start, sound.end).copy())
     meta = {
@@ -80,7 +78,6 @@ def capture(session: Session) -> SessionState:
         "committed": committed,
         "segments": list(session._segments),
         "idle": {n: [x.idle for x in q] for n, q in (("pending", session._pending), ("history", session._history))},
-        "states": len(session._states),
         "sound_start": sound.start,
         "sound_fixed": sound.fixed,
     }
@@ -99,6 +96,7 @@ def apply(session: Session, state: SessionState) -> None:
             session._cache.restore(row, content)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise StateError(f"restore: expected a whole snapshot, got one without or with a wrong {e}") from None
+    session._decoder.put(parts.pop("decoder"))
     for name, value in parts.items():
         setattr(session, name, value)
     session._ready = None
@@ -116,23 +114,16 @@ def _parts(session: Session, t: dict[str, torch.Tensor], meta: dict[str, Any]) -
         return [Latent(*pair, idle) for pair, idle in zip(pairs, meta["idle"][name], strict=True)]
 
     sound = t["sound"].numpy().copy()
-    states = (_decoder_state(t, i, device) for i in range(meta["states"]))
+    decoder = {k.removeprefix("decoder."): v for k, v in t.items() if k.startswith("decoder.")}
     rows = [r for r in (session._branches.cond, session._branches.uncond) if r is not None]
     parts = {
         "_pending": deque(latents("pending")),
         "_history": deque(latents("history"), maxlen=session._history.maxlen),
         "_segments": deque((end, last) for end, last in meta["segments"]),
-        "_states": deque(states, maxlen=session._states.maxlen),
+        "decoder": session._decoder.read(decoder),
         "_sound": SoundTimeline.restore(session._sound.rate, meta["sound_start"], sound, meta["sound_fixed"]),
         "_format": (sound.dtype, sound.shape[1:]) if meta["sound_fixed"] else None,
         **{name: meta[name] for name in _COUNTERS},
     }
     counts = zip(rows, meta["committed"], strict=True)
     return parts, {r: (t[f"k.{r}"].to(device), t[f"v.{r}"].to(device), n) for r, n in counts}
-
-
-def _decoder_state(tensors: dict[str, torch.Tensor], index: int, device: torch.device) -> StreamState:
-    prefix = f"decoder.{index}."
-    return StreamState.from_tensors(
-        {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
-    )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rest_fast.block import Block, Latent
 from rest_fast.cache import IDContextCache
 from rest_fast.evaluation.readers import PixelReader
 from rest_fast.model import Model
@@ -58,13 +59,13 @@ def generate(
     made: list[torch.Tensor] = []
     # "center": a face finder would cut another square than the one whose mouth is known
     with model.session(model.prepare(photo, crop="center"), seed=seed, guidance=guidance) as session:
-        decode = session._decode  # the reference went through it already
+        make_block = session._make_block
 
-        def keeping(z: torch.Tensor) -> Array:
-            made.append(z)
-            return decode(z)
+        def keeping(latent: Latent, index: int, epoch: int) -> Block:
+            made.append(latent.z)
+            return make_block(latent, index, epoch)
 
-        session._decode = keeping  # type: ignore[method-assign]
+        session._make_block = keeping  # type: ignore[method-assign]
         session.push_audio(samples)
         session.end_segment()
         video = np.concatenate([photo[None], *(block.video for block in session.blocks())])

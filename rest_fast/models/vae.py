@@ -237,6 +237,7 @@ class DecodeStream:
         self.vae, self.mode, self.reference, self.seed = vae, mode, reference, seed
         self.work = workspace or Workspace()
         self.state = StreamState(mode.past)
+        self._lanes: tuple[int, ...] = 1, *(vae.size or (0, 0))  # and rows and columns, of the latest latents
         self.reset()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -269,29 +270,42 @@ class DecodeStream:
     def restore(self, state: StreamState) -> None:
         self.state.restore(state)
 
+    def piece(self, latents: torch.Tensor, provisional: int = 0, *, pictures: bool = False) -> torch.Tensor:
+        """Decode latents of which the last ``provisional`` are to come again: the frames of the others.
+
+        For callers that keep what is withheld themselves. Returns video, or pictures as :meth:`pictures` does.
+        """
+        vae, state, count = self.vae, self.state, latents.shape[2] if latents.ndim == 5 else 0
+        vae._check(latents, "latents", vae.config.latent_channels)
+        if not 0 <= provisional < count or (provisional and self.mode.name != "lookahead"):
+            raise ValueError(
+                f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
+            )
+        state.provisional = provisional
+        made = self._run(vae.denormalised(latents, state.index, self.seed), pictures)
+        state.provisional, state.started = 0, True
+        state.index += count - provisional
+        axis = 1 if pictures else 2
+        return made.narrow(axis, 0, made.shape[axis] - TEMPORAL * provisional)
+
     def _decode(self, latents: torch.Tensor | None, ahead: int, pictures: bool) -> torch.Tensor:
         vae, state = self.vae, self.state
         if latents is not None:
             vae._check(latents, "latents", vae.config.latent_channels)
+            self._lanes = len(latents), *(n * vae.config.spatial for n in latents.shape[3:])
         withheld = state.histories.get(WITHHELD)
         parts = [x for x in (withheld, latents) if x is not None]
-        if not parts:
-            return self._nothing(pictures)
         if len({len(part) for part in parts}) > 1:
             raise ValueError(f"decode: latents: expected {len(parts[0])} lanes as before, got {len(parts[1])}")
-        z = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
-        final = z.shape[2] - ahead
-        if final <= 0:
-            state.histories[WITHHELD] = z
-            return self._nothing(pictures, z)
-        state.provisional = ahead
-        made = self._run(vae.denormalised(z, state.index, self.seed), pictures)
-        state.provisional, state.started = 0, True
-        state.index += final
+        z = torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+        if z is None or z.shape[2] <= ahead:
+            if z is not None:
+                state.histories[WITHHELD] = z
+            return self._nothing(pictures)
+        made = self.piece(z, ahead, pictures=pictures)
         state.histories.pop(WITHHELD, None)
         if ahead:
-            state.histories[WITHHELD] = z[:, :, final:].clone()
-            made = made.narrow(1 if pictures else 2, 0, made.shape[1 if pictures else 2] - TEMPORAL * ahead)
+            state.histories[WITHHELD] = z[:, :, z.shape[2] - ahead :].clone()
         return made
 
     def _run(self, z: torch.Tensor, pictures: bool) -> torch.Tensor:
@@ -319,12 +333,10 @@ class DecodeStream:
                 decoder.step(z, piece, video=out)
             return out
 
-    def _nothing(self, pictures: bool, like: torch.Tensor | None = None) -> torch.Tensor:
+    def _nothing(self, pictures: bool) -> torch.Tensor:
         """No frames: what a call gives whose latents are all withheld."""
-        like = self.vae.latents_mean if like is None else like
-        b, (h, w) = len(like) if like.ndim == 5 else 1, self.vae.size or (0, 0)
-        if like.ndim == 5:
-            h, w = (n * self.vae.config.spatial for n in like.shape[3:])
+        b, h, w = self._lanes
+        mean = self.vae.latents_mean
         if pictures:
-            return like.new_empty(b, 0, h, w, 3, dtype=torch.uint8)
-        return like.new_empty(b, 3, 0, h, w)
+            return mean.new_empty(b, 0, h, w, 3, dtype=torch.uint8)
+        return mean.new_empty(b, 3, 0, h, w)

@@ -1,0 +1,125 @@
+"""Latents of a session to pictures: each latent's 8 frames once and in order, with a way back.
+
+A causal decoder shows a latent when its block is asked for. One that looks ahead takes a chunk at a time, as soon as it
+is generated, and its last L latents again with the next one: their pictures come then, or when the segment ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rest_fast.config import TEMPORAL
+from rest_fast.models.vae import to_latents
+from rest_fast.models.vae_stream import StreamState
+
+if TYPE_CHECKING:
+    from rest_fast.model import Model
+
+
+class BlockDecoder:
+    """Args:
+    picture: the photo as the model crops it, uint8 [H, W, 3].
+    reference: its latent [T, C], which stands before the first frame.
+    mode: of :meth:`rest_fast.models.vae.TemporalVAE.stream`.
+    lead: blocks that can be taken back.
+    """
+
+    def __init__(self, model: Model, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
+        self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
+        self.ahead = self._stream.mode.ahead
+        self.looks_ahead = self._stream.mode.name == "lookahead"
+        self._whole = True  # no call has failed half way
+        self._made: deque[np.ndarray] = deque()  # by looking ahead: pictures of latents that are not taken yet
+        self.fed = 0, True
+        final = -1
+        if not self.looks_ahead:  # the decoder is primed with the reference; else that waits for the first chunk
+            self._call([reference], 0)
+            final = 0
+        self._states = deque([(final, self._stream.snapshot())], maxlen=lead + 2)  # after how many final latents
+
+    def has_next(self) -> bool:
+        """Whether the next latent that was generated can be shown."""
+        return not self.looks_ahead or bool(self._made)
+
+    def feed(self, latents: Sequence[torch.Tensor], end: int, last: bool) -> None:
+        """Latents up to ``end`` exist, here the latest of them [T, C]; ``last``: the segment ends with them.
+
+        Each (``end``, ``last``) once; ``fed`` is the latest. A call that failed may be repeated.
+        """
+        final = self._states[-1][0]
+        provisional = 0 if last else self.ahead
+        if end - provisional > max(final, 0):
+            frames = self._call(latents[len(latents) - (end - final) :], provisional)
+            self._made.extend(frames[1 if final < 0 else 0 :].reshape(-1, TEMPORAL, *frames.shape[1:]))
+            self._states.append((end - provisional, self._stream.snapshot()))
+        self.fed = end, last
+
+    def take(self, latent: torch.Tensor, index: int) -> np.ndarray:
+        """Pictures uint8 [8, H, W, 3] of latent ``index`` [T, C], the next one."""
+        if self.looks_ahead:
+            return self._made.popleft()
+        frames = self._call([latent], 0)
+        self._states.append((index + 1, self._stream.snapshot()))
+        return frames
+
+    def put_back(self, frames: np.ndarray) -> None:
+        """What was taken last is to be taken again."""
+        if self.looks_ahead:
+            self._made.appendleft(frames)
+        else:
+            self._states.pop()
+            self._whole = False
+
+    def back_to(self, shown: int, latents: Sequence[torch.Tensor]) -> None:
+        """Forget latents from ``shown`` on; ``latents`` ends with the one before."""
+        self._made.clear()
+        self.fed = shown, True
+        while self._states[-1][0] > shown:
+            self._states.pop()
+        self._whole, final = False, self._states[-1][0]
+        if shown > max(final, 0):  # a state of a chunk's border: on to the latent that was shown last
+            self._call(latents[len(latents) - (shown - final) :], 0)
+            self._states.append((shown, self._stream.snapshot()))
+
+    def _call(self, latents: Sequence[torch.Tensor], provisional: int) -> np.ndarray:
+        if not self._whole:
+            self._stream.restore(self._states[-1][1])
+        self._whole = False
+        z = torch.cat(list(latents))[None].to(self.model.dtype)
+        frames = self._stream.piece(to_latents(z, self.model.config.grid), provisional, pictures=True)
+        self._whole = True
+        pictures: np.ndarray = frames[0].cpu().numpy()
+        return pictures
+
+    # -- as data
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {"final": torch.tensor([final for final, _ in self._states]), "fed": torch.tensor(self.fed)}
+        for i, (_, state) in enumerate(self._states):
+            tensors |= {f"{i}.{path}": tensor.clone() for path, tensor in state.to_tensors().items()}
+        for i, frames in enumerate(self._made):
+            tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
+        return tensors
+
+    def read(self, tensors: dict[str, torch.Tensor]) -> tuple[deque, deque, tuple[int, bool]]:
+        """What :meth:`put` takes, from :meth:`to_tensors`. Raises: KeyError, ValueError."""
+        device, finals = self.model.device, tensors["final"].tolist()
+        states = [
+            (final, StreamState.from_tensors({k: v.to(device) for k, v in _below(tensors, f"{i}.").items()}))
+            for i, final in enumerate(finals)
+        ]
+        made = [tensors[f"made.{i}"].cpu().numpy() for i in range(len(_below(tensors, "made.")))]
+        end, last = tensors["fed"].tolist()
+        return deque(states, maxlen=self._states.maxlen), deque(made), (end, bool(last))
+
+    def put(self, read: tuple[deque, deque, tuple[int, bool]]) -> None:
+        (self._states, self._made, self.fed), self._whole = read, False
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,136 @@
+"""Sessions whose VAE decoder looks ahead, as the released LTX-Video decoders do: later, but every frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rest_fast import preset
+from rest_fast.models.vae import to_latents
+from rest_fast.session_state import SessionState
+from tests.kit.streams import play, same
+from tests.kit.toys import photo, sound, toy
+
+CHUNK = 15360  # samples at 16 kHz
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def model():
+    vae = preset("toy").replace(vae__causal_decoder=False).vae
+    return toy(vae=vae)
+
+
+@pytest.fixture(scope="module")
+def avatar(model):
+    return model.prepare(photo())
+
+
+def stream(model, avatar, cuts=(), seconds=3.5, decode="lookahead(2)"):
+    with model.session(avatar, seed=7, decode=decode) as s:
+        return play(s, sound(RATE, seconds), cuts)
+
+
+def video(blocks):
+    return np.concatenate([b.video for b in blocks])
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 3, 4])
+def test_blocks_come_late_and_none_is_missing(model, avatar, ahead):
+    with model.session(avatar, decode=f"lookahead({ahead})") as s, model.session(avatar) as other:
+        assert s.lookahead_ms - other.lookahead_ms == pytest.approx(320 * (ahead - 1))  # 1 where nothing is said
+        s.push_audio(sound(RATE, 0.96 * 4 + 0.1))  # 0.1: what the features look ahead
+        counts = [len(list(s.blocks()))]
+        assert counts == [max(0, 12 - ahead)]
+        s.end_segment()
+        rest = list(s.blocks())
+    assert counts[0] + len(rest) == 13 and rest[-1].segment_end
+    assert rest[-1].pts == pytest.approx(12 * 0.32) and rest[-1].true_samples == round(0.1 * RATE)
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_frames_are_those_of_the_plan(model, avatar, ahead):
+    """Chunk by chunk what ``decode(mode="lookahead(L)")`` gives for the reference and the session's latents."""
+    with model.session(avatar, seed=3, decode=f"lookahead({ahead})") as s:
+        made, make_block = [], s._make_block
+
+        def keeping(latent, *rest):
+            made.append(latent.z)
+            return make_block(latent, *rest)
+
+        s._make_block = keeping
+        got = video(play(s, sound(RATE, 0.96 * 3)))
+        reference = s.avatar.reference
+    tokens = torch.cat([reference, *made])[None]
+    z = to_latents(tokens, model.config.grid)
+    want = model.vae.decode(z, mode=f"lookahead({ahead})")[0, :, 1:]
+    want = ((want + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+    assert got.shape == want.shape == (72, 64, 64, 3)
+    assert np.array_equal(got, want)
+
+
+@settings(max_examples=6, deadline=None)
+@given(cuts=st.lists(st.integers(0, 56000), max_size=6))
+def test_any_slicing_gives_the_same_frames(model, avatar, cuts):
+    same(stream(model, avatar, sorted(cuts)), stream(model, avatar))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 7])
+def test_snapshot_continues_bit_equal(model, avatar, at):
+    samples, whole = sound(RATE, 3.5), stream(model, avatar)
+    with model.session(avatar, seed=7, decode="lookahead(2)") as s:
+        s.push_audio(samples[:50000])
+        blocks = s.blocks()
+        head = [next(blocks) for _ in range(at)]
+        state = s.snapshot().to_bytes()
+    with model.session(avatar, seed=7, decode="lookahead(2)") as s:
+        s.restore(SessionState.from_bytes(state))
+        s.push_audio(samples[50000:])
+        s.end_segment()
+        same(head + list(s.blocks()), whole)
+
+
+@pytest.mark.parametrize("shown, taken", [(0, (1, 1)), (2, (2, 3)), (3, (3, 4)), (4, (5, 7)), (5, (5, 7)), (6, (6, 7))])
+def test_interrupt_goes_back_to_what_was_shown(model, avatar, shown, taken):
+    """Two sessions that were shown the same and were interrupted there go on alike, however much one had delivered
+    (of as many chunks: noise that was drawn is never drawn again)."""
+    later = []
+    for count in taken:
+        with model.session(avatar, seed=1, decode="lookahead(2)") as s:
+            s.push_audio(sound(RATE, 0.96 * 3 + 0.1))
+            blocks = s.blocks()
+            first = [next(blocks) for _ in range(count)]
+            s.interrupt(shown_pts=shown * 0.32)
+            assert not list(s.blocks())
+            after = play(s, sound(RATE, 2.0, seed=5))
+            assert after[0].pts == pytest.approx(shown * 0.32) and after[0].epoch == 1
+            assert [b.pts for b in after] == pytest.approx([(shown + i) * 0.32 for i in range(7)])
+            later.append(after)
+            assert len(first) == count
+    same(*later)
+
+
+def test_a_segment_that_is_ended_late_gives_its_last_blocks(model, avatar):
+    with model.session(avatar, decode="lookahead(1)") as s:
+        s.push_audio(sound(RATE, 0.96))
+        s.end_segment()
+        assert len(list(s.blocks())) == 3
+        s.push_audio(sound(RATE, 0.96 * 2, seed=1))
+        assert len(list(s.blocks())) == 2  # the second of these chunks waits for what follows it
+        s.end_segment()
+        assert [b.segment_end for b in s.blocks()] == [False, False, False, True]
+        # idle chunks bring the blocks that wait, and themselves wait
+        s.push_audio(sound(RATE, 0.96 + 0.1, seed=2))
+        assert len(list(s.blocks())) == 2
+        idle = list(s.blocks(idle=True))
+        assert [b.idle for b in idle] == [False, True, True]
+
+
+def test_modes_are_those_of_the_checkpoint(model, avatar):
+    with pytest.raises(ValueError, match=r"mode: expected one of lookahead\(L\), exact"):
+        model.session(avatar, decode="causal")
+    with pytest.raises(ValueError, match="mode: expected one that needs no whole clip"):
+        model.session(avatar, decode="exact")
