@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_fast.arguments import build_parser, join_crop
+from rest_fast.cli_convert import convert
 from rest_fast.cli_models import load_model
 from rest_fast.terminal import InputError, Progress, Signals, notes, one_line, open_streams, say
 
@@ -257,6 +258,7 @@ COMMANDS = {
     "prepare-data": _late("prepare_data"),
     "train": _late("train"),
     "evaluate": _late("evaluate"),
+    "convert": convert,
 }
 
 if __name__ == "__main__":

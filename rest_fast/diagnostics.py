@@ -24,6 +24,7 @@ EXTRAS = {
     "evaluate": (("skimage",), "rest-fast evaluate: SSIM of pictures"),
     "fid": (("torchmetrics", "torch_fidelity"), "rest-fast evaluate --inception: FID with your weights"),
     "syncnet": (("python_speech_features",), "rest-fast evaluate --syncnet: lip sync with your weights"),
+    "convert": (("transformers", "sentencepiece"), "rest-fast convert prompt: a prompt's embedding by T5"),
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }

@@ -151,7 +151,7 @@ class Session:
 
     @property
     def lookahead_ms(self) -> float:
-        """Sound that must follow a chunk before all of it is shown: feature window, resampler, latents of the decoder."""
+        """Sound that must follow a chunk before all of it is shown: features, resampler, latents of the decoder."""
         sound = (self.model.features.ahead + self._sound.margin) / RATE
         return 1000 * (sound + self._decoder.ahead * self.model.config.latent_seconds)
 

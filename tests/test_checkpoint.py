@@ -117,6 +117,25 @@ def test_one_tensor_too_few_or_too_many(folder, change):
         read_weights(dit(), folder)
 
 
+def test_names_that_are_nearly_right(folder):
+    """Up to ten are listed, each with the nearest of the other side."""
+    state = load_file(folder / WEIGHTS)
+    state["blocks.0.attn.qvk.weight"] = state.pop("blocks.0.attn.qkv.weight")
+    save_file(state, folder / WEIGHTS)
+    with refuses(
+        folder / WEIGHTS,
+        "1 missing ['blocks.0.attn.qkv.weight' (nearest: 'blocks.0.attn.qvk.weight')]",
+        "1 unexpected ['blocks.0.attn.qvk.weight' (nearest: 'blocks.0.attn.qkv.weight')]",
+    ):
+        read_weights(dit(), folder)
+    blocks = [k for k in state if k.startswith("blocks.1.")]
+    save_file({k: v for k, v in state.items() if not k.startswith("blocks.")}, folder / WEIGHTS)
+    with refuses(
+        folder / WEIGHTS, f"{2 * len(blocks)} missing", f"and {2 * len(blocks) - 10} more]", "0 unexpected []"
+    ):
+        read_weights(dit(), folder)
+
+
 def test_weights_of_another_configuration(folder):
     wider = dit(dit__head_dim=24)
     with refuses(folder / WEIGHTS, "expected shape", CONFIG, "got"):

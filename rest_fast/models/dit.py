@@ -124,6 +124,7 @@ class StreamingDiT(nn.Module):
                 nn.init.normal_(linear.weight, std=depth)
             if block.audio is not None:
                 nn.init.zeros_(block.audio.out.weight)
+                nn.init.zeros_(block.audio.out.bias)
         nn.init.zeros_(self.time.six.weight)
         nn.init.zeros_(self.proj_out.weight)
 

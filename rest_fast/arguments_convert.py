@@ -1,0 +1,99 @@
+"""The words of ``rest-fast convert``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RELEASES, DTYPES = ("0.9.0", "0.9.1", "0.9.5"), ("float32", "bfloat16", "float16")
+
+
+def add_convert(add: Callable[..., Any], add_behaviour: Callable[[Any], Any], parser_class: type) -> None:
+    """Add the command ``convert`` with its sub-commands, each with the options of every command."""
+    parser = add(
+        "convert",
+        "convert checkpoints of others: LTX-Video's VAE and transformer, a prompt",
+        "WHAT ... [options]",
+        """  rest-fast convert ltx-vae ltx-video-2b.safetensors my_vae
+  rest-fast convert ltx-transformer ltx-video-2b.safetensors my_model --vae my_vae
+  rest-fast convert prompt "A person is talking." my_model --t5 t5_folder""",
+    )
+    parser.set_defaults(what=None)
+    whats = parser.add_subparsers(title="what to convert", metavar="WHAT", parser_class=parser_class)
+
+    def sub(name: str, brief: str, usage: str) -> Any:
+        command = whats.add_parser(
+            name,
+            prog=f"rest-fast convert {name}",
+            help=brief,
+            description=brief[0].upper() + brief[1:] + ".",
+            usage=f"rest-fast convert {name} {usage}",
+        )
+        command.set_defaults(what=name, show_help=command.print_help)
+        return command
+
+    _add_vae(sub, add_behaviour)
+    _add_transformer(sub, add_behaviour)
+    _add_prompt(sub, add_behaviour)
+
+
+def _add_vae(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
+    parser = sub("ltx-vae", "LTX-Video's VAE, 0.9.0 to 0.9.8, as a folder of ours", "FILE OUT [options]")
+    _add_files(parser)
+    parser.add_argument(
+        "--release", choices=RELEASES, help="what FILE is, where it does not say; 0.9.5 stands for all later ones"
+    )
+    _add_dtype(parser, "default: as in FILE")
+    add_behaviour(parser)
+
+
+def _add_transformer(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
+    parser = sub(
+        "ltx-transformer",
+        "LTX-Video's 2B transformer, as a model whose attention to audio is still to be trained",
+        "FILE OUT [--vae DIR] [options]",
+    )
+    _add_files(parser)
+    parser.add_argument(
+        "--vae", type=Path, metavar="DIR", help="what convert ltx-vae has written; default: the VAE in FILE"
+    )
+    parser.add_argument(
+        "--config", default="rest-512", metavar="NAME | FILE", help="preset or config.json of the model to be"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what begins at random")
+    _add_dtype(parser, "default: that of FILE")
+    add_behaviour(parser)
+
+
+def _add_prompt(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
+    parser = sub("prompt", "a prompt's T5 embedding, put into a checkpoint", "TEXT CHECKPOINT --t5 DIR [options]")
+    parser.add_argument("text", metavar="TEXT", help="the prompt; at most 128 tokens")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a model; changed in place")
+    parser.add_argument(
+        "--t5",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with T5's encoder and tokenizer, in safetensors, such as LTX-Video's for diffusers; needs the "
+        "extra convert",
+    )
+    add_behaviour(parser)
+
+
+def _add_files(parser: Any) -> None:
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a single-file checkpoint (safetensors), or a folder of diffusers"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to: new or empty")
+
+
+def _add_dtype(parser: Any, default: str) -> None:
+    parser.add_argument("--dtype", choices=DTYPES, help=f"number format to write; {default}")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number in 0..{2**63 - 1}, got {text}")
+    return int(text)

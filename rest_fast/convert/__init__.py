@@ -1,0 +1,8 @@
+"""Checkpoints of others into this package's: LTX-Video's VAE and 2B transformer, a prompt's embedding. No pickles."""
+
+from rest_fast.convert.ltx_transformer import convert_ltx_transformer
+from rest_fast.convert.ltx_vae import convert_ltx_vae
+from rest_fast.convert.prompt import convert_prompt
+from rest_fast.convert.source import ConvertError
+
+__all__ = ["ConvertError", "convert_ltx_transformer", "convert_ltx_vae", "convert_prompt"]
