@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rest_fast
+from rest_fast.arguments_convert import add_convert
 from rest_fast.terminal import one_line, say
 
 SPLITS = ("train", "validation", "test")
@@ -21,6 +22,7 @@ STAGES = {
     "student": "the streaming transformer with the ID-Context cache",
     "asd": "Asynchronous Streaming Distillation of the student from the teacher",
     "all": "all of these in this order",
+    "causal-decoder": "alone: makes the decoder of --vae causal, so that it streams without delay; its result is a VAE",
 }
 
 
@@ -77,6 +79,7 @@ exit code: 0 done; 1 an error of the program; 2 something to correct, named in o
     _add_prepare(add)
     _add_train(add)
     _add_evaluate(add)
+    add_convert(add, _add_behaviour, Parser)
     parser.set_defaults(show_help=parser.print_help)
     return parser
 
@@ -207,7 +210,7 @@ def _add_train(add: Callable[..., Parser]) -> None:
   rest-fast render face.png speech.wav -o talking.mp4 --weights run/asd
   torchrun --nproc-per-node 8 -m rest_fast.cli train asd --config demo --data data --out run --resume""",
     )
-    listing = "\n".join(f"  {name:8} {text}" for name, text in STAGES.items())
+    listing = "\n".join(f"  {name:14} {text}" for name, text in STAGES.items())
     parser.description = f"{parser.description}\n\nstages, each from the result of those before it:\n{listing}"
     parser.add_argument("stage", nargs="?", choices=STAGES, metavar="STAGE", help="one of the stages above")
     what = parser.add_argument_group("training")

@@ -60,7 +60,8 @@ def train(args: Namespace) -> None:
         args.left = f"{', '.join(kept)} in {args.out}; --resume goes on" if kept else ""
         raise
     if os.environ.get("RANK", "0") == "0":
-        say(f"train {args.stage}: done; {made} is a checkpoint", sys.stdout)
+        what = "VAE" if args.stage == "causal-decoder" else "checkpoint"
+        say(f"train {args.stage}: done; {made} is a {what}", sys.stdout)
 
 
 def evaluate(args: Namespace) -> None:

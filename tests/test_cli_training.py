@@ -150,7 +150,7 @@ def test_train_refusals_of_the_chain_are_one_line(capsys, tmp_path):
 def test_the_words_are_those_of_the_training():
     """Named again in arguments.py, which imports nothing heavy."""
     assert set(TRAINING_PRESETS) == set(PRESETS)
-    assert list(STAGES) == [*chain.STAGES, "all"]
+    assert list(STAGES) == [*chain.STAGES, "all", "causal-decoder"]
 
 
 def test_train_help_names_every_stage(capsys):

@@ -26,7 +26,7 @@ from rest_fast.config import ModelConfig
 from rest_fast.model import Model, find_checkpoint
 from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
-from rest_fast.training import states
+from rest_fast.training import causal_decoder, states
 from rest_fast.training import vae as vae_stage
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, read_config
@@ -42,6 +42,7 @@ from rest_fast.training.teacher import Teacher
 log = logging.getLogger("rest_fast.training")
 
 STAGES = ("vae", "speech", "teacher", "student", "asd")
+ALL = (*STAGES, causal_decoder.STAGE)  # the last one stands alone: from a VAE to a VAE
 CONFIG = "config.json"
 SAMPLE_SECONDS = 4
 PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack what they switch on
@@ -72,7 +73,7 @@ def run(
     """Run one stage, or ``all`` in order; the folder of the last checkpoint.
 
     Args:
-        stage: one of :data:`STAGES` or ``all``.
+        stage: one of :data:`STAGES`, ``all`` of them, or ``causal-decoder`` alone, which makes a VAE out of ``vae``.
         config: of model and training.
         data: folder of prepared clips (``rest-fast prepare-data``).
         out: folder of this training; see the module's docstring.
@@ -81,8 +82,12 @@ def run(
         resume: go on with what ``out`` holds; without it a folder that holds this stage is refused.
         device: ``auto``, ``cpu`` or ``cuda``; under torchrun every process takes its own GPU.
     """
-    if stage not in (*STAGES, "all"):
-        raise TrainError(f"train: stage: expected one of {', '.join(STAGES)} or all, got {stage!r}")
+    if stage not in (*ALL, "all"):
+        raise TrainError(f"train: stage: expected one of {', '.join(ALL)} or all, got {stage!r}")
+    if stage == causal_decoder.STAGE:
+        if init is not None or vae is None:
+            raise TrainError(f"train {stage}: expected a VAE to begin with, --vae DIR and no --init; got {init or vae}")
+        return _run_causal_decoder(config, data, out, vae, resume, device)
     if init is not None and vae is not None:
         raise TrainError("train: init, vae: expected one of them, got both")
     given = init if vae is None else vae
@@ -101,6 +106,22 @@ def run(
                 log.info("%s: done already", name)
         among.barrier()
     return out / stages[-1]
+
+
+def _run_causal_decoder(
+    config: TrainingConfig, data: Path, out: Path, vae: str | Path, resume: bool, device: str
+) -> Path:
+    name, clips = causal_decoder.STAGE, Shards(data, "train")
+    teacher = causal_decoder.read_teacher(vae)
+    with world(device) as among:
+        causal_decoder.check(teacher, config, clips, among)
+        _claim(out, config, [name], resume, among)
+        if not _done(out / name):
+            causal_decoder.train(teacher, config, clips, out / name, among)
+        elif among.first:
+            log.info("%s: done already", name)
+        among.barrier()
+    return out / name
 
 
 def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World) -> None:
@@ -225,7 +246,7 @@ def _done_latents(out: Path, clips: Shards) -> bool:
 def kept(out: Path) -> list[str]:
     """What a training that was stopped has left, in words."""
     found = []
-    for name in STAGES:
+    for name in ALL:
         if _done(out / name):
             found.append(f"{name} is whole")
         for folder in (out / name / "mixer", out / name):
@@ -248,7 +269,7 @@ def _whole(folder: Path) -> Path:
 def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, among: World) -> None:
     """Make the folder this training's own, or make sure that it is."""
     path = out / CONFIG
-    begun = [name for name in STAGES if (out / name).exists()]
+    begun = [name for name in ALL if (out / name).exists()]
     held = essence(read_config(str(path)), begun) if path.is_file() and begun else {}
     want = essence(config, begun)
     different = sorted(key for key in held if held[key] != want[key])
@@ -307,8 +328,8 @@ def essence(config: TrainingConfig, stages: list[str]) -> dict[str, Any]:
     raw = json.loads(config.to_json())
     for name in ("parallel", "checkpointing", "report_every", "save_every", "sample_every", "keep"):
         raw.pop(name)
-    for name in STAGES:
-        stage = raw.pop(name)
+    for name in ALL:
+        stage = raw.pop(name.replace("-", "_"))
         if name in stages:
             stage.pop("accumulate")
             raw |= {f"{name}.{k}": v for k, v in stage.items()}

@@ -101,6 +101,25 @@ class ASDStage(StudentStage):
 
 
 @dataclass(frozen=True)
+class CausalDecoderStage(Stage):
+    """A causal decoder for a VAE that has none, distilled from its own. All numbers are D: nobody has published any."""
+
+    steps: int = 20_000
+    rate: float = 5e-5
+    start: Literal["folded", "unchanged"] = "folded"  # what becomes of the weights for the frame to come
+    latents: int = 10  # latent frames of one training example
+    piece: int = 4  # latent frames that are decoded at once, at most: bounds the memory
+    truth: float = 0.1  # weight of the clip's own frames beside the teacher's
+    sampled: bool = False  # latents drawn from the posterior rather than its mean
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, "CausalDecoderStage", at_least={2: "latents", 1: "piece", 0: "truth"})
+        most = 1 + (FRAMES - 1) // TEMPORAL
+        require(self.latents <= most, "CausalDecoderStage.latents", f"at most a clip's {most}", self.latents)
+
+
+@dataclass(frozen=True)
 class Corruption:
     """What a clip loses in training: noise is CANS with the model's ``sampling.train_mu`` and ``train_sigma``."""
 
@@ -130,6 +149,7 @@ class TrainingConfig:
     student: StudentStage = field(default_factory=StudentStage)
     asd: ASDStage = field(default_factory=ASDStage)
     corruption: Corruption = field(default_factory=Corruption)
+    causal_decoder: CausalDecoderStage = field(default_factory=CausalDecoderStage)  # of its own, not of a chain
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"  # of the computation; weights and averages stay fp32
     parallel: Literal["replicate", "shard"] = "replicate"  # DDP, or FSDP2 where a GPU does not hold the weights
@@ -255,6 +275,7 @@ def _toy() -> TrainingConfig:
         TeacherStage(**few),
         StudentStage(**few),
         ASDStage(**few),
+        causal_decoder=CausalDecoderStage(**few, latents=3, piece=2),
         report_every=2,
         save_every=2,
     )

@@ -235,7 +235,8 @@ def run(stage: str, toy, out: Path, **given):
 
 def test_words_that_make_no_run(toy, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(TrainError, match="expected one of vae, speech, teacher, student, asd or all, got 'bake'"):
+    stages = "vae, speech, teacher, student, asd, causal-decoder or all"
+    with pytest.raises(TrainError, match=f"expected one of {stages}, got 'bake'"):
         run("bake", toy, out)
     with pytest.raises(TrainError, match="init, vae: expected one of them, got both"):
         run("all", toy, out, init="demo", vae="demo")
