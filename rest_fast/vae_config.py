@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from math import prod
@@ -80,6 +81,9 @@ class ConvVAEConfig:
     def spatial(self) -> int:
         """Pixels of one latent cell along one side."""
         return self.patch_size * 2 ** sum(k != "temporal" for k in self.encoder_down)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ConvVAEConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -64,7 +62,7 @@ def convert_ltx_vae(
     partial = out / f"{WEIGHTS}.partial"
     save_file(state, partial)  # a reader never sees half a file
     partial.rename(out / WEIGHTS)
-    (out / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    (out / CONFIG).write_text(config.to_json() + "\n")
     return config
 
 

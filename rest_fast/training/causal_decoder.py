@@ -330,4 +330,4 @@ def save(vae: TemporalVAE, folder: Path) -> None:
     partial = folder / f"{checkpoint.WEIGHTS}.partial"
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in vae.state_dict().items()}, partial)
     partial.replace(folder / checkpoint.WEIGHTS)
-    (folder / checkpoint.CONFIG).write_text(json.dumps(dataclasses.asdict(vae.config), indent=2) + "\n")
+    (folder / checkpoint.CONFIG).write_text(cast(ConvVAEConfig, vae.config).to_json() + "\n")

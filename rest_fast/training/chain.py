@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
 from rest_fast import checkpoint
-from rest_fast.config import ModelConfig
+from rest_fast.config import ConvVAEConfig, ModelConfig
 from rest_fast.model import Model, find_checkpoint
 from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
@@ -291,16 +291,18 @@ def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, a
 def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
     """Weights of a checkpoint as far as the model has them; of a configuration that means the same by them.
 
-    What the checkpoint lacks is logged, and stays as it was. TrainError: a tensor of another shape, none in common, or
-    one that is missing under a ``prefix``: half a part means nothing.
+    For the ``prefix`` "vae." the folder of a VAE alone will do. What is lacking is logged, and stays as it was.
+    TrainError: a tensor of another shape, none in common, or one missing under a ``prefix``: half a part means nothing.
     """
     path = folder / checkpoint.WEIGHTS
-    _compare(checkpoint.read_config(folder), model.config, folder, prefix)
+    found = checkpoint.read_vae_config(folder) if prefix else checkpoint.read_config(folder)
+    _compare(found, model.config, folder, prefix)
+    bare = "" if isinstance(found, ModelConfig) else prefix  # what its names lack
     want = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
+        names = {bare + name for name in file.keys()}  # noqa: SIM118
         for name in sorted(names & set(want)):
-            tensor = file.get_tensor(name)
+            tensor = file.get_tensor(name.removeprefix(bare))
             if tensor.shape != want[name].shape:
                 shapes = f"expected shape {list(want[name].shape)}, got {list(tensor.shape)}"
                 raise TrainError(f"{path}: {name}: {shapes}; a checkpoint of another configuration")
@@ -312,11 +314,11 @@ def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
         log.info("%s: %d tensors are not in it and begin anew: %s, ...", folder, len(missing), missing[0])
 
 
-def _compare(found: ModelConfig, want: ModelConfig, folder: Path, prefix: str) -> None:
+def _compare(found: ModelConfig | ConvVAEConfig, want: ModelConfig, folder: Path, prefix: str) -> None:
     """Numbers of heads, frequencies and sizes of windows are in no tensor's shape."""
     parts = ("vae",) if prefix else ("vae", "speech", "dit")
     for name in parts:
-        one, other = (dataclasses.asdict(getattr(config, name)) for config in (found, want))
+        one, other = (dataclasses.asdict(getattr(config, name, config)) for config in (found, want))
         apart = sorted(k for k in {*one, *other} - PARTS_OF_DIT if one.get(k) != other.get(k))
         if apart:
             pairs = ", ".join(f"{name}.{k} {other.get(k)} (got {one.get(k)})" for k in apart)

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rest_fast.config import ModelConfig, SpeechConfig
+from rest_fast.config import ConvVAEConfig, ModelConfig, SpeechConfig
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
 
@@ -94,7 +94,10 @@ def write_shard(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> di
 
 def encoder_fingerprint(config: ModelConfig, vae: TemporalVAE) -> str:
     """Identity of what makes latents, at the precision that checkpoints have: encoder and statistics."""
-    digest = hashlib.sha256(repr(config.vae).encode())
+    says: Any = config.vae
+    if isinstance(says, ConvVAEConfig):  # another decoder for the same latents is no other VAE
+        says = {k: v for k, v in dataclasses.asdict(says).items() if k.startswith(("latent", "patch", "encoder"))}
+    digest = hashlib.sha256(repr(says).encode())
     statistics = {"mean": vae.latents_mean, "std": vae.latents_std}
     for name, tensor in sorted({**vae.encoder.state_dict(), **statistics}.items()):
         digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())

@@ -19,12 +19,12 @@ from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae_conv import ConvDecoder
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import chain
-from rest_fast.training.causal_decoder import CausalDecoderError, fold
+from rest_fast.training.causal_decoder import CausalDecoderError, causal_copy, fold, save
 from rest_fast.training.chain import TrainError
 from rest_fast.training.config import TrainingConfig, read_config, training_preset
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import read_log
-from rest_fast.training.shards import Manifest
+from rest_fast.training.shards import Manifest, encoder_fingerprint
 from tests.kit.clips import small, write_clips
 from tests.kit.command import refused
 from tests.kit.compare import assert_same_bits
@@ -222,3 +222,22 @@ def test_the_command(folder, tmp_path, capsys):
     assert cli.main([*words, "--vae", str(folder / "vae")]) == 0
     assert f"done; {tmp_path / 'causal-decoder'} is a VAE" in capsys.readouterr().out
     assert TemporalVAE.from_pretrained(tmp_path / "causal-decoder").causal
+
+
+def test_the_result_takes_the_place_of_the_vae_in_a_model(folder, tmp_path):
+    """``--vae`` of the other stages takes it, and latents of the same encoder go on being valid."""
+    student = causal_copy(TemporalVAE.from_pretrained(folder / "vae"), "folded")
+    save(student, tmp_path)
+    config = preset("toy").replace(vae=student.config)
+    model = Model(config)
+    chain.read_parts(model, tmp_path, "vae.")
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(model.vae.state_dict()[name], tensor), name
+    before = config.replace(vae__causal_decoder=False)
+    of_teacher = encoder_fingerprint(before, TemporalVAE.from_pretrained(folder / "vae"))
+    assert encoder_fingerprint(config, model.vae) == of_teacher
+    with torch.no_grad():
+        model.vae.encoder.conv_in.bias.add_(0.1)
+    assert encoder_fingerprint(config, model.vae) != of_teacher
+    with pytest.raises(ValueError, match=r"expected vae.causal_decoder False \(got True\)"):
+        chain.read_parts(Model(before), tmp_path, "vae.")

@@ -250,6 +250,23 @@ def test_the_conv_loss(shards):
     assert terms["pixels"] == pytest.approx(plain.item(), rel=0.05)
 
 
+def test_a_decoder_that_is_not_causal_is_trained_on_whole_clips(shards):
+    """What it learns to make is its decode of the whole clip, each frame knowing the next; causal ones as before."""
+    for causal in (False, True):
+        config = training_preset("toy").replace(
+            model__vae__causal_decoder=causal, vae__pieces=2, vae__kl=0.0, precision="fp32"
+        )
+        torch.manual_seed(0)
+        model = Model(config.model).requires_grad_(False)
+        stage, clip = vae.ConvVAE(model, config), vae.Clip(shards, config)(0, range(2))
+        model.vae.encoder.conv_out.bias[-1] = -40.0  # no noise
+        found = stage(clip)["pixels"]
+        means = model.vae.encode(clip.frames)
+        torch.testing.assert_close(found, losses.pixel_loss(model.vae.decode(means), clip.frames), rtol=1e-5, atol=0)
+        other = model.vae.decoder(means, StreamState(1 if causal else 2))
+        assert abs(losses.pixel_loss(other, clip.frames) - found) > 1e-3 * found
+
+
 def test_latents_are_measured_to_be_normal(shards):
     model = Model(preset("toy")).requires_grad_(False)
     model.vae.latents_mean.fill_(7)
