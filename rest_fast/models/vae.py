@@ -140,7 +140,7 @@ class TemporalVAE(nn.Module):
         """What the decoder reads: noise mixed in where the checkpoint says so, then mean and deviation undone.
 
         In this order, as LTX-Video does it. The noise of a latent is a function of the seed and its place in the
-        stream, the same for every lane, so that neither pieces nor neighbours change it.
+        stream, so that neither pieces nor neighbours change it.
         """
         share = getattr(self.config, "decode_noise_scale", 0.0)
         if share:
@@ -281,10 +281,13 @@ class DecodeStream:
             raise ValueError(
                 f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
             )
+        state.counters = state.counters or [(self.seed, 0)] * len(latents)
+        if len(state.counters) != len(latents):
+            raise ValueError(f"decode: latents: expected {len(state.counters)} lanes as before, got {len(latents)}")
         state.provisional = provisional
-        made = self._run(vae.denormalised(latents, state.index, self.seed), pictures)
+        made = self._run(self._denormalised(latents), pictures)
         state.provisional, state.started = 0, True
-        state.index += count - provisional
+        state.counters = [(seed, index + count - provisional) for seed, index in state.counters]
         axis = 1 if pictures else 2
         return made.narrow(axis, 0, made.shape[axis] - TEMPORAL * provisional)
 
@@ -308,12 +311,25 @@ class DecodeStream:
             state.histories[WITHHELD] = z[:, :, z.shape[2] - ahead :].clone()
         return made
 
+    def _denormalised(self, latents: torch.Tensor) -> torch.Tensor:
+        """Lanes that began together share their noise; others, and viewers who came later, have their own."""
+        counters = self.state.counters
+        if len(set(counters)) == 1:
+            return self.vae.denormalised(latents, counters[0][1], counters[0][0])
+        rows = zip(latents.split(1), counters, strict=True)
+        return torch.cat([self.vae.denormalised(row, index, seed) for row, (seed, index) in rows])
+
+    def _images(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.state.images
+        if found and next(iter(found.values())).dtype == z.dtype:
+            return found
+        rows = [self.vae.images(row, seed) for row, (seed, _) in zip(z.split(1), self.state.counters, strict=True)]
+        return {path: torch.cat([row[path] for row in rows]) for path in rows[0]}
+
     def _run(self, z: torch.Tensor, pictures: bool) -> torch.Tensor:
         decoder, state = self.vae.decoder, self.state
-        if isinstance(decoder, ConvDecoder) and (
-            not state.images or next(iter(state.images.values())).dtype != z.dtype
-        ):
-            state.images = self.vae.images(z, self.seed)
+        if isinstance(decoder, ConvDecoder):
+            state.images = self._images(z)
         learning = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in decoder.parameters()))
         if learning:
             video = decoder(z, state)

@@ -72,7 +72,7 @@ class StreamState:
     past: int = 2
     histories: dict[str, torch.Tensor] = field(default_factory=dict)
     started: bool = False
-    index: int = 0  # latents committed so far: the counter of the decoder's own noise
+    counters: list[tuple[int, int]] = field(default_factory=list)  # of each lane's own noise: seed, latents committed
     provisional: int = 0  # latents at the end of the present piece that come again
     images: dict[str, torch.Tensor] = field(default_factory=dict)  # injected noise [B, H, W] by path: of the seed alone
     places: dict[str, torch.Tensor] = field(default_factory=dict)  # where histories lie that are written in place
@@ -83,12 +83,12 @@ class StreamState:
 
     def reset(self) -> None:
         """The start of a clip again."""
-        self.started, self.index, self.histories = False, 0, {}
+        self.started, self.counters, self.histories, self.images = False, [], {}, {}
 
     def snapshot(self) -> StreamState:
         """A copy that later pieces leave alone."""
         copies = {path: _clone(tensor) for path, tensor in self.histories.items()}
-        return StreamState(self.past, copies, self.started, self.index, images=self.images)
+        return StreamState(self.past, copies, self.started, list(self.counters), images=self.images)
 
     def restore(self, state: StreamState) -> None:
         """Continue from a copy; tensors keep their places where they have one."""
@@ -101,14 +101,14 @@ class StreamState:
                 own.copy_(tensor)
             else:
                 self.histories[path] = _clone(tensor)
-        self.started, self.index = state.started, state.index
+        self.started, self.counters, self.images = state.started, list(state.counters), state.images
 
     def lane(self, lane: int) -> StreamState:
         """A copy of one lane, as a state of its own."""
         row = slice(lane, lane + 1)
         copies = {path: _clone(tensor[row]) for path, tensor in self.histories.items()}
         images = {path: tensor[row] for path, tensor in self.images.items()}
-        return StreamState(self.past, copies, self.started, self.index, images=images)
+        return StreamState(self.past, copies, self.started, self.counters[row], images=images)
 
     def put(self, lane: int, state: StreamState) -> None:
         """Continue a lane from a state of one lane that has come as far: what another viewer's stream begins with."""
@@ -117,8 +117,11 @@ class StreamState:
             raise ValueError("decode state: expected a state that has begun as this one has, got another")
         for path, tensor in state.histories.items():
             self.histories[path][lane : lane + 1].copy_(tensor)
-        for path, image in state.images.items():
-            self.images[path][lane : lane + 1].copy_(image)
+        self.counters[lane : lane + 1] = state.counters
+        self.images = {  # new ones: other states may hold the old
+            path: torch.cat([image[:lane], state.images[path], image[lane + 1 :]])
+            for path, image in self.images.items()
+        }
 
     def _check(self, state: StreamState) -> None:
         if state.past != self.past:
@@ -129,14 +132,16 @@ class StreamState:
         return sum(tensor.nbytes for tensor in self.histories.values())
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        facts = torch.tensor([self.past, self.started, self.index])
+        counters = [(seed >> 32, seed & 0xFFFFFFFF, index) for seed, index in self.counters]
+        facts = torch.tensor([self.past, self.started, *(word for row in counters for word in row)])
         return {**self.histories, "facts": facts}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
         histories = dict(tensors)
-        past, started, index = histories.pop("facts").tolist()
-        return cls(past, histories, bool(started), index)
+        past, started, *words = histories.pop("facts").tolist()
+        rows = zip(words[::3], words[1::3], words[2::3], strict=True)
+        return cls(past, histories, bool(started), [(high << 32 | low, index) for high, low, index in rows])
 
 
 def _clone(tensor: torch.Tensor) -> torch.Tensor:

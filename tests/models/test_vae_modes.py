@@ -214,27 +214,28 @@ def test_lanes(mode):
     module = layout("0.9.1", mode == "causal")
     a, b, c = (latents(module, 10, 1, seed) for seed in (1, 2, 3))
 
-    def alone(z):
-        stream = module.stream(mode=mode)
+    def alone(z, seed):
+        stream = module.stream(mode=mode, seed=seed)
         return [stream.decode(part) for part in z.split([4, 3, 3], 2)]
 
-    both = module.stream(mode=mode)
-    first = both.decode(torch.cat([a, b])[:, :, :4])
-    newcomer = module.stream(mode=mode)
+    both = module.stream(mode=mode, seed=1)
+    first = [both.decode(part) for part in torch.cat([a, b])[:, :, :7].split([4, 3], 2)]
+    newcomer = module.stream(mode=mode, seed=1 << 63)
     began = newcomer.decode(c[:, :, :4])
-    left = both.state.lane(1)
+    left, before = both.state.lane(1), both.snapshot()
     both.state.put(1, newcomer.snapshot())
-    second = both.decode(torch.cat([a, c])[:, :, 4:7])
-    both.state.put(1, both.state.lane(0))
-    third = both.decode(torch.cat([a, a])[:, :, 7:])
+    second = both.decode(torch.cat([a[:, :, 7:], c[:, :, 4:7]]))
     close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-12)
-    close(first, torch.cat([alone(a)[0], alone(b)[0]]))
-    close(began, alone(c)[0])
-    close(second, torch.cat([alone(a)[1], alone(c)[1]]))
-    close(third, torch.cat([alone(a)[2]] * 2))
-    elsewhere = module.stream(mode=mode)
-    elsewhere.restore(left)
-    close(elsewhere.decode(b[:, :, 4:7]), alone(b)[1])
+    of_a, of_b, of_c = alone(a, 1), alone(b, 1), alone(c, 1 << 63)
+    close(torch.cat(first, 2), torch.cat([torch.cat(x[:2], 2) for x in (of_a, of_b)]))
+    close(began, of_c[0])
+    close(second, torch.cat([of_a[2], of_c[1]]))
+    both.state.put(0, both.state.lane(1))
+    close(both.decode(torch.cat([c, c])[:, :, 7:]), torch.cat([of_c[2]] * 2))
+    for kept, z, wanted in ((left, b, of_b[2]), (before, torch.cat([a, b]), torch.cat([of_a[2], of_b[2]]))):
+        elsewhere = module.stream(mode=mode)
+        elsewhere.restore(StreamState.from_tensors(kept.to_tensors()))
+        close(elsewhere.decode(z[:, :, 7:]), wanted)
     with pytest.raises(ValueError, match="expected a state that has begun as this one has"):
         both.state.put(0, StreamState(both.state.past))
     with pytest.raises(ValueError, match="frames of history"):
@@ -392,5 +393,7 @@ def test_lanes_cannot_change_on_the_way():
         stream.decode(latents(module, 3, 1))
     causal = layout("0.9.5", True).stream()
     causal.decode(latents(module, 1, 2))
-    with pytest.raises(ValueError, match=r"decode state: decoder\.conv_in: expected"):
+    with pytest.raises(ValueError, match="expected 2 lanes as before, got 1"):
         causal.decode(latents(module, 1, 1))
+    with pytest.raises(ValueError, match=r"decode state: decoder\.conv_in: expected"):
+        causal.decode(latents(module, 1, 2)[..., :1])
