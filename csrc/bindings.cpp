@@ -86,6 +86,18 @@ int frames_to_uint8(Address x, Address out, const rf::Five& shape, const rf::Fiv
   return rf::frames_to_uint8_cpu(rf::pack_frames_to_uint8(x, out, shape, x_strides, dtype));
 }
 
+int conv_epilogue(Address conv, Address noise, Address noise_scale, Address residual, Address scale,
+                  Address shift, Address out, Address normed, Address pictures,
+                  const rf::Five& shape, int64_t residual_channels,
+                  const std::array<int64_t, 3>& factors, int64_t drop, const rf::Five& conv_strides,
+                  const rf::Five& residual_strides, const rf::Five& out_strides,
+                  const rf::Five& normed_strides, double eps, int dtype) {
+  return rf::conv_epilogue_cpu(rf::pack_conv_epilogue(
+      conv, noise, noise_scale, residual, scale, shift, out, normed, pictures, shape,
+      residual_channels, factors, drop, conv_strides, residual_strides, out_strides, normed_strides,
+      eps, dtype));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -120,4 +132,9 @@ PYBIND11_MODULE(_cpu, m) {
         "element_size) -> error code");
   m.def("frames_to_uint8", &frames_to_uint8, py::call_guard<py::gil_scoped_release>(),
         "(x, out, shape of x, x_strides, dtype) -> error code");
+  m.def("conv_epilogue", &conv_epilogue, py::call_guard<py::gil_scoped_release>(),
+        "(conv, noise or 0, noise_scale or 0, residual or 0, scale or 0, shift or 0, out or 0, "
+        "normed or 0, pictures or 0, [batch, channels of out, frames, height, width], "
+        "residual_channels, factors, drop, conv_strides, residual_strides, out_strides, "
+        "normed_strides, eps, dtype) -> error code; shape and strides are sequences of five");
 }

@@ -231,4 +231,39 @@ inline FramesToUint8Params pack_frames_to_uint8(Address x, Address out, const Fi
   return p;
 }
 
+inline ConvEpilogueParams pack_conv_epilogue(
+    Address conv, Address noise, Address noise_scale, Address residual, Address scale,
+    Address shift, Address out, Address normed, Address pictures, const Five& shape,
+    int64_t residual_channels, const std::array<int64_t, 3>& factors, int64_t drop,
+    const Five& conv_strides, const Five& residual_strides, const Five& out_strides,
+    const Five& normed_strides, double eps, int dtype) {
+  ConvEpilogueParams p{};
+  p.conv = pointer<const void>(conv);
+  p.noise = pointer<const void>(noise);
+  p.noise_scale = pointer<const void>(noise_scale);
+  p.residual = pointer<const void>(residual);
+  p.scale = pointer<const void>(scale);
+  p.shift = pointer<const void>(shift);
+  p.out = pointer<void>(out);
+  p.normed = pointer<void>(normed);
+  p.pictures = pointer<uint8_t>(pictures);
+  p.batch = shape[0];
+  p.channels = shape[1];
+  p.residual_channels = residual_channels;
+  p.frames = shape[2];
+  p.height = shape[3];
+  p.width = shape[4];
+  p.factor_t = factors[0];
+  p.factor_h = factors[1];
+  p.factor_w = factors[2];
+  p.drop = drop;
+  p.conv_strides = volume_strides(conv_strides);
+  p.residual_strides = volume_strides(residual_strides);
+  p.out_strides = volume_strides(out_strides);
+  p.normed_strides = volume_strides(normed_strides);
+  p.dtype = static_cast<DType>(dtype);
+  p.eps = static_cast<float>(eps);
+  return p;
+}
+
 }  // namespace rest_fast

@@ -30,6 +30,7 @@ enum ErrorCode : int {
   kBadFactors = 13,
   kLengthOutOfRange = 14,
   kBadVectorLanes = 15,
+  kBadLayout = 16,
   kCudaErrorBase = 1000,  // 1000 + cudaError_t, from rest_fast._cuda only
 };
 
@@ -50,6 +51,7 @@ inline const char* error_string(int code) {
     case kBadElementSize: return "element size is not one of 1, 2, 4, 8 bytes";
     case kBadFactors: return "a factor is below 1, or drop leaves no frame";
     case kLengthOutOfRange: return "n_valid is outside 1 .. slots";
+    case kBadLayout: return "the channels of a pixel do not follow one another";
     case kBadVectorLanes: return "no vectors of that many lanes on this machine";
     default: return "unknown error";
   }
@@ -326,6 +328,58 @@ struct FramesToUint8Params {
   DType dtype;
 };
 
+constexpr int kMaxConvChannels = 8192;  // of conv_epilogue_cpu: a pixel lies on the stack
+
+// What follows a convolution: noise, residual, channels into frames, rows and columns; then the sum
+// itself, its norm with SiLU, or bytes. Channels are innermost everywhere (stride 1).
+struct ConvEpilogueParams {
+  const void* conv;         // [B, C p1 p2 p3, T, H, W] dtype
+  const void* noise;        // [B, H, W] dtype, contiguous, or null
+  const void* noise_scale;  // [C p1 p2 p3] dtype, beside noise
+  const void* residual;     // [B, residual_channels, T, H, W] dtype, tiled over channels, or null
+  const void* scale;        // [C] dtype, or null: as if zero
+  const void* shift;        // [C] dtype, or null: as if zero
+  void* out;          // [B, C, T p1 - drop, H p2, W p3] dtype, or null; may be the residual itself
+  void* normed;       // the same shape, or null
+  uint8_t* pictures;  // [B, T p1 - drop, H p2, W p3, 3], contiguous, C = 3; or null
+  int64_t batch;      // B, and so on: the sizes of conv, but for
+  int64_t channels;   // C, those of out
+  int64_t residual_channels;  // divides C p1 p2 p3
+  int64_t frames;
+  int64_t height;
+  int64_t width;
+  int64_t factor_t;  // p1
+  int64_t factor_h;  // p2
+  int64_t factor_w;  // p3
+  int64_t drop;      // 0 .. T p1 - 1
+  VolumeStrides conv_strides;
+  VolumeStrides residual_strides;
+  VolumeStrides out_strides;
+  VolumeStrides normed_strides;
+  DType dtype;
+  float eps;
+};
+
+inline int check_sizes(const ConvEpilogueParams& p) {
+  const int dtype = static_cast<int>(p.dtype);
+  if (dtype < 0 || dtype > 2) return kBadDType;
+  const bool negative = p.batch < 0 || p.frames < 0 || p.height < 0 || p.width < 0;
+  if (negative || p.channels < 0) return kBadShape;
+  if (p.factor_t < 1 || p.factor_h < 1 || p.factor_w < 1) return kBadFactors;
+  if (p.drop < 0 || p.drop >= p.frames * p.factor_t) return kBadFactors;
+  const int64_t channels = p.channels * p.factor_t * p.factor_h * p.factor_w;
+  if (channels > kMaxConvChannels || (p.pictures && p.channels != 3)) return kBadShape;
+  if (p.residual && (p.residual_channels < 1 || channels % p.residual_channels)) return kBadShape;
+  if (p.batch * p.height * p.width * channels == 0) return kOk;
+  if (!p.conv || (p.noise && !p.noise_scale)) return kNullAddress;
+  const auto innermost = [](const void* tensor, const VolumeStrides& strides) {
+    return tensor == nullptr || strides.channel == 1;
+  };
+  const bool read = innermost(p.conv, p.conv_strides) && innermost(p.residual, p.residual_strides);
+  const bool written = innermost(p.out, p.out_strides) && innermost(p.normed, p.normed_strides);
+  return read && written ? kOk : kBadLayout;
+}
+
 inline int check_sizes(const PixelNormSiluParams& p) {
   const int dtype = static_cast<int>(p.dtype);
   if (dtype < 0 || dtype > 2) return kBadDType;
@@ -353,6 +407,7 @@ inline int check_sizes(const FramesToUint8Params& p) {
 int pixel_norm_silu_cpu(const PixelNormSiluParams& p);
 int depth_to_space_cpu(const DepthToSpaceParams& p);
 int frames_to_uint8_cpu(const FramesToUint8Params& p);
+int conv_epilogue_cpu(const ConvEpilogueParams& p);
 
 // csrc/cpu: every pointer in host memory. Checks the index ranges before it writes anything.
 int qk_norm_rope_cache_cpu(const QkNormRopeCacheParams& p);

@@ -4,6 +4,7 @@
 // Layout: params.h. Why it exists: eager PyTorch writes six tensors for one of bytes.
 // The sum comes before the product so that no compiler can make one rounding of the two: all
 // instruction sets give the same bytes, those of the reference.
+#include "pixel.h"
 #include "volume.h"
 
 namespace rest_fast {
@@ -11,14 +12,6 @@ namespace {
 
 constexpr int64_t kTile = 256;
 constexpr int64_t kColours = 3;
-
-REST_FAST_INLINE uint8_t to_byte(float x) {
-  const float value = (x + 1.0f) * 127.5f;
-  const float above = value > 0.0f ? value : 0.0f;  // NaN fails the comparison
-  const float bounded = above < 255.0f ? above : 255.0f;
-  // Adding 2^23 leaves no fraction bits: the adder rounds, and the integer is in the low bits.
-  return static_cast<uint8_t>(as_bits(bounded + 8388608.0f));
-}
 
 template <class T>
 REST_FAST_INLINE void run_tile(const FramesToUint8Params& p, const PixelRuns& runs,

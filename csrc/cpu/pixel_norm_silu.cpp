@@ -5,7 +5,7 @@
 // Layout: params.h. Why it exists: eager PyTorch writes and reads the tensor half a dozen times.
 // Two ways through memory: where channels follow one another (channels last), pixel by pixel; else
 // tiles of pixels, which run down the channels twice while the tile is in the cache.
-#include "exp.h"
+#include "pixel.h"
 #include "volume.h"
 
 namespace rest_fast {
@@ -13,22 +13,6 @@ namespace {
 
 constexpr int64_t kTile = 64;   // pixels: a row of a tile is a few cache lines and vector registers
 constexpr int64_t kGroup = 32;  // channels whose squares are summed on their own, for accuracy
-
-// y <= 0 goes through e^y and y > 0 through e^-y, so that nothing overflows.
-REST_FAST_INLINE float silu(float y) {
-  const float e = exp_nonpositive(-std::fabs(y));
-  return (y < 0.0f ? y * e : y) / (1.0f + e);
-}
-
-// (1 + scale, shift) of a channel. Without shift -0 is added, which changes no number, not even -0.
-template <class T>
-REST_FAST_INLINE float factor(const T* scale, int64_t channel) {
-  return scale == nullptr ? 1.0f : 1.0f + to_float(scale[channel]);
-}
-template <class T>
-REST_FAST_INLINE float summand(const T* shift, int64_t channel) {
-  return shift == nullptr ? -0.0f : to_float(shift[channel]);
-}
 
 // Rows of a tile as fp32. Conversions stand in loops of their own: GCC vectorises those of 16-bit
 // numbers only so.

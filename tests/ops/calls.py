@@ -219,21 +219,57 @@ def cfg_euler_step(
     }
 
 
-def causal_conv3d(channels: int = 3, out: int = 4, frames: int = 2, dtype: torch.dtype = torch.float32) -> Call:
-    g = torch.Generator().manual_seed(0)
+def causal_conv3d(
+    channels: int = 5,
+    out: int = 3,
+    frames: int = 3,
+    size: tuple[int, int] = (4, 5),
+    *,
+    factors: tuple[int, int, int] = (2, 1, 2),
+    drop: int = 1,
+    past: int = 2,
+    keep: int | None = None,
+    tiles: int | None = None,
+    first: bool = False,
+    reflect: bool = False,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Call:
+    """``out`` channels after unfolding, of which the residual has one part in ``tiles`` (None: one channel).
+
+    ``pictures`` where ``out`` is 3. Room for the history in the buffer holds NaN.
+    """
+    g = torch.Generator().manual_seed(seed)
+    cell = factors[0] * factors[1] * factors[2]
+    folded = (batch, out * cell // (tiles or out), frames, *size)
+    unfolded = (frames * factors[0] - drop, size[0] * factors[1], size[1] * factors[2])
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g).to(dtype)
 
-    return {
-        "buffer": normal(2, channels, 2 + frames, 4, 5),
-        "weight": normal(out, channels, 3, 3, 3),
-        "bias": normal(out),
-        "residual": normal(2, out, frames, 4, 5),
-        "out": nans(2, out, frames, 4, 5, dtype=dtype),
-        "normed": nans(2, out, frames, 4, 5, dtype=dtype),
+    call = {
+        "buffer": nans(batch, channels, frames + 2, *size, dtype=dtype),
+        "history": normal(batch, channels, past, *size),
+        "weight": (normal(out * cell, channels, 3, 3, 3) * (27 * channels) ** -0.5),
+        "bias": normal(out * cell),
+        "noise": normal(batch, *size),
+        "noise_scale": normal(out * cell),
+        "residual": normal(*folded),
+        "scale": normal(out),
+        "shift": normal(out),
+        "out": nans(batch, out, *unfolded, dtype=dtype),
+        "normed": nans(batch, out, *unfolded, dtype=dtype),
+        "pictures": torch.full((batch, *unfolded, 3), 77, dtype=torch.uint8) if out == 3 else None,
+        "factors": list(factors),
+        "drop": drop,
+        "keep": frames - 1 if keep is None else keep,
+        "first": first,
+        "reflect": reflect,
         "eps": 1e-6,
     }
+    call["buffer"][:, :, past : past + frames] = normal(batch, channels, frames, *size)
+    return call
 
 
 def pixel_norm_silu(dtype: torch.dtype = torch.float32) -> Call:

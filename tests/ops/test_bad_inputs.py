@@ -60,7 +60,12 @@ ARGUMENTS = {
     GLUE: ("x", "branch gate scale shift out", "", "x branch out"),
     CROSS: ("q", "q_weight k v out", "", "q q_weight k v out"),
     CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
-    CONV: ("buffer", "weight bias residual out normed", "", "bias"),
+    CONV: (
+        "buffer",
+        "history weight bias noise noise_scale residual scale shift out normed",
+        "",
+        "bias noise noise_scale scale shift pictures",
+    ),
     NORM: ("x", "scale shift out", "", "scale shift"),
     DEPTH: ("x", "out", "", ""),
     BYTES: ("x", "", "", "out"),
@@ -72,6 +77,7 @@ OTHER_DTYPE = [  # arguments with a dtype of their own
     *table(CFG, torch.Tensor.double, "guidance dt", "torch.float32", "torch.float64"),
     *table(CFG, torch.Tensor.double, "v_uncond", "torch.float32", "torch.float64"),
     *table(BYTES, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
+    *table(CONV, torch.Tensor.float, "pictures", "torch.uint8", "torch.float32"),
 ]
 
 
@@ -151,9 +157,30 @@ VALUES = [  # op, changes, what the message must say
     (GLUE, {"gate": torch.randn(2, 5, 10)}, r"gate: expected \[2, F, 10\] with F dividing 12, got \[2, 5, 10\]"),
     (GLUE, {"scale": torch.randn(2, 10)}, r"scale: expected \[2, F, 10\] with F dividing 12, got \[2, 10\]"),
     (CROSS, {"q": torch.randn(2, 11, 10)}, r"q: expected shape \[2, 12, 10\], got \[2, 11, 10\]"),
-    (CONV, {"buffer": torch.randn(2, 3, 2, 4, 5)}, "buffer: expected more than 2 frames, got 2"),
-    (CONV, {"out": None, "normed": None}, "out: expected out or normed, got None for both"),
-    (CONV, {"weight": torch.randn(4, 3, 1, 1, 1)}, r"weight: expected shape \[-1, 3, 3, 3, 3\], got \[4, 3, 1, 1, 1\]"),
+    (CONV, {"buffer": torch.randn(2, 5, 2, 4, 5)}, "buffer: expected more than 2 frames, got 2"),
+    (CONV, {"history": torch.randn(2, 5, 3, 4, 5)}, "history: expected 1 or 2 frames, got 3"),
+    (CONV, {"history": torch.randn(2, 5, 0, 4, 5)}, "history: expected 1 or 2 frames, got 0"),
+    (CONV, {"keep": 4}, r"keep: expected 0\.\.3, got 4"),
+    (CONV, {"keep": -1}, r"keep: expected 0\.\.3, got -1"),
+    (CONV, {"weight": torch.randn(4, 5, 1, 1, 1)}, r"weight: expected shape \[-1, 5, 3, 3, 3\], got \[4, 5, 1, 1, 1\]"),
+    (CONV, {"factors": [2, 1]}, r"factors: expected three that divide 12 channels .*got \[2, 1\] for 3 frames"),
+    (CONV, {"factors": [-2, -1, 2]}, r"factors: expected three that .*got \[-2, -1, 2\]"),
+    (CONV, {"factors": [5, 1, 1]}, r"factors: expected three that divide 12 channels .*got \[5, 1, 1\]"),
+    (CONV, {"drop": 6}, r"factors: expected three that .*more than drop 6 frames, got \[2, 1, 2\] for 3 frames"),
+    (CONV, {"drop": -1}, "factors: expected three that .*more than drop -1 frames"),
+    (CONV, calls.causal_conv3d(size=(1, 5)) | {"reflect": True}, "reflect: expected at least 2 .*mirror, got 1 x 5"),
+    (CONV, {"noise": None}, "noise: expected noise and noise_scale together, got one of them"),
+    (CONV, {"noise_scale": None}, "noise: expected noise and noise_scale together, got one of them"),
+    (CONV, {"scale": None}, "shift: expected scale and shift together, got one of them"),
+    (CONV, {"shift": None}, "shift: expected scale and shift together, got one of them"),
+    (CONV, {"residual": torch.randn(2, 6, 3, 4, 5)}, "residual: expected 4 n channels where n divides 3, got 6"),
+    (CONV, {"residual": torch.randn(2, 8, 3, 4, 5)}, "residual: expected 4 n channels where n divides 3, got 8"),
+    (
+        CONV,
+        calls.causal_conv3d(out=4) | {"pictures": torch.zeros(2, 5, 4, 10, 3, dtype=torch.uint8)},
+        "pictures: expected a convolution to 3 channels, got 4",
+    ),
+    (CONV, {"out": None, "normed": None, "pictures": None}, "out: expected out, normed or pictures, got None for all"),
     (NORM, {"scale": None}, "shift: expected scale and shift together, got one of them"),
     (NORM, {"shift": None}, "shift: expected scale and shift together, got one of them"),
     (DEPTH, {"x": torch.randn(2, 23, 3, 2, 3)}, r"x: expected channels divisible by 12 .*got shape \[2, 23, 3, 2, 3\]"),
@@ -194,7 +221,7 @@ def test_bad_values(op, changes, text):
 
 def of_another_kind(name: str) -> list:
     """(argument, value) that the schema does not take."""
-    wrong = {"Tensor": [1, 2.0], "int": 2.0, "float": "x", "str": 3, "List[int]": 5}
+    wrong = {"Tensor": [1, 2.0], "int": 2.0, "float": "x", "str": 3, "List[int]": 5, "bool": 0}
     found = []
     for a in calls.schema(name)._schema.arguments:
         kind = str(a.type).removeprefix("Optional[").removesuffix("]") if "Optional" in str(a.type) else str(a.type)
@@ -250,7 +277,9 @@ def test_a_disabled_lane_may_not_name_the_row_of_an_enabled_one():
     calls.invoke(ROTATE, calls.rotate_context(rows=(3, 3, 1), enabled=(0, 0, 1)))
 
 
-@pytest.mark.parametrize("op, name", [(NORM, "out"), (DEPTH, "out"), (CONV, "out"), (CONV, "normed"), (CONV, "buffer")])
+@pytest.mark.parametrize(
+    "op, name", [(NORM, "out"), (DEPTH, "out"), *((CONV, name) for name in ("out", "normed", "buffer", "history"))]
+)
 def test_outputs_whose_elements_share_memory(op, name):
     shape = calls.VALID[op]()[name].shape
     windows = torch.zeros(10_000).as_strided(shape, (1000, 200, 50, 2, 1))  # rows of more than two, two apart

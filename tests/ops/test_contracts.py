@@ -19,10 +19,11 @@ LEFT_OUT = [
     ("gate_norm_modulate", ["gate"]),
     ("gate_norm_modulate", ["gate", "branch"]),
     ("gate_norm_modulate", ["scale", "shift", "out"]),
-    ("causal_conv3d", ["bias", "residual", "normed"]),
-    ("causal_conv3d", ["out"]),
+    ("causal_conv3d", ["bias", "noise", "noise_scale", "residual", "scale", "shift", "normed", "pictures"]),
+    ("causal_conv3d", ["out", "pictures"]),
     ("pixel_norm_silu", ["scale", "shift"]),
 ]
+SCRATCH = {"causal_conv3d": "buffer"}  # what a backend may write or leave
 
 
 def test_every_op_is_covered_here():
@@ -70,7 +71,7 @@ def test_schema_names_exactly_what_is_written(name):
             assert_same_bits(call[n], old, n)
         except AssertionError:
             changed.append(n)
-    assert changed == calls.written(name)
+    assert set(changed) | {SCRATCH.get(name)} == set(calls.written(name)) | {SCRATCH.get(name)}
 
 
 def test_compiled_function_of_two_ops_equals_eager():
@@ -191,7 +192,7 @@ def differentiable() -> dict:
     conv = calls.causal_conv3d()
     glue, norm, cfg = calls.gate_norm_modulate(2, 1, 4), calls.pixel_norm_silu(), calls.cfg_euler_step()
     table = rope.token_table(qk["rope_t"][:1], qk["rope_y"], qk["rope_x"], 20).double()
-    conv |= {"x": conv["buffer"][:, :, 2:], "history": conv["buffer"][:, :, :2]}
+    conv["x"] = conv["buffer"][:, :, 2:]
     qkv = {n: torch.randn(2, 3, 1, 4) for n in "qkv"}
 
     def convolve(x, weight, bias, history):
@@ -215,6 +216,7 @@ def differentiable() -> dict:
         ),
         "guided_euler": (euler, wide(cfg, "z", "v_cond", "v_uncond")),
         "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
+        "mirrored": (functional.mirrored, wide(conv, "x")),
         "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),
         "unfold_channels": (lambda x: functional.unfold_channels(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),
         "fold_channels": (lambda x: functional.fold_channels(x, (3, 2, 3)), wide(calls.depth_to_space(), "x")),

@@ -1,0 +1,193 @@
+"""Backend ``library`` of ``causal_conv3d``: oneDNN on the CPU, cuDNN on a GPU, and nothing copied but the history.
+
+The history goes to the front of the buffer, one convolution reads the whole of it, and what follows is one pass: in C++
+on the CPU, ops on a GPU. Fast are buffers with channels innermost (``channels_last`` or ``haloed``); others are
+reordered by the library at every call. A ``haloed`` buffer is read with its halo, which has to be zero.
+
+oneDNN is called by its own name, because ``F.conv3d`` takes a loop four times slower for a single small piece
+(64 channels, 6 frames of 32 x 32). A frozen weight is kept a second time in oneDNN's order where reordering it costs a
+tenth of the convolution: where it is small, or the pixels are few (:func:`packed`).
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from rest_fast.ops import native
+from rest_fast.ops.depth_to_space import depth_to_space
+from rest_fast.ops.dispatch import Backend, Spec, use_backend
+from rest_fast.ops.frames_to_uint8 import frames_to_uint8
+from rest_fast.ops.layouts import halo
+from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
+
+EPILOGUE = "conv_epilogue"  # of rest_fast._cpu
+MOST_CHANNELS = 8192  # that it takes: kMaxConvChannels in csrc/params.h
+SMALL = 1 << 20  # numbers of a weight: a second copy of all of a small decoder costs a few megabytes
+FEW = 1024  # pixels of a call; for more, reordering even the widest weight hides behind the convolution
+SEEN = (1, 5, 32, 32)  # batch and buffer that an order is made for: always the same, whoever calls first
+
+
+def _cpu_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN convolves on this processor; bfloat16 wants AVX-512. Measured and tested on x86-64 alone."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if not x86 or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+DTYPES = {"cpu": _cpu_dtypes(), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def supports(spec: Spec) -> tuple[bool, str]:
+    if spec.device not in DTYPES:
+        return False, f"CPU and CUDA tensors only, got {spec.device}"
+    if spec.dtype not in DTYPES[spec.device]:
+        return False, f"dtype {spec.dtype} is not convolved by the library here"
+    if spec.get("batch") == 0 or 0 in (spec.get("height"), spec.get("width"), spec.get("channels"), spec.get("in")):
+        return False, "an empty tensor"
+    return True, ""
+
+
+def run(
+    buffer, history, weight, bias, noise, noise_scale, residual, scale, shift, out, normed, pictures,
+    *, factors, drop, keep, first, reflect, eps,
+) -> None:  # fmt: skip
+    past = history.shape[2]
+    buffer[:, :, :past] = buffer[:, :, past : past + 1] if first else history
+    if past == 1:
+        buffer[:, :, -1:] = buffer[:, :, -2:-1]
+    y = convolved(buffer, weight, bias, reflect=reflect)
+    history.copy_(buffer[:, :, keep : keep + past])
+    if _one_pass(y, residual, out, normed):
+        follow = _follow_in_cpp
+    else:
+        follow = _follow
+    follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors=factors, drop=drop, eps=eps)
+
+
+def convolved(buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, reflect: bool) -> torch.Tensor:
+    """Buffer [B, C, T + 2, H, W] -> a new [B, O, T, H, W], channels innermost where the buffer's are.
+
+    Rows and columns outside are zeros, or (``reflect``) mirrored; a ``haloed`` buffer brings its own zeros.
+    """
+    x, side = buffer, 1
+    if reflect:
+        x, side = _mirrored(buffer), 0
+    elif not buffer.is_contiguous(memory_format=torch.channels_last_3d):
+        surrounded = halo(buffer)
+        if surrounded is not None:
+            x, side = surrounded, 0
+    if not x.is_cpu:
+        return F.conv3d(x, weight, bias, padding=(0, side, side))
+    b, _, t, h, w = buffer.shape
+    if weight.numel() <= SMALL or b * (t - 2) * h * w <= FEW:
+        weight = packed(weight)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [0, side, side], [1, 1, 1], [1, 1, 1], 1, "none", [], ""
+    )
+
+
+def _mirrored(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, T, H, W] -> [B, C, T, H + 2, W + 2], rows and columns mirrored at the border, channels innermost."""
+    b, c, t, h, w = x.shape
+    y = x.new_empty(b, t, h + 2, w + 2, c).permute(0, 4, 1, 2, 3)
+    y[..., 1:-1, 1:-1] = x
+    y[..., 0, 1:-1], y[..., -1, 1:-1] = x[..., 1, :], x[..., -2, :]
+    y[..., 0], y[..., -1] = y[..., 2], y[..., -3]
+    return y
+
+
+def _one_pass(y: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether the compiled pass takes these tensors: on the CPU, channels innermost."""
+    fits = y.is_cpu and y.shape[1] <= MOST_CHANNELS and hasattr(native.module()[0], EPILOGUE)
+    return fits and all(x is None or x.stride(1) == 1 for x in (y, *others))
+
+
+def _follow_in_cpp(
+    y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps
+) -> None:  # fmt: skip
+    b, channels, t, h, w = y.shape
+    cell = factors[0] * factors[1] * factors[2]
+    none = (0, 1, 0, 0, 0)
+    tensors = (y, noise, noise_scale, residual, scale, shift, out, normed, pictures)
+    native.call(
+        EPILOGUE,
+        *(0 if x is None else x.data_ptr() for x in tensors),
+        (b, channels // cell, t, h, w),
+        0 if residual is None else residual.shape[1],
+        factors,
+        drop,
+        *(none if x is None else x.stride() for x in (y, residual, out, normed)),
+        eps,
+        native.DTYPES[y.dtype],
+    )
+
+
+def _follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps) -> None:
+    """The same, composed of ops: for a GPU, and for layouts that the compiled pass does not take."""
+    with use_backend("triton,cpp,reference"):  # theirs: whoever asks for "library" means the convolution
+        _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps)
+
+
+def _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps) -> None:
+    if noise is not None:
+        y.addcmul_(noise_scale.view(-1, 1, 1, 1), noise[:, None, None])
+    y, added = (None if x is None else _unfolded(x, factors, drop) for x in (y, residual))
+    if added is not None:
+        y.unflatten(1, (-1, added.shape[1])).add_(added[:, None])
+    if out is not None:
+        out.copy_(y)
+    if normed is not None:
+        pixel_norm_silu(y, scale, shift, normed, eps=eps)
+    if pictures is not None:
+        frames_to_uint8(y, pictures)
+
+
+def _unfolded(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
+    """:func:`unfold_channels` with channels innermost; frames of x where nothing is unfolded."""
+    if list(factors) == [1, 1, 1]:
+        return x[:, :, drop:]
+    (b, c, t, h, w), (p1, p2, p3) = x.shape, factors
+    shape = (b, t * p1 - drop, h * p2, w * p3, c // (p1 * p2 * p3))
+    y = x.new_empty(shape).permute(0, 4, 1, 2, 3)
+    depth_to_space(x, y, factors=list(factors), drop=drop)
+    return y
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """A frozen CPU weight [O, C, 3, 3, 3] in oneDNN's order, kept with the tensor until it changes; others as they are.
+
+    The same numbers, so the same results. Changes that PyTorch does not count, through ``.data`` or ``.numpy()``, are
+    not seen. A model may call this at load, so that its first call is as fast as any.
+    """
+    if weight.requires_grad or weight.is_inference() or not weight.is_cpu:
+        return weight
+    kept = weight.__dict__.get("packed")
+    if kept is None or kept.address != weight.data_ptr() or kept.version != weight._version:
+        batch, *buffer = SEEN
+        order = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach(), [0, 1, 1], [1, 1, 1], [1, 1, 1], 1, [batch, weight.shape[1], *buffer]
+        )
+        kept = Packed(weight.detach(), order)
+        weight.__dict__["packed"] = kept
+    return kept.weight
+
+
+class Packed:
+    """A weight in oneDNN's order, and which weight it was made of: held, so that its address goes to no other."""
+
+    def __init__(self, source: torch.Tensor, weight: torch.Tensor):
+        self.source, self.address, self.version, self.weight = source, source.data_ptr(), source._version, weight
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied weight makes its own."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+BACKEND = Backend("library", supports, run)
