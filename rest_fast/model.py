@@ -141,16 +141,25 @@ def load(
     Args:
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
         device: ``"auto"`` is CUDA where there is one, else the CPU.
-        dtype: bfloat16 on CUDA and float32 on the CPU when None.
+        dtype: when None, bfloat16 on CUDA, and on the CPU float32 but for convolutions of the VAE decoder, which are
+            bfloat16 where the processor multiplies that natively: 70 dB apart, twice as fast. A dtype is for everything.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
     folder, device = find_checkpoint(source), _device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Model(checkpoint.read_config(folder), whisper=whisper)
     checkpoint.read_weights(model, folder)
+    if dtype is None and device.type == "cpu" and _native_bfloat16():
+        model.vae.convolve_in(torch.bfloat16)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def _native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX-512 BF16, AMX) rather than have it emulated."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _device(device: str | torch.device) -> torch.device:

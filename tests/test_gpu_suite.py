@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -274,6 +275,45 @@ def test_with_a_gpu_every_kernel_is_tested_and_sanitized(tmp_path, monkeypatch):
             assert gates <= set(found[name].needs)
     free = parts.ops(dataclasses.replace(place(tmp_path, gpu=H200), ungated=True))
     assert not any(need in gates for step in free if step.name.startswith("bench/") for need in step.needs)
+
+
+def test_the_decode_is_right_before_it_is_timed(tmp_path):
+    found = {step.name: step for step in parts.vae(place(tmp_path, gpu=H200))}
+    steps.check(list(found.values()), command.SECONDS - command.MARGIN)
+    gates = {name for name in found if name.startswith("parity/")}
+    assert gates == {"parity/causal_conv3d", "parity/decode"} and not any(step.skip for step in found.values())
+    timed = [step for name, step in found.items() if name.startswith("bench/")]
+    for step in (*timed, *(found[name] for name in gates)):
+        assert Path(step.command[-1]).exists()
+    assert timed and all(gates <= set(step.needs) for step in timed)
+    without = {step.name: step.skip for step in parts.vae(place(tmp_path))}
+    assert {name for name, skip in without.items() if not skip} <= {"wheels", "build", "loaded"}
+
+
+def test_every_bench_of_the_decode_is_in_one_step(tmp_path):
+    for file in ("vae", "vae_layers"):
+        text = (ROOT / "benchmarks" / f"bench_{file}.py").read_text()
+        functions = re.findall(r"^def test_(\w+)", text, re.M)
+        chosen = [chosen for name, chosen in parts.VAE_BENCHMARKS if name == file]
+        words = [word for one in chosen for word in re.split(" and | or ", one) if not word[0].isdigit()]
+        assert functions and set(functions) <= set(words)
+    cases = [f"chunk and {release} and {mode}" for release in ("0.9.5", "0.9.1") for mode in ("causal", "lookahead")]
+    assert {one for name, one in parts.VAE_BENCHMARKS if "chunk" in one} == set(cases)
+
+
+def test_the_tables_are_in_the_log_and_the_json(tmp_path):
+    """The step's own command on a stored result that is there and others that are not."""
+    step = next(step for step in parts.vae(place(tmp_path, gpu=H200)) if step.name == "tables")
+    layer = {"stage": "S3", "channels": 128, "outputs": 128, "rows": 128, "columns": 128, "ends": "normed"}
+    medians = {"triton": {"median_us": 200.0}, "library": {"median_us": 300.0}}
+    info = {"layer": layer, "latents": 1, "dtype": "bf16", "variants": medians, "ideal_us": 150.0, "device": "cuda"}
+    result = {"name": "test_layer[S3-1]", "extra_info": info}
+    Path(step.command[-1]).write_text(json.dumps({"benchmarks": [result]}))
+    done = subprocess.run(step.command, capture_output=True, text=True, check=True)
+    assert "| 128 to 128 at 128 x 128, normed | bf16 | 1 | triton | 75% | 1.50 | 1.00 |" in done.stdout
+    outcome = step.judge(steps.Ended(0, done.stdout))
+    (chosen,) = outcome.results["layers"]
+    assert outcome.status == "passed" and (chosen["fastest"], chosen["channels"]) == ("triton", 128)
 
 
 @pytest.mark.parametrize(

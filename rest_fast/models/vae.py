@@ -132,6 +132,15 @@ class TemporalVAE(nn.Module):
         kept = reference if isinstance(self.config, BasisVAEConfig) else None
         return DecodeStream(self, mode, kept, seed, workspace)
 
+    def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
+        """In which dtype the demo's decoder convolves while no gradient is wanted; None: that of the weights.
+
+        LTX-Video's decoder computes in the dtype of its weights throughout.
+        """
+        if isinstance(self.decoder, BasisDecoder):
+            self.decoder.post.dtype = dtype
+        return self
+
     def encode_stream(self) -> EncodeStream:
         """An encoder with memory, for video that comes piece by piece."""
         return EncodeStream(self)

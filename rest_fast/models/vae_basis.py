@@ -147,6 +147,7 @@ class PostNet(nn.Module):
         t, h, w = self.fold = config.post_patch
         folded, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
+        self.dtype: torch.dtype | None = None  # of ``step``; None: that of the picture
         self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
@@ -177,20 +178,22 @@ class PostNet(nn.Module):
     def step(self, picture: torch.Tensor, reference: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The same in place."""
         (t, h, w), (b, _, frames, height, width) = self.fold, picture.shape
+        like = picture.new_empty(0, dtype=self.dtype)
         grid, channels = (frames // t, height // h, width // w), self.conv_in.weight.shape[0]
-        source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), picture)
+        source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), like)
         folded, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)
         parts = picture.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
         folded.unflatten(1, (3, t, h, w)).copy_(parts.permute(0, 1, 3, 5, 7, 2, 4, 6))
         still.copy_(functional.fold_channels(reference, (1, h, w)).expand_as(still))
-        x = piece.work.plain("post stream", (b, channels, *grid), picture)
-        ready = piece.buffer("post ready", (b, channels, *grid), picture)
+        x = piece.work.plain("post stream", (b, channels, *grid), like)
+        ready = piece.buffer("post ready", (b, channels, *grid), like)
         results = {"out": x, "normed": ready.frames}
-        self.conv_in.step(source, piece, residual=self.position.expand_as(x), eps=self.eps, **results)
+        self.conv_in.step(source, piece, residual=self.position.to(like.dtype).expand_as(x), eps=self.eps, **results)
         for block in self.blocks:
             block.step(ready, piece, x=x, **results)
-        y = piece.work.plain("post out", (b, sum(self.out_channels), *grid), picture)
+        y = piece.work.plain("post out", (b, sum(self.out_channels), *grid), like)
         self.conv_out.step(ready, piece, out=y)
+        y = y.to(picture.dtype)
         correction, gate, moved = self._split(y, picture, reference)
         return picture + correction + gate * (moved - picture)
 

@@ -277,7 +277,7 @@ class CausalConv3d(nn.Module):
         state, (b, c, t, h, w) = piece.state, source.frames.shape
         history, missing = piece.history(self.path, (b, c, state.past, h, w), source.whole)
         if weight is None:
-            weight, bias = packed(self)
+            weight, bias = packed(self, source.whole.dtype)
         scale, shift = modulation or (None, None)
         ops.causal_conv3d(
             source.whole,
@@ -306,17 +306,17 @@ def version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def packed(conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight in channels-last order and bias, kept beside the layer until the weight changes."""
-    weight = conv.weight
-    key = weight.data_ptr(), version(weight), weight.dtype
+def packed(conv: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight in channels-last order and bias in a dtype, kept beside the layer until one of them changes."""
+    weight, bias = conv.weight, conv.bias
+    key = weight.data_ptr(), version(weight), version(bias), dtype
     kept = conv.__dict__.get("packed")
     if kept is None or kept[0] != key:
-        with torch.inference_mode(False):
-            order = weight.detach().contiguous(memory_format=torch.channels_last_3d)
-        kept = key, order, weight
+        with torch.inference_mode(False), torch.no_grad():
+            order = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
+            kept = key, (order, bias.detach().to(dtype)), weight
         conv.__dict__["packed"] = kept  # past nn.Module: no parameter, no buffer, not in a checkpoint
-    return kept[1], conv.bias
+    return kept[1]
 
 
 def name_memories(module: nn.Module) -> None:

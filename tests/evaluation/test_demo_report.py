@@ -113,13 +113,13 @@ def test_streaming_and_decoding_in_pieces_change_nothing(model):
 
 
 def test_decoding_error_gives_both_sides_the_photo(model, monkeypatch):
-    seen, stream = [], model.vae.stream
+    seen, stream = [], model.vae._stream  # what decode and stream have in common
 
-    def recording(**kwargs):
-        seen.append(kwargs["reference"])
-        return stream(**kwargs)
+    def recording(mode, reference, *rest):
+        seen.append(reference)
+        return stream(mode, reference, *rest)
 
-    monkeypatch.setattr(model.vae, "stream", recording)
+    monkeypatch.setattr(model.vae, "_stream", recording)
     photo = toys.photo()[:64, :64]
     streams.decoding_error(model, photo)
     assert len(seen) == 2 and all(torch.equal(reference, model.pixels(photo)) for reference in seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -317,3 +318,23 @@ def test_a_stream_that_only_has_its_photo_has_not_started():
     assert torch.equal(stream.decode(z), want) and want.shape[2] == 1
     with pytest.raises(ValueError, match="expected 1 frame, got 2"):
         module.stream(reference=photo.expand(-1, -1, 2, -1, -1))
+
+
+def test_convolutions_in_bfloat16():
+    """No further from float64 than twice what eager PyTorch is, all of whose post-net is in that dtype."""
+    module = TemporalVAE(basis_toy())
+    module.load_state_dict(toy_vae("basis").state_dict())
+    module.requires_grad_(False)
+    z, photo = latents(module, 4).float(), video(module, 1).float()
+    exact = toy_vae("basis").decode(z.double(), reference=photo.double())
+    state = StreamState()
+    state.histories["reference"] = photo
+    picture, reference = module.decoder.linear(z * module.latents_std + module.latents_mean, state)
+    eager = deepcopy(module.decoder.post).to(torch.bfloat16)
+    eager = eager(picture.bfloat16(), reference.bfloat16(), StreamState())[:, :, 7:]
+    plain = module.decode(z, reference=photo)
+    stream = module.convolve_in(torch.bfloat16).stream(reference=photo)
+    got = torch.cat([stream.decode(part) for part in z.split([1, 3], 2)], 2)
+    error = [float((x.double() - exact).square().mean().sqrt()) for x in (got, eager, plain)]
+    assert got.dtype == torch.float32 and error[2] < 0.1 * error[0] < 0.2 * error[1], error
+    assert torch.equal(module.convolve_in(None).decode(z, reference=photo), plain)
