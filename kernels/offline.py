@@ -26,6 +26,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 CAPABILITIES = (80, 90, 100, 120)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a block may use
@@ -44,6 +45,8 @@ class Case:
     aligned: tuple[str, ...] | None = None  # arguments that are multiples of 16; None: all integers and pointers
     tensor_cores: bool = False  # wgmma on 90, tcgen05 on 100, mma.sync on 80 and 120
     narrow: str = ""  # why no load is 16 bytes wide; empty: at least one must be
+    tma: bool = False  # bulk copies on 90 and newer
+    elsewhere: dict[int, Case] = field(default_factory=dict)  # capability -> what is launched there instead
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,19 @@ def as_launched(name: str, kernel: Any, call: dict[str, Any], **properties: Any)
     """The case of a call ``kernel[grid](**call)``, typed as Triton's launch does it: 1 and None are constants.
 
     Tensors may be on the ``meta`` device; their storage counts as aligned to 16 bytes, as that of torch is.
-    ``properties``: ``tensor_cores`` and ``narrow`` of :class:`Case`.
+    ``properties``: ``tensor_cores``, ``narrow`` and ``tma`` of :class:`Case`.
     """
     fixed = {kernel.arg_names[p.num] for p in kernel.params if p.is_constexpr}
+    general = {kernel.arg_names[p.num] for p in kernel.params if p.do_not_specialize}
     options = {n: call[n] for n in ("num_warps", "num_stages") if n in call}
     arguments, constants, aligned = {}, {}, []
     for argument in kernel.arg_names:
         value = call[argument]
-        if argument in fixed or value is None or (type(value) is int and value == 1):
+        if argument in fixed or value is None or (type(value) is int and value == 1 and argument not in general):
             constants[argument] = value
+        elif isinstance(value, TensorDescriptor):
+            box = ", ".join(map(str, value.block_shape))
+            arguments[argument] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{box}]>"
         elif isinstance(value, torch.Tensor):
             arguments[argument] = TYPES[value.dtype]
             aligned += [argument] if value.storage_offset() * value.element_size() % 16 == 0 else []
@@ -99,7 +106,7 @@ def as_launched(name: str, kernel: Any, call: dict[str, Any], **properties: Any)
             arguments[argument] = "fp32"
         else:
             arguments[argument] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned += [argument] if value % 16 == 0 else []
+            aligned += [argument] if value % 16 == 0 and argument not in general else []
     return Case(name, kernel, arguments, constants, aligned=tuple(aligned), **options, **properties)
 
 
@@ -123,13 +130,15 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
 def faults(case: Case, capability: int, report: Report) -> list[str]:
     """What is wrong with this code; empty if nothing is."""
-    found = []
+    case, found = case.elsewhere.get(capability, case), []
     if report.spills or report.stack:
         found.append(f"{report.spills} bytes spilled, a stack of {report.stack}: expected none")
     if report.shared > SHARED_LIMIT[capability]:
         found.append(f"shared memory: expected at most {SHARED_LIMIT[capability]} bytes, got {report.shared}")
     if case.tensor_cores and not report.instructions[TENSOR_CORES[capability]]:
         found.append(f"no {TENSOR_CORES[capability]}: the products do not run on this GPU's tensor cores")
+    if case.tma and capability >= 90 and not report.instructions["tma"]:
+        found.append("no cp.async.bulk.tensor: the descriptors became ordinary loads")
     if not (report.wide_loads or case.narrow):
         found.append(f"none of {report.instructions['ld.global']} loads is 16 bytes wide")
     return found
@@ -137,6 +146,7 @@ def faults(case: Case, capability: int, report: Report) -> list[str]:
 
 def compile_case(case: Case, capability: int) -> Report:
     """Compile for one of :data:`CAPABILITIES`. ValueError for a case with a gap; else what Triton and ptxas raise."""
+    case = case.elsewhere.get(capability, case)
     names = list(case.arguments) + list(case.constants)
     order = [n for n in case.kernel.arg_names if n in names]
     signature = {n: case.arguments.get(n, "constexpr") for n in order}

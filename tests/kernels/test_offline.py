@@ -152,6 +152,20 @@ def test_products_without_tensor_cores_are_found():
     assert any("no wgmma" in fault for fault in offline.faults(case, 90, offline.compile_case(case, 90)))
 
 
+def test_descriptors_that_became_ordinary_loads_are_found():
+    case = dataclasses.replace(strided(1), tma=True)
+    report = offline.compile_case(case, 90)
+    assert offline.faults(case, 90, report) == ["no cp.async.bulk.tensor: the descriptors became ordinary loads"]
+    assert not offline.faults(case, 80, report)  # which has none
+
+
+def test_a_gpu_may_get_a_launch_of_its_own():
+    case = dataclasses.replace(strided(1), elsewhere={80: strided(3)})
+    assert offline.compile_case(case, 90).wide_loads == 2
+    other = offline.compile_case(case, 80)
+    assert other.wide_loads == 0 and offline.faults(case, 80, other) == ["none of 8 loads is 16 bytes wide"]
+
+
 def test_too_much_shared_memory_is_found():
     good = offline.compile_case(strided(1), 90)
     for capability, limit in offline.SHARED_LIMIT.items():
