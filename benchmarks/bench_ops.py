@@ -20,6 +20,7 @@ from benchmarks.kit import DTYPES, LAYERS, SIZES, Size
 from benchmarks.roofline import Roof, Work, measure
 from rest_fast import ops
 from rest_fast.ops import functional, rope
+from rest_fast.ops.layouts import halo, haloed
 
 EPS = 1e-5
 Values = dict[str, Any]  # arguments of an op by name, and what only its eager variant needs
@@ -39,6 +40,16 @@ class Draw:
         """[B, C, T, H, W] as decoders keep it on this device: channels last on a GPU."""
         layout = torch.channels_last_3d if self.device.type == "cuda" else torch.contiguous_format
         return self(*shape).contiguous(memory_format=layout)
+
+    def last(self, *shape: int) -> torch.Tensor:
+        """[B, C, T, H, W], channels last."""
+        return self(*shape).contiguous(memory_format=torch.channels_last_3d)
+
+    def memory(self, *shape: int) -> torch.Tensor:
+        """[B, C, T, H, W] where a convolution reads it: channels last, on a GPU in a border of zeros."""
+        if self.device.type == "cpu":
+            return self.last(*shape)
+        return haloed(shape, dtype=self.dtype, device=self.device).copy_(self(*shape))  # type: ignore[arg-type]
 
     def ints(self, *values: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
@@ -139,15 +150,22 @@ def eager_cfg_euler_step(z, v_cond, v_uncond, guidance, dt):
 
 
 def make_causal_conv3d(s: Size, draw: Draw) -> Values:
+    """A second convolution of a ResBlock in a causal stream, its tensors where the decoder has them."""
     c, t, side = s.conv
-    values = {"buffer": draw.video(1, c, 2 + t, side, side), "weight": draw(c, c, 3, 3, 3) / (27 * c) ** 0.5}
-    values |= {"bias": draw(c), "history": values["buffer"][:, :, :2].clone(), "x": values["buffer"][:, :, 2:].clone()}
-    return values | {n: draw.video(1, c, t, side, side) for n in ("residual", "out", "normed")} | {"eps": EPS}
+    values: Values = {"buffer": draw.memory(1, c, t + 2, side, side), "history": draw.memory(1, c, 2, side, side)}
+    weight = draw(c, c, 3, 3, 3) / (27 * c) ** 0.5
+    values |= {"weight": weight.contiguous(memory_format=torch.channels_last_3d), "bias": draw(c)}
+    values |= {n: draw.last(1, c, t, side, side) for n in ("x", "residual", "out")}
+    values["buffer"][:, :, 2:].copy_(values["x"])
+    values |= {"normed": draw.memory(1, c, t + 2, side, side)[:, :, 2:], "factors": [1, 1, 1], "drop": 0, "keep": t}
+    values |= dict.fromkeys(("noise", "noise_scale", "scale", "shift", "pictures"))
+    return values | {"first": False, "reflect": False, "eps": EPS}
 
 
 def eager_causal_conv3d(x, history, weight, bias, residual, eps):
-    y = F.conv3d(torch.cat([history, x], 2), weight, bias, padding=(0, 1, 1)) + residual
-    return (y, *eager_pixel_norm_silu(y, eps))
+    seen = torch.cat([history, x], 2)
+    y = F.conv3d(seen, weight, bias, padding=(0, 1, 1)) + residual
+    return (y, *eager_pixel_norm_silu(y, eps), seen[:, :, -2:].clone())
 
 
 def make_pixel_norm_silu(s: Size, draw: Draw) -> Values:
@@ -238,7 +256,7 @@ TABLE = {
         make_causal_conv3d,
         eager_causal_conv3d,
         "x history weight bias residual eps",
-        "out normed",
+        "out normed history",
         flop=conv_flop,
     ),
     "pixel_norm_silu": Entry(ops.pixel_norm_silu, make_pixel_norm_silu, eager_pixel_norm_silu, "x eps", "out"),
@@ -303,7 +321,7 @@ class Case:
         copy = {}
         for name, value in self.layers[0].items():
             if isinstance(value, torch.Tensor):
-                value = value.clone()
+                value = cloned(value)
                 if poison and name in outputs:
                     value.fill_(torch.nan if value.is_floating_point() else 77)
                 if widen and value.is_floating_point():
@@ -318,6 +336,14 @@ class Case:
         moved = [values[n] for n in names] if moves is None else moves(values)
         sizes = [t.numel() * t.element_size() for t in moved if isinstance(t, torch.Tensor)]
         return Work(sum(sizes), self.entry.flop(self.size))
+
+
+def cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the same place of its memory: ``clone`` leaves borders out, and a kernel may ask for them."""
+    whole = halo(tensor) if tensor.ndim == 5 and not tensor.is_contiguous() else None
+    if whole is None:
+        return tensor.clone()
+    return haloed(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)  # type: ignore[arg-type]
 
 
 LEFT_OUT = {

@@ -142,3 +142,30 @@ def test_variants_of_a_layer():
         kit.gate(results, case.exact(), "reference")
         with pytest.raises(AssertionError, match="idle: result 0"):
             kit.gate(results | {"idle": [torch.zeros_like(x) for x in case.exact()]}, case.exact(), "reference")
+
+
+def test_tables_of_chunks_and_memory():
+    def result(name, **more):
+        variants = {"ours": {"median_us": 2000.0}, "peer": {"median_us": 5000.0}}
+        about = {"release": "0.9.5", "mode": "causal", "side": 512, "dtype": "bf16", "device": "cuda", "base": "ours"}
+        return {"name": name, "variants": variants, "shrink": 1, **about, **more}
+
+    only_ours = {"variants": {"ours": {"median_us": 10.0}}, "shrink": 8}
+    memory = {"name": "memory", "peak_mb": {"ours": 10.4, "peer": 99.6}, "ours_mb": {"state": 1.2}}
+    text = vae_tables.markdown([result("chunk[a]"), result("chunk[b]", **only_ours), memory])
+    assert text.splitlines()[2:] == [
+        "| case | dtype | ours, ms | peer / ours |",
+        "| --- | --- | --- | --- |",
+        "| 0.9.5 causal, 512 | bf16 | 2 | 2.50 |",
+        "| 0.9.5 causal, width / 8, 512 | bf16 | 0.01 |  |",
+        "",
+        "memory",
+        "",
+        "|  | MB |",
+        "| --- | --- |",
+        "| ours, peak beyond the weights | 10 |",
+        "| peer, peak beyond the weights | 100 |",
+        "| of ours: state | 1 |",
+    ]
+    on_cpu = vae_tables.chunk_table([result("chunk[a]", device="cpu")])
+    assert on_cpu.splitlines()[2] == "| 0.9.5 causal, 512 | bf16 | 2.50 |", "no times from a CPU"

@@ -361,8 +361,11 @@ def test_the_cheap_steps_run_where_there_is_no_gpu(tmp_path, monkeypatch, capsys
         "loaded": {"command": script("print('{}')")},
         "sanitizer/planted": {"command": script("")},
     }
-    table = lambda p: [dataclasses.replace(s, **quick.get(s.name, {})) for s in parts.ops(p)]  # noqa: E731
-    monkeypatch.setattr(parts, "PARTS", {"ops": table})
+
+    def table(part):
+        return lambda place: [dataclasses.replace(s, **quick.get(s.name, {})) for s in part(place)]
+
+    monkeypatch.setattr(parts, "PARTS", {name: table(part) for name, part in parts.PARTS.items()})
     monkeypatch.setattr(machine, "graphics", lambda: [])
     code = command.main(["--part", "all", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
     shown = capsys.readouterr().out
@@ -374,7 +377,9 @@ def test_the_cheap_steps_run_where_there_is_no_gpu(tmp_path, monkeypatch, capsys
     assert states["environment"][0] == states["wheels"][0] == "passed"
     assert states["parity/sink_ring_attention"] == ("skipped", "no CUDA device")
     assert len(stored["environment"]["source"]["digest"]) == 16 and stored["environment"]["torch"]
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"ops.json", "ops.log"}
+    decode = json.loads((tmp_path / "out" / "vae.json").read_text())
+    assert decode["complete"] and {"parity/decode", "tables"} <= {record["name"] for record in decode["steps"]}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"ops.json", "ops.log", "vae.json", "vae.log"}
 
 
 @pytest.mark.slow

@@ -25,6 +25,15 @@ BENCHMARKS = (
     ("attention", "not bf16"),
     ("ops", "not bf16"),
 )
+# The same of the VAE: a case compiles diffusers' decoder, which takes a minute or two.
+VAE_BENCHMARKS = (
+    ("vae", "chunk and 0.9.5 and causal"),
+    ("vae", "chunk and 0.9.5 and lookahead"),
+    ("vae", "chunk and 0.9.1 and causal"),
+    ("vae", "chunk and 0.9.1 and lookahead"),
+    ("vae", "stages or memory or demo"),
+    ("vae_layers", "layer"),
+)
 # In cudaMalloc's own blocks, with some space after each, a stray access meets no neighbour.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 TOOLS: dict[str, tuple[str, ...]] = {"memcheck": ("--padding", "256"), "racecheck": ()}
@@ -170,22 +179,28 @@ def sanitized(place: Place) -> list[Step]:
     return steps
 
 
-def measured(place: Place, gates: tuple[str, ...]) -> list[Step]:
-    """The op benchmarks, one at a time, once all that is measured is known to be right."""
+def measured(
+    place: Place, gates: tuple[str, ...], table: tuple[tuple[str, str], ...] = BENCHMARKS, limit: float = 240
+) -> list[Step]:
+    """The benchmarks of a table, one at a time, once all that is measured is known to be right."""
     steps = []
-    for file, chosen in BENCHMARKS:
-        name, path = f"bench/{file}, {chosen}", place.root / "benchmarks" / f"bench_{file}.py"
-        stored = place.result(f"bench-{file}-{chosen.replace(' ', '-')}.json")
+    for file, chosen in table:
+        path, stored = place.root / "benchmarks" / f"bench_{file}.py", stored_by(place, file, chosen)
         step = Step(
-            name,
+            f"bench/{file}, {chosen}",
             place.pytest("--benchmark-only", f"--benchmark-json={stored}", "-k", chosen, path),
-            limit=240,
+            limit=limit,
             needs=("loaded",) if place.ungated else ("loaded", *gates),
             skip=NO_GPU if not place.gpu else "" if path.exists() else f"{path.name} is not there",
             judge=judges.benchmarks(stored),
         )
         steps.append(step)
     return steps
+
+
+def stored_by(place: Place, file: str, chosen: str) -> Path:
+    """Where a benchmark's JSON lies."""
+    return place.result(f"bench-{file}-{chosen.replace(' ', '-')}.json")
 
 
 def ops(place: Place) -> list[Step]:
@@ -195,5 +210,25 @@ def ops(place: Place) -> list[Step]:
     return [*built(place), *right, *sanitized(place), *measured(place, gates)]
 
 
+def vae(place: Place) -> list[Step]:
+    """The streaming decode: its convolution and the whole of it against the reference, then how fast, and tables."""
+    tests, convolution = place.root / "tests", "test_causal_conv3d.py"
+    right = [
+        gpu_tests(place, "parity/causal_conv3d", tests / "kernels" / "parity" / convolution, limit=150),
+        gpu_tests(place, "parity/decode", tests / "models" / "test_vae_device.py", limit=300),
+    ]
+    timed = measured(place, tuple(step.name for step in right), VAE_BENCHMARKS, limit=300)
+    stored = [stored_by(place, file, chosen) for file, chosen in VAE_BENCHMARKS]
+    tables = Step(
+        "tables",
+        (sys.executable, str(HERE.parent / "vae_tables.py"), *map(str, stored)),
+        limit=30,
+        needs=tuple(step.name for step in timed[-2:]),
+        skip="" if place.gpu else NO_GPU,
+        judge=judges.printed,
+    )
+    return [*built(place), *right, *timed, tables]
+
+
 # A part is a function from the place to its steps. Steps of the same name in two parts run in both.
-PARTS: dict[str, Callable[[Place], list[Step]]] = {"ops": ops}
+PARTS: dict[str, Callable[[Place], list[Step]]] = {"ops": ops, "vae": vae}
