@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--box", type=int, nargs=4, help="left top right bottom of the square to cut out of the clip")
     parser.add_argument("--commit", help="what to store as the commit; asked of git otherwise")
     args = parser.parse_args()
-    model = rest_fast.load("demo")
+    model = rest_fast.load("demo", dtype=torch.float32)
     size = model.config.height
     films, about = film(args.clip, args.box, size) if args.clip else ({}, None)
     clips = synthetic(size) | films

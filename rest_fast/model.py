@@ -141,8 +141,8 @@ def load(
     Args:
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
         device: ``"auto"`` is CUDA where there is one, else the CPU.
-        dtype: when None, bfloat16 on CUDA, and on the CPU float32 but for convolutions of the VAE decoder, which are
-            bfloat16 where the processor multiplies that natively: 70 dB apart, twice as fast. A dtype is for everything.
+        dtype: of everything. When None, bfloat16 on CUDA; on the CPU float32, but for convolutions of the demo's VAE
+            decoder, which are bfloat16 where the processor multiplies that natively: 70 dB apart, and faster.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("skimage")
 
@@ -73,7 +74,7 @@ def test_whole_latents():
 
 
 def test_decoding_latent_by_latent_and_a_photo_that_helps():
-    model = quality.rest_fast.load("demo")
+    model = quality.rest_fast.load("demo", dtype=torch.float32)
     video = np.concatenate([quality.pictures(128)["portrait"]] * 17)
     videos, worst = quality.through(model, video)
     assert {way: found.shape for way, found in videos.items()} == dict.fromkeys(quality.WAYS, video.shape)

@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rest_fast.kernels import pixel_norm_silu
 from rest_fast.kernels.causal_conv3d.kernel import causal_conv3d_kernel, combine_kernel, remember_kernel
-from rest_fast.kernels.causal_conv3d.plan import Plan, gpu, plan
+from rest_fast.kernels.causal_conv3d.plan import CUDNN_FASTER, Plan, gpu, plan
 from rest_fast.kernels.rows import DTYPES, on
 from rest_fast.ops.dispatch import OpError
 from rest_fast.ops.layouts import CHANNELS_LAST, HALOED, halo
@@ -57,6 +57,15 @@ def supports(spec: Any) -> tuple[bool, str]:
         if size >= LIMIT:
             return False, f"{what} of fewer than 2^31 {'pixels' if what == 'a launch' else 'elements'} only, got {size}"
     return True, ""
+
+
+def slower(spec: Any) -> str:
+    """Why cuDNN is to run this layer: it measured faster. Empty for all others."""
+    if spec.device != "cuda" or spec.dtype != torch.bfloat16 or not CUDNN_FASTER:
+        return ""
+    layer = tuple(spec.get(name) for name in ("in", "channels", "height", "width"))
+    capability = torch.cuda.get_device_capability(spec.device_index)
+    return "cuDNN measured faster for this layer" if layer in CUDNN_FASTER.get(capability, ()) else ""
 
 
 def launch(

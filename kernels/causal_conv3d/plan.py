@@ -39,6 +39,11 @@ def gpu(device: torch.device) -> Gpu:
     return of_capability(torch.cuda.get_device_capability(device))
 
 
+# Layers (input channels, output channels, rows, columns) that cuDNN does faster in bf16, by compute capability: from
+# ``benchmarks/vae_tables.py --layers`` of a run of ``make gpu-suite PART=vae``. There has been none yet.
+CUDNN_FASTER: dict[tuple[int, int], frozenset[tuple[int, int, int, int]]] = {}
+
+
 @dataclass(frozen=True)
 class Tile:
     """Windows and output channels of a program, and channels of a step."""

@@ -54,13 +54,17 @@ class Spec(NamedTuple):
 class Backend:
     """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason).
 
-    One that is not ``automatic`` runs only when it is asked for by name.
+    One with ``by_name``, a reason or what gives one (or "") for a call, runs that call only when asked for by name.
     """
 
     name: str
     supports: Callable[[Spec], tuple[bool, str]]
     run: Callable[..., None]
-    automatic: bool = True
+    by_name: str | Callable[[Spec], str] = ""
+
+    def reluctance(self, spec: Spec) -> str:
+        """Why it does not run such a call by itself, though it can; empty if it does."""
+        return self.by_name if isinstance(self.by_name, str) else self.by_name(spec)
 
 
 class Op:
@@ -174,7 +178,7 @@ class Op:
     def choose(self, spec: Spec, forced: str | None) -> Backend:
         """The backend for such a call: the first that can, or one of those asked for."""
         if forced is None:
-            return next(b for b in self.backends if b.automatic and b.supports(spec)[0])
+            return next(b for b in self.backends if b.supports(spec)[0] and not b.reluctance(spec))
         known, reasons = {b.name: b for b in self.backends}, []
         for name in forced.split(","):
             if name not in known:
@@ -191,8 +195,9 @@ class Op:
         asked, entries = forced.split(",") if forced else [], []
         for backend in self.backends:
             ok, reason = backend.supports(spec)
-            if ok and not backend.automatic and backend.name not in asked:
-                ok, reason = False, "runs only when it is asked for by name"
+            reluctance = backend.reluctance(spec) if ok and backend.name not in asked else ""
+            if reluctance:
+                ok, reason = False, f"runs only when it is asked for by name: {reluctance}"
             entries.append((backend.name, ok, reason))
         return entries
 

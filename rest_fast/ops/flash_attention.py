@@ -81,7 +81,10 @@ FLASH_4 = Library(
 def backend(library: Library) -> Backend:
     """The entry of the dispatch table."""
     return Backend(
-        library.backend, functools.partial(_supports, library), functools.partial(_run, library), automatic=False
+        library.backend,
+        functools.partial(_supports, library),
+        functools.partial(_run, library),
+        "its numbers were never compared on a GPU",
     )
 
 

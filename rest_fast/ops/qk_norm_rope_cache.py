@@ -226,6 +226,6 @@ qk_norm_rope_cache = Op(
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _supports("cpu"), _cpp),
-        Backend("cuda", _supports("cuda"), _cuda, automatic=False),  # has not met a GPU yet
+        Backend("cuda", _supports("cuda"), _cuda, "it has not met a GPU yet"),
     ),
 )

@@ -43,7 +43,12 @@ def backend(op: str) -> Backend:
     def run(*args: Any, **kwargs: Any) -> None:
         kernel(op).launch(*args, **kwargs)
 
-    return Backend("triton", supports, run)
+    def by_name(spec: Spec) -> str:
+        """Where a kernel's package measured another backend faster, it says so."""
+        slower = getattr(kernel(op), "slower", None)
+        return slower(spec) if slower else ""
+
+    return Backend("triton", supports, run, by_name)
 
 
 def _unfit(spec: Spec) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from rest_fast.ops.dispatch import Spec
 from tests.kernels.test_offline import PAGE_MADE_BY, UNFIT
 
 pytestmark = pytest.mark.skipif(bool(UNFIT), reason=UNFIT or "Triton compiles here")
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.skipif(bool(UNFIT), reason=UNFIT or "Triton compiles he
 if not UNFIT:
     import triton
 
+    from rest_fast.kernels import causal_conv3d as subject
     from rest_fast.kernels import offline
     from rest_fast.kernels.causal_conv3d import arguments, cases, kernel
     from rest_fast.kernels.causal_conv3d.plan import Gpu, of_capability, plan
@@ -89,3 +91,15 @@ def test_a_launch_is_typed_as_triton_types_it():
     for name, (kind, hint) in zip(function.arg_names, bound, strict=True):
         assert case.arguments.get(name, "constexpr") == kind, name
         assert (name in case.aligned) == (hint == "D"), name
+
+
+def test_layers_that_cudnn_does_faster_are_left_to_it(monkeypatch):
+    """By compute capability, in bf16; the table is filled from a measurement, and empty until there is one."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    sizes = (("in", 512), ("channels", 512), ("height", 32), ("width", 32))
+    here, elsewhere = Spec("cuda", torch.bfloat16, sizes), Spec("cuda", torch.bfloat16, (("in", 256), *sizes[1:]))
+    assert subject.slower(here) == ""
+    for capability, told in (((9, 0), "cuDNN measured faster for this layer"), ((8, 0), "")):
+        monkeypatch.setattr(subject, "CUDNN_FASTER", {capability: frozenset({(512, 512, 32, 32)})})
+        assert subject.slower(here) == told and not subject.slower(elsewhere)
+        assert not subject.slower(here._replace(dtype=torch.float32))

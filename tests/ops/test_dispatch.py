@@ -98,9 +98,25 @@ def test_several_backends_are_tried_in_their_order(traced):
             which(traced, 12)
 
 
+def test_a_backend_may_leave_some_calls_to_those_behind_it():
+    """One that can run a call where another measured faster: chosen by itself elsewhere, and by name everywhere."""
+    small = Backend("small", lambda spec: (True, ""), lambda x: None, lambda spec: "slow" if spec.get("n") == 8 else "")
+    op = Op(
+        "test_reluctant(Tensor x)",
+        check=lambda x: Spec(x.device.type, x.dtype, (("n", len(x)),)),
+        reference=lambda x: None,
+        backends=(small,),
+    )
+    specs = [Spec("cpu", torch.float32, (("n", n),)) for n in (3, 8)]
+    assert [op.choose(spec, None).name for spec in specs] == ["small", "reference"]
+    assert [op.choose(spec, "small").name for spec in specs] == ["small"] * 2
+    assert op.report(specs[1])[0] == ("small", False, "runs only when it is asked for by name: slow")
+    assert op.report(specs[1], "small")[0] == ("small", True, "")
+
+
 def test_a_backend_that_is_not_automatic_runs_only_by_name():
     ran: list[str] = []
-    shy = Backend("shy", lambda spec: (True, ""), lambda x: ran.append("shy"), automatic=False)
+    shy = Backend("shy", lambda spec: (True, ""), lambda x: ran.append("shy"), "shy")
     op = Op(
         "test_shy(Tensor x)",
         check=lambda x: Spec(x.device.type, x.dtype),

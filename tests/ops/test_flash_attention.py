@@ -161,7 +161,7 @@ def test_never_chosen_unasked(backend, monkeypatch):
     op, spec = ops.sink_ring_attention, on_gpu(head_dim=64)
     assert op.choose(spec, backend).name == backend
     assert op.choose(spec, None).name not in LIBRARIES
-    assert not entry(backend).automatic
+    assert entry(backend).by_name
 
 
 @EVERY
