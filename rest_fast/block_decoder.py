@@ -33,14 +33,18 @@ class BlockDecoder:
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead
         self.looks_ahead = self._stream.mode.name == "lookahead"
-        self._whole = True  # no call has failed half way
         self._made: deque[np.ndarray] = deque()  # by looking ahead: pictures of latents that are not taken yet
         self.fed = 0, True
-        final = -1
-        if not self.looks_ahead:  # the decoder is primed with the reference; else that waits for the first chunk
-            self._call([reference], 0)
-            final = 0
-        self._states = deque([(final, self._stream.snapshot())], maxlen=lead + 2)  # after how many final latents
+        self._behind: list[torch.Tensor] = []  # latents that were shown, to be decoded again after a way back
+        self._whole = True  # the stream is in the latest of these states, after so many final latents
+        self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())], maxlen=lead + 2)
+        with torch.no_grad():
+            if self.looks_ahead:  # the reference waits for the first chunk; what such a call needs is made now
+                self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
+                self._stream.reset()
+            else:  # the decoder is primed: the reference stands before the first frame
+                self._advance([reference], 0, 0)
+                self._states.popleft()
 
     def has_next(self) -> bool:
         """Whether the next latent that was generated can be shown."""
@@ -51,21 +55,20 @@ class BlockDecoder:
 
         Each (``end``, ``last``) once; ``fed`` is the latest. A call that failed may be repeated.
         """
+        self._catch_up()
         final = self._states[-1][0]
         provisional = 0 if last else self.ahead
         if end - provisional > max(final, 0):
-            frames = self._call(latents[len(latents) - (end - final) :], provisional)
-            self._made.extend(frames[1 if final < 0 else 0 :].reshape(-1, TEMPORAL, *frames.shape[1:]))
-            self._states.append((end - provisional, self._stream.snapshot()))
+            frames = self._advance(latents[len(latents) - (end - final) :], provisional, end - provisional)
+            frames = frames[1 if final < 0 else 0 :]
+            self._made.extend(part.copy() for part in frames.reshape(-1, TEMPORAL, *frames.shape[1:]))
         self.fed = end, last
 
     def take(self, latent: torch.Tensor, index: int) -> np.ndarray:
         """Pictures uint8 [8, H, W, 3] of latent ``index`` [T, C], the next one."""
         if self.looks_ahead:
             return self._made.popleft()
-        frames = self._call([latent], 0)
-        self._states.append((index + 1, self._stream.snapshot()))
-        return frames
+        return self._advance([latent], 0, index + 1)
 
     def put_back(self, frames: np.ndarray) -> None:
         """What was taken last is to be taken again."""
@@ -76,32 +79,48 @@ class BlockDecoder:
             self._whole = False
 
     def back_to(self, shown: int, latents: Sequence[torch.Tensor]) -> None:
-        """Forget latents from ``shown`` on; ``latents`` ends with the one before."""
+        """Forget latents from ``shown`` on; ``latents`` ends with the one before. Decodes nothing: cannot fail."""
         self._made.clear()
-        self.fed = shown, True
         while self._states[-1][0] > shown:
             self._states.pop()
-        self._whole, final = False, self._states[-1][0]
-        if shown > max(final, 0):  # a state of a chunk's border: on to the latent that was shown last
-            self._call(latents[len(latents) - (shown - final) :], 0)
-            self._states.append((shown, self._stream.snapshot()))
+        final = self._states[-1][0]
+        # behind a state of a chunk's border come the latents up to the one that was shown last
+        self._behind = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
+        self.fed, self._whole = (shown, True), False
 
-    def _call(self, latents: Sequence[torch.Tensor], provisional: int) -> np.ndarray:
+    def _catch_up(self) -> None:
+        if self._behind:
+            final = self._states[-1][0] + len(self._behind)
+            self._advance(self._behind, 0, final)
+            self._behind = []
+
+    def _advance(self, latents: Sequence[torch.Tensor], provisional: int, final: int) -> np.ndarray:
+        """Pictures of the final ones; then so many latents are final. A call that failed may be repeated."""
         if not self._whole:
             self._stream.restore(self._states[-1][1])
         self._whole = False
-        z = torch.cat(list(latents))[None].to(self.model.dtype)
-        frames = self._stream.piece(to_latents(z, self.model.config.grid), provisional, pictures=True)
-        self._whole = True
+        frames = self._stream.piece(self._latents(latents), provisional, pictures=True)
         pictures: np.ndarray = frames[0].cpu().numpy()
+        self._states.append((final, self._stream.snapshot()))
+        self._whole = True
         return pictures
+
+    def _latents(self, latents: Sequence[torch.Tensor]) -> torch.Tensor:
+        return to_latents(torch.cat(list(latents))[None].to(self.model.dtype), self.model.config.grid)
 
     # -- as data
 
+    @property
+    def kind(self) -> str:
+        """What two decoders must share for a state of one to continue bit-equal in the other."""
+        post = getattr(self.model.vae.decoder, "post", None)
+        return f"{self._stream.mode}, {self.model.dtype}, {getattr(post, 'dtype', None)}"
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
+        self._catch_up()
         tensors = {"final": torch.tensor([final for final, _ in self._states]), "fed": torch.tensor(self.fed)}
         for i, (_, state) in enumerate(self._states):
-            tensors |= {f"{i}.{path}": tensor.clone() for path, tensor in state.to_tensors().items()}
+            tensors |= {f"{i}.{path}": tensor for path, tensor in state.to_tensors().items()}
         for i, frames in enumerate(self._made):
             tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
         return tensors
@@ -113,12 +132,14 @@ class BlockDecoder:
             (final, StreamState.from_tensors({k: v.to(device) for k, v in _below(tensors, f"{i}.").items()}))
             for i, final in enumerate(finals)
         ]
-        made = [tensors[f"made.{i}"].cpu().numpy() for i in range(len(_below(tensors, "made.")))]
+        for _, state in states:
+            self._stream.check(state)
+        made = [tensors[f"made.{i}"].cpu().numpy().copy() for i in range(len(_below(tensors, "made.")))]
         end, last = tensors["fed"].tolist()
         return deque(states, maxlen=self._states.maxlen), deque(made), (end, bool(last))
 
     def put(self, read: tuple[deque, deque, tuple[int, bool]]) -> None:
-        (self._states, self._made, self.fed), self._whole = read, False
+        (self._states, self._made, self.fed), self._whole, self._behind = read, False, []
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ class Stopwatch:
     """Durations per stage, and underruns: blocks that took longer to make than they last.
 
     A block's time is its decode and its share of the chunk's features and denoising. On an accelerator the stages'
-    own times are those of their launches; a block's time is right, since its pictures are waited for.
+    own times are those of their launches; a block's time is right, since its pictures are waited for. A decoder that
+    looks ahead decodes a chunk at once: that is one duration of "decode", and the chunk's blocks share it.
     """
 
     def __init__(self) -> None:
@@ -26,9 +27,11 @@ class Stopwatch:
         self._since, self._share = 0.0, 0.0  # seconds of stages not yet booked; a block's share of its chunk
 
     @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, counts: bool = True) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        if not counts:
+            return
         seconds = time.perf_counter() - start
         self.stages.setdefault(stage, deque(maxlen=KEPT)).append(seconds)
         self._since += seconds
@@ -36,7 +39,11 @@ class Stopwatch:
     def chunk(self, blocks: int) -> None:
         """A chunk is generated, of which this many blocks are kept."""
         self.chunks += 1
-        self._share, self._since = self._since / blocks, 0.0
+        self.share(blocks)
+
+    def share(self, blocks: int, more: bool = False) -> None:
+        """What was done since is for this many blocks; ``more``: beside what they share already."""
+        self._share, self._since = self._since / max(blocks, 1) + (self._share if more else 0), 0.0
 
     def block(self, duration: float) -> None:
         """A block of this duration is decoded."""

@@ -149,11 +149,13 @@ def load(
     folder, device = find_checkpoint(source), _device(device)
     model = Model(checkpoint.read_config(folder), whisper=whisper)
     checkpoint.read_weights(model, folder)
-    if dtype is None and device.type == "cpu" and _native_bfloat16():
+    if dtype is None and device.type == "cpu" and _native_bfloat16() and model.config.vae.kind == "basis":
         model.vae.convolve_in(torch.bfloat16)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return model.to(device, dtype).eval().requires_grad_(False)
+    model = model.to(device, dtype).eval().requires_grad_(False)
+    model.vae.pack()
+    return model
 
 
 def _native_bfloat16() -> bool:

@@ -244,7 +244,7 @@ class Session:
             return False
 
     def _make_block(self, latent: Latent, index: int, epoch: int) -> Block:
-        with self._watch("decode"):
+        with self._watch("decode", counts=not self._decoder.looks_ahead):
             video = self._decoder.take(latent.z, index)
         self._watch.block(self.model.config.latent_seconds)
         a, b = (self._sound.sample_of(TEMPORAL * i) for i in (index, index + 1))
@@ -255,9 +255,9 @@ class Session:
 
     def _unmake(self) -> None:
         """Back to the state before the block in ``_ready``, which then is made again."""
-        if self._ready is not None:
-            self._decoder.put_back(self._ready.video)
-            self._ready = None
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._decoder.put_back(ready.video)
 
     def _read_inbox(self) -> int:
         """Take over what other threads sent, in order; the epoch that this state belongs to."""
@@ -275,11 +275,12 @@ class Session:
 
     def _end_segment(self) -> None:
         end = self._sound.end
-        start = max(self._next, self._segments[-1][0] if self._segments else 0)
-        latent = start
+        recorded = self._segments[-1][0] if self._segments else 0
+        latent = start = max(self._next, recorded)
         while self._sound.sample_of(TEMPORAL * latent) < end:
             latent += 1
-        if latent > start:
+        ends_here = start > recorded and bool(self._pending) and not self._pending[-1].idle  # on the chunk's border
+        if latent > start or ends_here:
             self._segments.append((latent, end))
             self._sound.pad_to(self._sound.sample_of(TEMPORAL * latent))
 
@@ -348,6 +349,7 @@ class Session:
         if new := self._decoder.fed != known:
             with self._watch("decode"):
                 self._decoder.feed([latent.z for latent in self._history], *known)
+            self._watch.share(self._chunk, more=True)
         return new
 
     def _codes(self, first: int, limit: int) -> torch.Tensor:
@@ -385,8 +387,6 @@ class Session:
             start = [self._noise(self._noise_index + i + j, noise.CONTEXT) for j in range(self._chunk)]
             self._sampler.rebuild(self._cache, [self._branches], z, torch.cat(start)[None], codes)
         self._stale_context = False
-
-    # -- threads
 
     def _require_open(self, call: str) -> None:
         if self.closed:

@@ -57,6 +57,7 @@ def identity(session: Session) -> dict[str, Any]:
         "seed": session.seed,
         "sample_rate": session._sound.rate,
         "sampling": dataclasses.asdict(session.sampling),
+        "decoder": session._decoder.kind,
     }
 
 

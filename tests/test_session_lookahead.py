@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_fast import preset
+from rest_fast.metrics import Stopwatch
 from rest_fast.models.vae import to_latents
-from rest_fast.session_state import SessionState
+from rest_fast.models.vae_stream import StreamState
+from rest_fast.session_state import SessionState, StateError
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 
@@ -127,6 +131,112 @@ def test_a_segment_that_is_ended_late_gives_its_last_blocks(model, avatar):
         assert len(list(s.blocks())) == 2
         idle = list(s.blocks(idle=True))
         assert [b.idle for b in idle] == [False, True, True]
+
+
+@pytest.mark.parametrize("shown", [2, 3, 5])
+def test_a_decode_that_fails_on_the_way_back_is_repeated(model, avatar, shown, monkeypatch):
+    """An interrupt decodes nothing: what was shown is decoded again with the next chunk, as often as it takes."""
+    later = []
+    for fails in (False, True):
+        with model.session(avatar, seed=1, decode="lookahead(2)") as s:
+            s.push_audio(sound(RATE, 0.96 * 3 + 0.1))
+            blocks = s.blocks()
+            [next(blocks) for _ in range(shown)]
+            s.interrupt(shown_pts=shown * 0.32)
+            s.push_audio(sound(RATE, 2.0, seed=5))
+            s.end_segment()
+            if fails:
+                with monkeypatch.context() as patch:
+                    patch.setattr(model.vae.decoder.conv_out, "step", out_of_memory)
+                    for _ in range(3):
+                        with pytest.raises(MemoryError):
+                            next(s.blocks())
+            later.append(list(s.blocks()))
+    assert [b.pts for b in later[0]] == pytest.approx([(shown + i) * 0.32 for i in range(7)])
+    same(*later)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_snapshot_that_fails_loses_nothing(causal, monkeypatch):
+    """The copy of a decoder's memory is the largest allocation of a block: the likeliest to fail."""
+    model = toy(vae=preset("toy").replace(vae__causal_decoder=causal).vae)
+    avatar, played = model.prepare(photo()), []
+    for fails in (False, True):
+        with model.session(avatar, seed=1) as s:
+            s.push_audio(sound(RATE, 3.0))
+            s.end_segment()
+            head = [next(s.blocks()) for _ in range(3)]
+            if fails:
+                with monkeypatch.context() as patch:
+                    patch.setattr(StreamState, "snapshot", out_of_memory)
+                    with pytest.raises(MemoryError):
+                        list(s.blocks())
+            played.append((head, list(s.blocks())))
+    got = [head + tail for head, tail in played]
+    missing = len(got[0]) - len(got[1])  # blocks that were made and handed to the list that failed
+    same(got[0][:3] + got[0][3 + missing :], got[1])
+    assert missing == (0 if causal else 2)  # without look-ahead the first block fails; with it those of this chunk came
+
+
+def out_of_memory(*_, **__):
+    raise MemoryError
+
+
+def test_a_snapshot_is_its_own(model, avatar):
+    """Writing into a block of a restored session changes nothing that is restored again."""
+    with model.session(avatar, decode="lookahead(1)") as s:
+        s.push_audio(sound(RATE, 0.96 * 2 + 0.1))
+        next(s.blocks())
+        state = s.snapshot()
+        seen = []
+        for _ in range(2):
+            s.restore(state)
+            seen.append([b.video.copy() for b in spoiled(s.blocks())])
+    assert seen[0] and all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def spoiled(blocks):
+    """Copies of what is handed out, which is then overwritten."""
+    for block in blocks:
+        kept = copy.copy(block)
+        object.__setattr__(kept, "video", block.video.copy())
+        block.video[:] = 0
+        yield kept
+
+
+def test_snapshots_of_another_decode_are_refused(model, avatar):
+    with model.session(avatar, decode="lookahead(1)") as one, model.session(avatar, decode="lookahead(3)") as three:
+        one.push_audio(sound(RATE, 2.0))
+        next(one.blocks())
+        with pytest.raises(StateError, match=r"got one with \{'decoder': 'lookahead\(1\)"):
+            three.restore(one.snapshot())
+        state = one.snapshot()
+        del state.tensors["decoder.1.decoder.conv_out"]
+        with pytest.raises(StateError, match="got one without"):
+            one.restore(state)
+
+
+def test_blocks_hold_their_own_pictures_and_time(model, avatar):
+    with model.session(avatar, decode="lookahead(1)") as s:
+        blocks = play(s, sound(RATE, 0.96 * 3))
+        assert all(b.video.base is None or b.video.base.nbytes == b.video.nbytes for b in blocks)
+        report = s.metrics()
+    assert report["blocks"] == 9 and report["stages"]["decode"]["p50_ms"] > 0.5  # of a chunk, not of a hand-over
+
+
+def test_an_underrun_is_a_block_that_takes_longer_than_it_lasts():
+    """A chunk that is decoded at once: 0.6 s for 3 blocks of 0.32 s are none, 1.2 s are 3."""
+    for seconds, count in ((0.6, 0), (1.2, 3)):
+        watch = Stopwatch()
+        watch._since = 0.1 * seconds
+        watch.chunk(3)
+        watch._since = 0.9 * seconds
+        watch.share(3, more=True)
+        for _ in range(3):
+            with watch("decode", counts=False):
+                pass
+            watch.block(0.32)
+        assert watch.underruns == count and "decode" not in watch.stages
 
 
 def test_modes_are_those_of_the_checkpoint(model, avatar):

@@ -211,8 +211,8 @@ def describe_diffusers(values: dict[str, Any], where: str) -> Description:
     fields.fixed(_class_name=("AutoencoderKLLTXVideo",), in_channels=3, out_channels=3, patch_size_t=1)
     fields.fixed(scaling_factor=(1.0,), encoder_causal=True, resnet_norm_eps=(1e-6,))
     fields.asked |= {"spatial_compression_ratio", "temporal_compression_ratio"}  # follow from the rest
-    widths = fields.get("block_out_channels", list, [128, 256, 512, 512])
-    decoder_widths = fields.get("decoder_block_out_channels", list, [128, 256, 512, 512])
+    widths = _per_block(fields, "block_out_channels", 1, (128, 256, 512, 512))
+    decoder_widths = _per_block(fields, "decoder_block_out_channels", 1, (128, 256, 512, 512))
     description = Description(
         diffusers=True,
         latent_channels=fields.get("latent_channels", int, 128),
@@ -231,21 +231,23 @@ def describe_diffusers(values: dict[str, Any], where: str) -> Description:
 
 
 def _per_block(fields: Fields, name: str, count: int, default: Sequence[Any]) -> list[Any]:
-    """A list with at least one entry per block; more are of no effect, as in diffusers."""
+    """A list with at least one entry per block, each of the kind of the default's, numbers of at least 1; more entries
+    are of no effect, as in diffusers."""
     values: list[Any] = fields.get(name, list, list(default))
-    if len(values) < count:
-        raise ConvertError(f"{fields.where}: {name}: expected {count} entries, got {values!r}")
+    kind, words = type(default[0]), {int: "integers of at least 1", bool: "true or false", str: "words"}
+    right = all(type(value) is kind and (kind is not int or value >= 1) for value in values)
+    if len(values) < count or not right:
+        raise ConvertError(f"{fields.where}: {name}: expected {count} entries, {words[kind]}, got {values!r}")
     return values
 
 
 def _diffusers_encoder(fields: Fields, widths: list[int]) -> Iterator[Step]:
-    types = fields.get("down_block_types", list, ["LTXVideoDownBlock3D"] * 4)
+    types = _per_block(fields, "down_block_types", 1, ("LTXVideoDownBlock3D",) * 4)
     new = types[-1] == "LTXVideo095DownBlock3D"
     count = len(widths) - new
     if set(types) - {"LTXVideo095DownBlock3D" if new else "LTXVideoDownBlock3D"} or len(types) < count:
         raise ConvertError(f"{fields.where}: down_block_types: expected {count} of one known kind, got {types!r}")
-    layers = fields.get("layers_per_block", list, [4, 3, 3, 3, 4])
-    _per_block(fields, "layers_per_block", count + 1, layers)
+    layers = _per_block(fields, "layers_per_block", count + 1, (4, 3, 3, 3, 4))
     scaling = _per_block(fields, "spatio_temporal_scaling", count, (True, True, True, False))
     kinds = _per_block(fields, "downsample_type", count if new else 0, ("conv",) * 4)
     width = widths[0]

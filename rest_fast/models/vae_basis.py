@@ -104,7 +104,7 @@ class MixerLayer(nn.Module):
         q, kv = linear(self.qkv, self.norm_attention(x)).split([x.shape[-1], 2 * x.shape[-1]], -1)
         before = state.histories.get(self.path, kv[:, :1])  # at the start a latent is its own past
         past = torch.cat([before.to(kv.dtype), kv[:, :-1]], 1)
-        state.histories[self.path] = kv[:, -1:] if torch.is_grad_enabled() else kv[:, -1:].clone()
+        state.histories[self.path] = kv[:, -1:] if kv.requires_grad else kv[:, -1:].clone()
         k, v = torch.cat([past, kv], 2).chunk(2, -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(2, 3) for y in (q, k, v))
         x = x + linear(self.out, F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3))
@@ -147,7 +147,7 @@ class PostNet(nn.Module):
         t, h, w = self.fold = config.post_patch
         folded, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
-        self.dtype: torch.dtype | None = None  # of ``step``; None: that of the picture
+        self.dtype: torch.dtype | None = None  # of ``step`` on fp32 pictures; None: fp32, too
         self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
@@ -178,7 +178,7 @@ class PostNet(nn.Module):
     def step(self, picture: torch.Tensor, reference: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The same in place."""
         (t, h, w), (b, _, frames, height, width) = self.fold, picture.shape
-        like = picture.new_empty(0, dtype=self.dtype)
+        like = picture.new_empty(0, dtype=self.dtype if picture.dtype == torch.float32 else None)
         grid, channels = (frames // t, height // h, width // w), self.conv_in.weight.shape[0]
         source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), like)
         folded, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)

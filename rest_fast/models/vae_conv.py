@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import STRIDES, ConvVAEConfig
+from rest_fast.models.kept import Kept
 from rest_fast.models.vae_stream import (
     NORM_EPS,
     Buffer,
@@ -24,7 +25,6 @@ from rest_fast.models.vae_stream import (
     StreamState,
     normed_silu,
     unfold_channels,
-    version,
 )
 from rest_fast.ops import functional
 
@@ -104,7 +104,7 @@ class StridedConv(nn.Module):
         before = state.histories.get(self.path)
         x = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1) if before is None else before, x], 2)
         history = x[:, :, x.shape[2] - (3 - self.stride[0]) :]
-        state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
+        state.histories[self.path] = history if history.requires_grad else history.clone()
         side = 1
         if self.reflect:
             x, side = functional.mirrored(x), 0
@@ -264,23 +264,22 @@ class ConvDecoder(nn.Module):
     # -- in place
 
     def folded(self) -> list[tuple[Modulation | None, Modulation | None]]:
-        """Scale and shift of both norms of each block, and last of the norm before ``conv_out``: kept until a weight
-        of the embedders changes."""
-        kept = self.__dict__.get("constants")
-        key = [(p.data_ptr(), version(p)) for p in (self.table, *self.time_parameters())] if self.time else []
-        if kept is None or kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                embedded, last = self.embedded()
-                pairs = [
-                    (None, None) if isinstance(block, Upsampler) else block.modulation(embedded[stage])
-                    for block, stage in zip(self.blocks, self.stages, strict=True)
-                ]
-            kept = key, [*pairs, (last, None)]
-            self.__dict__["constants"] = kept
-        return kept[1]
+        """Scale and shift of both norms of each block, and last of the norm before ``conv_out``."""
+
+        def make() -> list[tuple[Modulation | None, Modulation | None]]:
+            embedded, last = self.embedded()
+            pairs = [
+                (None, None) if isinstance(block, Upsampler) else block.modulation(embedded[stage])
+                for block, stage in zip(self.blocks, self.stages, strict=True)
+            ]
+            return [*pairs, (last, None)]
+
+        constants: list[tuple[Modulation | None, Modulation | None]]
+        constants = Kept.get(self, "constants", tuple(self.time_parameters()), make)
+        return constants
 
     def time_parameters(self) -> list[nn.Parameter]:
-        tables = [block.table for block in self.blocks if isinstance(block, ResBlock) and block.table is not None]
+        tables = [m.table for m in (self, *self.blocks) if getattr(m, "table", None) is not None]
         return [*tables, *(p for m in (self.time, self.time_out) if m is not None for p in m.parameters())]
 
     def step(
@@ -307,19 +306,17 @@ class ConvDecoder(nn.Module):
             source = ready
         ready = piece.buffer("ready", shape, z)
         convolve(source, piece, normed=ready.frames, modulation=constants[-1][0])
-        p, (weight, bias) = self.patch, self._pixel_order()
+        p, (weight, bias) = self.patch, self.pixel_order()
         self.conv_out.step(ready, piece, weight=weight, bias=bias, out=video, pictures=pictures, factors=(1, p, p))
 
-    def _pixel_order(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixel_order(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``conv_out`` with output channels (c, row, column): then unpatchify is a depth-to-space."""
-        weight, bias = self.conv_out.weight, self.conv_out.bias
-        key = weight.data_ptr(), version(weight), version(bias), weight.dtype
-        kept = self.__dict__.get("turned")
-        if kept is None or kept[0] != key:
-            p = self.patch
+        weight, bias, p = self.conv_out.weight, self.conv_out.bias, self.patch
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
             order = torch.arange(3 * p * p, device=weight.device).view(3, p, p).transpose(1, 2).flatten()
-            with torch.inference_mode(False), torch.no_grad():
-                turned = weight.detach()[order].contiguous(memory_format=torch.channels_last_3d)
-                kept = key, (turned, bias.detach()[order].contiguous()), weight
-            self.__dict__["turned"] = kept
-        return kept[1]
+            turned = weight.detach()[order].contiguous(memory_format=torch.channels_last_3d)
+            return turned, bias.detach()[order].contiguous()
+
+        pair: tuple[torch.Tensor, torch.Tensor] = Kept.get(self, "turned", (weight, bias), make)
+        return pair

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rest_fast import ops
+from rest_fast.models.kept import ordered
 from rest_fast.ops import functional, triton_kernels
 from rest_fast.ops.layouts import haloed
 
@@ -47,7 +48,7 @@ def read_mode(text: str | None, causal: bool) -> Mode:
     fits = ("causal", "exact") if causal else ("lookahead(L)", "exact")
     if text is None:
         return Mode("causal") if causal else Mode("lookahead", 1)
-    found = re.fullmatch(r"causal|exact|lookahead(\((\d{1,3})\))?", text) if isinstance(text, str) else None
+    found = re.fullmatch(r"causal|exact|lookahead(\(([0-9]{1,3})\))?", text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f"mode: expected one of {', '.join(fits)}, got {text!r}")
     name = text.partition("(")[0]
@@ -73,6 +74,7 @@ class StreamState:
     histories: dict[str, torch.Tensor] = field(default_factory=dict)
     started: bool = False
     counters: list[tuple[int, int]] = field(default_factory=list)  # of each lane's own noise: seed, latents committed
+    size: tuple[int, int] | None = None  # rows and columns of what comes in
     provisional: int = 0  # latents at the end of the present piece that come again
     images: dict[str, torch.Tensor] = field(default_factory=dict)  # injected noise [B, H, W] by path: of the seed alone
     places: dict[str, torch.Tensor] = field(default_factory=dict)  # where histories lie that are written in place
@@ -83,45 +85,58 @@ class StreamState:
 
     def reset(self) -> None:
         """The start of a clip again."""
-        self.started, self.counters, self.histories, self.images = False, [], {}, {}
+        self.started, self.counters, self.size, self.histories, self.images = False, [], None, {}, {}
+
+    def expect(self, name: str, x: torch.Tensor) -> None:
+        """Raise ValueError for another number of lanes, or another size, than came before."""
+        now, before = (len(x), *x.shape[3:]), (len(self.counters), *(self.size or ()))
+        if self.size is not None and now != before:
+            raise ValueError(f"{name}: expected lanes, rows and columns {before} as before, got {now}")
 
     def snapshot(self) -> StreamState:
         """A copy that later pieces leave alone."""
-        copies = {path: _clone(tensor) for path, tensor in self.histories.items()}
-        return StreamState(self.past, copies, self.started, list(self.counters), images=self.images)
+        copies = {path: clone(tensor) for path, tensor in self.histories.items()}
+        return StreamState(self.past, copies, self.started, list(self.counters), self.size, images=self.images)
 
     def restore(self, state: StreamState) -> None:
-        """Continue from a copy; tensors keep their places where they have one."""
+        """Continue from a copy. What is written in place keeps its place; what a caller brought is never written to."""
         self._check(state)
-        for path in set(self.histories) - set(state.histories):
-            del self.histories[path]
+        found = {}
         for path, tensor in state.histories.items():
-            own = self.histories.get(path)
-            if own is not None and own.shape == tensor.shape and not own.requires_grad and not own.is_inference():
-                own.copy_(tensor)
+            place = self.places.get(path)
+            if place is not None and place.shape == tensor.shape:
+                found[path] = place.copy_(tensor)
             else:
-                self.histories[path] = _clone(tensor)
-        self.started, self.counters, self.images = state.started, list(state.counters), state.images
+                found[path] = clone(tensor)
+        self.histories, self.started, self.counters = found, state.started, list(state.counters)
+        self.size, self.images = state.size, state.images
 
     def lane(self, lane: int) -> StreamState:
         """A copy of one lane, as a state of its own."""
-        row = slice(lane, lane + 1)
-        copies = {path: _clone(tensor[row]) for path, tensor in self.histories.items()}
-        images = {path: tensor[row] for path, tensor in self.images.items()}
-        return StreamState(self.past, copies, self.started, self.counters[row], images=images)
+        row = self._row(lane)
+        copies = {path: clone(tensor[row]) for path, tensor in self.histories.items()}
+        return StreamState(self.past, copies, self.started, self.counters[row], self.size)
 
     def put(self, lane: int, state: StreamState) -> None:
-        """Continue a lane from a state of one lane that has come as far: what another viewer's stream begins with."""
+        """Continue a lane from a state of one lane: what another viewer's stream begins with.
+
+        Raises: ValueError if this is no such lane, or the other state is of another kind, size or beginning.
+        """
         self._check(state)
-        if (state.started, set(state.histories)) != (self.started, set(self.histories)):
-            raise ValueError("decode state: expected a state that has begun as this one has, got another")
+        row = self._row(lane)
+        mine, theirs = (
+            (s.started, s.size, {path: tensor.shape[1:] for path, tensor in s.histories.items()}) for s in (self, state)
+        )
+        if mine != theirs or len(state.counters) != 1:
+            raise ValueError("decode state: expected one lane that has begun as this state has, got another")
         for path, tensor in state.histories.items():
-            self.histories[path][lane : lane + 1].copy_(tensor)
-        self.counters[lane : lane + 1] = state.counters
-        self.images = {  # new ones: other states may hold the old
-            path: torch.cat([image[:lane], state.images[path], image[lane + 1 :]])
-            for path, image in self.images.items()
-        }
+            self.histories[path][row].copy_(tensor)
+        self.counters[row], self.images = state.counters, {}  # images follow from the counters
+
+    def _row(self, lane: int) -> slice:
+        if not 0 <= lane < len(self.counters):
+            raise ValueError(f"decode state: lane: expected 0..{len(self.counters) - 1}, got {lane}")
+        return slice(lane, lane + 1)
 
     def _check(self, state: StreamState) -> None:
         if state.past != self.past:
@@ -132,19 +147,21 @@ class StreamState:
         return sum(tensor.nbytes for tensor in self.histories.values())
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Copies, by name."""
         counters = [(seed >> 32, seed & 0xFFFFFFFF, index) for seed, index in self.counters]
-        facts = torch.tensor([self.past, self.started, *(word for row in counters for word in row)])
-        return {**self.histories, "facts": facts}
+        facts = [self.past, self.started, *(self.size or (0, 0)), *(word for row in counters for word in row)]
+        return {path: clone(tensor) for path, tensor in self.histories.items()} | {"facts": torch.tensor(facts)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
         histories = dict(tensors)
-        past, started, *words = histories.pop("facts").tolist()
-        rows = zip(words[::3], words[1::3], words[2::3], strict=True)
-        return cls(past, histories, bool(started), [(high << 32 | low, index) for high, low, index in rows])
+        past, started, rows, columns, *words = histories.pop("facts").tolist()
+        counters = zip(words[::3], words[1::3], words[2::3], strict=True)
+        counted = [(high << 32 | low, index) for high, low, index in counters]
+        return cls(past, histories, bool(started), counted, (rows, columns) if rows else None)
 
 
-def _clone(tensor: torch.Tensor) -> torch.Tensor:
+def clone(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that is no inference tensor: a later call may write into it."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.empty_like(tensor).copy_(tensor)
@@ -167,31 +184,40 @@ def new_tensor(shape: tuple[int, ...], like: torch.Tensor, bordered: bool) -> to
 
 
 class Workspace:
-    """Scratch of one decode at a time: activations by role and shape, made when first asked for, then reused.
+    """Scratch of one decode at a time: activations by role, made when first asked for, then reused.
 
-    On a GPU buffers have a border of zeros (:func:`rest_fast.ops.layouts.haloed`), which is what the Triton kernel
-    reads; on a CPU they are channels last, and oneDNN pads.
+    Memory is that of the longest piece: shorter ones take its beginning. On a GPU buffers have a border of zeros
+    (:func:`rest_fast.ops.layouts.haloed`), which is what the Triton kernel reads; on a CPU they are channels last, and
+    oneDNN pads.
     """
 
     def __init__(self, border: bool | None = None):
         self.border = border
-        self._tensors: dict[tuple, torch.Tensor] = {}
+        self._whole: dict[tuple, torch.Tensor] = {}  # all frames of all lanes in a row, [1, C, slots, H, W]
+        self._cut: dict[tuple, torch.Tensor] = {}
 
     def buffer(self, role: str, shape: tuple[int, ...], past: int, like: torch.Tensor) -> Buffer:
         """For T frames of ``shape`` [B, C, T, H, W]; dtype and device as ``like``."""
         b, c, t, h, w = shape
-        whole = self._get((role, "buffer"), (b, c, t + 2, h, w), like)
+        whole = self._get((role, self.bordered(like)), (b, c, t + 2, h, w), like)
         return Buffer(whole, whole[:, :, past : past + t])
 
     def plain(self, role: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        return self._get((role, "plain"), tuple(shape), like)
+        return self._get((role, None), tuple(shape), like)
 
-    def _get(self, role: tuple[str, str], shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        key = (*role, shape, like.dtype, like.device)
-        found: torch.Tensor | None = self._tensors.get(key)
+    def _get(self, role: tuple[str, bool | None], shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        b, c, t, h, w = shape
+        key = (*role, c, h, w, like.dtype, like.device)
+        found = self._cut.get((*key, b, t))
         if found is None:
-            bordered = role[1] == "buffer" and self.bordered(like)
-            found = self._tensors[key] = new_tensor(shape, like, bordered)
+            whole = self._whole.get(key)
+            if whole is None or whole.shape[2] < b * t:
+                whole = self._whole[key] = new_tensor((1, c, b * t, h, w), like, bool(role[1]))
+                self._cut = {k: v for k, v in self._cut.items() if k[:-2] != key}  # views of what is given up
+            with torch.inference_mode(False):
+                _, sc, st, sh, sw = whole.stride()
+                found = whole.as_strided(shape, (t * st, sc, st, sh, sw))
+            self._cut[(*key, b, t)] = found
         return found
 
     def bordered(self, like: torch.Tensor) -> bool:
@@ -199,7 +225,7 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._whole.values())
 
 
 @dataclass
@@ -221,6 +247,8 @@ class Piece:
         is yet to be filled."""
         state = self.state
         found, place = state.histories.get(path), state.places.get(path)
+        if found is None and state.started:
+            raise ValueError(f"decode state: expected a history of {path}, got a state without")
         if place is None or place.shape != shape or (place.dtype, place.device) != (like.dtype, like.device):
             place = state.places[path] = new_tensor(shape, like, self.work.bordered(like))
         if found is not None and found is not place:  # from another pass, or restored
@@ -253,8 +281,8 @@ class CausalConv3d(nn.Module):
             keep=state.kept(x.shape[2], self.rate),
             reflect=self.reflect,
         )
-        # a view would keep the whole input of the convolution alive
-        state.histories[self.path] = history if torch.is_grad_enabled() else history.clone()
+        # a view would keep the whole input of the convolution alive; a gradient does that anyway
+        state.histories[self.path] = history if history.requires_grad else history.clone()
         return y
 
     def step(
@@ -277,7 +305,7 @@ class CausalConv3d(nn.Module):
         state, (b, c, t, h, w) = piece.state, source.frames.shape
         history, missing = piece.history(self.path, (b, c, state.past, h, w), source.whole)
         if weight is None:
-            weight, bias = packed(self, source.whole.dtype)
+            weight, bias = ordered(self, source.whole.dtype)
         scale, shift = modulation or (None, None)
         ops.causal_conv3d(
             source.whole,
@@ -299,24 +327,6 @@ class CausalConv3d(nn.Module):
             reflect=self.reflect,
             eps=eps,
         )
-
-
-def version(tensor: torch.Tensor) -> int:
-    """Counts the changes of a tensor, as far as PyTorch does."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def packed(conv: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight in channels-last order and bias in a dtype, kept beside the layer until one of them changes."""
-    weight, bias = conv.weight, conv.bias
-    key = weight.data_ptr(), version(weight), version(bias), dtype
-    kept = conv.__dict__.get("packed")
-    if kept is None or kept[0] != key:
-        with torch.inference_mode(False), torch.no_grad():
-            order = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
-            kept = key, (order, bias.detach().to(dtype)), weight
-        conv.__dict__["packed"] = kept  # past nn.Module: no parameter, no buffer, not in a checkpoint
-    return kept[1]
 
 
 def name_memories(module: nn.Module) -> None:

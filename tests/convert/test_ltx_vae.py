@@ -267,6 +267,11 @@ def test_a_mix_of_stages(tmp_path, model):
         ({"downsample_type": ["conv"] * 4}, ("downsample_type",)),
         ({"down_block_types": ["DownBlock"] * 4}, ("down_block_types",)),
         ({"upsample_factor": [2, 2]}, ("upsample_factor", "3 entries")),
+        ({"upsample_factor": [2, 2, 0]}, ("upsample_factor", "integers of at least 1")),
+        ({"layers_per_block": ["4"] * 5}, ("layers_per_block", "integers of at least 1")),
+        ({"block_out_channels": []}, ("block_out_channels", "1 entries")),
+        ({"down_block_types": []}, ("down_block_types", "1 entries")),
+        ({"upsample_residual": ["false"] * 3}, ("upsample_residual", "true or false")),
         ({"attention": 1}, ("attention", "known")),
     ],
 )

@@ -331,8 +331,8 @@ def test_unpatchify_keeps_rows_together():
         (lambda x: x[..., ::2, ::2], ("video", "expected")),
         (lambda x: x[:, :2], ("[B, 3,",)),
         (lambda x: x[:, :, 0], ("[B, 3,",)),
-        (lambda x: (x * 127).to(torch.int16), ("floating", "int16")),
-        (lambda x: (x * 127 + 128).to(torch.uint8), ("floating", "uint8")),
+        (lambda x: (x * 127).to(torch.int16), ("expected torch.float64", "int16")),
+        (lambda x: (x * 127 + 128).to(torch.uint8), ("expected torch.float64", "uint8")),
     ],
 )
 def test_encode_refuses(kind, change, words):
@@ -347,8 +347,9 @@ def test_decode_refuses(kind, change):
     module = toy_vae(kind)
     with pytest.raises(ValueError, match="latents: expected"):
         module.decode(change(latents(module, 2)))
-    with pytest.raises(ValueError, match="floating"):
-        module.decode(latents(module, 2).long())
+    for dtype in (torch.int64, torch.float32):
+        with pytest.raises(ValueError, match=f"latents: expected torch.float64 on cpu, got {dtype}"):
+            module.decode(latents(module, 2).to(dtype))
 
 
 @pytest.mark.parametrize("mode", ["lookahead", "lookahead(2)", "", "causal ", "Exact", 3])

@@ -9,59 +9,12 @@ import pytest
 import torch
 
 from rest_fast import noise
-from rest_fast.config import ConvVAEConfig
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae_stream import StreamState, Workspace
-from tests.kit.models import latents, randomise, video
+from tests.kit.models import F64, latents, randomise, video
+from tests.kit.releases import LAYOUTS, layout, relative
 
-F64 = torch.float64
-ENCODER = {"encoder_channels": (8, 16, 16, 16), "encoder_down": ("all",) * 3, "encoder_resample": "stride"}
-LAYOUTS = {  # of the releases, narrow and shallow
-    "0.9.0": ConvVAEConfig(
-        latent_channels=6,
-        **ENCODER,
-        encoder_layers=(1, 1, 1, 2),
-        decoder_channels=(16, 16, 8, 6),
-        decoder_layers=(2, 1, 1, 1),
-        decoder_widen=True,
-        decoder_residual=False,
-        causal_decoder=False,
-    ),
-    "0.9.1": ConvVAEConfig(
-        latent_channels=6,
-        **ENCODER,
-        encoder_layers=(1, 1, 1, 2),
-        decoder_channels=(64, 32, 16, 8),
-        decoder_layers=(2, 1, 1, 1),
-        decoder_noise=(False, True, True, True),
-        causal_decoder=False,
-        timestep_conditioning=True,
-        decode_noise_scale=0.025,
-    ),
-    "0.9.5": ConvVAEConfig(
-        latent_channels=6,
-        encoder_channels=(8, 16, 32, 32, 32),
-        encoder_layers=(1,) * 5,
-        decoder_channels=(64, 32, 16, 8),
-        decoder_layers=(1,) * 4,
-        causal_decoder=False,
-        timestep_conditioning=True,
-        decode_noise_scale=0.025,
-    ),
-}
 PLANS = [[1] * 7, [3, 4], [1, 3, 3], [4, 2, 1]]
-
-
-@functools.cache
-def layout(name: str, causal: bool, **changes) -> TemporalVAE:
-    """A float64 VAE in the layout of a release, with a causal decoder or a symmetric one; shared, frozen."""
-    config = LAYOUTS[name]
-    config = ConvVAEConfig(**{**config.__dict__, "causal_decoder": causal, **changes})
-    return randomise(TemporalVAE(config).double(), 5).requires_grad_(False)
-
-
-def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got - want).square().mean().sqrt() / want.std())
 
 
 # -- causal
@@ -223,7 +176,7 @@ def test_lanes(mode):
     newcomer = module.stream(mode=mode, seed=1 << 63)
     began = newcomer.decode(c[:, :, :4])
     left, before = both.state.lane(1), both.snapshot()
-    both.state.put(1, newcomer.snapshot())
+    both.state.put(1, StreamState.from_tensors(newcomer.snapshot().to_tensors()))  # from another process, say
     second = both.decode(torch.cat([a[:, :, 7:], c[:, :, 4:7]]))
     close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-12)
     of_a, of_b, of_c = alone(a, 1), alone(b, 1), alone(c, 1 << 63)
@@ -236,8 +189,14 @@ def test_lanes(mode):
         elsewhere = module.stream(mode=mode)
         elsewhere.restore(StreamState.from_tensors(kept.to_tensors()))
         close(elsewhere.decode(z[:, :, 7:]), wanted)
-    with pytest.raises(ValueError, match="expected a state that has begun as this one has"):
-        both.state.put(0, StreamState(both.state.past))
+    for wrong in (StreamState(both.state.past), both.snapshot(), module.stream(mode=mode).snapshot()):
+        with pytest.raises(ValueError, match="expected one lane that has begun as this state has"):
+            both.state.put(0, wrong)
+    for lane in (-1, 2):
+        with pytest.raises(ValueError, match=f"lane: expected 0..1, got {lane}"):
+            both.state.put(lane, newcomer.snapshot())
+        with pytest.raises(ValueError, match=f"lane: expected 0..1, got {lane}"):
+            both.state.lane(lane)
     with pytest.raises(ValueError, match="frames of history"):
         both.state.restore(StreamState(3 - both.state.past))
 
@@ -389,11 +348,16 @@ def test_lanes_cannot_change_on_the_way():
     module = layout("0.9.5", False)
     stream = module.stream()
     stream.decode(latents(module, 4, 2))
-    with pytest.raises(ValueError, match="expected 2 lanes as before, got 1"):
+    before = r"expected lanes, rows and columns \(2, 2, 2\) as before, got"
+    with pytest.raises(ValueError, match=before + r" \(1, 2, 2\)"):
         stream.decode(latents(module, 3, 1))
-    causal = layout("0.9.5", True).stream()
+    causal, encode = layout("0.9.5", True).stream(), module.encode_stream()
     causal.decode(latents(module, 1, 2))
-    with pytest.raises(ValueError, match="expected 2 lanes as before, got 1"):
-        causal.decode(latents(module, 1, 1))
-    with pytest.raises(ValueError, match=r"decode state: decoder\.conv_in: expected"):
-        causal.decode(latents(module, 1, 2)[..., :1])
+    for wrong, got in ((latents(module, 1, 1), r"\(1, 2, 2\)"), (latents(module, 1, 2)[..., :1], r"\(2, 2, 1\)")):
+        with pytest.raises(ValueError, match=f"{before} {got}"):
+            causal.decode(wrong)
+    encode.encode(video(module, 9, 2))
+    with pytest.raises(ValueError, match=r"encode: video: expected lanes, rows and columns \(2, 64, 64\) as before"):
+        encode.encode(video(module, 8, 1))
+    with pytest.raises(ValueError, match="latents: expected"):
+        causal.decode(latents(module, 1, 2)[:0])

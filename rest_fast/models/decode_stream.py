@@ -1,0 +1,211 @@
+"""The two ends of a stream through the temporal VAE: an encode and a decode with memory, in pieces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from rest_fast import noise
+from rest_fast.config import TEMPORAL
+from rest_fast.models.vae_basis import BasisDecoder
+from rest_fast.models.vae_conv import ConvDecoder
+from rest_fast.models.vae_stream import REFERENCE, WITHHELD, Mode, Piece, StreamState, Workspace, clone, to_uint8
+
+if TYPE_CHECKING:
+    from rest_fast.models.vae import TemporalVAE
+
+
+class EncodeStream:
+    """A causal encode in pieces: first 1 + 8n frames, then 8n each; any such pieces give the latents of the whole."""
+
+    def __init__(self, vae: TemporalVAE):
+        self.vae, self.state = vae, StreamState()
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """The next frames [B, 3, T, H, W] in -1..1 -> latents [B, C, n, H / 32, W / 32], normalised."""
+        vae, first = self.vae, 0 if self.state.started else 1
+        vae._check_video(video, "video")
+        if video.shape[2] % TEMPORAL != first:
+            raise ValueError(f"encode: video: expected {first} + {TEMPORAL}n frames, got {video.shape[2]}")
+        self.state.expect("encode: video", video)
+        mean = vae.encoder(video, self.state)[:, : vae.config.latent_channels]
+        self.state.started, self.state.size = True, (video.shape[3], video.shape[4])
+        self.state.counters = [(0, 0)] * len(video)
+        return cast(torch.Tensor, (mean - vae.latents_mean) / vae.latents_std)
+
+    def reset(self) -> None:
+        self.state.reset()
+
+    def snapshot(self) -> StreamState:
+        return self.state.snapshot()
+
+    def restore(self, state: StreamState) -> None:
+        self.state.restore(state)
+
+
+class DecodeStream:
+    """One streaming decode, of one viewer or of several in lockstep (axis 0).
+
+    The first latent gives 1 frame, every further one 8. ``causal``: each call gives all frames of its latents.
+    ``lookahead(L)``: the last L latents are decoded provisionally and withheld until the next call or :meth:`flush`, so
+    frames come L latents late and in the end none is missing; what comes depends a little on how latents were grouped.
+    Memory is of a fixed size and written in place: after a call that failed, restore a snapshot. With trainable weights
+    and outside ``no_grad`` a gradient reaches back through all pieces.
+    """
+
+    def __init__(
+        self,
+        vae: TemporalVAE,
+        mode: Mode,
+        reference: torch.Tensor | None = None,
+        seed: int = 0,
+        workspace: Workspace | None = None,
+    ):
+        noise.normal(seed, 0, 1)  # refuses a seed out of range now
+        self.vae, self.mode, self.seed = vae, mode, seed
+        self.reference = None if reference is None else clone(reference)  # the caller may write into his
+        self.work = workspace or Workspace()
+        self.state = StreamState(mode.past)
+        self.reset()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W], about -1..1."""
+        return self._decode(latents, self.mode.ahead, pictures=False)
+
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """The same as 8-bit pictures [B, frames, H, W, 3], written by the last convolution where that is faster."""
+        return self._decode(latents, self.mode.ahead, pictures=True)
+
+    def flush(self, *, pictures: bool = False) -> torch.Tensor:
+        """What is withheld, final now: 8 L frames (fewer if fewer came). Later latents follow as after a cut."""
+        return self._decode(None, 0, pictures)
+
+    def prime(self, latents: torch.Tensor) -> None:
+        """What stands before the first latent to be shown, as a rule the reference's latent; at the start, once.
+
+        Causal decodes it now, for its memory. With lookahead it waits for the first call, whose first frames are its.
+        """
+        state = self.state
+        if state.started or WITHHELD in state.histories:
+            raise ValueError("prime: expected a stream at its start, got one that has begun (reset() goes back)")
+        self.vae._check(latents, "latents", self.vae.config.latent_channels)
+        if self.mode.name == "lookahead":
+            self._withhold(latents)
+        else:
+            self.decode(latents)
+
+    def reset(self) -> None:
+        self.state.reset()
+        if self.reference is not None:
+            self.state.histories[REFERENCE] = self.reference.clone()
+
+    def snapshot(self) -> StreamState:
+        return self.state.snapshot()
+
+    def restore(self, state: StreamState) -> None:
+        """Raises: ValueError for a state of another mode, or one that lacks a memory of this decoder."""
+        self.check(state)
+        self.state.restore(state)
+
+    def check(self, state: StreamState) -> None:
+        """Raise ValueError for a state that this stream cannot go on from."""
+        want = {module.path for module in self.vae.decoder.modules() if hasattr(module, "path")}
+        lacking = sorted(want - set(state.histories)) if state.started else []
+        if lacking:
+            raise ValueError(f"decode state: expected one of this decoder, got one without {lacking[:3]}")
+
+    def piece(self, latents: torch.Tensor, provisional: int = 0, *, pictures: bool = False) -> torch.Tensor:
+        """Decode latents of which the last ``provisional`` are to come again: the frames of the others.
+
+        For callers that keep what is withheld themselves. Returns video, or pictures as :meth:`pictures` does.
+        """
+        vae, state, count = self.vae, self.state, latents.shape[2] if latents.ndim == 5 else 0
+        vae._check(latents, "latents", vae.config.latent_channels)
+        if not 0 <= provisional < count or (provisional and self.mode.name != "lookahead"):
+            raise ValueError(
+                f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
+            )
+        state.expect("decode: latents", latents)
+        counters = state.counters or [(self.seed, 0)] * len(latents)
+        reference = state.histories.get(REFERENCE)
+        if reference is not None and len(reference) != len(latents):
+            if len(reference) != 1:
+                raise ValueError(
+                    f"decode: latents: expected {len(reference)} lanes, as of reference, got {len(latents)}"
+                )
+            state.histories[REFERENCE] = clone(reference.expand(len(latents), -1, -1, -1, -1))
+        state.provisional = provisional
+        made = self._run(self._denormalised(latents, counters), counters, pictures)
+        state.provisional, state.started, state.size = 0, True, (latents.shape[3], latents.shape[4])
+        state.counters = [(seed, index + count - provisional) for seed, index in counters]
+        axis = 1 if pictures else 2
+        return made.narrow(axis, 0, made.shape[axis] - TEMPORAL * provisional)
+
+    def _decode(self, latents: torch.Tensor | None, ahead: int, pictures: bool) -> torch.Tensor:
+        vae, state = self.vae, self.state
+        if latents is not None:
+            vae._check(latents, "latents", vae.config.latent_channels)
+            state.expect("decode: latents", latents)
+        parts = [x for x in (state.histories.get(WITHHELD), latents) if x is not None]
+        z = torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+        if z is None or z.shape[2] <= ahead:
+            if z is not None:
+                self._withhold(z)
+            return self._nothing(pictures)
+        made = self.piece(z, ahead, pictures=pictures)
+        state.histories.pop(WITHHELD, None)
+        if ahead:
+            self._withhold(z[:, :, z.shape[2] - ahead :])
+        return made
+
+    def _withhold(self, z: torch.Tensor) -> None:
+        state = self.state
+        state.histories[WITHHELD] = clone(z)
+        state.size, state.counters = (z.shape[3], z.shape[4]), state.counters or [(self.seed, 0)] * len(z)
+
+    def _denormalised(self, latents: torch.Tensor, counters: list[tuple[int, int]]) -> torch.Tensor:
+        """Lanes that began together share their noise; others, and viewers who came later, have their own."""
+        if len(set(counters)) == 1:
+            return self.vae.denormalised(latents, counters[0][1], counters[0][0])
+        rows = zip(latents.split(1), counters, strict=True)
+        return torch.cat([self.vae.denormalised(row, index, seed) for row, (seed, index) in rows])
+
+    def _images(self, z: torch.Tensor, counters: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        found = self.state.images
+        if found and next(iter(found.values())).dtype == z.dtype:
+            return found
+        rows = [self.vae.images(row, seed) for row, (seed, _) in zip(z.split(1), counters, strict=True)]
+        return {path: torch.cat([row[path] for row in rows]) for path in rows[0]}
+
+    def _run(self, z: torch.Tensor, counters: list[tuple[int, int]], pictures: bool) -> torch.Tensor:
+        decoder, state = self.vae.decoder, self.state
+        if isinstance(decoder, ConvDecoder):
+            state.images = self._images(z, counters)
+        learning = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in decoder.parameters()))
+        if learning:
+            video = decoder(z, state)
+            return to_uint8(video.detach()) if pictures else cast(torch.Tensor, video)
+        with torch.no_grad():
+            piece = Piece(state, self.work)
+            if isinstance(decoder, BasisDecoder):
+                video = decoder.step(z, piece)
+                return to_uint8(video) if pictures else video
+            b, frames = len(z), TEMPORAL * z.shape[2] - (0 if state.started else TEMPORAL - 1)
+            h, w = (n * self.vae.config.spatial for n in z.shape[3:])
+            if pictures:
+                out = z.new_empty(b, frames, h, w, 3, dtype=torch.uint8)
+                decoder.step(z, piece, pictures=out)
+            else:
+                out = z.new_empty(b, frames, h, w, 3).movedim(-1, 1)
+                decoder.step(z, piece, video=out)
+            return out
+
+    def _nothing(self, pictures: bool) -> torch.Tensor:
+        """No frames: what a call gives whose latents are all withheld."""
+        state, mean = self.state, self.vae.latents_mean
+        h, w = (n * self.vae.config.spatial for n in state.size) if state.size else self.vae.size or (0, 0)
+        b = len(state.counters) or 1
+        if pictures:
+            return mean.new_empty(b, 0, h, w, 3, dtype=torch.uint8)
+        return mean.new_empty(b, 3, 0, h, w)
