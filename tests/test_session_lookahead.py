@@ -244,3 +244,31 @@ def test_modes_are_those_of_the_checkpoint(model, avatar):
         model.session(avatar, decode="causal")
     with pytest.raises(ValueError, match="mode: expected one that needs no whole clip"):
         model.session(avatar, decode="exact")
+
+
+class Deaf:
+    """Features that look neither ahead nor back: a chunk can be made when its own samples are there."""
+
+    back = ahead = 0
+
+    def __init__(self, speech):
+        self.shape = (speech.positions, speech.channels)
+
+    def __call__(self, samples):
+        return torch.zeros(1, samples.shape[1] // 640, *self.shape)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_segment_that_ends_where_its_last_chunk_did(ahead):
+    """Nothing is left to be generated when it is ended; what waits for a later latent comes all the same."""
+    model = toy(vae=preset("toy").replace(vae__causal_decoder=False).vae)
+    model.__dict__["features"] = Deaf(model.config.speech)
+    with model.session(model.prepare(photo()), decode=f"lookahead({ahead})") as s:
+        s.push_audio(sound(RATE, 0.96))
+        first = list(s.blocks())
+        s.end_segment()
+        rest = list(s.blocks())
+        assert [len(first), len(rest)] == [3 - ahead, ahead]
+        assert not rest or rest[-1].segment_end
+        s.end_segment()
+        assert not list(s.blocks())
