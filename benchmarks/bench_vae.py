@@ -68,9 +68,9 @@ CASES = (
 class Functional(DecodeStream):
     """A stream through ``decoder.forward``: histories are concatenated, results are new tensors."""
 
-    def _run(self, z: torch.Tensor, pictures: bool) -> torch.Tensor:
+    def _run(self, z: torch.Tensor, counters: list[tuple[int, int]], pictures: bool) -> torch.Tensor:
         if isinstance(self.vae.decoder, ConvDecoder):
-            self.state.images = self.state.images or self.vae.images(z, self.seed)
+            self.state.images = self._images(z, counters)
         video = self.vae.decoder(z, self.state)
         return to_uint8(video) if pictures else video
 

@@ -21,7 +21,7 @@ from rest_fast.models.vae_conv import ConvDecoder, ResBlock, Upsampler
 
 WIDTHS = (1024, 512, 256, 128)  # of the decoder's stages, in order of execution
 LAYERS = {"0.9.1": (8, 7, 6, 5), "0.9.5": (5, 5, 5, 5)}
-NOISE = {"0.9.1": (True, True, True, False), "0.9.5": (False,) * 4}
+NOISE = {"0.9.1": (False, True, True, True), "0.9.5": (False,) * 4}
 
 
 def config(release: str, *, causal: bool, shrink: int = 1) -> ConvVAEConfig:

@@ -229,7 +229,7 @@ def _add_train(add: Callable[..., Parser]) -> None:
     what.add_argument("--out", type=Path, metavar="DIR", help="OUT/STAGE becomes a checkpoint that --weights takes")
     what.add_argument("--resume", action="store_true", help="go on with what OUT holds")
     what.add_argument("--init", metavar="MODEL", help="begin with a checkpoint's weights, as far as it has them")
-    what.add_argument("--vae", metavar="MODEL", help="take the VAE of a checkpoint, and nothing else of it")
+    what.add_argument("--vae", metavar="MODEL", help="take the VAE of a checkpoint and nothing else, or a VAE's folder")
     behaviour = _add_behaviour(parser)
     behaviour.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: GPUs if there are")
     behaviour.add_argument("--threads", type=_whole(0), default=0, metavar="N", help="of the CPU; 0: PyTorch's choice")

@@ -18,6 +18,7 @@ def add_convert(add: Callable[..., Any], add_behaviour: Callable[[Any], Any], pa
         "WHAT ... [options]",
         """  rest-fast convert ltx-vae ltx-video-2b.safetensors my_vae
   rest-fast convert ltx-transformer ltx-video-2b.safetensors my_model --vae my_vae
+  rest-fast convert swap-vae my_model run/causal-decoder my_causal_model
   rest-fast convert prompt "A person is talking." my_model --t5 t5_folder""",
     )
     parser.set_defaults(what=None)
@@ -37,6 +38,7 @@ def add_convert(add: Callable[..., Any], add_behaviour: Callable[[Any], Any], pa
     _add_vae(sub, add_behaviour)
     _add_transformer(sub, add_behaviour)
     _add_prompt(sub, add_behaviour)
+    _add_swap(sub, add_behaviour)
 
 
 def _add_vae(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
@@ -97,3 +99,11 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"expected a whole number in 0..{2**63 - 1}, got {text}")
     return int(text)
+
+
+def _add_swap(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
+    parser = sub("swap-vae", "a model with another decoder for the same latents", "MODEL VAE OUT [options]")
+    parser.add_argument("model", metavar="MODEL", help="checkpoint of a model; it stays as it is")
+    parser.add_argument("vae", type=Path, metavar="VAE", help="folder of a VAE: what train causal-decoder has made")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to: new or empty")
+    add_behaviour(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -24,12 +25,16 @@ class CheckpointError(ValueError):
 
 def save(module: nn.Module, config: ModelConfig, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a checkpoint folder; floating tensors in ``dtype``."""
+    state = {k: v.detach().to(dtype if v.is_floating_point() else v.dtype) for k, v in module.state_dict().items()}
+    write(state, config, folder)
+
+
+def write(tensors: dict[str, torch.Tensor], config: ModelConfig | ConvVAEConfig, folder: str | Path) -> None:
+    """A checkpoint folder, of a whole model or of a VAE alone; tensors in their dtypes. The configuration comes last,
+    so that a folder which has it is whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: v.detach().to(dtype if v.is_floating_point() else v.dtype).contiguous().cpu()
-        for k, v in module.state_dict().items()
-    }
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     partial = folder / f"{WEIGHTS}.partial"
     save_file(state, partial)  # a reader never sees half a file
     partial.rename(folder / WEIGHTS)
@@ -43,11 +48,27 @@ def read_config(folder: str | Path) -> ModelConfig:
             f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, got a pickle-type file, which is never loaded"
         )
     if not path.is_file():
-        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, found no {CONFIG}")
+        found = f"found no {CONFIG}" if Path(folder).is_dir() else "got a file" if Path(folder).exists() else "got none"
+        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}")
     try:
-        return ModelConfig.from_json(path.read_text())
+        text = path.read_text()
+        _refuse_others(folder, text)
+        return ModelConfig.from_json(text)
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
+
+
+def _refuse_others(folder: str | Path, text: str) -> None:
+    """CheckpointError for the configurations that are mistaken for a model's."""
+    with contextlib.suppress(json.JSONDecodeError):
+        raw = json.loads(text)
+        if isinstance(raw, dict) and "kind" in raw:
+            raise CheckpointError(f"{folder}: expected a whole model, got a VAE alone (for TemporalVAE and --vae)")
+        if isinstance(raw, dict) and "_class_name" in raw:
+            raise CheckpointError(
+                f"{folder}: expected a checkpoint of this package, got diffusers' {raw['_class_name']}: first "
+                "rest-fast convert ltx-vae or ltx-transformer"
+            )
 
 
 def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:

@@ -11,7 +11,7 @@ from rest_fast.terminal import InputError, say
 def convert(args: Namespace) -> None:
     if args.what is None:
         return args.show_help()
-    commands = {"ltx-vae": _ltx_vae, "ltx-transformer": _ltx_transformer, "prompt": _prompt}
+    commands = {"ltx-vae": _ltx_vae, "ltx-transformer": _ltx_transformer, "prompt": _prompt, "swap-vae": _swap_vae}
     say(commands[args.what](args), sys.stdout)
 
 
@@ -47,3 +47,11 @@ def _prompt(args: Namespace) -> str:
 
     tokens = convert_prompt(args.text, args.checkpoint, args.t5)
     return f"{args.checkpoint}: a prompt of {tokens} tokens"
+
+
+def _swap_vae(args: Namespace) -> str:
+    from rest_fast.convert import swap_vae
+
+    config = swap_vae(args.model, args.vae, args.out)
+    causal = "causal" if getattr(config.vae, "causal_decoder", True) else "not causal"
+    return f"{args.out}: {config.name}, whose decoder is {causal}"

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from rest_fast.checkpoint import CONFIG, WEIGHTS
+from rest_fast.checkpoint import CONFIG, WEIGHTS, write
 from rest_fast.config import STRIDES, ConvVAEConfig
 from rest_fast.convert.ltx_vae_config import (
     RELEASES,
@@ -57,12 +57,7 @@ def convert_ltx_vae(
     wanted = parse_dtype(dtype)
     out = new_folder(out)
     config, tensors = read_ltx_vae(open_source(file, "vae"), release)
-    out.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.to(wanted or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-    partial = out / f"{WEIGHTS}.partial"
-    save_file(state, partial)  # a reader never sees half a file
-    partial.rename(out / WEIGHTS)
-    (out / CONFIG).write_text(config.to_json() + "\n")
+    write({name: tensor.to(wanted or tensor.dtype) for name, tensor in tensors.items()}, config, out)
     return config
 
 

@@ -1,5 +1,7 @@
-"""The networks. :class:`TemporalVAE` is of use on its own; the others are parts of :class:`rest_fast.Model`."""
+"""The networks. :class:`TemporalVAE` is of use on its own, with the memory and the scratch of its streams; the others
+are parts of :class:`rest_fast.Model`."""
 
 from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae_stream import StreamState, Workspace
 
-__all__ = ["TemporalVAE"]
+__all__ = ["StreamState", "TemporalVAE", "Workspace"]

@@ -27,7 +27,8 @@ class EncodeStream:
         vae, first = self.vae, 0 if self.state.started else 1
         vae._check_video(video, "video")
         if video.shape[2] % TEMPORAL != first:
-            raise ValueError(f"encode: video: expected {first} + {TEMPORAL}n frames, got {video.shape[2]}")
+            expected = f"1 + {TEMPORAL}n" if first else f"{TEMPORAL}n"
+            raise ValueError(f"encode: video: expected {expected} frames, got {video.shape[2]}")
         self.state.expect("encode: video", video)
         mean = vae.encoder(video, self.state)[:, : vae.config.latent_channels]
         self.state.started, self.state.size = True, (video.shape[3], video.shape[4])
@@ -71,11 +72,11 @@ class DecodeStream:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The next latents [B, C, n, h, w] -> video [B, 3, frames, H, W], about -1..1."""
-        return self._decode(latents, self.mode.ahead, pictures=False)
+        return self._decode(self._checked(latents), self.mode.ahead, pictures=False)
 
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """The same as 8-bit pictures [B, frames, H, W, 3], written by the last convolution where that is faster."""
-        return self._decode(latents, self.mode.ahead, pictures=True)
+        return self._decode(self._checked(latents), self.mode.ahead, pictures=True)
 
     def flush(self, *, pictures: bool = False) -> torch.Tensor:
         """What is withheld, final now: 8 L frames (fewer if fewer came). Later latents follow as after a cut."""
@@ -89,9 +90,8 @@ class DecodeStream:
         state = self.state
         if state.started or WITHHELD in state.histories:
             raise ValueError("prime: expected a stream at its start, got one that has begun (reset() goes back)")
-        self.vae._check(latents, "latents", self.vae.config.latent_channels)
         if self.mode.name == "lookahead":
-            self._withhold(latents)
+            self._withhold(self._checked(latents))
         else:
             self.decode(latents)
 
@@ -120,13 +120,11 @@ class DecodeStream:
 
         For callers that keep what is withheld themselves. Returns video, or pictures as :meth:`pictures` does.
         """
-        vae, state, count = self.vae, self.state, latents.shape[2] if latents.ndim == 5 else 0
-        vae._check(latents, "latents", vae.config.latent_channels)
+        state, count = self.state, self._checked(latents).shape[2]
         if not 0 <= provisional < count or (provisional and self.mode.name != "lookahead"):
             raise ValueError(
                 f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
             )
-        state.expect("decode: latents", latents)
         counters = state.counters or [(self.seed, 0)] * len(latents)
         reference = state.histories.get(REFERENCE)
         if reference is not None and len(reference) != len(latents):
@@ -143,10 +141,7 @@ class DecodeStream:
         return made.narrow(axis, 0, made.shape[axis] - TEMPORAL * provisional)
 
     def _decode(self, latents: torch.Tensor | None, ahead: int, pictures: bool) -> torch.Tensor:
-        vae, state = self.vae, self.state
-        if latents is not None:
-            vae._check(latents, "latents", vae.config.latent_channels)
-            state.expect("decode: latents", latents)
+        state = self.state
         parts = [x for x in (state.histories.get(WITHHELD), latents) if x is not None]
         z = torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
         if z is None or z.shape[2] <= ahead:
@@ -158,6 +153,11 @@ class DecodeStream:
         if ahead:
             self._withhold(z[:, :, z.shape[2] - ahead :])
         return made
+
+    def _checked(self, latents: torch.Tensor) -> torch.Tensor:
+        self.vae._check(latents, "latents", self.vae.config.latent_channels)
+        self.state.expect("decode: latents", latents)
+        return latents
 
     def _withhold(self, z: torch.Tensor) -> None:
         state = self.state

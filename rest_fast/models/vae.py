@@ -100,7 +100,7 @@ class TemporalVAE(nn.Module):
         ``exact`` is the whole clip at once. Other modes show what :meth:`stream` would give for it: lookahead in calls
         of [reference, 3 new], then of 3 new latents, the plan of a session.
         """
-        stream = self._stream(read_mode(mode, self.causal), reference, seed)
+        stream = self._stream(read_mode(mode, self.causal, whole=True), reference, seed)
         if stream.mode.name != "lookahead":
             return stream.decode(latents)
         self._check(latents, "latents", self.config.latent_channels)
@@ -126,8 +126,6 @@ class TemporalVAE(nn.Module):
             seed: of the decoder's own noise (LTX-Video 0.9.1 and later).
             workspace: scratch to share among streams that decode in turn.
         """
-        if mode == "exact":
-            raise ValueError(f"stream: mode: expected one that needs no whole clip, as decode does; got {mode!r}")
         return self._stream(read_mode(mode, self.causal), reference, seed, workspace)
 
     def _stream(
@@ -193,6 +191,8 @@ class TemporalVAE(nn.Module):
     def _check(self, x: torch.Tensor, name: str, channels: int, size: tuple[int, int] | None = None) -> None:
         if size is None and self.size is not None:
             size = (self.size[0] // self.config.spatial, self.size[1] // self.config.spatial)
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"vae: {name}: expected a tensor, got {type(x).__name__}")
         fits = x.ndim == 5 and x.shape[1] == channels and min(x.shape) > 0
         if not fits or (size is not None and tuple(x.shape[3:]) != size):
             rows, columns = size or ("H", "W")

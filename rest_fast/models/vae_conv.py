@@ -77,11 +77,18 @@ class ResBlock(nn.Module):
         return self.shortcut(self.norm(x.movedim(1, -1)).movedim(-1, 1))
 
     def step(
-        self, source: Buffer, piece: Piece, *, x: torch.Tensor, second: Modulation | None = None, **results
+        self,
+        source: Buffer,
+        piece: Piece,
+        *,
+        x: torch.Tensor,
+        second: Modulation | None = None,
+        role="middle",
+        **results,
     ) -> None:
         """In place: ``x`` the residual stream, ``source`` the same after the first norm; results as of the op."""
         b, _, t, h, w = x.shape
-        middle = piece.buffer("middle", (b, self.channels, t, h, w), source.whole)
+        middle = piece.buffer(role, (b, self.channels, t, h, w), source.whole)
         self.conv1.step(source, piece, noise=self.noise1, modulation=second, normed=middle.frames, eps=self.eps)
         self.conv2.step(middle, piece, noise=self.noise2, residual=self._beside(x), eps=self.eps, **results)
 
@@ -291,20 +298,21 @@ class ConvDecoder(nn.Module):
         source = piece.buffer("latents", tuple(z.shape), z)
         source.frames.copy_(z)
         shape: tuple[int, ...] = (b, width, t, h, w)
-        convolve = self.conv_in.step
+        convolve, stage = self.conv_in.step, 0
         for i, block in enumerate(self.blocks):
-            # what lies before this block writes what this block reads: the stream as it is, or normed
-            ready = piece.buffer("ready", shape, z)
+            # What lies before this block writes what this block reads: the stream as it is, or normed. Stages have
+            # buffers of their own, for an upsampler reads those of one while it writes those of the next.
+            ready = piece.buffer(f"ready {stage}", shape, z)
             if isinstance(block, Upsampler):
                 convolve(source, piece, out=ready.frames)
-                shape, convolve = block.shape(ready.frames, piece.first), block.step
+                shape, convolve, stage = block.shape(ready.frames, piece.first), block.step, stage + 1
             else:
-                x = piece.work.plain("stream", shape, z)
+                x = piece.work.plain(f"stream {stage}", shape, z)
                 convolve(source, piece, out=x, normed=ready.frames, modulation=constants[i][0])
-                convolve = functools.partial(block.step, x=x, second=constants[i][1])
+                convolve = functools.partial(block.step, x=x, second=constants[i][1], role=f"middle {stage}")
                 shape = (shape[0], block.channels, *shape[2:])
             source = ready
-        ready = piece.buffer("ready", shape, z)
+        ready = piece.buffer(f"ready {stage}", shape, z)
         convolve(source, piece, normed=ready.frames, modulation=constants[-1][0])
         p, (weight, bias) = self.patch, self.pixel_order()
         self.conv_out.step(ready, piece, weight=weight, bias=bias, out=video, pictures=pictures, factors=(1, p, p))

@@ -40,25 +40,27 @@ class Mode:
         return f"lookahead({self.ahead})" if self.name == "lookahead" else self.name
 
 
-def read_mode(text: str | None, causal: bool) -> Mode:
+def read_mode(text: str | None, causal: bool, *, whole: bool = False) -> Mode:
     """The mode that is asked of a decoder which is ``causal`` or not; None is the one for live streams.
 
-    Raises: ValueError for words that are no mode, and for a mode that the checkpoint's decoder was not made for.
+    ``whole``: all latents are there, so ``exact`` is possible. Raises: ValueError for words that are no mode, and for a
+    mode that the checkpoint's decoder was not made for.
     """
-    fits = ("causal", "exact") if causal else ("lookahead(L)", "exact")
+    fits = "causal" if causal else "lookahead(L) with L from 0 to 999"
+    expected = f"mode: expected {fits}{' or exact' if whole else ''}"
     if text is None:
         return Mode("causal") if causal else Mode("lookahead", 1)
     found = re.fullmatch(r"causal|exact|lookahead(\(([0-9]{1,3})\))?", text) if isinstance(text, str) else None
     if found is None:
-        raise ValueError(f"mode: expected one of {', '.join(fits)}, got {text!r}")
+        raise ValueError(f"{expected}, got {text!r}")
     name = text.partition("(")[0]
-    if (name == "causal") != causal and name != "exact":
-        kind = "causal: it looks at no later latent" if causal else "not causal (vae.causal_decoder)"
-        raise ValueError(
-            f"mode: expected one of {', '.join(fits)}, since this checkpoint's decoder is {kind}; got {text}"
-        )
     if name == "exact":
+        if not whole:
+            raise ValueError(f"{expected}, got 'exact', which is decode()'s, for a clip that is there as a whole")
         return Mode("causal" if causal else "exact")
+    if (name == "causal") != causal:
+        kind = "is causal: it looks at no later latent" if causal else "is not causal (rest-fast train causal-decoder)"
+        raise ValueError(f"{expected}, since the decoder of this checkpoint {kind}; got {text!r}")
     return Mode(name, int(found[2] or 1) if name == "lookahead" else 0)
 
 
@@ -186,7 +188,8 @@ def new_tensor(shape: tuple[int, ...], like: torch.Tensor, bordered: bool) -> to
 class Workspace:
     """Scratch of one decode at a time: activations by role, made when first asked for, then reused.
 
-    Memory is that of the longest piece: shorter ones take its beginning. On a GPU buffers have a border of zeros
+    Memory is that of the longest piece: shorter ones take its beginning, so two tensors that live at once need two
+    roles, however their frames differ. On a GPU buffers have a border of zeros
     (:func:`rest_fast.ops.layouts.haloed`), which is what the Triton kernel reads; on a CPU they are channels last, and
     oneDNN pads.
     """

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from rest_fast import checkpoint
@@ -37,7 +36,7 @@ from rest_fast.training.shards import FRAMES, DataError, Shards
 log = logging.getLogger("rest_fast.training")
 
 STAGE = "causal-decoder"
-TEACHER = "teacher.sha256"  # in the stage's folder while it runs: which VAE it began with
+TEACHER = "teacher.sha256"  # in the stage's folder: which VAE it began with
 
 
 class CausalDecoderError(ValueError):
@@ -293,7 +292,6 @@ class Watch:
 
 def train(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, folder: Path, among: World) -> None:
     """Train, and leave a folder that :meth:`TemporalVAE.from_pretrained` takes; resumed if ``folder`` has a state."""
-    claim(teacher, folder, among)
     stage = CausalDecoder(teacher, config)
     trainer = Trainer(stage, config.causal_decoder, config, folder, among)
     shards, index, count = held_out(clips)
@@ -304,7 +302,6 @@ def train(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, folder: P
     watch(config.causal_decoder.steps)
     if among.first:
         save(stage.student, folder)
-        (folder / TEACHER).unlink(missing_ok=True)
         shutil.rmtree(folder / "state", ignore_errors=True)
     among.barrier()
 
@@ -326,8 +323,5 @@ def claim(teacher: TemporalVAE, folder: Path, among: World) -> None:
 
 
 def save(vae: TemporalVAE, folder: Path) -> None:
-    """A VAE alone, fp32: configuration last, so that a folder which has it is whole."""
-    partial = folder / f"{checkpoint.WEIGHTS}.partial"
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in vae.state_dict().items()}, partial)
-    partial.replace(folder / checkpoint.WEIGHTS)
-    (folder / checkpoint.CONFIG).write_text(cast(ConvVAEConfig, vae.config).to_json() + "\n")
+    """A VAE alone, fp32."""
+    checkpoint.write(vae.state_dict(), cast(ConvVAEConfig, vae.config), folder)

@@ -95,6 +95,8 @@ def run(
     stages = [s for s in STAGES if not (s == "vae" and start)] if stage == "all" else [stage]
     clips = Shards(data, "train")
     config = without_labels(config, clips)
+    if start is not None:
+        config = config.with_vae(checkpoint.read_vae_config(start.folder))
     with world(device) as among:
         check(stages, config, clips, out, start, among)
         _claim(out, config, stages, resume, among)
@@ -116,6 +118,7 @@ def _run_causal_decoder(
     with world(device) as among:
         causal_decoder.check(teacher, config, clips, among)
         _claim(out, config, [name], resume, among)
+        causal_decoder.claim(teacher, out / name, among)
         if not _done(out / name):
             causal_decoder.train(teacher, config, clips, out / name, among)
         elif among.first:
@@ -130,10 +133,10 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
     model = Model(config.model).requires_grad_(False)
     begins = _before(name, out, start)
     for begin in begins:
-        trained_on = encoder_fingerprint(config.model, model.vae)
+        trained_on = encoder_fingerprint(model.vae)
         read_parts(model, *begin)
         again = name in ("student", "asd") and begin != begins[0]
-        if again and encoder_fingerprint(config.model, model.vae) != trained_on:
+        if again and encoder_fingerprint(model.vae) != trained_on:
             raise TrainError(f"{begin.folder}: expected the VAE whose latents {begins[0].folder} was trained on")
     folder = out / name
     if name == "vae":
@@ -340,7 +343,7 @@ def essence(config: TrainingConfig, stages: list[str]) -> dict[str, Any]:
 
 def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards:
     """The clips' latents of this model's VAE: the prepared ones, or those made once for this training."""
-    if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model.config, model.vae):
+    if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model.vae):
         return clips
     folder = out / "latents"
     if among.first and not (folder / MANIFEST).is_file():
@@ -360,7 +363,7 @@ def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards
 def encode(model: Model, clips: Shards, folder: Path, each: int = 100) -> None:
     """Write the latents of all clips as shards of their own, in the clips' order."""
     folder.mkdir(parents=True, exist_ok=True)
-    made_by = encoder_fingerprint(model.config, model.vae)
+    made_by = encoder_fingerprint(model.vae)
     manifest = Manifest(model.config.height, model.config.width, clips.manifest.speech, made_by, clips.digest)
     for first in range(0, len(clips), each):
         part = range(first, min(first + each, len(clips)))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_fast.config import TEMPORAL, ConfigError, ModelConfig, preset
-from rest_fast.training.shards import FRAMES
+from rest_fast.config import TEMPORAL, BasisVAEConfig, ConfigError, ConvVAEConfig, ModelConfig, preset
+from rest_fast.training.shards import FRAMES, encoder_of
 from rest_fast.validate import check_fields, require
 
 
@@ -164,6 +164,16 @@ class TrainingConfig:
         require(self.seed < 2**32, "training.seed", "less than 2^32", self.seed)
         chunk, latents = self.model.stream.chunk, (FRAMES - 1) // TEMPORAL
         require(latents % chunk == 0, "training.model.stream.chunk", f"a divisor of a clip's {latents} latents", chunk)
+
+    def with_vae(self, found: ModelConfig | ConvVAEConfig) -> TrainingConfig:
+        """The decoder, and what surrounds it, of a VAE that is given, where the model's own makes the same latents.
+
+        A preset cannot know which release that is, nor whether its decoder has been made causal.
+        """
+        given, own = found.vae if isinstance(found, ModelConfig) else found, self.model.vae
+        if isinstance(given, BasisVAEConfig) or encoder_of(given) != encoder_of(own):
+            return self
+        return dataclasses.replace(self, model=self.model.replace(vae=given))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

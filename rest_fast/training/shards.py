@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rest_fast.config import ConvVAEConfig, ModelConfig, SpeechConfig
+from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig, SpeechConfig
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
 
@@ -92,12 +92,17 @@ def write_shard(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> di
     return about | {"fields": fields}
 
 
-def encoder_fingerprint(config: ModelConfig, vae: TemporalVAE) -> str:
+def encoder_of(config: ConvVAEConfig | BasisVAEConfig) -> Any:
+    """What of a VAE's configuration makes latents: another decoder for them is no other VAE."""
+    if isinstance(config, BasisVAEConfig):
+        return config
+    names = ("latent", "patch", "encoder")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name.startswith(names)}
+
+
+def encoder_fingerprint(vae: TemporalVAE) -> str:
     """Identity of what makes latents, at the precision that checkpoints have: encoder and statistics."""
-    says: Any = config.vae
-    if isinstance(says, ConvVAEConfig):  # another decoder for the same latents is no other VAE
-        says = {k: v for k, v in dataclasses.asdict(says).items() if k.startswith(("latent", "patch", "encoder"))}
-    digest = hashlib.sha256(repr(says).encode())
+    digest = hashlib.sha256(repr(encoder_of(vae.config)).encode())
     statistics = {"mean": vae.latents_mean, "std": vae.latents_std}
     for name, tensor in sorted({**vae.encoder.state_dict(), **statistics}.items()):
         digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
@@ -167,7 +172,7 @@ class Shards:
             raise DataError(f"{self.folder / MANIFEST}: features of another configuration: expected speech.{pairs}")
 
     def require_encoder(self, model: Model) -> None:
-        if self.manifest.vae != encoder_fingerprint(model.config, model.vae):
+        if self.manifest.vae != encoder_fingerprint(model.vae):
             raise DataError(
                 f"{self.folder / MANIFEST}: expected latents of this model's VAE, got those of another one; "
                 "prepare them again with it"

@@ -82,9 +82,7 @@ def write_clips(
         with torch.no_grad():
             drawn["latents"] = torch.cat([to_tokens(vae.vae.encode(clip[None])) for clip in frames]).half()
     speech = json.loads(json.dumps(dataclasses.asdict(config.speech)))
-    manifest = Manifest(
-        config.height, config.width, speech, None if vae is None else encoder_fingerprint(vae.config, vae.vae)
-    )
+    manifest = Manifest(config.height, config.width, speech, None if vae is None else encoder_fingerprint(vae.vae))
     half = max(1, count // 2)
     for number, part in enumerate((slice(0, half), slice(half, count))):
         tensors = {name: drawn[name][part] for name in fields}

@@ -46,10 +46,26 @@ LAYOUTS = {  # of the releases, narrow and shallow
 }
 
 
+# Stages that differ in nothing but their frames: what they keep apart must not go by its shape.
+LAYOUTS_AND_MORE = {
+    **LAYOUTS,
+    "equal widths": ConvVAEConfig(
+        latent_channels=6,
+        encoder_channels=(8, 16, 16, 16),
+        encoder_layers=(1,) * 4,
+        encoder_down=("all", "temporal", "temporal"),
+        decoder_channels=(16, 16, 16, 8),
+        decoder_layers=(1,) * 4,
+        decoder_up=("temporal", "temporal", "all"),
+        causal_decoder=False,
+    ),
+}
+
+
 @functools.cache
 def layout(name: str, causal: bool, **changes) -> TemporalVAE:
     """A float64 VAE in the layout of a release, with a causal decoder or a symmetric one; shared, frozen."""
-    config = LAYOUTS[name]
+    config = LAYOUTS_AND_MORE[name]
     config = ConvVAEConfig(**{**config.__dict__, "causal_decoder": causal, **changes})
     return randomise(TemporalVAE(config).double(), 5).requires_grad_(False)
 

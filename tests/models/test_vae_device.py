@@ -21,7 +21,7 @@ ON_GPU = torch.cuda.is_available() and not triton_kernels.interpreted()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SHRINK, SIDE = (1, 16) if ON_GPU else (16, 2)  # widths are divided; latent cells along a side
 LAYERS = {"0.9.1": (8, 7, 6, 5), "0.9.5": (5, 5, 5, 5)}
-NOISE = {"0.9.1": (True, True, True, False), "0.9.5": (False,) * 4}
+NOISE = {"0.9.1": (False, True, True, True), "0.9.5": (False,) * 4}
 PLAN = (4, 3)  # the reference and a chunk, and a chunk
 
 

@@ -66,7 +66,8 @@ def test_it_learns(folder, tmp_path):
 
 def test_only_the_decoder_is_another(folder):
     made = folder / "out" / "causal-decoder"
-    assert {p.name for p in made.iterdir()} == {"config.json", "model.safetensors", "log.jsonl", "tensorboard"}
+    beside = {"log.jsonl", "tensorboard", "teacher.sha256"}
+    assert {p.name for p in made.iterdir()} == {"config.json", "model.safetensors", *beside}
     before, after = (load_file(place / "model.safetensors") for place in (folder / "vae", made))
     assert set(before) == set(after)
     for name, tensor in after.items():
@@ -90,7 +91,7 @@ def test_the_result_streams_without_delay(folder):
         made = [stream.decode(part) for part in z.split(plan, 2)]
         assert [m.shape[2] for m in made] == [8 * n - 7 * (i == 0) for i, n in enumerate(plan)]
         torch.testing.assert_close(torch.cat(made, 2), whole, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="decoder is causal"):
+    with pytest.raises(ValueError, match="of this checkpoint is causal"):
         vae.stream(mode="lookahead(1)")
 
 
@@ -122,8 +123,9 @@ def test_killed_and_resumed(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_step", step)
     with pytest.raises(TrainError, match="expected no causal-decoder there yet; --resume goes on with it"):
         run(folder, tmp_path)
-    (tmp_path / "other").mkdir()
     subject.save(teacher_of(2, **RICH), tmp_path / "other")
+    with pytest.raises(CausalDecoderError, match="expected the VAE that it began with"):  # of a run that is done, too
+        run(folder, folder / "out", vae=tmp_path / "other", resume=True)
     with pytest.raises(CausalDecoderError, match="expected the VAE that it began with, got another one"):
         run(folder, tmp_path, vae=tmp_path / "other", resume=True)
     with pytest.raises(TrainError, match=r"found another one in causal-decoder\.truth;"):
@@ -234,10 +236,10 @@ def test_the_result_takes_the_place_of_the_vae_in_a_model(folder, tmp_path):
     for name, tensor in student.state_dict().items():
         assert torch.equal(model.vae.state_dict()[name], tensor), name
     before = config.replace(vae__causal_decoder=False)
-    of_teacher = encoder_fingerprint(before, TemporalVAE.from_pretrained(folder / "vae"))
-    assert encoder_fingerprint(config, model.vae) == of_teacher
+    of_teacher = encoder_fingerprint(TemporalVAE.from_pretrained(folder / "vae"))
+    assert encoder_fingerprint(model.vae) == of_teacher
     with torch.no_grad():
         model.vae.encoder.conv_in.bias.add_(0.1)
-    assert encoder_fingerprint(config, model.vae) != of_teacher
+    assert encoder_fingerprint(model.vae) != of_teacher
     with pytest.raises(ValueError, match=r"expected vae.causal_decoder False \(got True\)"):
         chain.read_parts(Model(before), tmp_path, "vae.")

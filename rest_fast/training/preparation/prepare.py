@@ -25,7 +25,7 @@ from rest_fast.training.preparation.journal import open_journal
 from rest_fast.training.preparation.rules import Report
 from rest_fast.training.preparation.units import Unit, find_units, open_clips, read_boxes
 from rest_fast.training.preparation.work import Job, Worker, load_features, load_vae
-from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint
+from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint, encoder_of
 
 Entry = dict[str, Any]
 
@@ -133,12 +133,16 @@ def _check_models(job: Job) -> str | None:
     load_features(job.config, job.whisper, job.device)
     if job.weights is None:
         return None
-    config = checkpoint.read_config(job.weights)
-    for name in ("height", "width", "vae"):
-        want, got = getattr(job.config, name), getattr(config, name)
-        if want != got:
-            raise ValueError(f"weights {job.weights}: expected a VAE of {name} {want}, got {got}")
-    return encoder_fingerprint(config, load_vae(job.weights, "cpu"))
+    config = checkpoint.read_vae_config(job.weights)
+    vae = config.vae if isinstance(config, ModelConfig) else config
+    want, got = {"vae": encoder_of(job.config.vae)}, {"vae": encoder_of(vae)}
+    if isinstance(config, ModelConfig):
+        for size, of in ((want, job.config), (got, config)):
+            size |= {"height": of.height, "width": of.width}
+    for name in want:
+        if want[name] != got[name]:
+            raise ValueError(f"weights {job.weights}: expected a VAE of {name} {want[name]}, got {got[name]}")
+    return encoder_fingerprint(load_vae(job.weights, "cpu"))
 
 
 def _arguments(job: Job, units: Sequence[Unit], vae: str | None, validation: float) -> dict[str, Any]:

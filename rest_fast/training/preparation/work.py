@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rest_fast import checkpoint
 from rest_fast.config import TEMPORAL, ModelConfig
 from rest_fast.models.speech import FRAME, SpeechFeatures, speech_features
 from rest_fast.models.vae import TemporalVAE, to_tokens
@@ -46,10 +45,8 @@ class Job:
 
 
 def load_vae(folder: Path, device: str) -> TemporalVAE:
-    """The VAE of a checkpoint, without the rest of it. CheckpointError: it does not load."""
-    vae = TemporalVAE(checkpoint.read_config(folder))
-    checkpoint.read_weights(vae, folder, "vae.")
-    return vae.to(device).eval().requires_grad_(False)
+    """The VAE of a checkpoint, without the rest of it, or that of a folder of its own. CheckpointError."""
+    return TemporalVAE.from_pretrained(folder, device=device)
 
 
 def load_features(config: ModelConfig, whisper: str | None, device: str) -> SpeechFeatures:
