@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rest_fast.models.linear import linear
+
 
 @dataclass(frozen=True)
 class Work:
@@ -39,14 +41,16 @@ class Roof:
 
 
 def measure(device: torch.device, dtype: torch.dtype, *, megabytes: int = 256, side: int | None = None) -> Roof:
-    """Best of several large copies, and of several products of square matrices in this dtype."""
+    """Best of several large copies, and of several products of square matrices in this dtype, by PyTorch's library and by
+    oneDNN: on AMD processors the former takes twice as long (docs/measured_facts.md), and would be no roof."""
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     n = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     copy = _best(lambda: target.copy_(source), device)
-    gemm = _best(lambda: torch.mm(a, b, out=out), device)
+    layer = torch.nn.Linear(n, n, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    gemm = min(_best(lambda: torch.mm(a, b, out=out), device), _best(lambda: linear(layer, a), device))
     return Roof(2 * source.numel() / copy, 2 * n**3 / gemm)
 
 
