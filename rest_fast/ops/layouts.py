@@ -13,11 +13,11 @@ def layout(x: torch.Tensor) -> str:
     """``contiguous`` as the shape says, ``channels_last`` (memory order B, T, H, W, C), ``haloed`` (the same inside a
     border, :func:`haloed`), or ``strided`` for the rest.
     """
+    if halo(x) is not None:  # first: a picture of one pixel is contiguous in any layout
+        return HALOED
     if x.is_contiguous():
         return CONTIGUOUS
-    if x.is_contiguous(memory_format=torch.channels_last_3d):
-        return CHANNELS_LAST
-    return STRIDED if halo(x) is None else HALOED
+    return CHANNELS_LAST if x.is_contiguous(memory_format=torch.channels_last_3d) else STRIDED
 
 
 def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
