@@ -44,6 +44,8 @@ def halo(x: torch.Tensor) -> torch.Tensor | None:
 
     Only the strides can tell: a crop of a larger picture, whose surroundings are no zeros, looks the same.
     """
+    if x.ndim != 5:
+        return None
     (b, c, t, h, w), (sb, sc, st, sh, sw) = x.shape, x.stride()
     offset = x.storage_offset() - sh - sw
     fits = sc == 1 and sw == c and sh == (w + 2) * sw and st == (h + 2) * sh and (b == 1 or sb % st == 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rest_fast.ops.dispatch import OpError
-from rest_fast.ops.layouts import layout
+from rest_fast.ops.layouts import halo, haloed, layout
 from tests.kit.volumes import ORDERS, laid_out
 from tests.ops import calls
 
@@ -29,3 +29,12 @@ def test_an_expanded_output_is_refused(op):
     call["out"] = call["out"][..., :1].expand(call["out"].shape)
     with pytest.raises(OpError, match=rf"{op}: argument out: expected elements that share no memory, got strides \("):
         calls.invoke(op, call)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (4, 5)])
+def test_a_border_is_seen_whatever_it_surrounds(size):
+    """A picture of one pixel is contiguous in any layout: what lies around it is what a kernel asks for."""
+    x = haloed((1, 16, 1, *size))
+    assert layout(x) == "haloed" and halo(x).shape == (1, 16, 1, size[0] + 2, size[1] + 2)
+    for plain in (torch.zeros(1, 16, 1, *size), torch.zeros(16)):
+        assert layout(plain) != "haloed" and halo(plain) is None
