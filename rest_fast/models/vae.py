@@ -104,8 +104,8 @@ class TemporalVAE(nn.Module):
         if stream.mode.name != "lookahead":
             return stream.decode(latents)
         self._check(latents, "latents", self.config.latent_channels)
-        plan = [4] + [3] * ((latents.shape[2] - 2) // 3)
-        pieces = latents.split(_fit(plan, latents.shape[2]), 2)
+        later = latents[:, :, 4:]
+        pieces = [latents[:, :, :4], *(later.split(3, 2) if later.shape[2] else ())]
         return torch.cat([*(stream.decode(piece) for piece in pieces), stream.flush()], 2)
 
     def stream(
@@ -200,12 +200,3 @@ class TemporalVAE(nn.Module):
         own = self.latents_mean
         if (x.dtype, x.device) != (own.dtype, own.device):
             raise ValueError(f"vae: {name}: expected {own.dtype} on {own.device}, got {x.dtype} on {x.device}")
-
-
-def _fit(plan: list[int], count: int) -> list[int]:
-    """Pieces as planned, the last one shorter or left out, ``count`` in all."""
-    pieces: list[int] = []
-    while count:
-        pieces.append(min(plan[len(pieces)] if len(pieces) < len(plan) else count, count))
-        count -= pieces[-1]
-    return pieces
