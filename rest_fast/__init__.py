@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from rest_fast.block import Block
     from rest_fast.config import ModelConfig, preset
     from rest_fast.diagnostics import show_config
+    from rest_fast.errors import (
+        ArgumentError,
+        AvatarError,
+        CausalDecoderError,
+        CheckpointError,
+        ConfigError,
+        ConvertError,
+        DataError,
+        DetectorError,
+        DivergedError,
+        EvaluationError,
+        MediaError,
+        NoFace,
+        OpError,
+        RestFastError,
+        RestFastWarning,
+        SessionClosed,
+        StateError,
+        TrainError,
+    )
     from rest_fast.model import Model, load
     from rest_fast.rendering import render
     from rest_fast.session import Session
@@ -36,6 +56,24 @@ __all__ = [
     "preset",
     "render",
     "show_config",
+    "ArgumentError",
+    "AvatarError",
+    "CausalDecoderError",
+    "CheckpointError",
+    "ConfigError",
+    "ConvertError",
+    "DataError",
+    "DetectorError",
+    "DivergedError",
+    "EvaluationError",
+    "MediaError",
+    "NoFace",
+    "OpError",
+    "RestFastError",
+    "RestFastWarning",
+    "SessionClosed",
+    "StateError",
+    "TrainError",
 ]
 
 # Where each name lives. Imported at its first use: `rest-fast --help` need not wait for PyTorch.
@@ -50,6 +88,24 @@ _HOMES = {
     "preset": "config",
     "render": "rendering",
     "show_config": "diagnostics",
+    "ArgumentError": "errors",
+    "AvatarError": "errors",
+    "CausalDecoderError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ConvertError": "errors",
+    "DataError": "errors",
+    "DetectorError": "errors",
+    "DivergedError": "errors",
+    "EvaluationError": "errors",
+    "MediaError": "errors",
+    "NoFace": "errors",
+    "OpError": "errors",
+    "RestFastError": "errors",
+    "RestFastWarning": "errors",
+    "SessionClosed": "errors",
+    "StateError": "errors",
+    "TrainError": "errors",
 }
 
 

@@ -11,13 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rest_fast.errors import AvatarError as AvatarError
 from rest_fast.paste_back import PasteBack
 
 FORMAT = "rest_fast avatar 1"
-
-
-class AvatarError(ValueError):
-    """An avatar that does not fit: names the file or argument, the expectation and what came."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
+from rest_fast.errors import CheckpointError as CheckpointError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not load: names the file, the expectation and what was found."""
 
 
 def save(module: nn.Module, config: ModelConfig, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

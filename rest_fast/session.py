@@ -25,6 +25,7 @@ from rest_fast.block import Block, Latent
 from rest_fast.block_decoder import BlockDecoder
 from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL, SamplingConfig
+from rest_fast.errors import SessionClosed as SessionClosed
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
 from rest_fast.sampler import Branches
@@ -33,10 +34,6 @@ from rest_fast.sound import RATE, SoundTimeline
 if TYPE_CHECKING:
     from rest_fast.model import Model
     from rest_fast.session_state import SessionState
-
-
-class SessionClosed(RuntimeError):
-    """A call that needs an open session."""
 
 
 class Session:

@@ -15,16 +15,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from rest_fast.block import Latent
+from rest_fast.errors import StateError as StateError
 from rest_fast.sound import SoundTimeline
 
 if TYPE_CHECKING:
     from rest_fast.session import Session
 
 _COUNTERS = ("_noise_index", "_next", "_delivered", "_floor", "_stale_context", "epoch")
-
-
-class StateError(ValueError):
-    """A snapshot that does not fit the session, or bytes that are none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rest_fast.errors import MediaError as MediaError
+
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Array: TypeAlias = NDArray[Any] | torch.Tensor
 Source = str | os.PathLike[str] | bytes | IO[bytes]  # a path, a file's content, an open file
 
 TENSORS = (torch.uint8, torch.int16, torch.float32, torch.float64)
-
-
-class MediaError(ValueError):
-    """A picture, sound or video that cannot be used: names it, what was expected and what came."""
 
 
 def media_error(name: str, expected: str, got: object, where: str = "") -> MediaError:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from rest_fast.errors import RestFastError
 
-class InputError(ValueError):
+
+class InputError(RestFastError, ValueError):
     """Something that the user gave cannot be used."""
 
 

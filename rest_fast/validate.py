@@ -7,9 +7,7 @@ import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built: names the field, the expectation and the value."""
+from rest_fast.errors import ConfigError as ConfigError
 
 
 def require(ok: bool, name: str, expected: str, value: object) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rest_fast.checkpoint import PICKLE_SUFFIXES, differences
+from rest_fast.errors import ConvertError as ConvertError
 
 PREFIXES = {"vae": "vae.", "transformer": "model.diffusion_model."}
 _MARKS = {"vae": "encoder.conv_in.conv.weight", "transformer": "transformer_blocks.0.attn1.to_q.weight"}
@@ -23,10 +24,6 @@ _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Part = Literal["vae", "transformer"]
-
-
-class ConvertError(ValueError):
-    """Something that cannot be converted: names the file, the expectation and what was found."""
 
 
 @dataclass

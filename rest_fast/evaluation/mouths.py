@@ -20,13 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rest_fast.errors import NoFace as NoFace
 from rest_fast.evaluation.readers import PixelReader, at_128
 from rest_fast.evaluation.sources import EvaluationError
-
-
-class NoFace(EvaluationError):
-    """A video with too many frames in which no face was found."""
-
 
 MISSING = 0.2  # share of a video's frames that may be without a face
 Array = NDArray[Any]

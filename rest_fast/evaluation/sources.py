@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rest_fast.errors import EvaluationError as EvaluationError
 from rest_fast.evaluation.streams import Talk
 from rest_fast.models.speech import FRAME
 from rest_fast.sound import RATE
@@ -17,10 +18,6 @@ from rest_fast.training.synthetic.clips import CLIPS, FRAMES, LEAD, Clips
 from rest_fast.training.synthetic.portraits import GEOMETRY
 
 Array = NDArray[Any]
-
-
-class EvaluationError(ValueError):
-    """Something that was given cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)

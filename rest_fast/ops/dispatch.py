@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rest_fast.errors import OpError as OpError
+
 MOST_DECISIONS = 4096  # per op; shapes are few, lengths of a filling window a handful
 KINDS: dict[str, tuple[Any, str]] = {  # of a schema -> Python types, words
     "Tensor": (torch.Tensor, "a tensor"),
@@ -27,10 +29,6 @@ KINDS: dict[str, tuple[Any, str]] = {  # of a schema -> Python types, words
 }
 LIBRARY = torch.library.Library("rest_fast", "DEF")
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("rest_fast_backend", default=None)
-
-
-class OpError(ValueError):
-    """A call that an op refuses: names op, argument, expectation and value."""
 
 
 class Spec(NamedTuple):

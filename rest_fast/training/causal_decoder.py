@@ -22,6 +22,7 @@ from torch import nn
 
 from rest_fast import checkpoint
 from rest_fast.config import TEMPORAL, ConvVAEConfig, ModelConfig
+from rest_fast.errors import CausalDecoderError as CausalDecoderError
 from rest_fast.model import find_checkpoint
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae_stream import CausalConv3d, StreamState
@@ -37,10 +38,6 @@ log = logging.getLogger("rest_fast.training")
 
 STAGE = "causal-decoder"
 TEACHER = "teacher.sha256"  # in the stage's folder: which VAE it began with
-
-
-class CausalDecoderError(ValueError):
-    """A VAE that this stage has no use for: names the file, the expectation and what was found."""
 
 
 def read_teacher(source: str | Path) -> TemporalVAE:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from rest_fast import checkpoint
 from rest_fast.config import ConvVAEConfig, ModelConfig
+from rest_fast.errors import TrainError as TrainError
 from rest_fast.model import Model, find_checkpoint
 from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
@@ -46,10 +47,6 @@ ALL = (*STAGES, causal_decoder.STAGE)  # the last one stands alone: from a VAE t
 CONFIG = "config.json"
 SAMPLE_SECONDS = 4
 PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack what they switch on
-
-
-class TrainError(ValueError):
-    """A training that cannot start: names what was expected and what was found."""
 
 
 class Start(NamedTuple):

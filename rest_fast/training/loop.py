@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rest_fast.errors import DivergedError as DivergedError
 from rest_fast.training import states
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World, distribute, last_part, local, whole
@@ -23,10 +24,6 @@ log = logging.getLogger("rest_fast.training")
 BETAS = (0.9, 0.98)
 
 Batches = Callable[[int, range], Any]  # (step, rows of its global batch) -> what the stage's forward takes
-
-
-class DivergedError(ValueError):
-    """A loss or a weight is no number any more; the last state is kept."""
 
 
 def learning_rate(step: int, stage: Stage) -> float:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig, SpeechConfig
+from rest_fast.errors import DataError as DataError
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
 
@@ -35,10 +36,6 @@ FRAMES = 97  # 1 + 12 x 8: a reference and four chunks
 LEAD = TAIL = 4_000  # samples of sound before frame 0 and after the last: history and look-ahead of the features
 DTYPES = {"F16": "float16", "F32": "float32", "U8": "uint8"}  # as safetensors and torch call them
 FIELDS = ("features", "latents", "video", "samples", "labels", "geometry")
-
-
-class DataError(ValueError):
-    """Prepared data that cannot be used: names the file, the expectation and what was found."""
 
 
 @dataclasses.dataclass

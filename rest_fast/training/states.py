@@ -22,11 +22,8 @@ try:
 except ImportError as e:
     raise ImportError(f"training: expected PyTorch 2.8 or newer, got {torch.__version__}") from e
 
+from rest_fast.errors import StateError as StateError
 from rest_fast.training.distributed import World
-
-
-class StateError(ValueError):
-    """A state that does not fit: names the folder, the expectation and what was found."""
 
 
 def steps(folder: Path) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from rest_fast.errors import DetectorError as DetectorError
 from rest_fast.faces import CASCADE, LONGEST, NEIGHBOURS, SMALLEST, WIDER
 from rest_fast.sources import UInt8
 from rest_fast.training.preparation.crops import Box, Framing
@@ -26,10 +27,6 @@ DETECTORS = ("auto", "opencv", "mediapipe")
 INTERPRETER = "REST_FAST_MEDIAPIPE_PYTHON"
 SCRIPT = Path(__file__).with_name("mediapipe_faces.py")
 INSTALL = "python3.11 -m venv mp && mp/bin/pip install mediapipe==0.10.21; REST_FAST_MEDIAPIPE_PYTHON=mp/bin/python"
-
-
-class DetectorError(RuntimeError):
-    """The detector itself failed; no rule drops a clip for it."""
 
 
 class Detector(Protocol):

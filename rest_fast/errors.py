@@ -1,0 +1,90 @@
+"""Every error that the package raises on purpose, and its one kind of warning. Imports nothing.
+
+All derive from :class:`RestFastError`, so that one ``except`` catches them. They are ``ValueError`` or ``RuntimeError``
+as well, for callers who know nothing of this package. The modules that raise them have them by these names, too.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+class RestFastError(Exception):
+    """What this package refuses or cannot do: one line that names the thing, what was expected and what came."""
+
+
+class ArgumentError(RestFastError, ValueError):
+    """An argument of a call that cannot be used."""
+
+
+class MediaError(RestFastError, ValueError):
+    """A picture, sound or video that cannot be used: names it, what was expected and what came."""
+
+
+class AvatarError(RestFastError, ValueError):
+    """An avatar that does not fit: names the file or argument, the expectation and what came."""
+
+
+class SessionClosed(RestFastError, RuntimeError):
+    """A call that needs an open session."""
+
+
+class StateError(RestFastError, ValueError):
+    """A saved state, of a session or of a training, that does not fit or is none."""
+
+
+class ConfigError(RestFastError, ValueError):
+    """A configuration that cannot be built: names the field, the expectation and the value."""
+
+
+class CheckpointError(RestFastError, ValueError):
+    """A checkpoint that does not load: names the file, the expectation and what was found."""
+
+
+class OpError(RestFastError, ValueError):
+    """A call that an op refuses: names op, argument, expectation and value."""
+
+
+class ConvertError(RestFastError, ValueError):
+    """Something that cannot be converted: names the file, the expectation and what was found."""
+
+
+class DataError(RestFastError, ValueError):
+    """Prepared data that cannot be used: names the file, the expectation and what was found."""
+
+
+class DetectorError(RestFastError, RuntimeError):
+    """The face detector itself failed; no rule drops a clip for it."""
+
+
+class TrainError(RestFastError, ValueError):
+    """A training that cannot start: names what was expected and what was found."""
+
+
+class CausalDecoderError(RestFastError, ValueError):
+    """A VAE that the stage ``causal-decoder`` has no use for: names the file, the expectation and what was found."""
+
+
+class DivergedError(RestFastError, ValueError):
+    """A loss or a weight is no number any more; the last state is kept."""
+
+
+class EvaluationError(RestFastError, ValueError):
+    """Something that was given to an evaluation cannot be used."""
+
+
+class NoFace(EvaluationError):
+    """A video with too many frames in which no face was found."""
+
+
+class RestFastWarning(UserWarning):
+    """The result may not be what was wanted; every warning of this package is of this category."""
+
+
+def warn(message: str) -> None:
+    """A :class:`RestFastWarning` at the line, outside of this package and PyTorch, that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("rest_fast", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RestFastWarning, stacklevel=level)
