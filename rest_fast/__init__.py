@@ -11,6 +11,7 @@ with model.session(avatar, sample_rate=24000) as session:
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from rest_fast.session_state import SessionState
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing by itself
 
 __all__ = [
     "Avatar",

@@ -81,7 +81,10 @@ def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:
 
 
 def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> None:
-    """Load ``model.safetensors`` into a module, every tensor with the expected name and shape; cast to its dtype."""
+    """Load ``model.safetensors`` into a module, every tensor with the expected name and shape; cast to its dtype.
+
+    Afterwards ``module.source`` is the folder.
+    """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         found = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
@@ -98,6 +101,7 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> Non
                         f"{path}: {name}: expected shape {list(tensor.shape)} by {CONFIG}, got {list(found.shape)}"
                     )
                 tensor.copy_(found)
+        module.source = Path(folder)
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path}: expected a whole safetensors file, got one that does not read ({e})") from None
 

@@ -23,10 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_fast.arguments import build_parser, join_crop
+from rest_fast.arguments import build_parser
+from rest_fast.arguments_parser import join_crop
 from rest_fast.cli_convert import convert
-from rest_fast.cli_models import load_model
-from rest_fast.terminal import InputError, Progress, Signals, notes, one_line, open_streams, say
+from rest_fast.cli_models import check_model, load_model
+from rest_fast.errors import RestFastWarning
+from rest_fast.files import DEMO, refuse_input
+from rest_fast.terminal import InputError, Progress, Signals, notes, one_line, open_streams, say, warnings_as_lines
 
 try:
     import fcntl
@@ -34,7 +37,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 ENDINGS = (".mp4", ".m4v", ".mov")  # as in media.CONTAINERS, which is slow to import
-ASSETS = Path(__file__).parent / "assets" / "demo"
 LIMITS = {"PHOTO": 512 << 20, "AUDIO": 4 << 30}  # bytes on standard input, which are held in memory
 
 
@@ -50,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             build_parser().parse_args(join_crop(words), args)
             level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
             stack.enter_context(notes(level))
-            if not debug:  # of Pillow, PyTorch, ...: they speak to programmers
-                import warnings
-
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
+            stack.enter_context(warnings_as_lines(others=debug))
             COMMANDS.get(args.command, _help)(args)
             return 0
         except SystemExit as e:  # argparse: help, version, usage
@@ -74,7 +72,8 @@ def _failure(e: BaseException, stopped_by: int, args: Namespace) -> tuple[int, s
         code, word = (143, "terminated") if stopped_by == signal.SIGTERM else (130, "interrupted")
         return code, f"{word}; {args.left or 'nothing was written'}"
     left = args.left and f"; {args.left}"
-    if isinstance(e, ValueError | OSError):  # every error of bad input in this package is a ValueError
+    # every error of bad input in this package is a ValueError; a warning is one only where -W error asks for it
+    if isinstance(e, ValueError | OSError | RestFastWarning):
         return 2, f"error: {one_line(e)}{left}"
     if isinstance(e, ImportError):
         extra = {"synth": "[synth]", "evaluate": "[synth,evaluate]"}.get(args.command, "")
@@ -95,13 +94,16 @@ def _render(args: Namespace) -> None:
     if args.photo == args.audio == "-":
         raise InputError("PHOTO and AUDIO: expected one of them on standard input (-), got both")
 
-    import rest_fast
-    from rest_fast import media
-    from rest_fast.rendering import refuse_input
-
     for written in (out, partial):
         refuse_input(written, args.photo, args.audio)
+    check_model(args)  # all that needs no model before it, and what is slow last
+
+    import rest_fast
+    from rest_fast import media
+
     photo = media.load_image(_source(args.photo, "PHOTO"))
+    if isinstance(args.crop, tuple):
+        media.square_crop(photo, args.crop, 1)  # refuses one that is not inside of the photo
     audio = media.load_audio(_source(args.audio, "AUDIO"))
     model = load_model(args)
     avatar = model.prepare(photo, crop=args.crop)
@@ -141,12 +143,12 @@ def _render(args: Namespace) -> None:
 
 
 def _demo(args: Namespace) -> None:
-    portraits = [ASSETS / "portrait.png", ASSETS / "portrait_2.png"]
+    portraits = [DEMO / "portrait.png", DEMO / "portrait_2.png"]
     args.photo = portraits[args.portrait - 1]
     if not args.photo.exists() and portraits[0].exists():
         logging.getLogger("rest_fast.cli").warning("portrait %d is not installed, using portrait 1", args.portrait)
         args.photo = portraits[0]
-    args.audio, args.paste_back = ASSETS / "speech.wav", False
+    args.audio, args.paste_back = DEMO / "speech.wav", False
     args.crop = "center"  # the portraits are framed as the model wants them
     _render(args)
 

@@ -9,8 +9,6 @@ from rest_fast.terminal import InputError, say
 
 
 def convert(args: Namespace) -> None:
-    if args.what is None:
-        return args.show_help()
     commands = {"ltx-vae": _ltx_vae, "ltx-transformer": _ltx_transformer, "prompt": _prompt, "swap-vae": _swap_vae}
     say(commands[args.what](args), sys.stdout)
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from rest_fast.cli_models import check_device, load_model
+from rest_fast.cli_models import check_device, check_model, load_model
 from rest_fast.terminal import InputError, Progress, say
 
 
@@ -39,11 +39,7 @@ def synth(args: Namespace) -> None:
 
 
 def train(args: Namespace) -> None:
-    if args.stage is None:
-        return args.show_help()
-    for name in ("config", "data", "out"):
-        if getattr(args, name) is None:
-            raise InputError(f"train {args.stage}: expected --{name}, got none")
+    check_device(args.device)
     import torch
 
     from rest_fast.training import chain
@@ -70,6 +66,7 @@ def evaluate(args: Namespace) -> None:
     report = args.out / "evaluation.md"
     if report.exists():
         raise InputError(f"evaluate: --out: expected a folder without a report, got {args.out} (remove {report})")
+    check_model(args)
     model = load_model(args)
     with Progress("steps", quiet=args.quiet) as progress:
         measure(
@@ -97,8 +94,7 @@ def evaluate(args: Namespace) -> None:
 def prepare_data(args: Namespace) -> None:
     from rest_fast.training.preparation import prepare
 
-    if args.device.startswith("cuda"):
-        check_device(args.device)
+    check_device(args.device)
     with Progress("files", quiet=args.quiet) as progress:
         try:
             report = prepare(

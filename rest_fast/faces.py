@@ -5,15 +5,11 @@ Needs OpenCV (``pip install "rest_fast[face]"``), whose wheel brings the cascade
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 from PIL import Image
 
+from rest_fast.errors import warn
 from rest_fast.sources import UInt8, as_uint8
-
-LOG = logging.getLogger("rest_fast")
-LOG.addHandler(logging.NullHandler())  # a library prints nothing
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 LONGEST = 1024  # px: a larger photo is searched in a smaller copy
@@ -30,7 +26,7 @@ def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
 
     It lies inside the picture: moved in where it would stick out, shrunk where it would not fit. A photo that is framed
     like a training picture gives its whole shorter side, so cropping a crop changes nothing. The same picture gives the
-    same square. ``None``, with a note to the logger ``rest_fast``, when there is no face (WARNING) or no OpenCV (INFO).
+    same square. ``None``, with a :class:`rest_fast.RestFastWarning`, when there is no face or no OpenCV.
     """
     pixels = as_uint8("image", image, "H", "W", 3)
     try:
@@ -38,7 +34,10 @@ def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
 
         cascade = cv2.CascadeClassifier(cv2.data.haarcascades + CASCADE)
     except (ImportError, AttributeError):  # OpenCV 5 comes without cascades
-        LOG.info('face detector not installed: using the centre of the photo; pip install "rest_fast[face]"')
+        warn(
+            "no face detector is installed: the centre of the photo is used (give a crop, or "
+            'pip install "rest_fast[face]")'
+        )
         return None
     height, width = pixels.shape[:2]
     scale = min(1.0, LONGEST / max(height, width))
@@ -47,7 +46,7 @@ def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
     least = max(20, round(SMALLEST * min(small.size)))  # the cascade's own window is 20 px
     found = cascade.detectMultiScale(np.asarray(small), 1.1, NEIGHBOURS, minSize=(least, least))
     if not len(found):
-        LOG.warning("no face found in the photo: using its centre; a crop can be given")
+        warn("no face was found in the photo: its centre is used (give a crop to choose the square)")
         return None
     faces = [[int(v) for v in face] for face in found]
     x, y, w, h = max(faces, key=lambda face: (face[2], -face[1], -face[0]))  # of equals the topmost: never by chance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from tqdm import tqdm
 
 from rest_fast import media
 from rest_fast.avatar import Avatar
+from rest_fast.errors import warn
+from rest_fast.files import DEMO, refuse_input
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
@@ -52,6 +53,8 @@ def render(
     Raises: :class:`rest_fast.media.MediaError` before work starts, for sound of more than
         :data:`rest_fast.media.MAX_SECONDS` too; :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar
         that has no photo.
+    Warns: :class:`rest_fast.RestFastWarning` for a picture that may be a photograph with the shipped demo model, which
+        has only seen drawn faces.
     """
     refuse_input(out, speech)
     paste = avatar.paste_back() if paste_back else None
@@ -59,6 +62,7 @@ def render(
     frames = -(-len(audio.samples) * 25 // audio.rate)
     samples, rate = _playable(audio)
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
+    _warn_of_photographs(model, avatar.picture)
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
     done = 0
     with session:
@@ -80,12 +84,16 @@ def render(
     return Rendered(Path(out), frames, audio.duration)
 
 
-def refuse_input(out: str | Path, *inputs: Any) -> None:
-    """MediaError when the output would overwrite one of the inputs."""
-    for given in inputs:
-        is_path = isinstance(given, str | os.PathLike) and os.path.exists(out) and os.path.exists(given)
-        if is_path and os.path.samefile(out, given):
-            raise media.MediaError(f"output {os.fspath(out)!r}: expected another file than the input, got the same")
+def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
+    """The shipped demo model has seen drawn faces only; of a picture nobody can tell, but for the shipped portraits."""
+    if getattr(model, "source", None) != DEMO:
+        return
+    portraits = (media.load_image(path) for path in DEMO.glob("portrait*.png"))
+    if not any(np.array_equal(picture, media.square_crop(portrait, None, len(picture))[0]) for portrait in portraits):
+        warn(
+            "the demo model was trained on drawn faces alone: a photograph is outside what it knows and looks visibly "
+            "broken (docs/demo_model.md)"
+        )
 
 
 def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:

@@ -10,10 +10,11 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rest_fast.errors import RestFastError
+from rest_fast.errors import RestFastError, RestFastWarning
 
 
 class InputError(RestFastError, ValueError):
@@ -112,6 +113,30 @@ class _Notes(logging.Handler):
         word = "note" if record.levelno < logging.WARNING else record.levelname.lower()
         with tqdm.external_write_mode(sys.stderr):  # takes a bar away and draws it anew below the line
             say(f"{word}: {one_line(record.getMessage())}", sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_lines(others: bool) -> Iterator[None]:
+    """Warnings of this package as log records, which :func:`notes` shows.
+
+    Those of others speak to programmers: they are shown as Python does, and only with ``others``. Where ``-W`` or
+    ``PYTHONWARNINGS`` says what becomes of warnings, that holds.
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            if not others:
+                warnings.simplefilter("ignore")
+            warnings.simplefilter("always", RestFastWarning)
+        show = warnings.showwarning
+
+        def log(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RestFastWarning):
+                logging.getLogger("rest_fast").warning("%s", message)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = log
+        yield
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):

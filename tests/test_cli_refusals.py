@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -45,7 +47,7 @@ def write_nan(path) -> None:
     ({"audio": "none.wav"}, [], ["none.wav", "No such file"]),
     ({"audio": "folder"}, [], ["folder", "directory"]),
     ({"audio": "face.png"}, [], ["face.png", "no audio stream"]),
-    ({"audio": "empty.wav"}, [], ["empty.wav", "got an empty file"]),
+    ({"audio": "empty.wav"}, [], ["empty.wav", "which is an empty file"]),
     ({"audio": "zero.wav"}, [], ["zero.wav", "expected some audio"]),
     ({"audio": "text.wav"}, [], ["text.wav", "expected audio"]),
     ({"audio": "nan.wav"}, [], ["nan.wav", "NaN"]),
@@ -60,17 +62,21 @@ def write_nan(path) -> None:
     ({}, ["--seed", "-1"], ["--seed", "-1"]),
     ({}, ["--seed", "1.5"], ["--seed", "1.5"]),
     ({}, ["--seed", str(1 << 64)], ["--seed", "expected a whole number in 0..18446744073709551615"]),
-    ({}, ["--crop", "0", "0", "10", "50"], ["crop", "expected a square"]),
+    ({}, ["--crop", "0", "0", "10", "50"], ["--crop", "expected a square", "10 x 50"]),
     ({}, ["--crop", "60", "40", "120", "100"], ["crop", "inside 100 x 80"]),
-    ({}, ["--crop", "-5", "0", "40", "45"], ["crop", "inside 100 x 80"]),
-    ({}, ["--crop", "nan", "0", "40", "40"], ["crop", "nan"]),
+    ({}, ["--crop", "-5", "0", "40", "45"], ["--crop", "0 <= left < right", "got -5 0 40 45"]),
+    ({}, ["--crop", "40", "0", "10", "30"], ["--crop", "0 <= left < right", "got 40 0 10 30"]),
+    ({}, ["--crop", "nan", "0", "40", "40"], ["--crop", "0 <= left < right", "got nan 0 40 40"]),
     ({}, ["--crop", "1", "2", "3"], ["--crop", "expected four numbers or center, got 1 2 3"]),
     ({}, ["--crop", "left"], ["--crop", "expected four numbers or center, got left"]),
     ({}, ["--device", "tpu"], ["--device", "expected auto, cpu, cuda", "tpu"]),
     ({}, ["--dtype", "int8"], ["--dtype", "int8", "float32"]),
     ({}, ["--dtype", "float16", "--device", "cpu"], ["--dtype float16", "expected float32 or bfloat16"]),
     ({}, ["--weights", "nowhere"], ["nowhere", "expected a folder"]),
-    ({}, ["--colour", "red"], ["--colour", "unrecognized", "rest-fast"]),
+    ({}, ["--colour", "red"], ["rest-fast render: error: expected an option of rest-fast render, got --colour"]),
+    ({}, ["--guidnace", "2"], ["got --guidnace; did you mean --guidance?"]),
+    ({}, ["--paste-bakc"], ["; did you mean --paste-back?"]),
+    ({}, ["--dtype", "bflaot16"], ["; did you mean bfloat16?"]),
 ])  # fmt: skip
 def test_bad_input(inputs, tmp_path, capsys, given, more, says):
     refused(capsys, words(inputs, tmp_path / "out.mp4", *more, **given), *says)
@@ -118,6 +124,62 @@ def test_endless_standard_input(inputs, tmp_path, capsys, monkeypatch, which):
         refused(capsys, words(inputs, tmp_path / "out.mp4", **{which: "-"}), says)
 
 
+@pytest.mark.parametrize(("argv", "says"), [
+    (["rendr"], "argument COMMAND: expected one of render, demo, doctor, synth"),
+    (["rendr"], "got 'rendr'; did you mean render?"), (["Doctor"], "; did you mean doctor?"),
+    (["prepare_data"], "; did you mean prepare-data?"), (["--verison"], "; did you mean --version?"),
+    (["render", "--otu", "x.mp4"], "rest-fast render: error: expected an option of rest-fast render, got --otu; did"),
+    (["train", "--stage=vae"], "got --stage"), (["convert", "ltx-vae", "--relaese", "0.9.1"], "mean --release?"),
+    (["demo", "--portrait", "3"], "expected one of 1, 2, got '3'"),
+])  # fmt: skip
+def test_what_was_probably_meant(capsys, argv, says):
+    refused(capsys, argv, says)
+
+
+def test_nothing_is_guessed_where_nothing_is_near(capsys):
+    assert "mean" not in refused(capsys, ["sing"], "got 'sing'") + refused(capsys, ["demo", "--colour"], "--colour")
+
+
+def test_help_wins_over_what_is_wrong(capsys):
+    assert cli.main(["render", "--colour", "--help"]) == 0
+    assert "usage: rest-fast render" in capsys.readouterr().out
+
+
+# -- before anything slow
+
+
+@pytest.mark.parametrize(("given", "more", "says"), [
+    ({"photo": "none.png"}, [], "No such file"), ({"audio": "none.wav"}, [], "No such file"),
+    ({"audio": "empty.wav"}, [], "an empty file"), ({"photo": "folder"}, [], "directory"),
+    ({}, ["--crop", "0", "0", "10", "50"], "square"), ({}, ["--steps", "1001"], "at most 1000"),
+    ({}, ["--guidance", "101"], "-100..100"), ({}, ["--dtype", "float16", "--device", "cpu"], "float16"),
+    ({"photo": "-", "audio": "-"}, [], "expected one of them"),
+])  # fmt: skip
+def test_what_is_refused_before_pytorch_is_imported(inputs, tmp_path, given, more, says):
+    """Its import takes more than a second. The words are those of a terminal: ``rest-fast`` and no test around it."""
+    argv = words(inputs, tmp_path / "out.mp4", *more, **given)
+    code = (
+        "import sys; from rest_fast import cli; code = cli.main(sys.argv[1:]); "
+        "print(code, sorted({'torch', 'numpy', 'av', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.stdout == "2 []\n" and says in done.stderr and done.stderr.count("\n") == 1, done
+
+
+def test_what_is_refused_before_a_model_is_loaded(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rest_fast.load", lambda *_, **__: pytest.fail("loaded a model"))
+    out = tmp_path / "out.mp4"
+    refused(capsys, words(inputs, out, "--crop", "60", "40", "120", "100"), "inside 100 x 80")
+    refused(capsys, words(inputs, out, audio="text.wav"), "text.wav")
+    refused(capsys, words(inputs, out, photo="text.png"), "text.png")
+    monkeypatch.setattr("rest_fast.media.load_audio", lambda *_: pytest.fail("decoded the sound"))
+    refused(capsys, words(inputs, out, "--weights", "nowhere"), "nowhere")
+    refused(capsys, ["evaluate", str(inputs), "--out", str(tmp_path), "--weights", "nowhere"], "nowhere")
+    refused(capsys, ["evaluate", "nowhere", "--out", str(tmp_path)], "argument DATA", "nowhere: No such file")
+    embedder = ["--embedder", "nowhere.pt2"]
+    refused(capsys, ["evaluate", str(inputs), "--out", str(tmp_path), *embedder], "--embedder", "No such file")
+
+
 # -- weights
 
 
@@ -154,7 +216,9 @@ def test_a_hub_id_that_does_not_download(inputs, tmp_path, capsys, monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     argv = words(inputs, tmp_path / "out.mp4", "--weights", "nobody/nothing")
-    refused(capsys, argv, "--weights nobody/nothing: expected a folder, or a hub id", "Name or service not known")
+    refused(
+        capsys, argv, "--weights nobody/nothing: expected a folder, or a Hugging Face id", "Name or service not known"
+    )
 
 
 # -- device
@@ -172,9 +236,17 @@ def test_what_a_gpu_cannot(inputs, tmp_path, capsys, monkeypatch, more, says):
     refused(capsys, words(inputs, tmp_path / "out.mp4", *more), says)
 
 
-def test_no_gpu(inputs, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_no_gpu(inputs, tmp_path, capsys, monkeypatch, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    refused(capsys, words(inputs, tmp_path / "out.mp4", "--device", "cuda"), "device", "expected one that is there")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    says = f"--device {device}: no CUDA device found"
+    refused(capsys, words(inputs, tmp_path / "out.mp4", "--device", device), says)
+    refused(capsys, ["evaluate", "/", "--out", str(tmp_path / "report"), "--device", device], says)
+    refused(capsys, ["prepare-data", "/", str(tmp_path / "data"), "--device", device], says)
+    if device == "cuda":
+        train = ["train", "all", "--config", "toy", "--data", "/", "--out", str(tmp_path / "run")]
+        refused(capsys, [*train, "--device", device], says)
 
 
 # -- output

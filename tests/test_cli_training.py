@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rest_fast import cli
-from rest_fast.arguments import STAGES, TRAINING_PRESETS
+from rest_fast.arguments_training import STAGES, TRAINING_PRESETS
 from rest_fast.training import chain
 from rest_fast.training.config import PRESETS, training_preset
 from tests.kit.command import refused
@@ -64,7 +64,7 @@ def test_synth_options(clips, capsys):
 
 @pytest.mark.parametrize(("argv", "says"), [
     (["out"], "--clips"), (["out", "--clips", "0"], "at least 1, got 0"), (["--clips", "1"], "OUT"),
-    (["out", "--clips", "1", "--split", "all"], "invalid choice: 'all'"),
+    (["out", "--clips", "1", "--split", "all"], "expected one of train, validation, test, got 'all'"),
     (["out", "--clips", "1", "--first", "-1"], "at least 0, got -1"),
 ])  # fmt: skip
 def test_synth_bad_usage(clips, capsys, argv, says):
@@ -88,12 +88,13 @@ def test_a_missing_package_is_named_with_its_cure(capsys, monkeypatch):
     )
 
 
+ALL = ["all", "--config", "toy", "--data", "/", "--out", "o"]
 PLAIN = {"init": None, "vae": None, "resume": False, "device": "auto"}
 
 
 def test_train(training, capsys):
-    assert cli.main(["train", "all", "--config", "toy", "--data", "d", "--out", "o"]) == 0
-    assert training == [("all", training_preset("toy"), Path("d"), Path("o"), PLAIN)]
+    assert cli.main(["train", *ALL]) == 0
+    assert training == [("all", training_preset("toy"), Path("/"), Path("o"), PLAIN)]
     out, err = capsys.readouterr()
     assert out == f"train all: done; {Path('o', 'asd')} is a checkpoint\n" and not err
 
@@ -104,36 +105,37 @@ def test_train_options(training, capsys, tmp_path, monkeypatch):
     config = training_preset("toy").replace(seed=4)
     (tmp_path / "c.json").write_text(config.to_json())
     words = (
-        "--data d --out o --resume --vae demo --device cpu --threads 3 --set asd.smooth=0 --set model.stream.sink=false"
+        "--data / --out o --resume --vae demo --device cpu --threads 3 --set asd.smooth=0 --set model.stream.sink=false"
     )
     assert cli.main(["train", "asd", "--config", str(tmp_path / "c.json"), *words.split()]) == 0
     changed = config.replace(asd__smooth=0, model__stream__sink=False)
     options = {"init": None, "vae": "demo", "resume": True, "device": "cpu"}
-    assert training == [("asd", changed, Path("d"), Path("o"), options)] and threads == [3]
+    assert training == [("asd", changed, Path("/"), Path("o"), options)] and threads == [3]
     assert (
-        cli.main(["train", "vae", "--config", "demo", "--data", "d", "--out", "o", "--init", "some/where", "--quiet"])
+        cli.main(["train", "vae", "--config", "demo", "--data", "/", "--out", "o", "--init", "some/where", "--quiet"])
         == 0
     )
-    assert training[1] == ("vae", training_preset("demo"), Path("d"), Path("o"), PLAIN | {"init": "some/where"})
+    assert training[1] == ("vae", training_preset("demo"), Path("/"), Path("o"), PLAIN | {"init": "some/where"})
     assert threads == [3]
 
 
 def test_one_process_of_many_speaks(training, capsys, monkeypatch):
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
-        assert cli.main(["train", "all", "--config", "toy", "--data", "d", "--out", "o"]) == 0
+        assert cli.main(["train", *ALL]) == 0
         assert capsys.readouterr().out.count("\n") == lines
 
 
 @pytest.mark.parametrize(("argv", "says"), [
-    (["asd"], "expected --config, got none"), (["asd", "--config", "toy"], "expected --data, got none"),
-    (["asd", "--config", "toy", "--data", "d"], "train asd: expected --out, got none"),
-    (["dance"], "invalid choice: 'dance'"),
-    (["all", "--config", "toy", "--data", "d", "--out", "o", "--threads", "-1"], "at least 0, got -1"),
-    (["all", "--config", "toy", "--data", "d", "--out", "o", "--device", "tpu"], "invalid choice: 'tpu'"),
-    (["all", "--config", "tiny", "--data", "d", "--out", "o"], "expected a file or one of ['demo', 'rest-512', 'toy']"),
-    (["all", "--config", "toy", "--data", "d", "--out", "o", "--set", "asd.smoth=1"], "got 'smoth'"),
-    (["all", "--config", "toy", "--data", "d", "--out", "o", "--set", "seed=-1"], "seed: expected at least 0, got -1"),
+    ([], "rest-fast train: error: the following arguments are required: STAGE, --config, --data, --out"),
+    (["asd", "--config", "toy", "--data", "/"], "required: --out"),
+    (["dance"], "argument STAGE: expected one of vae, speech, teacher"), (["techer"], "; did you mean teacher?"),
+    ([*ALL, "--threads", "-1"], "at least 0, got -1"),
+    ([*ALL, "--device", "tpu"], "expected one of auto, cpu, cuda, got 'tpu'"),
+    ([*ALL, "--config", "tiny"], "expected a file or one of ['demo', 'rest-512', 'toy']"),
+    ([*ALL, "--set", "asd.smoth=1"], "got 'smoth'"),
+    ([*ALL, "--set", "seed=-1"], "seed: expected at least 0, got -1"),
+    ([*ALL, "--data", "nowhere"], "--data: expected a folder that can be read, got nowhere: No such file"),
 ])  # fmt: skip
 def test_train_bad_usage(training, capsys, argv, says):
     refused(capsys, ["train", *argv], says)
@@ -154,6 +156,6 @@ def test_the_words_are_those_of_the_training():
 
 
 def test_train_help_names_every_stage(capsys):
-    assert cli.main(["train"]) == 0
+    assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n  {stage} " in text for stage in STAGES)

@@ -70,11 +70,13 @@ def test_refusals_are_one_line(tmp_path, capsys, monkeypatch, words, expected):
     "words, expected",
     [
         (["ltx-vae"], "rest-fast convert ltx-vae: error: the following arguments are required: FILE, OUT"),
-        (["ltx-vae", "a", "b", "--release", "1.0"], "invalid choice: '1.0'"),
-        (["ltx-vae", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["ltx-vae", "a", "b", "--release", "1.0"], "expected one of 0.9.0, 0.9.1, 0.9.5, got '1.0'"),
+        (["ltx-vae", "a", "b", "--dtype", "int8"], "expected one of float32, bfloat16, float16, got 'int8'"),
         (["ltx-transformer", "a", "b", "--seed", "-1"], "expected a whole number"),
         (["prompt", "text", "model"], "required: --t5"),
-        (["gguf"], "invalid choice: 'gguf'"),
+        ([], "rest-fast convert: error: the following arguments are required: WHAT"),
+        (["ltxvae"], "; did you mean ltx-vae?"),
+        (["gguf"], "expected one of ltx-vae, ltx-transformer, prompt, swap-vae, got 'gguf'"),
     ],
 )
 def test_usage(capsys, words, expected):
@@ -82,8 +84,8 @@ def test_usage(capsys, words, expected):
     assert code == 2 and expected in err and err.count("\n") == 1, err
 
 
-def test_help_alone(capsys):
-    code, out, _ = run(capsys)
+def test_help(capsys):
+    code, out, _ = run(capsys, "--help")
     assert code == 0 and all(word in out for word in ("ltx-vae", "ltx-transformer", "prompt"))
 
 
