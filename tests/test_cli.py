@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import logging
 import os
@@ -103,6 +104,39 @@ def test_a_photo_without_a_face_is_noted(inputs, tmp_path, capsys):
     assert cli.main(argv) == 0
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("warning: no face ") and "centre" in err
+
+
+def test_a_face_that_is_not_found_stops_a_run_where_warnings_are_errors(inputs, tmp_path):
+    argv = [w for w in words(inputs, tmp_path / "out.mp4") if w not in ("--crop", "center")]
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "rest_fast"]
+    done = subprocess.run([*command, *argv], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("rest-fast: error: no face"), done.stderr
+    assert done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+
+
+def test_photographs_with_the_demo_model_are_noted_once(inputs, tmp_path, capsys, monkeypatch):
+    """On the command line; no portrait that is shipped, no other weights."""
+    monkeypatch.setattr("rest_fast.session.Session.blocks", lambda _: iter(()))  # the note comes before any work
+    monkeypatch.setattr(media, "VideoWriter", lambda *_, **__: contextlib.nullcontext())
+    note = "warning: the demo model was trained on drawn faces only"
+    for picture, weights, told in [
+        (inputs / "face.png", "demo", 1),
+        (inputs / "face.png", str(inputs / "toy"), 0),
+        (DEMO / "portrait.png", "demo", 0),
+        (DEMO / "portrait_2.png", "demo", 0),
+    ]:
+        argv = words(inputs, tmp_path / "out.mp4", "--weights", weights)
+        argv[1] = str(picture)
+        cli.main(argv)
+        assert capsys.readouterr().err.count(note) == told, picture
+
+
+def test_photographs_with_the_demo_model_are_noted_in_python(inputs, tmp_path):
+    model = rest_fast.load("demo", device="cpu")
+    avatar = model.prepare(inputs / "face.png", crop="center")
+    with pytest.warns(rest_fast.RestFastWarning, match="drawn faces only") as said:
+        rest_fast.render(model, avatar, inputs / "speech.wav", tmp_path / "out.mp4", steps=1)
+    assert [w.filename for w in said] == [__file__]
 
 
 @pytest.mark.parametrize("which", ["photo", "audio"])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rest_fast import faces, media
+from rest_fast import RestFastWarning, media
 from rest_fast.faces import _frame, find_face
 from rest_fast.model import ASSETS
 from tests.kit.media_files import refuses
@@ -86,22 +86,28 @@ def test_squares_stay_inside():
         assert left in (0, width - (right - left)) or abs((left + right) / 2 - x) <= 1
 
 
-def test_no_face_is_said_and_the_centre_taken(model, caplog):
+def test_no_face_is_said_and_the_centre_taken(model):
     pytest.importorskip("cv2")
-    with caplog.at_level(logging.INFO, "rest_fast"):
-        assert find_face(photo()) is None
-        avatar = model.prepare(photo())
-    assert avatar.box == (10, 0, 90, 80)
-    assert [(r.levelname, "no face found" in r.message) for r in caplog.records] == [("WARNING", True)] * 2
+    with pytest.warns(RestFastWarning, match="no face was found") as said:
+        found, avatar = find_face(photo()), model.prepare(photo())
+    assert found is None and avatar.box == (10, 0, 90, 80)
+    assert [w.filename for w in said] == [__file__] * 2  # the lines to change, and not the package's own
 
 
 @pytest.mark.parametrize("broken", [None, type(sys)("cv2")])  # not installed; OpenCV 5, which has no cascades
-def test_without_the_detector_the_centre_is_taken(model, caplog, capfd, monkeypatch, broken):
+def test_without_the_detector_the_centre_is_taken(model, monkeypatch, broken):
     monkeypatch.setitem(sys.modules, "cv2", broken)
-    with caplog.at_level(logging.INFO, "rest_fast"):
+    with pytest.warns(RestFastWarning, match=r"no face detector is installed.*rest_fast\[face\]") as said:
         assert model.prepare(photo()).box == (10, 0, 90, 80)
-    assert [r.levelname for r in caplog.records] == ["INFO"] and "rest_fast[face]" in caplog.text
-    assert capfd.readouterr() == ("", "")
+    assert [w.filename for w in said] == [__file__]
+
+
+def test_a_warning_that_is_made_an_error_stops_the_preparation(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RestFastWarning, match="no face"):
+            model.prepare(photo())
+        assert model.prepare(photo(), crop="center").box == (10, 0, 90, 80)
 
 
 def test_prepare_finds_the_face_in_every_kind_of_source(model, astronaut, tmp_path):
@@ -122,7 +128,8 @@ def test_a_crop_that_was_given_wins(model, astronaut, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 2400), (3000, 20)])
 def test_the_smallest_and_longest_pictures_have_no_face(shape):
-    assert find_face(np.zeros((*shape, 3), np.uint8)) is None
+    with pytest.warns(RestFastWarning):
+        assert find_face(np.zeros((*shape, 3), np.uint8)) is None
 
 
 def test_other_images_are_refused():
@@ -135,7 +142,15 @@ def test_the_import_leaves_opencv_alone():
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
 
 
-def test_an_application_that_set_up_no_logging_sees_nothing():
-    code = "import numpy as np; from rest_fast.faces import find_face; find_face(np.zeros((80, 80, 3), np.uint8))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ, check=True)
-    assert done.stdout + done.stderr == b"" and faces.LOG.name == "rest_fast"
+def test_an_application_that_set_up_nothing_is_told_once(tmp_path):
+    """By Python's default filters, and at its own line; the package's logger alone says nothing."""
+    lines = [
+        "import logging, numpy as np",
+        "from rest_fast.faces import find_face",
+        "for _ in range(3): find_face(np.zeros((80, 80, 3), np.uint8))",
+        "logging.getLogger('rest_fast.somewhere').warning('unheard')",
+    ]
+    (tmp_path / "app.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "app.py"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    told, source = done.stderr.splitlines()
+    assert "app.py:3: RestFastWarning: no face " in told and source.strip() == lines[2] and not done.stdout
