@@ -91,7 +91,7 @@ def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
     portraits = (media.load_image(path) for path in DEMO.glob("portrait*.png"))
     if not any(np.array_equal(picture, media.square_crop(portrait, None, len(picture))[0]) for portrait in portraits):
         warn(
-            "the demo model was trained on drawn faces only: a photograph is outside what it knows and comes out visibly "
+            "the demo model was trained on drawn faces only: a photograph is outside of that and comes out visibly "
             "broken (docs/demo_model.md)"
         )
 
