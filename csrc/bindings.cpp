@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "pack.h"
+#include "threads.h"
 
 namespace py = pybind11;
 namespace rf = rest_fast;
@@ -103,6 +104,9 @@ int conv_epilogue(Address conv, Address noise, Address noise_scale, Address resi
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "C++ back end of rest_fast: raw addresses in, error codes out.";
   m.def("error_string", &rf::error_string, "What a non-zero return code means.");
+  m.def("set_threads", &rf::set_threads, "(count): OpenMP threads of the calling thread's regions");
+  m.def("thread_seconds", &rf::thread_seconds, py::call_guard<py::gil_scoped_release>(),
+        "(count) -> CPU seconds of the calling thread and its team of so many; -1: not known");
   m.def("qk_norm_rope_cache", &qk_norm_rope_cache, py::call_guard<py::gil_scoped_release>(),
         "(qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out, row_index, "
         "ring_index, write_slot, base, batch, tokens, heads, head_dim, positions, grid_h, grid_w, "

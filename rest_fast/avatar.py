@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,13 @@ class Avatar:
     fingerprint: str  # of the model that made it
     photo: np.ndarray | None = None  # uint8 [H, W, 3]
     photo_box: tuple[int, int, int, int] | None = None  # the crop in ``photo``, which may be smaller than the original
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What makes it this avatar: the crop of the photo and the model's weights. Not the numbers that were computed
+        from them, whose last bits depend on the processor."""
+        picture = np.ascontiguousarray(self.picture)
+        return hashlib.sha256(f"{self.fingerprint} {picture.shape}".encode() + picture.tobytes()).hexdigest()
 
     def paste_back(self) -> PasteBack:
         """What blends generated frames into the photo. AvatarError: this avatar came without its photo."""

@@ -112,21 +112,29 @@ class BlockDecoder:
 
     @property
     def kind(self) -> str:
-        """What two decoders must share for a state of one to continue bit-equal in the other."""
-        post = getattr(self.model.vae.decoder, "post", None)
-        return f"{self._stream.mode}, {self.model.dtype}, {getattr(post, 'dtype', None)}"
+        """What two decoders must share for a state of one to continue in the other."""
+        return f"{self._stream.mode}, {self.model.dtype}"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the convolutions of the demo's decoder; None: that of the rest. A snapshot brings its own."""
+        return self._stream.dtype
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         self._catch_up()
         tensors = {"final": torch.tensor([final for final, _ in self._states]), "fed": torch.tensor(self.fed)}
+        tensors["dtype"] = torch.zeros(1, dtype=self.dtype or self.model.dtype)  # that of the convolutions
         for i, (_, state) in enumerate(self._states):
             tensors |= {f"{i}.{path}": tensor for path, tensor in state.to_tensors().items()}
         for i, frames in enumerate(self._made):
             tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
         return tensors
 
-    def read(self, tensors: dict[str, torch.Tensor]) -> tuple[deque, deque, tuple[int, bool]]:
+    def read(self, tensors: dict[str, torch.Tensor]) -> tuple[deque, deque, tuple[int, bool], torch.dtype]:
         """What :meth:`put` takes, from :meth:`to_tensors`. Raises: KeyError, ValueError."""
+        dtype = tensors["dtype"].dtype
+        if dtype not in (self.model.dtype, torch.bfloat16):
+            raise ValueError(f"decoder.dtype: expected {self.model.dtype} or bfloat16, got {dtype}")
         device, finals = self.model.device, tensors["final"].tolist()
         states = [
             (final, StreamState.from_tensors({k: v.to(device) for k, v in _below(tensors, f"{i}.").items()}))
@@ -136,10 +144,11 @@ class BlockDecoder:
             self._stream.check(state)
         made = [tensors[f"made.{i}"].cpu().numpy().copy() for i in range(len(_below(tensors, "made.")))]
         end, last = tensors["fed"].tolist()
-        return deque(states, maxlen=self._states.maxlen), deque(made), (end, bool(last))
+        return deque(states, maxlen=self._states.maxlen), deque(made), (end, bool(last)), dtype
 
-    def put(self, read: tuple[deque, deque, tuple[int, bool]]) -> None:
-        (self._states, self._made, self.fed), self._whole, self._behind = read, False, []
+    def put(self, read: tuple[deque, deque, tuple[int, bool], torch.dtype]) -> None:
+        self._states, self._made, self.fed, self._stream.dtype = read
+        self._whole, self._behind = False, []
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

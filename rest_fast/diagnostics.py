@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rest_fast import ops
+from rest_fast import cores, ops, processor
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import Spec, forced_backend
 
@@ -48,8 +48,15 @@ def config_report() -> dict[str, Any]:
         "torch": torch.__version__,
         "devices": devices,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "cpu": {
+            "threads": min(torch.get_num_threads(), cores.allowed()),
+            "cores": os.cpu_count(),
+            "affinity": cores.affinity(),
+            "quota": limit.cores if (limit := cores.quota()) else None,
+            "pytorch_threads": torch.get_num_threads(),
+            "features": sorted(processor.features()),
+            "decoder_dtype": str(processor.decoder_dtype() or torch.float32).removeprefix("torch."),
+        },
         "modules": modules,
         "build": _build_info(),
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
@@ -73,7 +80,9 @@ def describe() -> str:
         f"rest_fast {report['version']}, Python {report['python']}, PyTorch {report['torch']}, {report['platform']}",
         "",
         "devices",
-        f"  {'cpu':16} {report['threads']} threads on {report['cores']} cores",
+        f"  {'cpu':16} {_threads(report['cpu'])}",
+        f"  {'':16} {', '.join(report['cpu']['features']) or 'no known features'}: convolutions of the demo's decoder "
+        f"in {report['cpu']['decoder_dtype']}",
         f"  {'cuda':16} {', '.join(report['gpus']) or 'none'}",
         "",
         "compiled modules" + (f" ({build})" if build else ""),
@@ -96,6 +105,13 @@ def describe() -> str:
     for what, cure in problems:
         lines += [f"  {what}", f"    cure: {cure}"]
     return "\n".join(lines)
+
+
+def _threads(cpu: dict[str, Any]) -> str:
+    """How many threads compute, and what bounds them."""
+    quota = "no quota" if cpu["quota"] is None else f"a quota of {cpu['quota']:g} cores"
+    bounds = f"{cpu['cores']} cores, affinity to {cpu['affinity']}, {quota}, PyTorch's limit {cpu['pytorch_threads']}"
+    return f"{cpu['threads']} threads, fewer while others need the cores ({bounds})"
 
 
 def _chosen(entries: list[tuple[str, bool, str]], forced: str | None) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from rest_fast import checkpoint, media
+from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.faces import find_face
@@ -22,16 +24,22 @@ from rest_fast.models.vae import TemporalVAE, to_tokens
 from rest_fast.paste_back import shrink
 from rest_fast.sampler import ChunkSampler
 from rest_fast.session import Session
+from rest_fast.worker import Worker, worker
+
+T = TypeVar("T")
 
 ASSETS = Path(__file__).parent / "assets"
 
 
 class Model(nn.Module):
-    """VAE, SpeechAE encoder and DiT of one configuration. Holds nothing of a stream: sessions share it."""
+    """VAE, SpeechAE encoder and DiT of one configuration. Holds nothing of a stream: sessions share it.
 
-    def __init__(self, config: ModelConfig, *, whisper: Any = None):
+    ``threads``: of a CPU, for what it computes; see :func:`load`.
+    """
+
+    def __init__(self, config: ModelConfig, *, whisper: Any = None, threads: int | None = None):
         super().__init__()
-        self.config = config
+        self.config, self.threads = config, threads
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -44,6 +52,28 @@ class Model(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.dit.table.dtype
+
+    @property
+    def worker(self) -> Worker:
+        """The thread in which this model computes."""
+        return worker(self.device)
+
+    def team(self) -> tuple[int, bool]:
+        """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
+
+        The frames of a basis VAE's small models do not depend on the number; a wide product's last bits do.
+        """
+        if self.threads is not None:
+            return self.threads, False
+        return min(torch.get_num_threads(), cores.allowed()), self.config.vae.kind == "basis"
+
+    def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """``job(*args, **kwargs)``, done by the model's worker and waited for."""
+        return self.worker.run(*self.team(), job, *args, **kwargs)
+
+    def submit(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+        """The same without waiting."""
+        return self.worker.submit(*self.team(), job, *args, **kwargs)
 
     @functools.cached_property
     def features(self) -> SpeechFeatures:
@@ -82,7 +112,6 @@ class Model(nn.Module):
             self.__dict__.pop(name, None)
         return super()._apply(function, recurse)
 
-    @torch.no_grad()
     def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | str | None = None) -> Avatar:
         """Make a photo ready, once per face: crop, encode, sink.
 
@@ -101,13 +130,19 @@ class Model(nn.Module):
         elif isinstance(crop, str) and crop == "center":
             crop = None
         picture, box = media.square_crop(whole, crop, self.config.height)
-        reference = to_tokens(self.vae.encode(self.pixels(picture)))
-        k, v = self.sink(reference)
+        # in one thread: the last bits must not depend on how many cores the machine has
+        reference, k, v = self.worker.run(1, False, self._encode, picture)
         return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, *shrink(whole, box))
+
+    @torch.no_grad()
+    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reference [1, T, C] and its sink [L, T, H, D] twice."""
+        reference = to_tokens(self.vae.encode(self.pixels(picture)))
+        return reference, *self.sink(reference)
 
     def pixels(self, picture: np.ndarray) -> torch.Tensor:
         """A picture uint8 [H, W, 3] as the VAE takes it: [1, 3, 1, H, W] in -1..1."""
-        pixels = torch.from_numpy(picture.copy()).to(self.device) / 127.5 - 1  # in fp32: bf16 has 8 bits
+        pixels = torch.from_numpy(picture.copy()).to(self.device).float() / 127.5 - 1  # bf16 has 8 bits
         return pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)
 
     def session(
@@ -123,7 +158,7 @@ class Model(nn.Module):
         """Open a stream for one viewer; see :class:`rest_fast.session.Session`."""
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
-        return Session(self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode)
+        return self.compute(Session, self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)
@@ -134,6 +169,8 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
+    decoder_dtype: torch.dtype | None = None,
+    threads: int | None = None,
     whisper: Any = None,
 ) -> Model:
     """Load a model.
@@ -141,27 +178,53 @@ def load(
     Args:
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
         device: ``"auto"`` is CUDA where there is one, else the CPU.
-        dtype: of everything. When None, bfloat16 on CUDA; on the CPU float32, but for convolutions of the demo's VAE
-            decoder, which are bfloat16 where the processor multiplies that natively: 70 dB apart, and faster.
+        dtype: of everything. When None, bfloat16 on CUDA and float32 on the CPU, and ``decoder_dtype`` is chosen, too.
+        decoder_dtype: of the convolutions in the demo's decoder, in a model that is float32 otherwise. bfloat16 is
+            70 dB from float32, and faster on some processors: when None and ``dtype`` is None, on those
+            (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot goes on in what it was made with.
+        threads: of the CPU, for each job of this model; all sessions of a process compute in one thread that has so
+            many OpenMP threads. When None, as many as the process may use by its affinity, a container's CPU quota and
+            ``torch.get_num_threads()``; of these the demo's kind of model, whose frames do not depend on the number,
+            takes only as many as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
     folder, device = find_checkpoint(source), _device(device)
-    model = Model(checkpoint.read_config(folder), whisper=whisper)
-    checkpoint.read_weights(model, folder)
-    if dtype is None and device.type == "cpu" and _native_bfloat16() and model.config.vae.kind == "basis":
-        model.vae.convolve_in(torch.bfloat16)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"load: threads: expected a positive integer or None, got {threads!r}")
+    config = checkpoint.read_config(folder)
+    if dtype is None and decoder_dtype is None and config.vae.kind == "basis" and device.type == "cpu":
+        decoder_dtype = processor.decoder_dtype()
+    elif decoder_dtype not in ((None, torch.float32, torch.bfloat16) if config.vae.kind == "basis" else (None,)):
+        expected = "float32, bfloat16 or None" if config.vae.kind == "basis" else f"None for a {config.vae.kind} VAE"
+        raise ValueError(f"load: decoder_dtype: expected {expected}, got {decoder_dtype}")
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    count = threads or min(torch.get_num_threads(), cores.allowed())
+    return worker(device).run(count, False, _load, folder, config, device, dtype, decoder_dtype, threads, whisper)
+
+
+def _load(
+    folder: Path,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    decoder_dtype: torch.dtype | None,
+    threads: int | None,
+    whisper: Any,
+) -> Model:
+    before = torch.get_default_dtype()
+    try:  # a caller's other default is not for our parameters; this call puts it back at once
+        torch.set_default_dtype(torch.float32)
+        model = Model(config, whisper=whisper, threads=threads)
+    finally:
+        torch.set_default_dtype(before)
+    checkpoint.read_weights(model, folder)
+    if decoder_dtype is not None:
+        model.vae.convolve_in(decoder_dtype)
     model = model.to(device, dtype).eval().requires_grad_(False)
     model.vae.pack()
     return model
-
-
-def _native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 (AVX-512 BF16, AMX) rather than have it emulated."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -115,7 +115,7 @@ class ChunkSampler:
 
     def _modulation(self, t: float) -> Modulation:
         """AdaLN vectors of one sigma, shared by all lanes: [6, 1, 1, W] per block."""
-        return self.dit.modulation(torch.full((1, 1), t, device=self.device))
+        return self.dit.modulation(torch.full((1, 1), t, dtype=torch.float32, device=self.device))
 
     def _check(self, cache: IDContextCache, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
         frames = self.dit.stream.chunk

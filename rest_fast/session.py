@@ -4,7 +4,8 @@ Nothing here depends on a clock: the same seed and the same samples, segment end
 bit for bit, however the samples were cut. Time is counted in latents of 8 frames from the start of the stream.
 
 Two locks: ``_inbox_lock`` guards what other threads touch (inbox, epoch, what was delivered) and is held for
-microseconds; ``_work_lock`` is held while a block is made. So pushing never waits for a chunk.
+microseconds; ``_work_lock`` is held while a block is made, by the model's worker, in which all computation takes place.
+So pushing never waits for a chunk.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class Session:
         try:
             while not self.closed:
                 entry[1].clear()
-                if await asyncio.to_thread(self._prepare):
+                if await asyncio.wrap_future(self.model.submit(self._prepare)):
                     block = self._take()
                     if block is not None:
                         yield block
@@ -181,6 +182,9 @@ class Session:
 
     def snapshot(self) -> SessionState:
         """Everything that is this stream's; :meth:`restore` continues bit-equal, in this process or another."""
+        return self.model.compute(self._snapshot)
+
+    def _snapshot(self) -> SessionState:
         from rest_fast import session_state
 
         with self._work_lock:
@@ -193,29 +197,33 @@ class Session:
 
     def restore(self, state: SessionState) -> None:
         """Continue a snapshot in a session of the same model, avatar, rate, seed and sampling."""
+        self.model.compute(self._restore, state)
+        self._wake()
+
+    def _restore(self, state: SessionState) -> None:
         from rest_fast import session_state
 
         with self._work_lock, self._inbox_lock:
             self._require_open("restore")
             session_state.apply(self, state)
-        self._wake()
 
     # -- one block
 
     def _next_block(self, idle: bool = False) -> Block | None:
-        while self._prepare(idle):
+        while self.model.compute(self._prepare, idle):
             block = self._take()
             if block is not None:
                 return block
         return None
 
     def _take(self) -> Block | None:
-        """Hand out what was prepared, unless an interrupt or another consumer came first."""
+        """Hand out what was prepared, unless :meth:`close`, an interrupt or another consumer came first."""
         with self._inbox_lock:
+            if self.closed or self._ready is None:
+                return None
             block, self._ready = self._ready, None
-            if block is not None:
-                self._delivered += 1
-                self._floor = max(self._floor, self._delivered - self.lead)
+            self._delivered += 1
+            self._floor = max(self._floor, self._delivered - self.lead)
             return block
 
     @torch.inference_mode()

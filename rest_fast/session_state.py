@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import deque
 from dataclasses import dataclass
@@ -47,10 +46,9 @@ class SessionState:
 
 def identity(session: Session) -> dict[str, Any]:
     """What two sessions must share for a snapshot of one to fit the other."""
-    face = hashlib.sha256(session.avatar.reference.cpu().contiguous().numpy().tobytes()).hexdigest()
     return {
         "model": session.model.fingerprint,
-        "avatar": face,
+        "avatar": session.avatar.identity,
         "seed": session.seed,
         "sample_rate": session._sound.rate,
         "sampling": dataclasses.asdict(session.sampling),

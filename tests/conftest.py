@@ -9,6 +9,7 @@ import sys
 # Tiny sizes gain nothing from threads, and two threads beside a busy neighbour are many times slower than one.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test wants two, they must not spin for each other
 
 import pytest
 import torch

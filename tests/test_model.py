@@ -223,13 +223,3 @@ def test_show_config_names_every_op(capsys):
     assert all(op.name in text for op in rest_fast.ops.ALL)
     assert "_cpu" in text
     assert "_cuda" in text
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_a_dtype_that_is_said_is_for_everything(native, monkeypatch):
-    """Said none, the demo's decoder convolves in bfloat16 where the processor does; said float32, nothing does."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    post = rest_fast.load("demo", device="cpu").vae.decoder.post
-    assert post.dtype == (torch.bfloat16 if native else None)
-    assert rest_fast.load("demo", device="cpu", dtype=torch.float32).vae.decoder.post.dtype is None

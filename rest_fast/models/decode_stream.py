@@ -51,6 +51,7 @@ class DecodeStream:
     The first latent gives 1 frame, every further one 8. ``causal``: each call gives all frames of its latents.
     ``lookahead(L)``: the last L latents are decoded provisionally and withheld until the next call or :meth:`flush`, so
     frames come L latents late and in the end none is missing; what comes depends a little on how latents were grouped.
+    ``dtype`` is that of the demo decoder's convolutions (:meth:`TemporalVAE.convolve_in`), None that of the rest.
     Memory is of a fixed size and written in place: after a call that failed, restore a snapshot. With trainable weights
     and outside ``no_grad`` a gradient reaches back through all pieces.
     """
@@ -67,6 +68,7 @@ class DecodeStream:
         self.vae, self.mode, self.seed = vae, mode, seed
         self.reference = None if reference is None else clone(reference)  # the caller may write into his
         self.work = workspace or Workspace()
+        self.dtype: torch.dtype | None = getattr(getattr(vae.decoder, "post", None), "dtype", None)
         self.state = StreamState(mode.past)
         self.reset()
 
@@ -187,7 +189,7 @@ class DecodeStream:
             video = decoder(z, state)
             return to_uint8(video.detach()) if pictures else cast(torch.Tensor, video)
         with torch.no_grad():
-            piece = Piece(state, self.work)
+            piece = Piece(state, self.work, self.dtype)
             if isinstance(decoder, BasisDecoder):
                 video = decoder.step(z, piece)
                 return to_uint8(video) if pictures else video

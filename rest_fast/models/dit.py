@@ -236,12 +236,12 @@ class StreamingDiT(nn.Module):
         keys, values = [], []
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            q, k, v = self.qkv_heads(layer, qkv, torch.zeros(1))
+            q, k, v = self.qkv_heads(layer, qkv, torch.zeros(1, dtype=torch.float32))
             keys.append(k)
             values.append(v)
             return fn.attention(q, k, v).flatten(2)
 
-        t = torch.zeros(reference.shape[0], 1, device=reference.device)
+        t = torch.zeros(reference.shape[0], 1, dtype=torch.float32, device=reference.device)
         self._run(reference, t, attend, codes)
         return torch.stack(keys), torch.stack(values)
 

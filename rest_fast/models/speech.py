@@ -60,7 +60,7 @@ class LogMel:
         side = config.side_ms * RATE // 1000
         edge = (WINDOW - HOP) // 2  # the analysis window is centred on its hop
         self.back = self.ahead = side + edge
-        self.filters, self.window = mel_filters(config.channels), torch.hann_window(WINDOW)
+        self.filters, self.window = mel_filters(config.channels), torch.hann_window(WINDOW, dtype=torch.float32)
 
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         frames = _frames(samples, self.back, self.ahead)

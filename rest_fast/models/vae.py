@@ -141,6 +141,8 @@ class TemporalVAE(nn.Module):
     def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
         """In which dtype the demo's decoder, in fp32 otherwise, convolves while no gradient is wanted; None: fp32, too.
 
+        Streams that are open keep theirs.
+
         Raises: ValueError for LTX-Video's, which computes in the dtype of its weights throughout.
         """
         if not isinstance(self.decoder, BasisDecoder):

@@ -147,7 +147,7 @@ class PostNet(nn.Module):
         t, h, w = self.fold = config.post_patch
         folded, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
-        self.dtype: torch.dtype | None = None  # of ``step`` on fp32 pictures; None: fp32, too
+        self.dtype: torch.dtype | None = None  # of ``step`` on fp32 pictures in a new stream; None: fp32, too
         self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
@@ -178,7 +178,7 @@ class PostNet(nn.Module):
     def step(self, picture: torch.Tensor, reference: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The same in place."""
         (t, h, w), (b, _, frames, height, width) = self.fold, picture.shape
-        like = picture.new_empty(0, dtype=self.dtype if picture.dtype == torch.float32 else None)
+        like = picture.new_empty(0, dtype=piece.dtype if picture.dtype == torch.float32 else None)
         grid, channels = (frames // t, height // h, width // w), self.conv_in.weight.shape[0]
         source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), like)
         folded, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)
@@ -215,7 +215,8 @@ def move(reference: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     (batch, _, _, height, width), frames = reference.shape, field.shape[2]
     field = field.float().transpose(1, 2).flatten(0, 1)
     dx, dy = F.interpolate(field, (height, width), mode="bilinear", align_corners=False).unbind(1)
-    x, y = ((2 * torch.arange(n, device=field.device) + 1) / n - 1 for n in (width, height))  # pixel centres in -1..1
+    columns, rows = (torch.arange(n, dtype=torch.float32, device=field.device) for n in (width, height))
+    x, y = (2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1  # pixel centres in -1..1
     grid = torch.stack([x + dx * (2 / width), y[:, None] + dy * (2 / height)], -1)
     source = reference[:, :, 0].float().repeat_interleave(frames, 0)
     return (

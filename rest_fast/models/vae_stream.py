@@ -233,10 +233,11 @@ class Workspace:
 
 @dataclass
 class Piece:
-    """One call of a decoder in place: whose memory, which scratch."""
+    """One call of a decoder in place: whose memory, which scratch, and the dtype of the demo's convolutions."""
 
     state: StreamState
     work: Workspace
+    dtype: torch.dtype | None = None
 
     @property
     def first(self) -> bool:

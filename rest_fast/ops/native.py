@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import time
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,23 @@ def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tupl
     if spec.dtype not in dtypes:
         return False, f"dtype {spec.dtype} is not compiled in"
     return True, ""
+
+
+def set_threads(count: int) -> None:
+    """OpenMP threads of what the calling thread computes from now on; other threads keep theirs."""
+    torch.get_num_threads()  # PyTorch sets its own number in a thread that is new to it: before, not after this
+    compiled = module()[0]
+    if compiled is None:
+        torch.set_num_threads(count)  # for the whole process: there is no other way without the module
+    else:
+        compiled.set_threads(count)
+
+
+def thread_seconds(count: int) -> float:
+    """Seconds of CPU time that the calling thread and its team of ``count`` OpenMP threads have used so far."""
+    compiled = module()[0]
+    seconds = -1.0 if compiled is None else float(compiled.thread_seconds(count))
+    return seconds if seconds >= 0 else time.process_time()
 
 
 def call(op: str, *args: Any) -> None:

@@ -1,0 +1,43 @@
+"""Choices that depend on the processor: by a table of its features, each entry with the measurement behind it.
+
+Never by a timing at load: frames must not depend on chance.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+
+# (features that the processor must have, dtype of the decoder's convolutions, where that was measured): the first row
+# that fits counts. bfloat16 against float32, a chunk of the demo: 1.4 times faster with AMX; on an AMD EPYC 1.46 times
+# for the decode (test_demo); on an Intel Xeon with avx512_bf16 and without AMX 1.4 times slower; without instructions
+# for bfloat16 it is emulated.
+DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
+    (frozenset({"amx_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_cpu.json"),
+    (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/vae_cpu.json"),
+    (frozenset(), None, "benchmarks/results/decoder_dtype_cpu.json"),
+)
+
+
+def decoder_dtype() -> torch.dtype | None:
+    """Of the convolutions in the demo's decoder on this processor; None: that of the rest of the model."""
+    here = features()
+    return next(dtype for needed, dtype, _ in DECODER_DTYPES if needed <= here)
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """``intel`` or ``amd``, and ``avx512_bf16`` and ``amx_bf16`` where the processor has these instructions."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else [platform.processor()]
+    words = " ".join(line for line in lines if line.startswith("vendor_id")) or lines[0]
+    found = {name for name in ("intel", "amd") if name in words.lower()}
+    if torch.cpu._is_avx512_bf16_supported():
+        found.add("avx512_bf16")
+    if torch.cpu._is_amx_tile_supported():
+        found.add("amx_bf16")
+    return frozenset(found)

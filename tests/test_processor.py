@@ -1,0 +1,146 @@
+"""What is chosen by the processor, how it is set instead, and that threads and processors do not change a stream."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rest_fast
+from rest_fast import diagnostics, processor
+from rest_fast.model import ASSETS
+from tests.kit.streams import same
+from tests.kit.toys import sound
+
+EPYC = {"amd", "avx512_bf16"}  # where bfloat16 was measured faster
+XEON = {"intel", "avx512_bf16"}  # and slower
+AMX = XEON | {"amx_bf16"}  # and faster again
+
+
+@pytest.mark.parametrize(
+    ("here", "dtype"),
+    [(EPYC, torch.bfloat16), (XEON, None), (AMX, torch.bfloat16), ({"intel"}, None), ({"amd"}, None), (set(), None)],
+)
+def test_the_table_follows_what_was_measured(here, dtype, monkeypatch):
+    monkeypatch.setattr(processor, "features", lambda: frozenset(here))
+    assert processor.decoder_dtype() == dtype
+    assert rest_fast.load("demo", device="cpu").vae.decoder.post.dtype == dtype
+    report = diagnostics.describe()
+    assert f"demo's decoder in {'bfloat16' if dtype else 'float32'}" in " ".join(report.split())
+
+
+def test_every_entry_cites_a_stored_measurement():
+    root = Path(processor.__file__).parents[1]
+    if not (root / "benchmarks").is_dir():
+        pytest.skip("an installed package has no benchmarks")
+    assert all((root / cited).is_file() for _, dtype, cited in processor.DECODER_DTYPES if dtype is not None)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "amx", "bf16", "found"),
+    [
+        ("AuthenticAMD", False, True, EPYC),
+        ("GenuineIntel", False, True, XEON),
+        ("GenuineIntel", True, True, AMX),
+        ("HygonGenuine", False, False, set()),
+    ],
+)
+def test_features_of_a_processor(vendor, amx, bf16, found, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: intel or amd in a name is no vendor\n")
+    monkeypatch.setattr(processor, "CPUINFO", info)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    processor.features.cache_clear()
+    try:
+        assert processor.features() == found
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")  # another system
+        monkeypatch.setattr(platform, "processor", lambda: "")
+        processor.features.cache_clear()
+        assert processor.features() == found - {"amd", "intel"}
+    finally:
+        processor.features.cache_clear()
+
+
+def test_a_dtype_that_is_given_counts(monkeypatch):
+    monkeypatch.setattr(processor, "features", lambda: frozenset(EPYC))
+    exact = rest_fast.load("demo", device="cpu", dtype=torch.float32)  # of everything
+    assert exact.vae.decoder.post.dtype is None
+    monkeypatch.setattr(processor, "features", lambda: frozenset())
+    mixed = rest_fast.load("demo", device="cpu", decoder_dtype=torch.bfloat16)
+    assert (mixed.dtype, mixed.vae.decoder.post.dtype) == (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"load: decoder_dtype: expected .*, got torch\.int8"):
+        rest_fast.load("demo", decoder_dtype=torch.int8)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])
+def test_a_number_of_threads_that_is_none(threads):
+    with pytest.raises(ValueError, match="load: threads: expected a positive integer or None, got"):
+        rest_fast.load("demo", threads=threads)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(threads, dtype of the decoder's convolutions) -> model."""
+    pairs = [(1, torch.float32), (2, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16)]
+    return {(n, d): rest_fast.load("demo", device="cpu", decoder_dtype=d, threads=n) for n, d in pairs}
+
+
+@pytest.fixture(scope="module")
+def avatars(models):
+    return {key: model.prepare(ASSETS / "demo" / "portrait.png", crop="center") for key, model in models.items()}
+
+
+def test_an_avatar_does_not_depend_on_threads(avatars):
+    first, *others = avatars.values()
+    for other in others:
+        assert other.identity == first.identity
+        for name in ("reference", "sink_k", "sink_v"):
+            assert torch.equal(getattr(other, name), getattr(first, name))
+
+
+def test_another_crop_or_model_is_another_avatar(models, avatars):
+    model, first = models[1, torch.float32], avatars[1, torch.float32]
+    other = model.prepare(ASSETS / "demo" / "portrait.png", crop=(4, 4, 124, 124))
+    assert other.identity != first.identity
+    loaded = rest_fast.Avatar(*[getattr(first, f) for f in first.__dataclass_fields__])
+    assert loaded.identity == first.identity
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_do_not_depend_on_threads(models, avatars, dtype):
+    def stream(threads):
+        with models[threads, dtype].session(avatars[threads, dtype], sample_rate=24000, seed=3) as session:
+            session.push_audio(sound(24000, 1.1))
+            session.end_segment()
+            return list(session.blocks())
+
+    same(stream(1), stream(2))
+
+
+def test_a_live_stream_moves_to_a_machine_with_other_cores_and_another_choice(models, avatars):
+    """From two threads and bfloat16 to one thread and a model that convolves in float32: the frames stay the same."""
+    here, there = (2, torch.bfloat16), (1, torch.float32)
+    samples = sound(16000, 2.2)
+
+    def session(key):
+        return models[key].session(avatars[key], seed=5)
+
+    with session(here) as stayed, session(there) as moved, session(there) as fresh:
+        stayed.push_audio(samples)
+        first = list(stayed.blocks())
+        state = rest_fast.SessionState.from_bytes(stayed.snapshot().to_bytes())
+        moved.restore(state)
+        for one in (stayed, moved):
+            one.end_segment()
+        rest = list(stayed.blocks())
+        same(rest, list(moved.blocks()))
+        assert first
+        assert rest
+        fresh.push_audio(samples)  # and its own choice is the model's, as before
+        fresh.end_segment()
+        own = list(fresh.blocks())
+        assert not all(np.array_equal(a.video, b.video) for a, b in zip(own, first + rest, strict=True))

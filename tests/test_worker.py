@@ -1,0 +1,229 @@
+"""The worker: one thread for all computation, its threads, and what of a caller does not reach it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from rest_fast import worker as module
+from rest_fast.ops.dispatch import forced_backend, use_backend
+from rest_fast.worker import Worker, worker
+
+
+@pytest.fixture
+def one():
+    return Worker()
+
+
+def test_all_callers_share_one_thread(one):
+    seen: list[int] = []
+
+    def call():
+        seen.append(one.run(1, False, threading.get_ident))
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen
+    assert one.run(1, False, one.run, 1, False, threading.get_ident) == seen[0]  # a job may ask for a job
+
+
+def test_a_device_has_one_worker():
+    assert worker(torch.device("cpu")) is worker(torch.device("cpu"))
+    assert worker(torch.device("cpu")) is not worker(torch.device("cuda:0"))  # which a worker does not touch itself
+
+
+def test_a_job_that_raises_raises_for_its_caller_and_for_nobody_else(one):
+    with pytest.raises(ZeroDivisionError):
+        one.run(1, False, lambda: 1 / 0)
+    assert one.run(1, False, lambda: 7) == 7
+
+
+def test_context_variables_come_along_and_thread_settings_do_not(one):
+    with use_backend("reference"), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert one.run(1, False, forced_backend) == "reference"
+        assert not one.run(1, False, torch.is_autocast_enabled, "cpu")
+        assert one.run(1, False, lambda: torch.empty(0).device.type) == "cpu"
+    assert one.run(1, False, forced_backend) != "reference"
+
+
+def test_threads_are_the_jobs_own(one):
+    before = torch.get_num_threads()
+    assert [one.run(n, False, torch.get_num_threads) for n in (3, 1, 2)] == [3, 1, 2]
+    assert torch.get_num_threads() == before
+    fresh: list[int] = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert fresh == [before]
+
+
+@pytest.mark.parametrize(
+    ("most", "free", "threads"),
+    [
+        (2, math.inf, 2),  # the system does not say
+        (2, 2.0, 2),
+        (2, 1.8, 2),  # a neighbour that takes a fifth of a core
+        (2, 1.5, 1),  # one that shares a core with us; without us it would take all of it
+        (2, 0.3, 1),
+        (8, 8.0, 8),
+        (8, 6.5, 4),
+        (1, 0.0, 1),
+    ],
+)
+def test_flexible_jobs_take_what_neighbours_leave(one, monkeypatch, most, free, threads):
+    monkeypatch.setattr(one._free, "look", lambda own: free)
+    assert one.run(most, True, torch.get_num_threads) == threads
+    assert one.run(most, False, torch.get_num_threads) == most
+
+
+def test_free_cores_are_looked_up_once_in_a_while(one, monkeypatch):
+    looks = []
+    monkeypatch.setattr(one._free, "look", lambda own: looks.append(own) or math.inf)
+    for _ in range(20):
+        one.run(2, True, int)
+    assert len(looks) == 1
+    one._looked -= module.WINDOW
+    one.run(2, True, int)
+    assert len(looks) == 2
+    assert looks[1] >= looks[0] >= 0  # CPU time of the team goes one way
+
+
+def test_a_busy_neighbour_is_seen(one):
+    """On the cores of this process: as many busy processes as cores leave nothing to spare."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    if count < 2 or not module.cores.STAT.exists():
+        pytest.skip("needs two cores and a system that counts idle time")
+    spin = "while True: pass"
+    neighbours = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(count)]
+    try:
+        deadline = time.monotonic() + 20
+        while one.run(count, True, torch.get_num_threads) == count:
+            assert time.monotonic() < deadline, "the neighbours were never seen"
+            time.sleep(module.WINDOW)
+    finally:
+        for process in neighbours:
+            process.kill()
+            process.wait()
+
+
+def test_ctrl_c_ends_the_wait_and_not_the_job(one):
+    done = threading.Event()
+
+    def job():
+        time.sleep(0.3)
+        done.set()
+
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        one.run(1, False, job)
+    assert not done.is_set()
+    assert done.wait(5)  # what the job was changing is whole
+    assert one.run(1, False, lambda: 3) == 3
+
+
+FORK = """
+import hashlib, os, sys, threading, warnings
+import numpy as np
+import rest_fast
+from rest_fast.model import ASSETS
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: a process with threads forks
+model = rest_fast.load("demo", threads=2)
+avatar = model.prepare(ASSETS / "demo" / "portrait.png", crop="center")
+pcm = (np.random.default_rng(0).standard_normal(18000) * 0.05).astype(np.float32)
+live = model.session(avatar)
+
+def digest(session):
+    session.push_audio(pcm)
+    return hashlib.sha256(next(iter(session.blocks())).video.tobytes()).hexdigest()
+
+def child(answer):
+    with model.session(avatar) as session:
+        os.write(answer, digest(session).encode() + digest(live).encode())
+    os._exit(0)
+
+expected = digest(model.session(avatar))
+other = threading.Thread(target=digest, args=[model.session(avatar)])  # computes while the process forks
+for busy in (False, True):
+    if busy:
+        other.start()
+    read, write = os.pipe()
+    if os.fork() == 0:
+        child(write)
+    os.close(write)
+    found = os.read(read, 200).decode()
+    assert found == 2 * expected, (busy, found, expected)
+    os.wait()
+assert digest(live) == expected  # the child's copy was another
+print("same")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_computes_what_its_parent_does():
+    """With sessions opened before and after, while another thread computes."""
+    patient = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads beside other tests: waiting must not take cores
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, env=patient)
+    assert done.stdout == "same\n", done.stderr[-2000:]
+
+
+LEAKS = """
+import contextlib, hashlib, os, sys, tempfile
+import numpy as np, torch
+import rest_fast
+from rest_fast.model import ASSETS
+
+pcm = (np.random.default_rng(0).standard_normal(12000) * 0.05).astype(np.float32)
+
+def digest():
+    model = rest_fast.load("demo", threads=1)
+    avatar = model.prepare(ASSETS / "demo" / "portrait.png", crop="center")
+    with model.session(avatar, sample_rate=24000) as session:
+        session.push_audio(pcm)
+        session.end_segment()
+        return hashlib.sha256(b"".join(block.video.tobytes() for block in session.blocks())).hexdigest()
+
+@contextlib.contextmanager
+def default(setting, value, before):
+    setting(value)
+    try:
+        yield
+    finally:
+        setting(before)
+
+expected = digest()
+settings = {
+    "float64": default(torch.set_default_dtype, torch.float64, torch.float32),
+    "float16": default(torch.set_default_dtype, torch.float16, torch.float32),
+    "meta": default(torch.set_default_device, "meta", None),
+    "autocast": torch.autocast("cpu", torch.bfloat16),
+    "inference": torch.inference_mode(),
+}
+for name, setting in settings.items():
+    with setting:
+        assert digest() == expected, name
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+assert digest() == expected
+print("same")
+"""
+
+
+def test_a_callers_defaults_and_a_deleted_folder_change_nothing():
+    done = subprocess.run([sys.executable, "-c", LEAKS], capture_output=True, text=True, timeout=240)
+    assert done.stdout == "same\n", done.stderr[-2000:]
