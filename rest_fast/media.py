@@ -1,4 +1,4 @@
-"""All decoding and encoding of sound and video; the pictures of :mod:`rest_fast.pictures` under the same name.
+"""Video in and out and the samples of live pushes; sound files, and pictures, of the modules beside under one name.
 
 Pictures are uint8 ``[H, W, 3]`` RGB, sound is float32 in -1..1; what does not fit is refused.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from rest_fast import downmix
+from rest_fast.containers import choose, open_container
 from rest_fast.pictures import BACKDROP, MAX_PIXELS, MIN_SIDE, load_image, square_crop
+from rest_fast.sound_files import MAX_PEAK, MAX_SAMPLES, MAX_SECONDS, SOUND_RATES, Audio, join, load_audio
 from rest_fast.sources import (
     Array,
     Float32,
@@ -53,152 +54,9 @@ __all__ = [
     "square_crop",
 ]
 
-MAX_SECONDS = 7200  # of a file of sound: two hours
-MAX_SAMPLES = 1 << 30  # of all channels together: 4 GiB as float32
-MAX_PEAK = 8.0  # floats beyond this are integers in disguise, not a loud voice
-SOUND_RATES = (1000, 768_000)  # Hz, lowest and highest
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 PRESETS = "ultrafast, superfast, veryfast, faster, fast, medium, slow, slower, veryslow, placebo"
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov"}
-
-
-@dataclass(frozen=True, eq=False)
-class Audio:
-    """Decoded sound: ``samples`` float32 ``[n, channels]`` in -1..1 at ``rate`` Hz."""
-
-    samples: Float32
-    rate: int
-
-    @property
-    def mono(self) -> Float32:
-        """The mean of the channels, float32 ``[n]``."""
-        return np.asarray(self.samples.mean(axis=1, dtype=np.float32))
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return len(self.samples) / self.rate
-
-
-def _decode(
-    kind: str, source: Source, convert: Callable[[Any], list[NDArray[Any]]], limit: float = math.inf
-) -> tuple[NDArray[Any], Fraction]:
-    """The first audio or video stream, converted frame by frame and joined, and its rate."""
-    name, blocks, rate = source_name(kind, source), list[NDArray[Any]](), Fraction(1)
-    # Playlists and concat scripts name other files and addresses; none of them may be opened.
-    safe: dict[str, Any] = {"options": {"protocol_whitelist": "pipe"}, "metadata_errors": "ignore"}
-    try:
-        with open_source(kind, source) as file:
-            if is_empty(file):  # which FFmpeg calls an invalid argument
-                raise media_error(name, f"a file with {kind} in it", "an empty file")
-            if kind == "audio":
-                _check_wav(name, file)
-            with av.open(file, "r", **safe) as container:
-                stream = next((s for s in container.streams if s.type == kind), None)
-                if stream is None:
-                    raise media_error(name, f"a file with {kind} in it", f"no {kind} stream")
-                if kind == "audio":
-                    _check_length(name, _promised(container, stream))
-                for frame in container.decode(stream):
-                    # Not the audio stream's own rate: that is halved for some kinds of AAC.
-                    rate = Fraction(getattr(frame, "sample_rate", None) or stream.average_rate or 1)
-                    blocks += convert(frame)
-                    if len(blocks) >= limit:
-                        break
-        if not sum(map(len, blocks)):
-            raise media_error(name, f"some {kind}", "an empty stream")
-        return _join(blocks), rate
-    except MediaError:
-        raise
-    except (av.FFmpegError, OSError, ValueError) as error:
-        where = f"after {float(sum(map(len, blocks)) / rate):.2f} s"
-        raise media_error(name, f"{kind} that FFmpeg can read to its end", error, where) from error
-
-
-def _join(blocks: list[NDArray[Any]]) -> NDArray[Any]:
-    """The blocks as one array; the list is emptied on the way, so that the memory is not needed twice."""
-    if len({block.shape[1:] for block in blocks}) > 1:
-        raise ValueError("channels or picture size change part way")
-    at = sum(map(len, blocks))
-    whole = np.empty((at, *blocks[0].shape[1:]), blocks[0].dtype)
-    while blocks:
-        block = blocks.pop()
-        at -= len(block)
-        whole[at : at + len(block)] = block
-    return whole
-
-
-def _check_length(name: str, seconds: float, values: int = 0, more: str = "") -> None:
-    if seconds > MAX_SECONDS:
-        raise media_error(name, f"at most {MAX_SECONDS} s of sound", f"{more} {seconds:.2f} s")
-    if values > MAX_SAMPLES:
-        raise media_error(name, f"at most {MAX_SAMPLES} samples, all channels together", f"{more} {values}")
-
-
-def _promised(container: Any, stream: Any) -> float:
-    """Seconds of sound by the header; 0 where it says nothing or FFmpeg would guess from the first frames."""
-    if container.format.name in ("mp3", "aac", "wav"):  # what WAV promises is read by _check_wav
-        return 0.0
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
-
-
-def _check_wav(name: str, file: IO[bytes]) -> None:
-    """MediaError for a WAV that ends before its header says (FFmpeg plays what is there) or lasts too long.
-
-    Sizes of 0 and of nearly 2 or 4 GiB are those of a stream whose writer could not know the end. A lack of up to
-    10 ms passes: headers exist that count a few bytes too many.
-    """
-    if not (hasattr(file, "seekable") and file.seekable()):
-        return
-    start, rate = file.tell(), 0
-    try:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(start)
-        head = file.read(12)
-        is_wav = head[:4] == b"RIFF" and head[8:] == b"WAVE"
-        for _ in range(100 * is_wav):  # chunks; a bound, since a file may consist of empty ones
-            if len(chunk := file.read(8)) < 8:
-                return
-            size, at = int.from_bytes(chunk[4:], "little"), file.tell()
-            if chunk[:4] == b"fmt " and size >= 16:
-                rate = int.from_bytes(file.read(12)[8:], "little")  # bytes a second
-            if chunk[:4] == b"data" and rate:
-                held, promised = (end - at) / rate, size / rate
-                if 0 < size < 0x7FFFF000 and held < promised - 0.01:
-                    there = f"the header promises {promised:.2f} s, the file holds {held:.2f} s"
-                    raise media_error(name, "a whole WAV", f"truncated: {there}")
-                return _check_length(name, min(held, promised or held))
-            file.seek(at + size + size % 2)
-    finally:
-        file.seek(start)
-
-
-def load_audio(source: Source) -> Audio:
-    """Read sound from a path, a binary file or bytes: any codec, also the sound of a video.
-
-    Takes the first audio stream from its first sample on, with its own rate and channels. Integers are scaled to -1..1;
-    WAV and FLAC come out sample by sample. At most :data:`MAX_SECONDS` and :data:`MAX_SAMPLES`, which bound the memory:
-    more is refused by the header where it says so, else as soon as it has been decoded. MediaError: no such file, no
-    sound or no samples in it, NaN or infinity, too much, an error part way (it says how many seconds were read), a WAV
-    that ends before its header says; a cut MP3, Ogg or Matroska file counts as a shorter one where FFmpeg does.
-    """
-    name, count = source_name("audio", source), 0
-    packed = av.AudioResampler(format="flt")  # not planar: PyAV crashes over 8 planes
-
-    def convert(frame: Any) -> list[NDArray[Any]]:
-        nonlocal count
-        blocks = [b.to_ndarray().reshape(-1, b.layout.nb_channels) for b in packed.resample(frame)]
-        for block in blocks:
-            if not np.isfinite(block).all():
-                raise media_error(name, "finite samples", "NaN or infinity")
-            count += len(block)
-            _check_length(name, count / frame.sample_rate, count * block.shape[1], "more, stopped at")
-        return blocks
-
-    samples, rate = _decode("audio", source, convert)
-    return Audio(samples, int(rate))
 
 
 def _samples(name: str, value: Any, least: int, most: int) -> NDArray[Any]:
@@ -228,14 +86,19 @@ def own_pcm(pcm: Array) -> NDArray[Any]:
     return np.array(as_array("pcm", pcm))
 
 
+def folded(pcm: Array, channels: int | None = None) -> Float32:
+    """Like :func:`check_pcm`, but with two channels left of two or more: float32 ``[n, 1 or 2]``."""
+    return downmix.fold(_floats("pcm", pcm, channels or 1, channels or 8))
+
+
 def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
-    """The samples of a live push, checked, as float32 mono ``[n]``: the mean of the channels.
+    """The samples of a live push, checked, as float32 mono ``[n]`` (:mod:`rest_fast.downmix`).
 
     ``pcm`` is int16 (divided by 32768) or float32 or float64 (as it is), ``[n]`` or
     ``[n, channels]``, and may be empty. ``channels`` is the number agreed on, ``None`` takes 1..8.
     MediaError: another dtype or shape, NaN or infinity, floats beyond :data:`MAX_PEAK`.
     """
-    return np.asarray(_floats("pcm", pcm, channels or 1, channels or 8).mean(1, dtype=np.float32))
+    return downmix.mono(folded(pcm, channels))
 
 
 def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:
@@ -362,10 +225,30 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
 
 
 def read_video(source: Source, max_frames: int | None = None) -> tuple[UInt8, float]:
-    """The first video stream, or its first ``max_frames`` pictures, and its frames per second.
+    """The video stream that players take, or its first ``max_frames`` pictures, and its frames per second.
 
     Returns uint8 ``[n, H, W, 3]``. MediaError: no such file, no pictures, an error part way.
     """
     limit = math.inf if max_frames is None else number("max_frames", max_frames, 1, 2**31)
-    pictures, rate = _decode("video", source, lambda f: [f.to_ndarray(format="rgb24")[None]], limit)
-    return pictures, float(rate)
+    name, pictures, rate = source_name("video", source), list[UInt8](), Fraction(1)
+    try:
+        with open_source("video", source) as file:
+            if is_empty(file):  # which FFmpeg calls an invalid argument
+                raise media_error(name, "a file with video in it", "an empty file")
+            with open_container(file) as container:
+                stream = choose(container, "video")
+                if stream is None:
+                    raise media_error(name, "a file with video in it", "no video stream")
+                rate = Fraction(stream.average_rate or 1)
+                for frame in container.decode(stream):
+                    pictures.append(frame.to_ndarray(format="rgb24")[None])
+                    if len(pictures) >= limit:
+                        break
+        if not pictures:
+            raise media_error(name, "some video", "an empty stream")
+        return join(pictures), float(rate)
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        where = f"after {float(len(pictures) / rate):.2f} s"
+        raise media_error(name, "video that FFmpeg can read to its end", error, where) from error

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from rest_fast import media
+from rest_fast import downmix, media
 
 RATE = 16000
 MARGIN = RATE // 100  # resampler's neighbourhood: past 10 ms, soxr HQ windows agree with the whole file to 3e-5
@@ -53,8 +53,8 @@ class SoundTimeline:
         self._replace(self.raw(self.start, max(self.start, min(position, self.end))))
 
     def drop_before(self, position: int) -> None:
-        """Forget pieces that end before."""
-        while self._pieces and self.start + len(self._pieces[0]) <= position:
+        """Forget pieces that end before, and that have no say in the mix of what comes after."""
+        while self._pieces and self.start + len(self._pieces[0]) <= position - downmix.REACH:
             self.start += len(self._pieces.popleft())
 
     def raw(self, a: int, b: int) -> np.ndarray:
@@ -71,10 +71,11 @@ class SoundTimeline:
         return out
 
     def mono(self, a: int, b: int, limit: int) -> np.ndarray:
-        """fp32 [b - a] in -1..1, channels averaged; zeros before 0 and from ``limit`` on."""
+        """fp32 [b - a], all channels as one (:mod:`rest_fast.downmix`); zeros before 0 and from ``limit`` on."""
         low, high = max(a, 0), max(min(b, limit), max(a, 0))
-        piece = media.check_pcm(self.raw(low, high)) if high > low else np.zeros(0, np.float32)
-        return np.pad(piece, (low - a, b - max(high, low)))
+        start = max(self.start, low - downmix.REACH)
+        piece = downmix.mono(media.folded(self.raw(start, high)), start, low)
+        return np.pad(piece, (low - a, b - high))
 
     def needed(self, end16: int) -> int:
         """Samples that must be there for 16 kHz positions before ``end16``."""

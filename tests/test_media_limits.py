@@ -8,9 +8,11 @@ import struct
 import numpy as np
 import pytest
 
-from rest_fast import media
+from rest_fast import media, sound_files
 from rest_fast.media import load_audio
 from rest_fast.rendering import _playable
+from rest_fast.sound_files import join
+from rest_fast.wav import open_wav as wav_header
 from tests.kit.media_files import chirp, encode_sound, float_wav, refuses, sine, tone, wav
 
 SIZES = {"data": 40, "riff": 4}  # where the plain header of wave keeps them
@@ -50,13 +52,13 @@ def test_a_tone_keeps_its_pitch_and_loudness(tmp_path, name, codec, rate, channe
 def test_surround_mixes_down_without_overflow(tmp_path):
     loud = np.full((4800, 6), 32767)
     got = load_audio(wav(loud, 48000, 2))
-    np.testing.assert_allclose(got.mono, 32767 / 32768, rtol=1e-6)
+    np.testing.assert_allclose(got.mono, 1, rtol=1e-6)  # 2.4 times as loud, turned down
     one = np.zeros((48000, 6), np.float32)
-    one[:, 4:5] = sine(48000, 600, 0.9)  # the sixth part of a tone in one channel
+    one[:, 4:5] = sine(48000, 600, 0.9)  # a tone behind to the left: 3 dB quieter, and half of that
     encode_sound(tmp_path / "a.flac", "flac", one, 48000)
     samples, rate = _playable(load_audio(tmp_path / "a.flac"))
     assert samples.shape == (48000, 1) and rate == 48000
-    assert tone(samples[:, 0], rate) == pytest.approx((600, 0.15), rel=1e-3)
+    assert tone(samples[:, 0], rate) == pytest.approx((600, 0.9 / 8**0.5), rel=1e-3)
 
 
 def test_clipped_sound_is_taken_as_it_is(tmp_path):
@@ -114,17 +116,17 @@ def test_a_wav_of_a_million_empty_chunks_is_left(monkeypatch):
             return super().read(*size)
 
     source = Counted(wav(np.zeros((0, 1), int), 8000, 2)[:36] + bytes(8_000_000))
-    media._check_wav("audio", source)
+    assert wav_header("audio", source) == (None, source)
     assert source.reads < 300 and source.tell() == 0
 
 
 def test_pieces_that_do_not_fit_together_are_refused(tmp_path):
     for name, channels in (("1.mp3", 1), ("2.mp3", 2)):
         encode_sound(tmp_path / name, "libmp3lame", chirp(16000, 1, channels), 16000)
-    with refuses("audio", "to its end", "after 1."):
+    with refuses("audio", "one format (16000 Hz with 1 channel), got 16000 Hz with 2 channels after 1."):
         load_audio((tmp_path / "1.mp3").read_bytes() + (tmp_path / "2.mp3").read_bytes())
     with pytest.raises(ValueError, match="change part way"):
-        media._join([np.zeros((1, 2)), np.zeros((1, 1))])
+        join([np.zeros((1, 2)), np.zeros((1, 1))])
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF - 36])
@@ -145,11 +147,13 @@ def test_a_cut_m4a_is_refused(tmp_path, options, share):
     encode_sound(tmp_path / "a.m4a", "aac", chirp(44100, 5), 44100, **options)
     data = (tmp_path / "a.m4a").read_bytes()
     assert load_audio(data).duration >= 5
-    with refuses("audio", "FFmpeg can read to its end", "Invalid data", "after"):
+    with refuses(
+        "audio", "FFmpeg can read to its end", "Invalid data" if not options else "the header promises 5.00 s"
+    ):
         load_audio(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp3", "libmp3lame"), ("a.ogg", "libopus"), ("a.mkv", "aac")])
+@pytest.mark.parametrize("name, codec", [("a.mp3", "libmp3lame"), ("a.ogg", "libopus"), ("a.aac", "aac")])
 def test_a_cut_stream_is_a_shorter_one(tmp_path, name, codec):
     """These play from anywhere to anywhere; FFmpeg reports nothing. What is there is right."""
     encode_sound(tmp_path / name, codec, sine(48000, seconds=4), 48000)
@@ -167,7 +171,7 @@ def test_a_long_file_is_refused_by_its_header(tmp_path, monkeypatch):
         file.truncate(44 + 3 * 3600 * 8000)
     with refuses("long.wav", "at most 7200 s", "got 10800.00 s"):
         load_audio(tmp_path / "long.wav")
-    monkeypatch.setattr(media, "MAX_SECONDS", 2)
+    monkeypatch.setattr(sound_files, "MAX_SECONDS", 2)
     for name, codec in (("a.flac", "flac"), ("a.m4a", "aac"), ("a.mkv", "aac"), ("a.ogg", "libopus")):
         encode_sound(tmp_path / name, codec, chirp(16000, 3), 16000)
         with refuses(name, "at most 2 s") as caught:
@@ -176,7 +180,7 @@ def test_a_long_file_is_refused_by_its_header(tmp_path, monkeypatch):
 
 
 def test_a_length_that_is_not_known_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_SECONDS", 2)
+    monkeypatch.setattr(sound_files, "MAX_SECONDS", 2)
     encode_sound(tmp_path / "a.mp3", "libmp3lame", chirp(16000, 3), 16000)
     with refuses("a.mp3", "at most 2 s", "more, stopped at 2.0"):
         load_audio(tmp_path / "a.mp3")
@@ -196,7 +200,7 @@ def test_a_stream_without_end_is_left(monkeypatch):
             self.given += size
             return head + bytes(size - len(head))
 
-    monkeypatch.setattr(media, "MAX_SECONDS", 2)
+    monkeypatch.setattr(sound_files, "MAX_SECONDS", 2)
     source = Endless()
     with refuses("Endless", "at most 2 s", "more, stopped at 2."):
         load_audio(source)
@@ -206,7 +210,7 @@ def test_a_stream_without_end_is_left(monkeypatch):
 def test_many_channels_at_a_high_rate_are_bounded_too(monkeypatch):
     data = wav(np.zeros((16000, 6), int), 16000, 2)
     assert load_audio(data).duration == 1
-    monkeypatch.setattr(media, "MAX_SAMPLES", 50_000)
+    monkeypatch.setattr(sound_files, "MAX_SAMPLES", 50_000)
     with refuses("audio", "at most 50000 samples, all channels together", "stopped at"):
         load_audio(data)
 

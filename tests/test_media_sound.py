@@ -24,7 +24,8 @@ def test_wav_integers_are_exact(width, channels):
     got = load_audio(wav(values, 16000, width))
     assert got.rate == 16000 and got.samples.dtype == np.float32
     np.testing.assert_allclose(got.samples, values / top, rtol=0, atol=2**-24)
-    np.testing.assert_allclose(got.mono, (values / top).mean(1), rtol=0, atol=2**-22)
+    if channels != 6:  # see test_media_channels
+        np.testing.assert_allclose(got.mono, (values / top).mean(1), rtol=0, atol=2**-22)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000])
@@ -107,8 +108,8 @@ def test_broken_sound_says_how_much_could_be_read(tmp_path):
     (tmp_path / "cut.flac").write_bytes(data[: len(data) * 2 // 3])
     with refuses("cut.flac", "to its end") as caught:
         load_audio(tmp_path / "cut.flac")
-    seconds = float(re.search(r"after (\S+) s", str(caught.value))[1])
-    assert 1 < seconds < 2.5
+    promised, held = map(float, re.findall(r"(\d\.\d+) s", str(caught.value)))
+    assert promised == 3 and 1 < held < 2.5
 
 
 def test_a_script_cannot_open_other_files(tmp_path, monkeypatch):

@@ -20,15 +20,16 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from rest_fast.media import MAX_SECONDS, SOUND_RATES
+from rest_fast import downmix
+from rest_fast.containers import choose, open_container
 from rest_fast.models.speech import RATE
+from rest_fast.sound_files import MAX_SECONDS, SOUND_RATES
 from rest_fast.sources import Float32, UInt8, is_empty
 from rest_fast.training.preparation.rules import SAMPLE, Dropped
 
 FPS = 25
 LOOSE = Fraction(1, 50)  # s by which timestamps of sound may be off its samples; beyond, silence is missing or too much
 THUMB = 32  # px: side of the small pictures that are compared to find cuts
-ATTACHED = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a song
 
 
 @dataclass
@@ -56,6 +57,7 @@ class _SoundTrack:
     def __init__(self) -> None:
         self.start = Fraction(0)  # s, of the first sample
         self._rate = self._count = 0
+        self._recent = np.zeros((0, 2), np.float32)  # the last samples in two channels, as far as they have a say
         self._pieces: list[Float32] = []
         self._packed = av.AudioResampler(format="flt")  # not planar: PyAV crashes over 8 planes
 
@@ -76,40 +78,44 @@ class _SoundTrack:
         if late < -LOOSE:
             raise Dropped("unreadable", f"expected sound in order, got {-float(late):.3f} s twice at {float(time):.2f}")
         if late > LOOSE:
-            self._push(np.zeros(round(late * self._rate), np.float32))
+            self._push(np.zeros((round(late * self._rate), 2), np.float32))
         for block in self._packed.resample(frame):
-            self._push(block.to_ndarray().reshape(-1, block.layout.nb_channels).mean(1, dtype=np.float32))
+            values = np.asarray(block.to_ndarray(), np.float32).reshape(-1, block.layout.nb_channels)
+            self._push(downmix.fold(values, [channel.name for channel in block.layout.channels]))
 
-    def _push(self, mono: Float32, last: bool = False) -> None:
-        if not np.isfinite(mono).all():
+    def _push(self, sound: Float32, last: bool = False) -> None:
+        if not np.isfinite(sound).all():
             raise Dropped("unreadable", "expected finite samples of sound, got NaN or infinity")
+        start = self._count - len(self._recent)
+        self._recent = np.concatenate([self._recent, np.broadcast_to(sound, (len(sound), 2))])
+        mono = downmix.mono(self._recent, start, self._count)
         self._count += len(mono)
+        self._recent = self._recent[-downmix.REACH :]
         self._pieces.append(self._soxr.resample_chunk(mono, last=last))
 
     def finish(self, origin: Fraction) -> Sound:
         """All of it, with positions counted from ``origin`` seconds."""
         if not self._count:
             raise Dropped("no_sound", "expected a sound track, got one without samples")
-        self._push(np.zeros(0, np.float32), last=True)
+        self._push(np.zeros((0, 2), np.float32), last=True)
         return Sound(np.concatenate(self._pieces), round((self.start - origin) * RATE))
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """The container, its first video stream and its first sound stream. Dropped: what cannot be read."""
+    """The container and its streams of video and sound, those that players take. Dropped: what cannot be read."""
     try:
         with open(path, "rb") as file:
             if is_empty(file):  # which FFmpeg calls an invalid argument
                 raise Dropped("unreadable", "expected a video, got an empty file")
-            # Playlists and concat scripts name other files and addresses; none of them may be opened.
-            with av.open(file, "r", options={"protocol_whitelist": "pipe"}, metadata_errors="ignore") as container:
-                video = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & ATTACHED]
-                if not video:
+            with open_container(file) as container:
+                video, audio = choose(container, "video"), choose(container, "audio")
+                if video is None:
                     raise Dropped("no_video", f"expected a video stream, got {_kinds(container)}")
-                if not container.streams.audio:
+                if audio is None:
                     raise Dropped("no_sound", f"expected a sound stream, got {_kinds(container)}")
-                video[0].codec_context.thread_count = 1  # files run beside each other
-                yield container, video[0], container.streams.audio[0]
+                video.codec_context.thread_count = 1  # files run beside each other
+                yield container, video, audio
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise Dropped("unreadable", f"expected a video that FFmpeg can read to its end, got {got}") from error
