@@ -245,3 +245,29 @@ def test_audio_is_a_plain_value():
     assert sound.duration == 1 and sound.mono.tolist() == [0.5, 0.5]
     with pytest.raises(AttributeError):
         sound.rate = 3
+
+
+ENCODE = """
+import os, sys
+cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, cores)
+import numpy as np
+from rest_fast.media import VideoWriter
+x = np.arange(240)
+frames = np.stack([np.stack([(x[:, None] * 3 + x * (i + 1)) % 251] * 3, -1) for i in range(30)]).astype(np.uint8)
+with VideoWriter(sys.argv[2], 240, 240, sample_rate=16000) as writer:
+    writer.write(frames, np.zeros(19200, np.float32))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_the_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
+    """x264 cuts a picture into as many slices as it finds cores, unless it is told how many."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has one core")
+    files = []
+    for cores in (1, 1000):
+        file = tmp_path / f"{cores}.mp4"
+        subprocess.run([sys.executable, "-c", ENCODE, str(cores), str(file)], check=True, timeout=120)
+        files.append(file.read_bytes())
+    assert files[0] == files[1]
