@@ -35,9 +35,11 @@ SPARE = 0.25  # of a core that others may use before a thread is taken away
 class Worker:
     """A thread, its queue of jobs, and the number of OpenMP threads for the next of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        on_gpu = device is not None and device.type == "cuda"  # the current device belongs to a thread, too
+        prepare = (torch.cuda.set_device, (device,)) if on_gpu else (None, ())
         self.idle = threading.Lock()  # held during a job
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rest_fast")
+        self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
         self._thread: int | None = None
         self._free, self._looked = cores.FreeCores(), -math.inf
         self.threads = 0  # of the latest job
@@ -70,16 +72,18 @@ class Worker:
         return most if free >= most else 2 ** int(math.log2(max(free, 1)))
 
 
-_workers: dict[str, Worker] = {}
+_workers: dict[torch.device, Worker] = {}
 _lock = threading.Lock()
 
 
 def worker(device: torch.device) -> Worker:
-    """The worker of a device, started at its first use."""
+    """The worker of a device, started at its first job."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     with _lock:
-        if str(device) not in _workers:
-            _workers[str(device)] = Worker()
-        return _workers[str(device)]
+        if device not in _workers:
+            _workers[device] = Worker(device)
+        return _workers[device]
 
 
 def _before_fork() -> None:
