@@ -1,6 +1,8 @@
 # make demo      install, then one portrait and one voice -> talking.mp4
 # make test      install, then the tests that belong to every change
 # make test-full the slow ones too
+# make test-matrix  a part of them on Python 3.10 to 3.13, each with the newest and the lowest dependencies (docs/matrix.md)
+# make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites
 # make gpu-suite PART=ops OUT=build/gpu   on a machine with a GPU, no network needed (docs/gpu_suite.md);
@@ -18,45 +20,55 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
     "$$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
     && echo "$$p" && break; done)
 STAMP := $(VENV)/.rest_fast-installed
-BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints-cpu.txt Makefile \
+BUILD_INPUTS := pyproject.toml tools/build_backend.py CMakeLists.txt constraints-cpu.txt Makefile \
     $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 # Without an NVIDIA GPU: the pinned PyTorch, whose CPU build must be the one that pip finds (README).
 # With one: the CUDA PyTorch that is there.
 PIP_FLAGS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 EXTRAS := test,dev
+# Quiet about what goes well: warnings and errors are shown.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SIZE := 2.4 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minutes)
 # CUDA builds of PyTorch bring the Triton that fits them; beside a CPU build this one interprets the kernels and
 # compiles them for GPUs that are not there.
 TRITON := triton==3.6.0
 
-.PHONY: install demo test test-full lint format bench clean
+.PHONY: install demo test test-full test-matrix test-newest lint format bench clean
 
 install: $(STAMP)
 
 $(BIN)/python:
 	$(if $(PYTHON),,$(error no Python 3.10 to 3.13 on PATH; name one with make PYTHON=...))
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making the virtual environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(BUILD_INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e ".[$(EXTRAS)]"
+	@echo "Installing rest_fast and what its tests need into $(VENV): $(SIZE)"
+	@$(INSTALL) $(PIP_FLAGS) -e ".[$(EXTRAS)]"
 	@$(BIN)/python -c 'import importlib.util as u, platform as p, sys; \
 	    sys.exit(u.find_spec("triton") is None and p.system() + p.machine() == "Linuxx86_64")' \
-	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(TRITON)
-	@# An editable install puts the repository on sys.path, and with it a top-level `kernels`, the name
-	@# of another project's package. The import hook alone finds everything: keep that, drop the paths.
-	@$(BIN)/python -c 'import pathlib, sysconfig as s; \
-	    [p.write_text("".join(x for x in p.read_text().splitlines(True) if x.startswith("import"))) \
-	    for p in pathlib.Path(s.get_path("purelib")).glob("*rest_fast*.pth")]'
+	    || { echo "Installing $(TRITON) into $(VENV), for the tests of the GPU kernels: 0.7 GB, a few seconds"; \
+	    $(INSTALL) $(PIP_FLAGS) $(TRITON); }
 	@touch $@
+	@echo "Installed. $(BIN)/rest-fast doctor says what runs where"
 
 demo: $(STAMP)
 	$(BIN)/rest-fast demo -o talking.mp4
 
+# Two processes of one thread each (tests/conftest.py): twice as fast as one, on two cores.
+WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-full: $(STAMP)
 	$(BIN)/pytest -q
+
+test-matrix: $(STAMP)
+	$(BIN)/python tools/matrix.py --store docs/matrix.json
+
+test-newest: $(STAMP)
+	$(BIN)/python tools/matrix.py --python 3.13 --dependencies newest --part first --workers 1 --may-lack
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
