@@ -125,7 +125,7 @@ def add_train(add: Callable[..., Parser]) -> None:
     parser.description = (
         f"{parser.description}\n\nStages, each of which starts from the results of those above it:\n{listing}"
     )
-    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of the stages above")
+    parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help="one of the stages above")
     what = parser.add_argument_group("training")
     what.add_argument(
         "--config",

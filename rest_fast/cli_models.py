@@ -11,12 +11,13 @@ from rest_fast.terminal import InputError, one_line
 
 def check_model(args: Namespace) -> None:
     """Refuse what no model can be loaded with, or what no model takes, before anything slow is done."""
-    from rest_fast.config import SamplingConfig
+    from rest_fast.config import ConfigError, SamplingConfig
 
-    if getattr(args, "steps", None) is not None:
-        SamplingConfig(steps=args.steps)
-    if args.guidance is not None:
-        SamplingConfig(guidance=args.guidance)
+    given = {name: getattr(args, name, None) for name in ("steps", "guidance")}
+    try:
+        SamplingConfig(**{name: value for name, value in given.items() if value is not None})
+    except ConfigError as e:
+        raise InputError(str(e).replace("config field sampling.", "--")) from None
     if args.device == "cpu":
         _refuse_float16(args.dtype)
     check_device(args.device)

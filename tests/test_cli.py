@@ -324,6 +324,20 @@ def test_doctor(capsys):
     assert "qk_norm_rope_cache" in capsys.readouterr().out
 
 
+def test_completion(tmp_path):
+    """The script that shtab makes of the parser, as the README says, in a bash."""
+    pytest.importorskip("shtab")
+    command = [sys.executable, "-m", "shtab", "--shell=bash", "--prog", "rest-fast", "rest_fast.arguments.build_parser"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "completion").write_text(script)
+    typed = (
+        "COMP_WORDS=(rest-fast render --d); COMP_CWORD=2; $(complete -p rest-fast | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
+    )
+    shell = ["bash", "-c", f"source completion; {typed}; echo ${{COMPREPLY[*]}}"]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["--device", "--dtype", "--debug"], done.stderr
+
+
 def test_every_command_can_be_parsed():
     parser = build_parser()
     train = ["train", "all", "--config", "toy", "--data", "/", "--out", "c"]
