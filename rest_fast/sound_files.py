@@ -175,6 +175,8 @@ def _decode(file: IO[bytes], heard: _Heard) -> None:
         stream = choose(container, "audio")
         if stream is None:
             raise media_error(heard.name, "a file with audio in it", "no audio stream")
+        if stream.codec_context.name == "flac":  # its checksums, else unread, tell damage from sound
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
         promised, slack = _promised(container, stream)
         check_length(heard.name, promised)
         clock, form = _Clock(heard), ("", "", 0)

@@ -105,14 +105,37 @@ def wav(values: np.ndarray, rate: int, width: int) -> bytes:
     return file.getvalue()
 
 
+def riff(form: bytes, data: bytes, order: str = "<", size: int | None = None, before: bytes = b"") -> bytes:
+    """A WAV of a ``fmt `` chunk and samples, little-endian or (">") big-endian; ``before``: chunks in between."""
+    head = b"WAVEfmt " + struct.pack(order + "I", len(form)) + form + before
+    head += b"data" + struct.pack(order + "I", len(data) if size is None else size)
+    kind = b"RIFF" if order == "<" else b"RIFX"
+    return kind + struct.pack(order + "I", len(head) + len(data)) + head + data
+
+
 def float_wav(values: np.ndarray, rate: int) -> bytes:
     """Floats [n] as WAV of IEEE floats, byte by byte."""
     bits = values.dtype.itemsize
-    head = struct.pack("<HHIIHH", 3, 1, rate, rate * bits, bits, bits * 8)
-    data = values.tobytes()
-    size = 4 + 8 + len(head) + 8 + len(data)
-    return (b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + struct.pack("<I", len(head)) + head
-            + b"data" + struct.pack("<I", len(data)) + data)  # fmt: skip
+    return riff(struct.pack("<HHIIHH", 3, 1, rate, rate * bits, bits, bits * 8), values.tobytes())
+
+
+def wav_extensible(
+    values: np.ndarray, rate: int, bits: int, valid: int | None = None, mask: int = 0, order: str = "<"
+) -> bytes:
+    """Integers [n, channels] of ``bits`` as WAVE_EXTENSIBLE, of which the upper ``valid`` ones count."""
+    width, channels = bits // 8, values.shape[1]
+    form = struct.pack(order + "HHIIHH", 0xFFFE, channels, rate, rate * channels * width, channels * width, bits)
+    form += struct.pack(order + "HHI", 22, valid or bits, mask)
+    form += struct.pack(order + "IHH", 1, 0, 16) + bytes.fromhex("800000aa00389b71")  # PCM, by its GUID
+    wide = np.ascontiguousarray(values).astype(order + "i8").reshape(-1, 1).view(np.uint8)
+    return riff(form, (wide[:, :width] if order == "<" else wide[:, -width:]).tobytes(), order)
+
+
+def id3(size: int, version: int = 3) -> bytes:
+    """An ID3v2 tag with a title of about ``size`` bytes."""
+    body = b"TIT2" + struct.pack(">IH", size + 1, 0) + b"\0" + b"t" * size
+    length = bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3" + bytes([version, 0, 0]) + length + body
 
 
 def film(n: int, height: int = 48, width: int = 64) -> np.ndarray:
