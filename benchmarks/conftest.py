@@ -1,21 +1,16 @@
-"""Collects ``bench_*.py``, records where a number comes from, and writes compact JSON."""
+"""Collects ``bench_*.py``, records where a number comes from, and leaves out of the JSON what nobody reads again."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
-import rest_fast
+from benchmarks.where import cpu_name, environment
 
-KEPT = ("name", "params", "extra_info")
+# Of a result, for ``pytest-benchmark compare`` and for stored.py; not its single times and its options.
+KEPT = ("group", "name", "fullname", "params", "param", "stats", "extra_info")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -25,53 +20,18 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
     return None
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def accelerator() -> dict:
-    """Nothing without a GPU."""
-    if not torch.cuda.is_available():
-        return {}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "capability_cuda": "sm_{}{}".format(*torch.cuda.get_device_capability()),
-        "driver": driver.stdout.split("\n")[0].strip() if driver else None,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
-    }
-
-
-def environment(commit: dict) -> dict:
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rest_fast": rest_fast.__version__,
-        **accelerator(),
-        "commit": commit.get("id"),
-        "uncommitted_changes": commit.get("dirty"),
-    }
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Names of hosts are nobody's business, and two hundred flags of a processor no use."""
+    machine_info.pop("node", None)
+    machine_info["cpu"] = {"name": cpu_name(), "count": os.cpu_count()}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
-    """Keep what a reader of a stored result needs; every result carries its environment, so it can be cited alone."""
+    """Every result carries its environment, so it can be cited alone."""
     where = environment(output_json.get("commit_info") or {})
     results = []
     for result in output_json["benchmarks"]:
         result["extra_info"]["environment"] = where
+        result["stats"].pop("data", None)
         results.append({key: result[key] for key in KEPT})
-    kept = {"datetime": output_json["datetime"], "version": output_json["version"], "benchmarks": results}
-    output_json.clear()
-    output_json.update(kept)
+    output_json["benchmarks"] = results

@@ -1,21 +1,18 @@
-"""What the benchmarks share: sizes, the gate before timing, variants that take turns, what is stored, tables of it.
+"""What the benchmarks share: sizes, the gate before timing, variants that take turns, what is stored.
 
-    python benchmarks/kit.py benchmarks/results/ops_cpu.json     # the stored result as a table for a page
+    python benchmarks/kit.py benchmarks/results/ops_cpu.json     # any stored result as tables (stored.py)
 
 ``BENCH_ROUNDS=2`` times every variant twice and no more: to see whether a bench runs, not how fast.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ LAYERS = (
 LONG = 0.5  # seconds of a round, above which the first one is warm-up enough
 FLUSH = 256 << 20  # bytes written between two timed calls on a GPU: several times its L2
 CACHED = 64 << 20  # bytes of all copies together that a CPU may keep in its caches
-OF_ROOF = "of the roofline"  # title of a column
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -218,54 +214,18 @@ def report(times: dict[str, list[float]], base: str) -> dict[str, Any]:
 
 
 def store(benchmark: Any, times: dict[str, list[float]], base: str, call: Call, **about: Any) -> None:
-    """Put a run into the benchmark's ``extra_info``; pytest-benchmark's own table shows the base alone."""
+    """Put a run into the benchmark's ``extra_info``. What pytest-benchmark shows and compares is the base alone, in
+    the same rounds: a call that took no turns with the others would be another measurement."""
     benchmark.extra_info |= {**about, "device": str(device()), **report(times, base)}
-    benchmark.pedantic(call, args=(0,), rounds=5 if max(times[base]) < 1e5 else 1)
-
-
-# -- tables
-
-
-def markdown(path: Path) -> str:
-    """One table of a stored result: the base's median, the others over it, and the share of the roofline if known."""
-    results = {b["name"].removeprefix("test_"): b["extra_info"] for b in json.loads(path.read_text())["benchmarks"]}
-    results = {name: info for name, info in results.items() if "ratios" in info}
-    if not results:
-        raise ValueError(f"{path}: expected results with ratios, got none")
-    rows = {name: _row(info) for name, info in results.items()}
-    titles = ["case", *dict.fromkeys(title for row in rows.values() for title in row)]
-    if OF_ROOF in titles:
-        titles = [t for t in titles if t != OF_ROOF] + [OF_ROOF]
-    lines = [
-        titles,
-        ["---"] * len(titles),
-        *([name, *(row.get(t, "") for t in titles[1:])] for name, row in rows.items()),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _row(info: dict[str, Any]) -> dict[str, str]:
-    """Title of a column -> cell."""
-    base = info["base"]
-    row = {f"median of {base}": _time(info["variants"][base]["median_us"])}
-    for key, prefix in (("ratios", ""), ("outside_ratios", "outside: ")):
-        for ratio, value in info.get(key, {}).items():
-            row[f"{prefix}{ratio.replace('_over_', ' / ')}"] = f"{value:.2f}"
-    if info.get("of_roof"):
-        row[OF_ROOF] = f"{info['of_roof']:.0%}"
-    return row
-
-
-def _time(us: float) -> str:
-    unit, size = next((u, s) for u, s in (("us", 1.0), ("ms", 1e3), ("s", 1e6)) if us < 999.5 * s or u == "s")
-    return f"{us / size:.3g} {unit}"
+    benchmark.pedantic(call, args=(0,), rounds=1)
+    if benchmark.stats is not None:  # as with --benchmark-disable
+        benchmark.stats.stats.data[:] = [us / 1e6 for us in times[base]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+")
-    for path in parser.parse_args().results:
-        print(markdown(path))
+    from stored import main  # beside this file, which is run as one here
+
+    main()
 
 
 if __name__ == "__main__":

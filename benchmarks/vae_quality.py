@@ -23,6 +23,7 @@ import av
 import numpy as np
 import skimage
 import torch
+import vae_tables
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -40,7 +41,6 @@ FACE = (104, 0, 346, 242)  # where find_face sees the astronaut's
 SYNTHETIC = (0, 1)  # clips of the test split
 LIMIT = 400_000  # bytes of the picture
 WAYS = ("with_reference", "without_reference")
-DECODERS = dict(zip((*WAYS, "still_photo"), ("photo known", "latents alone", "(the photo, unmoving)")))
 Array = NDArray[Any]
 
 
@@ -157,24 +157,7 @@ def synthetic(size: int) -> dict[str, Array]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of docs/vae.md."""
-    lines = ["| picture | PSNR / SSIM, photo known | mouth | PSNR / SSIM, latents alone | mouth |", "|---" * 5 + "|"]
-    for name, row in result["pictures"].items():
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(_pairs(row[way]) for way in WAYS) + " |")
-    titles = "clip | decoder | PSNR / SSIM | mouth | frames 1 to 8 | worst frame | flicker | seam"
-    lines += ["", f"| {titles} |", "|---" * 8 + "|"]
-    for name, row in result["clips"].items():
-        for way, found in row["scores"].items():
-            worst = f"{found['psnr_db_worst_frame']:.1f} / {found['ssim_worst_frame']:.3f}"
-            first = _pairs(found["frames_1_to_8"]).partition(" | ")[0]
-            rest = f"{found['flicker_ratio']:.2f} | {found['seam_ratio']:.2f}" if way in WAYS else "- | -"
-            lines.append(
-                f"| {name.replace('_', ' ')} | {DECODERS[way]} | {_pairs(found)} | {first} | {worst} | {rest} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _pairs(row: dict[str, float]) -> str:
-    return " | ".join(f"{row[f'{part}psnr_db']:.1f} / {row[f'{part}ssim']:.3f}" for part in ("", "mouth_"))
+    return f"{vae_tables.picture_table(result)}\n{vae_tables.clip_table(result)}"
 
 
 def sheet(columns: list[tuple[str, Array, Array, Array]], path: Path) -> None:

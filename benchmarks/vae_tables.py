@@ -1,4 +1,5 @@
-"""Tables of what ``bench_vae.py`` stored, and the choice of a backend for every layer. Only the standard library.
+"""Tables of what the benchmarks of the VAE and its two studies stored, and the choice of a backend for every layer.
+Only the standard library.
 
 python benchmarks/vae_tables.py vae.json                 # every table, to the screen, and last all of it as JSON
 python benchmarks/vae_tables.py vae.json --layers FILE   # the layers' choices as JSON, too
@@ -8,9 +9,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import stored
+from stored import table
+
+CHEAPEST = "the fastest peer"
+MODES = {  # name in vae_modes.json: what a table calls it, and how a number is written
+    "psnr_whole": ("PSNR to the whole, dB", ".1f"),
+    "relative_rms": ("relative RMS", ".3f"),
+    "seam": ("chunk borders", ".2f"),
+    "chunk_seam": ("chunk / other latent borders", ".2f"),
+    "latent_seam": ("latent borders", ".2f"),
+    "psnr_truth": ("PSNR to the video, dB", ".1f"),
+    "motion": ("motion", ".2f"),
+}
+DECODERS = {
+    "with_reference": "photo known",
+    "without_reference": "latents alone",
+    "still_photo": "(the photo, unmoving)",
+}
 
 
 def stage_table(info: dict[str, Any]) -> str:
@@ -21,7 +40,6 @@ def stage_table(info: dict[str, Any]) -> str:
     measured = ["ideal ms", f"{base}, ms"] if absolute else [f"share of {base}"]
     titles = ["stage", "convolutions", "H x W x T", "GFLOP", *measured, "of the roofline"]
     lines = [[*titles, *(f"{name} / {base}" for name in others)]]
-    lines.append(["---"] * len(lines[0]))
     whole = rows[-1]["us"][base]
     for row in rows:
         us = row["us"][base]
@@ -32,37 +50,57 @@ def stage_table(info: dict[str, Any]) -> str:
 
 
 def chunk_table(results: list[dict[str, Any]]) -> str:
-    """Markdown: each case of a chunk, the median of ours (from a GPU), and the others over it."""
+    """Markdown: each case of a chunk, the median of ours (from a GPU), the fastest peer over it, then all others."""
     base = results[0]["base"]
-    names = list(dict.fromkeys(name for info in results for name in info["variants"] if name != base))
+    names = dict.fromkeys(name for info in results for name in info["variants"] if name != base)
+    names = sorted(names, key=lambda name: (ours(name), "oneDNN" not in name))
     absolute = results[0]["device"] != "cpu"
-    lines = [["case", "dtype", *([f"{base}, ms"] if absolute else []), *(f"{name} / {base}" for name in names)]]
-    lines.append(["---"] * len(lines[0]))
+    time = [f"{base}, ms"] if absolute else []
+    lines = [["case", "dtype", "rounds", *time, f"{CHEAPEST} / {base}", *(f"{name} / {base}" for name in names)]]
     for info in results:
         us = {name: variant["median_us"] for name, variant in info["variants"].items()}
         time = [f"{us[base] / 1e3:.3g}"] if absolute else []
         ratios = [f"{us[name] / us[base]:.2f}" if name in us else "" for name in names]
-        width = "" if info["shrink"] == 1 else f", width / {info['shrink']}"
-        lines.append([f"{info['release']} {info['mode']}{width}, {info['side']}", info["dtype"], *time, *ratios])
+        fastest = fastest_peer(info)
+        first = f"{us[fastest] / us[base]:.2f}: {fastest}" if fastest else ""
+        lines.append([case(info), info["dtype"], str(info["rounds"]), *time, first, *ratios])
     return table(lines)
+
+
+def case(info: dict[str, Any]) -> str:
+    width = "" if info["shrink"] == 1 else f", width / {info['shrink']}"
+    batch = "" if info.get("batch", 1) == 1 else f", batch {info['batch']}"
+    return f"{info['release']} {info['mode']}{width}, {info['side']}{batch}"
+
+
+def ours(name: str) -> bool:
+    return name.partition(",")[0] in ("ours", "forward")
+
+
+def fastest_peer(info: dict[str, Any]) -> str | None:
+    us = {name: variant["median_us"] for name, variant in info["variants"].items() if not ours(name)}
+    return min(us, key=lambda name: us[name]) if us else None
+
+
+def fairest(results: list[dict[str, Any]]) -> str:
+    """The range of the fastest peer over ours, in words."""
+    found = [info["variants"][peer]["median_us"] / info["variants"][info["base"]]["median_us"]
+             for info in results if (peer := fastest_peer(info))]  # fmt: skip
+    return f"{min(found):.1f} to {max(found):.1f}"
 
 
 def memory_table(info: dict[str, Any]) -> str:
     """Markdown: megabytes at the peak beyond the weights, and what of it is ours to keep."""
-    lines = [["", "MB"], ["---", "---"]]
+    lines = [["", "MB"]]
     lines += [[f"{name}, peak beyond the weights", f"{size:.0f}"] for name, size in info["peak_mb"].items()]
     lines += [[f"of ours: {name}", f"{size:.0f}"] for name, size in info["ours_mb"].items()]
     return table(lines)
 
 
-def table(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def layer_table(chosen: list[dict[str, Any]]) -> str:
     """Markdown: each layer, the share of the roofline of the fastest backend, and the others over it."""
     names = sorted({name for entry in chosen for name in entry["us"]})
-    lines = [["layer", "dtype", "latents", "fastest", "of the roofline", *names], ["---"] * (5 + len(names))]
+    lines = [["layer", "dtype", "latents", "fastest", "of the roofline", *names]]
     for entry in chosen:
         best = entry["us"][entry["fastest"]]
         ratios = [f"{entry['us'][n] / best:.2f}" if n in entry["us"] else "" for n in names]
@@ -83,13 +121,64 @@ def choices(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """``name`` and ``extra_info`` of every stored result."""
-    found = []
-    for path in paths:
-        for result in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
-            found.append({"name": result["name"].removeprefix("test_"), **result["extra_info"]})
-    return found
+# -- the two studies
+
+
+def mode_table(result: dict[str, Any], causal: bool) -> str:
+    """``vae_modes.json``: ways to decode as a released decoder can, or those of a causal one; mean and deviation."""
+
+    def cell(numbers: dict[str, Any], key: str, form: str) -> str:
+        return f"{numbers[key]['mean']:{form}} ± {numbers[key]['std']:{form}}" if key in numbers else "-"
+
+    lines = [["decode", "delay", "time of a call", *(title for title, _ in MODES.values())]]
+    for name, numbers in result["modes"].items():
+        if name.startswith("causal") != causal:
+            continue
+        delay = (
+            "the clip" if name == "whole" else f"{numbers.get('delay_ms', 0):g}" + " ms" * bool(numbers.get("delay_ms"))
+        )
+        spent = result["cost"].get("causal" if causal else name)
+        cells = [cell(numbers, key, form) for key, (_, form) in MODES.items()]
+        lines.append([name, delay, f"{spent['relative']:.2f}" if spent else "-", *cells])
+    return table(lines)
+
+
+def lookahead(result: dict[str, Any], key: str) -> str:
+    """A number of lookahead(0), (1), ... in words: ``psnr_whole``, or the ``cost`` of a call from (1) on."""
+    names = [name for name in result["modes"] if name.startswith("lookahead")]
+    if key == "cost":
+        return ", ".join(f"{result['cost'][name]['relative']:.2f}" for name in names[1:])
+    return ", ".join(f"{result['modes'][name][key]['mean']:.0f}" for name in names)
+
+
+def picture_table(result: dict[str, Any]) -> str:
+    """``vae_quality.json``: still pictures."""
+    ways = [way for way in DECODERS if way != "still_photo"]
+    titles = [f"PSNR / SSIM, {DECODERS[way]} | mouth" for way in ways]
+    lines = [["picture", *" | ".join(titles).split(" | ")]]
+    for name, row in result["pictures"].items():
+        lines.append([name.replace("_", " "), *(cell for way in ways for cell in _pairs(row[way]))])
+    return table(lines)
+
+
+def clip_table(result: dict[str, Any]) -> str:
+    """``vae_quality.json``: clips."""
+    lines = [["clip", "decoder", "PSNR / SSIM", "mouth", "frames 1 to 8", "worst frame", "flicker", "seam"]]
+    for name, row in result["clips"].items():
+        for way, found in row["scores"].items():
+            worst = f"{found['psnr_db_worst_frame']:.1f} / {found['ssim_worst_frame']:.3f}"
+            moves = ["-", "-"] if way == "still_photo" else [f"{found[k]:.2f}" for k in ("flicker_ratio", "seam_ratio")]
+            cells = [*_pairs(found), _pairs(found["frames_1_to_8"])[0], worst, *moves]
+            lines.append([name.replace("_", " "), DECODERS[way], *cells])
+    return table(lines)
+
+
+def _pairs(row: dict[str, float]) -> list[str]:
+    """PSNR / SSIM of the whole and of the mouth."""
+    return [f"{row[f'{part}psnr_db']:.1f} / {row[f'{part}ssim']:.3f}" for part in ("", "mouth_")]
+
+
+# -- all of them
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -113,7 +202,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="what pytest-benchmark stored of bench_vae.py")
     parser.add_argument("--layers", type=Path, help="write the fastest backend of every layer here, as JSON")
     chosen = parser.parse_args()
-    results = read(path for path in chosen.results if path.exists())
+    results = [info for path in chosen.results if path.exists() for info in stored.read(path)]
     picked = choices([info for info in results if "layer" in info])
     if chosen.layers:
         chosen.layers.write_text(json.dumps(picked, indent=1), encoding="utf-8")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -17,19 +15,12 @@ import torch.nn.functional as F
 
 from rest_fast import ops, preset
 from rest_fast.ops import functional, rope
+from tests.kit.bench import module
 from tests.kit.compare import assert_close
 
 ROOT = Path(__file__).parents[1]
 PYTEST = Path(sys.executable).parent / "pytest"
-
-
-def module(name: str):
-    """A module of benchmarks/, without the repository on the path, where its ``rest_fast`` would come first."""
-    package = types.ModuleType("benchmarks")
-    package.__path__ = [str(ROOT / "benchmarks")]
-    sys.modules.setdefault("benchmarks", package)
-    return importlib.import_module(f"benchmarks.{name}")
-
+COMPARE = Path(sys.executable).parent / "pytest-benchmark"
 
 kit, roofline, peers = module("kit"), module("roofline"), module("peers")
 bench_ops, bench_attention, bench_block = module("bench_ops"), module("bench_attention"), module("bench_block")
@@ -245,31 +236,13 @@ def test_what_cannot_compile_is_left_out_with_a_reason():
     assert set(runs) == {"op", "flex"}, "an op that fails is a failure"
 
 
-def test_a_stored_result_becomes_a_table(tmp_path):
-    def result(name, median, ratios, **more):
-        variants = {"op": {"median_us": median}}
-        return {
-            "name": f"test_op[{name}]",
-            "extra_info": {"base": "op", "variants": variants, "ratios": ratios, **more},
-        }
-
-    path = tmp_path / "stored.json"
-    path.write_text(json.dumps({"benchmarks": [
-        result("a", 1234.0, {"eager_over_op": 2.5}, of_roof=0.5),
-        result("b", 999.6, {"eager_over_op": 3.0, "compiled_over_op": 1.0}, outside_ratios={"eager_over_op": 4.0}),
-        result("c", 5.26e6, {}),
-        {"name": "another", "extra_info": {}},
-    ]}))  # fmt: skip
-    assert kit.markdown(path).splitlines() == [
-        "| case | median of op | eager / op | compiled / op | outside: eager / op | of the roofline |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| op[a] | 1.23 ms | 2.50 |  |  | 50% |",
-        "| op[b] | 1 ms | 3.00 | 1.00 | 4.00 |  |",
-        "| op[c] | 5.26 s |  |  |  |  |",
-    ]
-    path.write_text('{"benchmarks": []}')
-    with pytest.raises(ValueError, match="expected results with ratios, got none"):
-        kit.markdown(path)
+def test_the_base_is_stored_with_the_rounds_of_its_turns(benchmark):
+    """Its statistics are of the calls that took turns, in seconds, not of one more call."""
+    times = {"op": [4.0, 1.0, 2.0, 3.0, 2.0], "eager": [6.0] * 5}
+    kit.store(benchmark, times, "op", lambda i: None)
+    stats = benchmark.stats.stats
+    assert (stats.rounds, stats.median, stats.min, stats.max) == pytest.approx((5, 2e-6, 1e-6, 4e-6))
+    assert benchmark.extra_info["variants"]["op"]["median_us"] == 2.0
 
 
 @pytest.mark.slow
@@ -280,7 +253,12 @@ def test_a_bench_from_end_to_end(tmp_path):
     quick = os.environ | {"BENCH_ROUNDS": "2"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quick, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    demo, rest = json.loads(out.read_text())["benchmarks"]
+    written = json.loads(out.read_text())
+    demo, rest = written["benchmarks"]
+    assert "data" not in demo["stats"] and "node" not in written["machine_info"]
+    assert demo["stats"]["median"] == pytest.approx(demo["extra_info"]["variants"]["op"]["median_us"] / 1e6, abs=1e-7)
+    compared = subprocess.run([COMPARE, "compare", out], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert compared.returncode == 0 and demo["name"] in compared.stdout, compared.stdout + compared.stderr
     for info in (demo["extra_info"], rest["extra_info"]):
         assert info["rounds"] == 2 and "eager_over_op" in info["ratios"] and "torch" in info["environment"]
         assert ("compiled_over_op" in info["ratios"]) != ("compiled" in info["left_out"])

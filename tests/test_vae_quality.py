@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kit.bench import script
+
 pytest.importorskip("skimage")
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("vae_quality", ROOT / "benchmarks" / "vae_quality.py")
-quality = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(quality)
+quality = script("vae_quality")
 
 
 def ramp(levels):

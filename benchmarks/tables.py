@@ -1,0 +1,158 @@
+"""The tables of the pages, from what is stored: every number in them is one of a file.
+
+    python benchmarks/tables.py            # rewrites what stands between the marks, in docs/ and README.md
+    python benchmarks/tables.py --check    # exit code 1 where a page says something else
+
+The marks are ``<!-- table: NAME -->`` and ``<!-- end -->``, around a table or words within a line. NAME is one of
+:data:`TABLES`, or a file of ``benchmarks/results`` without its ending, of which everything is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ablation_report
+import cpu_tables
+import demo_tables
+import stored
+import vae_tables
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->).*?(<!-- end -->)", re.DOTALL)
+
+
+class Results:
+    """What is stored under ``root``, each file read once."""
+
+    def __init__(self, root: Path = ROOT):
+        self.root, self.folder = root, root / "benchmarks" / "results"
+
+    def script(self, name: str) -> dict[str, Any]:
+        """What a script stored."""
+        return stored.load(self.folder / f"{name}.json")
+
+    def bench(self, file: str, start: str = "") -> list[stored.Info]:
+        """Results of a benchmark whose names begin so."""
+        return [info for info in stored.read(self.folder / f"{file}.json") if info["name"].startswith(start)]
+
+    def report(self) -> dict[str, Any]:
+        return stored.load(self.root / "docs" / "demo_model.json")
+
+    def ablation(self) -> ablation_report.Table:
+        return ablation_report.read(self.folder / "ablation")
+
+
+def under(text: str, about: list[dict[str, Any]], note: str = "") -> str:
+    """A table, and below it where it comes from; several lines where its rows come from several runs."""
+    lines = dict.fromkeys(f"{stored.source(one)}." for one in about)
+    return f"{text}\n{' '.join(lines)}{note}\n"
+
+
+def bench(make: Callable[[Any], str], file: str, start: str = "") -> Callable[[Results], str]:
+    """The table of a benchmark's results, with their source."""
+
+    def made(results: Results) -> str:
+        found = results.bench(file, start)
+        notes = dict.fromkeys(f" {info['note'].capitalize()}." for info in found if "note" in info)
+        return under(make(found), [info["environment"] for info in found], "".join(notes))
+
+    return made
+
+
+def one(make: Callable[[Any], str]) -> Callable[[list[stored.Info]], str]:
+    """Of the only result."""
+    return lambda found: make(found[0])
+
+
+def chunk_time(found: list[stored.Info]) -> str:
+    """The one place for a chunk's time, in words."""
+    times = found[0]["variants"][found[0]["base"]]
+    return f"{times['median_us'] / 1e3:.0f} ms (p95 {times['p95_us'] / 1e3:.0f}) on {found[0]['environment']['cpu']}"
+
+
+def startup(results: Results) -> str:
+    found = results.script("startup")
+    return under(cpu_tables.startup_table(found), [found["environment"]])
+
+
+def memory(results: Results) -> str:
+    (info,) = results.bench("vae_cpu", "memory")
+    return under(vae_tables.memory_table(info), [info["environment"]])
+
+
+# Name -> what stands there. Words within a line have no line break.
+TABLES: dict[str, Callable[[Results], str]] = {
+    "demo-stream": bench(one(cpu_tables.stream_table), "demo_stream_cpu"),
+    "demo-chunk": lambda r: chunk_time(r.bench("demo_stream_cpu")),
+    "startup": startup,
+    "block": bench(cpu_tables.block_table, "block_cpu"),
+    "attention": bench(cpu_tables.attention_table, "attention_cpu"),
+    "ops": bench(cpu_tables.ops_table, "ops_cpu"),
+    "vae-fairest": lambda r: vae_tables.fairest(r.bench("vae_cpu", "chunk")),
+    "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),
+    "vae-stages": bench(one(vae_tables.stage_table), "vae_cpu", "stages[0.9.5"),
+    "vae-memory": memory,
+    "vae-demo": bench(stored.ratio_table, "vae_cpu", "demo"),
+    "vae-modes": lambda r: vae_tables.mode_table(r.script("vae_modes"), causal=False),
+    "vae-modes-causal": lambda r: vae_tables.mode_table(r.script("vae_modes"), causal=True),
+    "vae-lookahead-psnr": lambda r: vae_tables.lookahead(r.script("vae_modes"), "psnr_whole"),
+    "vae-lookahead-cost": lambda r: vae_tables.lookahead(r.script("vae_modes"), "cost"),
+    "vae-pictures": lambda r: vae_tables.picture_table(r.script("vae_quality")),
+    "vae-clips": lambda r: vae_tables.clip_table(r.script("vae_quality")),
+    "demo-videos": lambda r: demo_tables.video_table(r.report()),
+    "demo-streams": lambda r: demo_tables.stream_table(r.report()),
+    "demo-bars": lambda r: demo_tables.bar_table(r.report()),
+    "demo-guidance": lambda r: demo_tables.guidance_table(r.report()),
+    "ablation": lambda r: ablation_report.numbers(r.ablation()),
+    "ablation-claims": lambda r: ablation_report.comparison(r.ablation()),
+}
+
+
+def content(name: str, results: Results) -> str:
+    """What stands between the marks of that name. ValueError: there is no such table, or nothing stored for it."""
+    file = results.folder / f"{name}.json"
+    if name not in TABLES and not file.exists():
+        raise ValueError(
+            f"table {name}: expected one of {', '.join(TABLES)} or a file of {results.folder}, got neither"
+        )
+    try:
+        text = TABLES[name](results) if name in TABLES else stored.markdown(file)
+    except FileNotFoundError as e:
+        return f"(not measured: no {Path(e.filename).name})"
+    return f"\n\n{text.strip()}\n\n" if "\n" in text.strip() else text.strip()
+
+
+def rewritten(text: str, results: Results) -> str:
+    """A page with everything between its marks made anew."""
+    if text.count("<!-- table: ") != len(MARKED.findall(text)):
+        raise ValueError("page: expected <!-- end --> after every <!-- table: NAME -->, got one without")
+    return MARKED.sub(lambda found: found[1] + content(found["name"], results) + found[3], text)
+
+
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; say which pages would change")
+    check, results, changed = parser.parse_args().check, Results(), []
+    for page in pages(ROOT):
+        text = page.read_text(encoding="utf-8")
+        wanted = rewritten(text, results)
+        if wanted != text:
+            changed.append(page.relative_to(ROOT))
+            if not check:
+                page.write_text(wanted, encoding="utf-8")
+    for page in changed:
+        print(f"{page}: {'differs from what is stored: run python benchmarks/tables.py' if check else 'rewritten'}")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
