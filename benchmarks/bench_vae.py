@@ -5,18 +5,18 @@ concatenated. *concatenate* pads and concatenates as Wan's code does. *diffusers
 it decodes a clip of one latent more, and what it has decoded already it decodes again (and without a seam it would need
 more). All have the same random weights. On a CPU widths are an eighth or a quarter of the real ones, on a GPU they are
 real.
+
+On a CPU ``F.conv3d`` gives a batch of one with few pixels to a plain loop, several times slower than oneDNN. The peers
+called *oneDNN* do not fall into it: the same modules, their convolutions by ``torch.mkldnn_convolution``. Nor does a
+batch of two, which is a case of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ CHUNK = 3  # latents
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # root mean square over that of the picture, against fp32
 ROUNDED = 1e-2  # and what 8 bits add
 ON_GPU = torch.cuda.is_available()
+ONEDNN = not ON_GPU and torch.backends.mkldnn.is_available()
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 LIBRARY = "library,triton,cpp,reference"  # the convolution by the library, the rest as it may
 
@@ -47,10 +48,12 @@ class Case:
     shrink: int = 1  # widths are divided by it
     side: int = 512
     brief: bool = False  # without the variants that only say more of one that is there
+    batch: int = 1  # streams side by side
 
     def __str__(self) -> str:
         width = "" if self.shrink == 1 else f"width / {self.shrink}, "
-        return f"{self.release}, {self.mode}, {width}{self.side} x {self.side}"
+        batch = "" if self.batch == 1 else f", batch {self.batch}"
+        return f"{self.release}, {self.mode}, {width}{self.side} x {self.side}{batch}"
 
 
 MODES = ("causal", "lookahead(1)")
@@ -61,6 +64,7 @@ CASES = (
     else [
         *(Case(release, mode, 8, 128) for release in RELEASES for mode in MODES),
         *(Case("0.9.5", "causal", shrink, side, brief=True) for shrink, side in ((8, 256), (4, 128), (4, 256))),
+        Case("0.9.5", "causal", 8, 128, batch=2),
     ]
 )
 
@@ -84,7 +88,7 @@ class Chunk:
         self.vae = vae_peers.random_vae(config, device, dtype)
         self.mode = read_mode(case.mode, self.vae.causal)
         side, generator = case.side // config.spatial, torch.Generator(device).manual_seed(1)
-        shape = (1, config.latent_channels, CHUNK, side, side)
+        shape = (case.batch, config.latent_channels, CHUNK, side, side)
         self.peers: tuple[torch.nn.Module, ...] = ()
         self.latents = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(kit.LAYERS)]
 
@@ -126,10 +130,12 @@ class Chunk:
         images = self.vae.images(self.latents[0], 0)
 
         def last() -> Decode:
-            peer = vae_peers.Concatenating(in_channels_last(self.vae), images)
-            return lambda z: peer(z.contiguous(memory_format=torch.channels_last_3d))
+            return in_last(vae_peers.Concatenating(in_channels_last(self.vae), images))
 
         made: dict[str, Callable[[], Decode]] = {"concatenate": lambda: vae_peers.Concatenating(self.vae, images)}
+        if ONEDNN:
+            through = {"convolve": vae_peers.onednn_conv3d}
+            made["concatenate, oneDNN"] = lambda: vae_peers.Concatenating(self.vae, images, **through)
         if not self.case.brief:
             made["concatenate, channels-last"] = last
             made["concatenate, one latent a pass"] = lambda: vae_peers.Concatenating(self.vae, images, 1)
@@ -138,24 +144,26 @@ class Chunk:
     def clips(self) -> tuple[dict[str, Decode], dict[str, str]]:
         """Variants that decode whole clips; and those left out, with the reason."""
         names = ["diffusers", "diffusers, channels-last", "diffusers, compiled"]
-        try:
-            peer = vae_peers.Diffusers(self.vae)
-        except ImportError as e:
-            return {}, dict.fromkeys(names, f"{type(e).__name__}: {e}")
-        left_out = {}
+        names += ["diffusers, oneDNN", "diffusers, channels-last, oneDNN"] if ONEDNN else []
+        left_out, runs = {}, {}
         if not ON_GPU:
-            left_out[names.pop()] = "compiled on a GPU only: it takes minutes for each case"
+            names.remove("diffusers, compiled")
+            left_out["diffusers, compiled"] = "compiled on a GPU only: it takes minutes for each case"
+        try:
+            peers = {name: vae_peers.Diffusers(self.vae) for name in names}
+        except ImportError as e:
+            return {}, left_out | dict.fromkeys(names, f"{type(e).__name__}: {e}")
         if self.case.brief:
-            names = names[1:]
-        last = vae_peers.Diffusers(self.vae).to(memory_format=torch.channels_last_3d)
-
-        def in_last(model: Decode) -> Decode:
-            return lambda z: model(z.contiguous(memory_format=torch.channels_last_3d))
-
-        makers = {"diffusers": lambda: peer, "diffusers, channels-last": lambda: in_last(last)}
-        makers["diffusers, compiled"] = lambda: in_last(kit.compiled(last))
-        runs: dict[str, Decode] = {name: makers[name]() for name in names}
-        self.peers = peer, last
+            del peers["diffusers"]
+        for name, peer in peers.items():
+            if name.endswith("oneDNN"):
+                peer.through_onednn()
+            if name in ("diffusers", "diffusers, oneDNN"):
+                runs[name] = peer
+            else:
+                peer.to(memory_format=torch.channels_last_3d)
+                runs[name] = in_last(kit.compiled(peer) if "compiled" in name else peer)
+        self.peers = tuple(peers.values())
         left_out |= kit.without_failures(runs, ["diffusers, compiled"], lambda run: run(self.clip(0)))
         return runs, left_out
 
@@ -202,6 +210,11 @@ def copied(vae: TemporalVAE, dtype: torch.dtype) -> TemporalVAE:
     return copy.eval().requires_grad_(False)
 
 
+def in_last(model: Decode) -> Decode:
+    """Called with latents in channels-last order."""
+    return lambda z: model(z.contiguous(memory_format=torch.channels_last_3d))
+
+
 def in_channels_last(vae: TemporalVAE) -> TemporalVAE:
     copy = copied(vae, vae.latents_mean.dtype)
     copy.decoder.to(memory_format=torch.channels_last_3d)
@@ -236,7 +249,7 @@ def test_chunk(benchmark, case):
     streams = chunk.streams() | chunk.concatenating()
     errors = chunk.check(streams, clips)
     calls = chunk.calls(streams, clips)
-    times = kit.interleaved(calls, budget=4 if ON_GPU else 3, least=20 if ON_GPU else 3)
+    times = kit.interleaved(calls, budget=4 if ON_GPU else 6, least=20 if ON_GPU else 7)
     made = 8 * (CHUNK + chunk.mode.ahead)
     frames = {name: made + (name in clips) for name in calls}
     about = {**asdict(case), "dtype": kit.NAMES[chunk.dtype], "frames_decoded": frames, "frames_new": 8 * CHUNK}
@@ -255,8 +268,12 @@ def test_stages(benchmark, release):
     with contextlib.suppress(ImportError):
         peer, cut = vae_peers.Diffusers(chunk.vae), [chunk.clip(i) for i in range(kit.LAYERS)]
         peer.to(memory_format=torch.channels_last_3d)
-        runs["diffusers, channels-last"] = lambda i: peer(cut[i].contiguous(memory_format=torch.channels_last_3d))
-        parts["diffusers, channels-last"] = vae_stages.their_parts(peer.decoder)
+        name = "diffusers, channels-last"
+        if ONEDNN:
+            peer.through_onednn()
+            name += ", oneDNN"
+        run = in_last(peer)
+        runs[name], parts[name] = lambda i: run(cut[i]), vae_stages.their_parts(peer.decoder)
     stream.decode(chunk.latents[0])
     clocks, splits = {n: vae_stages.Clock(p) for n, p in parts.items()}, {n: [] for n in runs}
     calls = {n: (lambda i, n=n: splits[n].append(clocks[n].split(lambda: runs[n](i)))) for n in runs}
@@ -272,7 +289,7 @@ def test_stages(benchmark, release):
     kit.store(benchmark, times, "ours", calls["ours"], **about)
 
 
-# -- the demo, and memory
+# -- the demo
 
 
 def test_demo(benchmark):
@@ -304,90 +321,3 @@ def test_demo(benchmark):
             decode(z)
         calls[name] = lambda i, decode=decode: decode(latents[i])
     kit.store(benchmark, kit.interleaved(calls, budget=3), "ours", calls["ours"], errors=errors)
-
-
-# What a process does to find out what one variant needs; nothing else has filled its heap before.
-PROGRAM = """
-import sys, types
-package = types.ModuleType("benchmarks")
-package.__path__ = [sys.argv[1]]
-sys.modules["benchmarks"] = package
-from benchmarks import bench_vae
-print(bench_vae.grown(bench_vae.CASES[int(sys.argv[2])], sys.argv[3]))
-"""
-
-
-@torch.no_grad()
-def grown(case: Case, variant: str) -> float:
-    """Megabytes at the peak of two chunks, from the first one on, beyond what there was before: the weights, and what
-    is drawn."""
-    decode, pieces = _alone(Case(case.release, case.mode, 16, 64), variant)
-    for z in pieces:
-        decode(z)  # code that is read from disk at its first call is no memory of a decode
-    decode, pieces = _alone(case, variant)
-    if ON_GPU:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, peak = _resident("VmRSS"), functools.partial(_resident, "VmHWM")
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # a search tries what is large
-        for z in pieces[:2]:
-            decode(z)
-    return round((peak() - before) / 1e6, 1)
-
-
-def _alone(case: Case, variant: str) -> tuple[Decode, list[torch.Tensor]]:
-    """One variant, and what it is to be called with."""
-    chunk = Chunk(case)
-    own, others = chunk.streams(), chunk.concatenating()
-    if variant in own:
-        return own[variant](), chunk.latents
-    if variant in others:
-        return others[variant](), chunk.inside
-    model: torch.nn.Module = vae_peers.Diffusers(chunk.vae)
-    cut = [chunk.clip(i) for i in range(len(chunk.latents))]
-    if "channels-last" in variant:
-        model = model.to(memory_format=torch.channels_last_3d)
-        cut = [z.contiguous(memory_format=torch.channels_last_3d) for z in cut]
-    return model, cut
-
-
-def _resident(field: str) -> int:
-    """Bytes, as the kernel counts this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-@pytest.mark.skipif(not (ON_GPU or Path("/proc/self/clear_refs").exists()), reason="reads memory from /proc")
-def test_memory(benchmark):
-    """Peak of each variant beyond its weights. On a CPU each runs in a process of its own."""
-    index = 0 if ON_GPU else next(i for i, case in enumerate(CASES) if case.side == 256)
-    case, found, left_out = CASES[index], {}, {}
-    # freed memory goes back at once; threads beside a busy neighbour would take long, and no more memory
-    variables = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1"}
-    for name in ("ours", "concatenate", "diffusers, channels-last"):
-        if ON_GPU:
-            try:
-                found[name] = grown(case, name)
-            except ImportError as e:
-                left_out[name] = f"{type(e).__name__}: {e}"
-            continue
-        words = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(index), name]
-        done = subprocess.run(words, capture_output=True, text=True, env=variables, check=False)
-        if done.returncode == 0:
-            found[name] = float(done.stdout)
-        else:
-            left_out[name] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    assert "ours" in found, left_out
-    chunk = Chunk(case)
-    stream = chunk.vae.stream(mode=case.mode)
-    for z in chunk.latents:
-        stream.decode(z)
-    weights = sum(p.nbytes for p in chunk.vae.decoder.parameters())
-    sizes = {"weights": weights, "state": stream.state.nbytes, "workspace": stream.work.nbytes}
-    about = {"dtype": kit.NAMES[DTYPE], "device": str(kit.device()), "peak_mb": found, "left_out": left_out}
-    benchmark.extra_info |= {**asdict(case), **about, "ours_mb": {n: round(v / 1e6, 1) for n, v in sizes.items()}}
-    benchmark.pedantic(stream.decode, args=(chunk.latents[0],), rounds=1)

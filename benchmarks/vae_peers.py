@@ -8,8 +8,10 @@ the order of calls: clone the tail of the input, concatenate cache and input, pa
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +97,26 @@ class Diffusers(nn.Module):
         self.decoder.load_state_dict(state)
         self.time = like.new_tensor([config.decode_timestep]) if config.timestep_conditioning else None
 
+    def through_onednn(self) -> None:
+        """Every convolution from now on by :func:`onednn_conv3d`."""
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv3d):
+                conv.forward = functools.partial(_forward, conv)  # type: ignore[method-assign]
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.decoder(z, self.time)
+        return self.decoder(z, None if self.time is None else self.time.expand(len(z)))
+
+
+def onednn_conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    """``F.conv3d`` by oneDNN whatever the size: by itself it gives small pieces of a batch of one to a plain loop."""
+    ones = {"padding": (0, 0, 0), "stride": (1, 1, 1), "dilation": (1, 1, 1), "groups": 1}
+    return torch.mkldnn_convolution(x, weight, bias, **(ones | options))
+
+
+def _forward(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    assert conv.padding_mode == "zeros"
+    options = {name: getattr(conv, name) for name in ("padding", "stride", "dilation", "groups")}
+    return onednn_conv3d(x, conv.weight, conv.bias, **options)
 
 
 def diffusers_names(config: ConvVAEConfig):
@@ -154,9 +174,15 @@ class Concatenating:
     In its favour: modulation is constant here, too, and the noise images are drawn once.
     """
 
-    def __init__(self, vae: TemporalVAE, images: dict[str, torch.Tensor], latents: int | None = None):
+    def __init__(
+        self,
+        vae: TemporalVAE,
+        images: dict[str, torch.Tensor],
+        latents: int | None = None,
+        convolve: Callable[..., torch.Tensor] = F.conv3d,
+    ):
         assert isinstance(vae.decoder, ConvDecoder) and vae.causal
-        self.decoder, self.images, self.latents = vae.decoder, images, latents
+        self.decoder, self.images, self.latents, self.convolve = vae.decoder, images, latents, convolve
         self.embedded, self.last = self.decoder.embedded()
         self.caches: list[torch.Tensor | None] = []
         self.at = 0
@@ -191,7 +217,7 @@ class Concatenating:
         x = F.pad(torch.cat([before, x], 2), (1, 1, 1, 1, 0, 0))
         self.caches[self.at] = tail
         self.at += 1
-        return F.conv3d(x, conv.weight, conv.bias)
+        return self.convolve(x, conv.weight, conv.bias)
 
     def _res_block(self, x: torch.Tensor, block: ResBlock, embedded: torch.Tensor | None) -> torch.Tensor:
         y = x

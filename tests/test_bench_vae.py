@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.test_benchmarks import kit, module, roofline
+from tests.kit.bench import module, script
+from tests.test_benchmarks import kit, roofline
 
 bench_vae, bench_vae_layers = module("bench_vae"), module("bench_vae_layers")
-vae_peers, vae_stages, vae_tables = module("vae_peers"), module("vae_stages"), module("vae_tables")
+vae_peers, vae_stages, vae_tables = module("vae_peers"), module("vae_stages"), script("vae_tables")
 
 
 @pytest.fixture(autouse=True)
@@ -148,16 +149,16 @@ def test_tables_of_chunks_and_memory():
     def result(name, **more):
         variants = {"ours": {"median_us": 2000.0}, "peer": {"median_us": 5000.0}}
         about = {"release": "0.9.5", "mode": "causal", "side": 512, "dtype": "bf16", "device": "cuda", "base": "ours"}
-        return {"name": name, "variants": variants, "shrink": 1, **about, **more}
+        return {"name": name, "variants": variants, "shrink": 1, "rounds": 9, **about, **more}
 
     only_ours = {"variants": {"ours": {"median_us": 10.0}}, "shrink": 8}
     memory = {"name": "memory", "peak_mb": {"ours": 10.4, "peer": 99.6}, "ours_mb": {"state": 1.2}}
     text = vae_tables.markdown([result("chunk[a]"), result("chunk[b]", **only_ours), memory])
     assert text.splitlines()[2:] == [
-        "| case | dtype | ours, ms | peer / ours |",
-        "| --- | --- | --- | --- |",
-        "| 0.9.5 causal, 512 | bf16 | 2 | 2.50 |",
-        "| 0.9.5 causal, width / 8, 512 | bf16 | 0.01 |  |",
+        "| case | dtype | rounds | ours, ms | the fastest peer / ours | peer / ours |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 0.9.5 causal, 512 | bf16 | 9 | 2 | 2.50: peer | 2.50 |",
+        "| 0.9.5 causal, width / 8, 512 | bf16 | 9 | 0.01 |  |  |",
         "",
         "memory",
         "",
@@ -168,4 +169,47 @@ def test_tables_of_chunks_and_memory():
         "| of ours: state | 1 |",
     ]
     on_cpu = vae_tables.chunk_table([result("chunk[a]", device="cpu")])
-    assert on_cpu.splitlines()[2] == "| 0.9.5 causal, 512 | bf16 | 2.50 |", "no times from a CPU"
+    assert on_cpu.splitlines()[2] == "| 0.9.5 causal, 512 | bf16 | 9 | 2.50: peer | 2.50 |", "no times from a CPU"
+
+
+def test_the_fastest_peer_leads():
+    """Neither of ours is a peer, and the range is that of the fastest peers alone."""
+
+    def result(**us):
+        variants = {"ours": 100.0, "ours, uint8": 50.0, "forward": 60.0} | us
+        return {"base": "ours", "variants": {name: {"median_us": t} for name, t in variants.items()}}
+
+    results = [result(diffusers=900.0, concatenate=140.0), result(diffusers=220.0, concatenate=300.0)]
+    assert [vae_tables.fastest_peer(info) for info in results] == ["concatenate", "diffusers"]
+    assert vae_tables.fairest(results) == "1.4 to 2.2"
+
+
+def test_peers_through_onednn_avoid_the_plain_loop(chunk):
+    """PyTorch chooses the algorithm of none of their convolutions. That they decode the same: the variants above."""
+    pytest.importorskip("diffusers")
+    if not bench_vae.ONEDNN:
+        pytest.skip("no oneDNN, or a GPU")
+    clips, _ = chunk.clips()
+    streams = chunk.concatenating()
+    z = chunk.clip(0)
+
+    def convolutions(run):
+        with torch.profiler.profile() as profile:
+            run()
+        names = {event.key for event in profile.key_averages()}
+        return {name for name in names if "conv3d" in name or "convolution" in name}
+
+    decode = streams["concatenate, oneDNN"]()
+    for run in (lambda: clips["diffusers, oneDNN"](z), lambda: decode(chunk.inside[0])):
+        found = convolutions(run)
+        assert "aten::mkldnn_convolution" in found and "aten::slow_conv3d_forward" not in found, found
+    assert "aten::slow_conv3d_forward" in convolutions(lambda: clips["diffusers"](z)), "the loop is there to be avoided"
+
+
+def test_streams_side_by_side():
+    case = bench_vae.Case("0.9.5", "causal", 16, 32, brief=True, batch=2)
+    chunk = bench_vae.Chunk(case, torch.float32)
+    clips, _ = chunk.clips()
+    streams = chunk.streams() | chunk.concatenating()
+    assert set(chunk.check(streams, clips)) == {*streams, *clips}
+    assert str(case).endswith("batch 2") and chunk.calls(streams, {})["ours"](0).shape == (2, 3, 24, 32, 32)

@@ -31,7 +31,8 @@ VAE_BENCHMARKS = (
     ("vae", "chunk and 0.9.5 and lookahead"),
     ("vae", "chunk and 0.9.1 and causal"),
     ("vae", "chunk and 0.9.1 and lookahead"),
-    ("vae", "stages or memory or demo"),
+    ("vae", "stages or demo"),
+    ("vae_memory", "memory"),
     ("vae_layers", "layer"),
 )
 # In cudaMalloc's own blocks, with some space after each, a stray access meets no neighbour.
@@ -223,7 +224,7 @@ def vae(place: Place) -> list[Step]:
         "tables",
         (sys.executable, str(HERE.parent / "vae_tables.py"), *map(str, stored)),
         limit=30,
-        needs=tuple(step.name for step in timed[-2:]),
+        needs=tuple(step.name for step in timed[-3:]),
         skip="" if place.gpu else NO_GPU,
         judge=judges.printed,
     )
