@@ -3,7 +3,7 @@
     python benchmarks/ablation.py train --data build/demo/prepared --work build/ablation --seeds 0 1 2
     python benchmarks/ablation.py measure --data build/demo/prepared --work build/ablation --test build/demo/test \\
         --reader build/demo/reader.safetensors
-    python benchmarks/ablation_report.py --out docs/ablation.md
+    python benchmarks/ablation_report.py --figure docs/ablation.png && python benchmarks/tables.py
 
 Every run is resumable, and its measurements are stored when it ends. Shared: the data and the VAE by all; the speech
 encoder and the teacher by one seed; the student by those variants that differ in the distillation alone. Policies of
@@ -28,6 +28,7 @@ import torch
 
 import rest_fast
 from rest_fast import checkpoint
+from rest_fast.config import Layout
 from rest_fast.evaluation.batched import measure_streams, stream_latents
 from rest_fast.evaluation.demo_report import machine
 from rest_fast.evaluation.distances import frechet_distance
@@ -177,8 +178,7 @@ def measure(model: Model, held: Held, seed: int) -> dict[str, Any]:
 def measure_clips(model: Model, held: Held, seed: int) -> dict[str, float]:
     """Fréchet distances of generated latents and of their changes in time to those of the true clips: what FID and FVD
     are to pixels; and the error of the velocity on the true clips, noised."""
-    clips = held.clips
-    talks = [Talk(np.asarray(clips.video[i, 0]), clips.sound(i), clips.gap(i)[1:]) for i in range(held.count)]
+    talks = talks_of(held.clips, held.count)
     seeds = [1000 * seed + 500 + i for i in range(len(talks))]
     made = torch.cat([stream_latents(model, talks[i : i + 8], seeds=seeds[i : i + 8]) for i in range(0, len(talks), 8)])
     flat = [x.flatten(2) @ held.axes for x in (made, held.truth)]
@@ -186,27 +186,33 @@ def measure_clips(model: Model, held: Held, seed: int) -> dict[str, float]:
     return {
         "frechet_latents": frechet_distance(*looks),
         "frechet_changes": frechet_distance(*moves),
-        "velocity_error": velocity_error(model, held),
+        "velocity_error": velocity_error(model, held.clips, held.truth),
     }
 
 
+def talks_of(clips: Clips, count: int) -> list[Talk]:
+    """The first clips as people who talk."""
+    return [Talk(np.asarray(clips.video[i, 0]), clips.sound(i), clips.gap(i)[1:]) for i in range(count)]
+
+
 @torch.no_grad()
-def velocity_error(model: Model, held: Held) -> float:
-    """Mean squared error of the velocity over :data:`LEVELS`, streaming, with everything known and nothing dropped."""
-    clips, tokens = held.clips, model.config.tokens
-    samples = torch.from_numpy(clips.samples[: held.count, LEAD + FRAME - model.features.back :].copy())
+def velocity_error(model: Model, clips: Clips, truth: torch.Tensor, layout: Layout = "streaming") -> float:
+    """Mean squared error of the velocity over :data:`LEVELS`, with everything known and nothing dropped, on the first
+    clips, whose latents behind the reference are ``truth`` [count, 12, T C]."""
+    count, tokens = len(truth), model.config.tokens
+    samples = torch.from_numpy(clips.samples[:count, LEAD + FRAME - model.features.back :].copy())
     features = model.features(samples[:, : model.features.back + (FRAMES - 1) * FRAME + model.features.ahead])
     codes = clip_codes(model.speech, features)
     codes = torch.cat([torch.zeros_like(codes[:, :1]), codes], 1)
-    photos = torch.stack([latents_of_photo(model, clips, i) for i in range(held.count)])
-    z0 = torch.cat([photos, held.truth.unflatten(2, (tokens, -1)).flatten(1, 2)], 1)
+    photos = torch.stack([latents_of_photo(model, clips, i) for i in range(count)])
+    z0 = torch.cat([photos, truth.unflatten(2, (tokens, -1)).flatten(1, 2)], 1)
     noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
     errors = []
     for level in LEVELS:
         t = torch.full((len(z0), z0.shape[1] // tokens), level)
         t[:, 0] = 0
         tt = t.repeat_interleave(tokens, 1)[..., None]
-        v = model.dit((1 - tt) * z0 + tt * noise, t, codes, "streaming")
+        v = model.dit((1 - tt) * z0 + tt * noise, t, codes, layout)
         errors.append((v - (noise - z0))[:, tokens:].square().mean())
     return float(torch.stack(errors).mean())
 
