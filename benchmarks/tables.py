@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,12 @@ def startup(results: Results) -> str:
     return under(cpu_tables.startup_table(found), [found["environment"]])
 
 
+def demo_command(results: Results) -> str:
+    """How long ``rest-fast demo`` takes, in words."""
+    found = results.script("startup")
+    return f"{statistics.median(found['seconds']['demo']):.1f} s on {found['environment']['cpu']}"
+
+
 def memory(results: Results) -> str:
     (info,) = results.bench("vae_cpu", "memory")
     return under(vae_tables.memory_table(info), [info["environment"]])
@@ -90,6 +97,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-stream": bench(one(cpu_tables.stream_table), "demo_stream_cpu"),
     "demo-chunk": lambda r: chunk_time(r.bench("demo_stream_cpu")),
     "startup": startup,
+    "demo-command": demo_command,
     "block": bench(cpu_tables.block_table, "block_cpu"),
     "attention": bench(cpu_tables.attention_table, "attention_cpu"),
     "ops": bench(cpu_tables.ops_table, "ops_cpu"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.bench import BENCHMARKS, script
+from tests.kit.bench import BENCHMARKS, module, script
 
 ROOT = BENCHMARKS.parent
 COMPARE = Path(sys.executable).parent / "pytest-benchmark"
@@ -161,8 +161,22 @@ def test_any_file_becomes_tables(tmp_path, extra, lines):
     path.write_text(json.dumps(small(**extra)))
     text = stored.markdown(path)
     assert set(lines) <= set(text.splitlines()), text
+
+
+def test_what_is_kept_can_be_compared(tmp_path):
+    """The hook of conftest.py on what pytest-benchmark hands it: raw data go, the rest is compared and cited."""
+    conftest, found = module("conftest"), small(rounds=4)
+    result = found["benchmarks"][0]
+    result["stats"]["data"], result["options"] = [0.25] * 4, {"timer": "perf_counter"}
+    found |= {"machine_info": {"node": "host", "cpu": {"flags": ["x"] * 200}}, "commit_info": {"id": "abc", "dirty": 0}}
+    conftest.pytest_benchmark_update_machine_info(None, found["machine_info"])
+    conftest.pytest_benchmark_update_json(None, [], found)
+    path = tmp_path / "kept.json"
+    path.write_text(json.dumps(found))
+    assert not {"data", "node", "flags", "options"} & set(re.findall(r'"(\w+)":', path.read_text()))
     done = subprocess.run([COMPARE, "compare", path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and re.search(r"test_it \S+ +250\.0000", done.stdout), done.stdout + done.stderr
+    assert "commit abc" in stored.markdown(path)
 
 
 def test_a_file_without_a_number(tmp_path):
