@@ -81,18 +81,23 @@ def test_the_loss_is_of_features_through_codes_and_back(shards):
 
 
 def test_codes_learn_what_was_planted(shards, tmp_path):
-    """The loudness, a label of every frame, is in the codes soon; features come back better than their mean."""
-    config = config_of(labels=10.0, steps=60, rate=3e-3, warmup=5).replace(report_every=60, save_every=60)
+    """The loudness, a label of every frame, is in the codes soon; features come back better than their mean.
+
+    Over draws of the weights a head's error falls to 8 to 13 % of the labels' variance, that of features to 38 to 43 %
+    of theirs, and the contrastive loss by 0.07 to 0.09 from that of chance, about log 96.
+    """
+    config = config_of(labels=10.0, steps=100, rate=6e-3, warmup=5).replace(report_every=100, save_every=100)
     stage = stage_of(config, labels=2)
     data = SpeechData(config, shards)
     trainer = Trainer(stage, config.speech, config, tmp_path, World())
-    before = stage(data(0, range(2)))
-    trainer.run(data)
     batch = data(500, range(2))
+    before = stage(batch)
+    trainer.run(data)
     after = stage(batch)
-    variance = (batch.labels - batch.labels.mean((0, 1))).square().mean()
-    assert after["labels"] < 0.5 * variance and after["labels"] < before["labels"]
-    assert after["reconstruction"] < before["reconstruction"] and after["contrastive"] < before["contrastive"]
+    labels, features = ((x - x.mean((0, 1))).square().mean() for x in (batch.labels, batch.features))
+    assert after["labels"] < 0.4 * labels < before["labels"]
+    assert after["reconstruction"] < 0.7 * features < before["reconstruction"]
+    assert after["contrastive"] < before["contrastive"] - 0.02
     assert not any("features" in name for name in trainer.names)
     assert {name.split(".")[0] for name in trainer.names} == {"encoder", "decoder", "head"}
     assert set(read_log(tmp_path)[0]) >= {"loss", "reconstruction", "contrastive", "labels", "gradient"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,31 +282,40 @@ def test_latents_are_measured_to_be_normal(shards):
 
 
 def test_the_conv_vae_learns(shards, tmp_path):
+    """To 40 to 43 % of the first steps' error, over draws of the weights."""
     config = training_preset("toy").replace(
         vae__steps=12, vae__rate=3e-3, vae__warmup=2, vae__pieces=1, precision="fp32", report_every=1, save_every=12
     )
     stage = vae.ConvVAE(Model(config.model).requires_grad_(False), config).requires_grad_(True)
     Trainer(stage, config.vae, config, tmp_path, World()).run(vae.Clip(shards, config))
     course = [line["pixels"] for line in read_log(tmp_path)]
-    assert sum(course[-3:]) < 0.85 * sum(course[:3])
+    assert sum(course[-3:]) < 0.7 * sum(course[:3])
 
 
 def test_the_basis_vae_learns(tmp_path):
-    """Basis, mixer and post-net in their order: without what either has learned, its own error is larger."""
-    config = basis_config(latent_channels=4, spatial_rank=4).replace(report_every=20, save_every=100)
-    mixer = Stage(40, 1e-2, 4, 1, warmup=2)
-    few = dataclasses.replace(config.vae, steps=60, rate=2e-3, warmup=2, pieces=1, fit_clips=4, mixer=mixer)
+    """Basis, mixer and post-net in their order: without what either has learned, its own error is larger.
+
+    Two components and one channel leave both a lot to learn. Over draws of weights and data the mixer is left with 12
+    to 32 % of its error and the post-net with 73 to 82 %; another order of sums is such a draw, too. Who learns nothing
+    is left with all of it. The limits lie between.
+    """
+    config = basis_config(latent_channels=1, spatial_rank=2).replace(report_every=20, save_every=100)
+    mixer = Stage(40, 1e-2, 4, 1, warmup=2, ema=0.9)
+    few = dataclasses.replace(config.vae, steps=40, rate=5e-3, warmup=2, pieces=1, fit_clips=4, mixer=mixer, ema=0.9)
     config = config.replace(vae=few)
     shards = Shards(write_clips(tmp_path / "data", config.model, 4, fields=["video"]))
     torch.manual_seed(0)
     model = Model(config.model).requires_grad_(False)
+    decoder = model.vae.decoder
+    begun = copy.deepcopy(decoder.post.conv_out.state_dict())
     vae.train(model, config, shards, tmp_path / "vae", World())
     assert not any(p.requires_grad for p in model.parameters())
     assert (tmp_path / "vae" / "basis.safetensors").is_file()
-    assert len(read_log(tmp_path / "vae" / "mixer")) == 2 and len(read_log(tmp_path / "vae")) == 3
+    assert len(read_log(tmp_path / "vae" / "mixer")) == 2 and len(read_log(tmp_path / "vae")) == 2
     batch = vae_basis.PieceData(shards, config, 24)(999, range(24))
-    mixer, post = model.vae.decoder.mixer, model.vae.decoder.post
-    for stage, last in ((vae_basis.PixelStage, post.conv_out.weight), (vae_basis.MixerStage, mixer.proj_out)):
-        learned = stage(model, config)(batch)["loss"]
-        last.zero_()
-        assert learned < 0.98 * stage(model, config)(batch)["loss"]
+    learned = vae_basis.PixelStage(model, config)(batch)["loss"]
+    decoder.post.conv_out.load_state_dict(begun)
+    assert learned < 0.9 * vae_basis.PixelStage(model, config)(batch)["loss"]
+    learned = vae_basis.MixerStage(model, config)(batch)["loss"]
+    decoder.mixer.proj_out.zero_()
+    assert learned < 0.5 * vae_basis.MixerStage(model, config)(batch)["loss"]
