@@ -61,11 +61,12 @@ class Model(nn.Module):
     def team(self) -> tuple[int, bool]:
         """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
 
-        The frames of a basis VAE's small models do not depend on the number; a wide product's last bits do.
+        The frames of the demo's kind of model do not depend on the number; the last bits of bfloat16 products do.
         """
         if self.threads is not None:
             return self.threads, False
-        return min(torch.get_num_threads(), cores.allowed()), self.config.vae.kind == "basis"
+        flexible = self.config.vae.kind == "basis" and self.dtype == torch.float32
+        return min(torch.get_num_threads(), cores.allowed()), flexible
 
     def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """``job(*args, **kwargs)``, done by the model's worker and waited for."""

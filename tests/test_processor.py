@@ -94,6 +94,15 @@ def avatars(models):
     return {key: model.prepare(ASSETS / "demo" / "portrait.png", crop="center") for key, model in models.items()}
 
 
+def test_fewer_threads_may_do_where_that_changes_nothing(model):
+    """Neither with a number that was given, nor in bfloat16, nor with another kind of VAE."""
+    demo, most = rest_fast.load("demo", device="cpu"), torch.get_num_threads()
+    assert demo.team() == (most, True)
+    assert rest_fast.load("demo", device="cpu", dtype=torch.bfloat16).team() == (most, False)
+    assert rest_fast.load("demo", device="cpu", threads=7).team() == (7, False)
+    assert model.team() == (most, False)
+
+
 def test_an_avatar_does_not_depend_on_threads(avatars):
     first, *others = avatars.values()
     for other in others:
