@@ -81,7 +81,7 @@ class Avatar:
                 t = {k: file.get_tensor(k) for k in ("picture", "reference", "sink_k", "sink_v")}
                 photo = file.get_tensor("photo").numpy() if "photo" in file.keys() else None  # noqa: SIM118
         except (SafetensorError, OSError) as e:
-            raise AvatarError(f"{path}: expected a saved avatar, got a file that does not read ({e})") from None
+            raise AvatarError(f"{path}: expected a saved avatar, got a file that cannot be read ({e})") from None
         left, top, right, bottom = json.loads(meta["box"])
         photo_box = json.loads(meta.get("photo_box", "null"))  # files of the first version have neither
         return cls(

@@ -103,7 +103,9 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> Non
                 tensor.copy_(found)
         module.source = Path(folder)
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got one that does not read ({e})") from None
+        raise CheckpointError(
+            f"{path}: expected a complete safetensors file, got one that cannot be read ({e})"
+        ) from None
 
 
 def _compare(path: Path, want: set[str], have: set[str]) -> None:

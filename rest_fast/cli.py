@@ -123,10 +123,10 @@ def _render(args: Namespace) -> None:
                 paste_back=args.paste_back,
             )
             os.replace(partial, out)
-            args.left = f"{args.out} is whole"
+            args.left = f"{args.out} is complete"
         except BaseException:
             if done is not None and not partial.exists():  # stopped just behind the renaming
-                args.left = f"{args.out} is whole"
+                args.left = f"{args.out} is complete"
                 raise
             if progress.done:
                 made, whole = progress.done / 25, progress.total / 25
@@ -166,7 +166,7 @@ def _output(name: str) -> tuple[Path, Path]:
     if out.exists() and not out.is_file():
         raise InputError(f"output {name}: expected a file, got {'a folder' if out.is_dir() else 'a device'}")
     if not os.access(out.parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
-        raise InputError(f"output {name}: expected a place that you may write to, got one that you may not")
+        raise InputError(f"output {name}: expected permission to write there, got none")
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     if partial.exists() and not partial.is_file():
         got = "a folder" if partial.is_dir() else "a device"

@@ -33,7 +33,7 @@ def synth(args: Namespace) -> None:
             raise
         seconds = progress.seconds
     last = args.first + args.clips - 1
-    args.left = f"{args.out} is whole"
+    args.left = f"{args.out} is complete"
     text = f"{args.out}: {args.clips} clips ({args.split} {args.first} to {last}), made in {seconds:.1f} s"
     say(text, sys.stdout)
 
@@ -53,7 +53,7 @@ def train(args: Namespace) -> None:
         made = chain.run(args.stage, config, args.data, args.out, **given)
     except BaseException:
         kept = chain.kept(args.out)
-        args.left = f"{', '.join(kept)} in {args.out}; --resume goes on" if kept else ""
+        args.left = f"{', '.join(kept)} in {args.out}; --resume continues" if kept else ""
         raise
     if os.environ.get("RANK", "0") == "0":
         what = "VAE" if args.stage == "causal-decoder" else "checkpoint"
@@ -87,7 +87,7 @@ def evaluate(args: Namespace) -> None:
             guidance=args.guidance,
             progress=progress,
         )
-    args.left = f"{report} is whole"
+    args.left = f"{report} is complete"
     say(report.read_text(encoding="utf-8").rstrip("\n"), sys.stdout)
 
 
@@ -114,7 +114,7 @@ def prepare_data(args: Namespace) -> None:
             )
         except BaseException:
             if progress.done:
-                args.left = f"{args.out} holds {progress.done} of {progress.total} files; the same command goes on"
+                args.left = f"{args.out} holds {progress.done} of {progress.total} files; the same command continues"
             raise
         seconds = progress.seconds
     say(f"{args.out}: {report.text()}\nin {seconds:.1f} s; details in {args.out / 'report.json'}", sys.stdout)

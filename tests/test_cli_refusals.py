@@ -95,7 +95,7 @@ def test_not_permitted(inputs, tmp_path, capsys):
     secret.chmod(0)
     closed.mkdir(mode=0o500)
     refused(capsys, words(inputs, tmp_path / "out.mp4", photo=secret), "secret.png", "Permission denied")
-    refused(capsys, words(inputs, closed / "out.mp4"), "closed", "expected a place that you may write to")
+    refused(capsys, words(inputs, closed / "out.mp4"), "closed", "expected permission to write there")
 
 
 @pytest.mark.parametrize("which", ["photo", "audio"])
@@ -187,7 +187,9 @@ def test_truncated_weights(inputs, tmp_path, capsys):
     weights = shutil.copytree(inputs / "toy", tmp_path / "short")
     data = (weights / "model.safetensors").read_bytes()
     (weights / "model.safetensors").write_bytes(data[: len(data) // 2])
-    refused(capsys, words(inputs, tmp_path / "out.mp4", "--weights", weights), "short", "expected a whole safetensors")
+    refused(
+        capsys, words(inputs, tmp_path / "out.mp4", "--weights", weights), "short", "expected a complete safetensors"
+    )
     assert os.listdir(tmp_path) == ["short"]
 
 

@@ -186,7 +186,7 @@ def test_an_interrupt_just_after_the_video_is_whole(inputs, out, capsys, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", interrupt)
-    refused(capsys, words(inputs, out), f"interrupted; {out} is whole", code=130)
+    refused(capsys, words(inputs, out), f"interrupted; {out} is complete", code=130)
     assert len(media.read_video(out)[0]) == 16
 
 
@@ -203,7 +203,7 @@ def test_a_full_disk_behind_standard_output(inputs, out):
     done = shell(inputs, out, "> /dev/full")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "No space left" in done.stderr and "standard output" in done.stderr
-    assert done.stderr.endswith(f"; {out} is whole\n") and len(media.read_video(out)[0]) == 16
+    assert done.stderr.endswith(f"; {out} is complete\n") and len(media.read_video(out)[0]) == 16
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-"])

@@ -113,7 +113,9 @@ def _rewrite(folder: Path, prompt: torch.Tensor, config: str) -> None:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got one that does not read ({e})") from None
+        raise CheckpointError(
+            f"{path}: expected a complete safetensors file, got one that cannot be read ({e})"
+        ) from None
     if NAME not in state or state[NAME].shape[-1] != prompt.shape[-1]:
         got = list(state[NAME].shape) if NAME in state else "none"
         raise CheckpointError(f"{path}: {NAME}: expected [1, tokens, {prompt.shape[-1]}], got {got}")

@@ -163,7 +163,7 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, e: Exception) -> ConvertError:
-    return ConvertError(f"{path}: expected a whole safetensors file, got one that does not read ({e})")
+    return ConvertError(f"{path}: expected a complete safetensors file, got one that cannot be read ({e})")
 
 
 def new_folder(out: str | Path) -> Path:

@@ -32,7 +32,9 @@ def swap_vae(model: str | Path, vae: str | Path, out: str | Path) -> ModelConfig
     try:
         state = load_file(folder / checkpoint.WEIGHTS)
     except (SafetensorError, OSError) as e:
-        raise ConvertError(f"{folder}: expected a whole {checkpoint.WEIGHTS}, which does not read ({e})") from None
+        raise ConvertError(
+            f"{folder}: expected a complete {checkpoint.WEIGHTS}, got one that cannot be read ({e})"
+        ) from None
     own = {name.removeprefix("vae."): tensor for name, tensor in state.items() if name.startswith("vae.")}
     for name in sorted({*own, *tensors}):
         if name.startswith(LATENTS) and not _same(own.get(name), tensors.get(name)):

@@ -111,7 +111,7 @@ def read_points(path: Path, frames: int) -> Array:
             points = np.array(json.loads(path.read_text())["points"], np.float64)
     except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as e:
         raise EvaluationError(
-            f"{path}: expected landmarks with 'points', got a file that does not read ({e})"
+            f"{path}: expected landmarks with 'points', got a file that cannot be read ({e})"
         ) from None
     if points.shape != (frames, 4, 2):
         raise EvaluationError(f"{path}: points: expected [{frames}, 4, 2], got {list(points.shape)}")

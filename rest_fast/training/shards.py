@@ -61,7 +61,7 @@ class Manifest:
             manifest = cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as e:
             raise DataError(
-                f"{path}: expected a manifest of prepared clips, got one that does not read ({e})"
+                f"{path}: expected a manifest of prepared clips, got one that cannot be read ({e})"
             ) from None
         if manifest.format != FORMAT or manifest.frames != FRAMES:
             got = f"format {manifest.format} and {manifest.frames} frames"
@@ -191,7 +191,9 @@ class Shards:
             slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
             found = {k: [DTYPES.get(s.get_dtype(), s.get_dtype()), list(s.get_shape())] for k, s in slices.items()}
         except (SafetensorError, OSError) as e:
-            raise DataError(f"{path}: expected a whole safetensors file, got one that does not read ({e})") from None
+            raise DataError(
+                f"{path}: expected a complete safetensors file, got one that cannot be read ({e})"
+            ) from None
         if found != entry["fields"]:
             raise DataError(f"{path}: expected the fields {entry['fields']} by {MANIFEST}, got {found}")
         return file

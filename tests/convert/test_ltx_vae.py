@@ -328,7 +328,7 @@ def test_files_that_are_none(tmp_path, model):
     refuses(tmp_path / "empty", tmp_path, "config.json")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(weights.read_bytes()[:100])
-    refuses(cut, tmp_path, "whole safetensors file")
+    refuses(cut, tmp_path, "complete safetensors file")
     save_file({"a": torch.zeros(1)}, cut)
     refuses(cut, tmp_path, "encoder.conv_in.conv.weight")
     shutil.copy(weights, cut)

@@ -157,4 +157,4 @@ def test_a_checkpoint_that_is_not_whole(t5, folder):
     save_file({k: v for k, v in load_file(weights).items() if k != "dit.prompt"}, weights)
     refuses(folder, t5, "dit.prompt", "none")
     weights.write_bytes(weights.read_bytes()[:50])
-    refuses(folder, t5, "whole safetensors file")
+    refuses(folder, t5, "complete safetensors file")

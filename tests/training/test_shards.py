@@ -106,7 +106,7 @@ BROKEN = [
     (lambda f: (f / "clips_0.safetensors").write_bytes(b"torn"), r"clips_0.safetensors: expected \d+ bytes .*, got 4"),
     (
         lambda f: (f / "clips_1.safetensors").write_bytes(b"x" * (f / "clips_1.safetensors").stat().st_size),
-        "clips_1.safetensors: expected a whole safetensors file",
+        "clips_1.safetensors: expected a complete safetensors file",
     ),
     (other_fields, r"clips_1.safetensors: expected the fields .*samples.* by manifest.json, got .*labels0"),
 ]
