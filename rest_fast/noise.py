@@ -38,12 +38,20 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int], rounds: 
     return c0, c1, c2, c3
 
 
+def _require(name: str, value: int, bits: int) -> None:
+    """A word beyond its bits would give a word beyond 32, and its logarithm NaN."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+        raise ValueError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
+
+
 def normal(
     seed: int, latent: int, count: int, purpose: int = LATENT, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """fp32 [count] standard normal numbers of one latent frame; element i does not depend on ``count``."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed: expected an integer in 0..2^64 - 1, got {seed!r}")
+    _require("seed", seed, 64)
+    _require("latent", latent, 64)
+    _require("count", count, 34)  # four numbers for each value of a counter word
+    _require("purpose", purpose, 32)
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
     words = [block, *(torch.full_like(block, w) for w in (latent & _MASK, latent >> 32, purpose))]
     bits = torch.stack(philox4x32(tuple(words), (seed & _MASK, seed >> 32)), 1).double()

@@ -118,6 +118,15 @@ def test_seed_out_of_range(seed):
         normal(seed, 0, 4)
 
 
-@pytest.mark.parametrize("seed", [0, 2**64 - 1])
-def test_ends_of_the_range(seed):
-    assert normal(seed, 0, 8).isfinite().all()
+@pytest.mark.parametrize("name, bits", [("seed", 64), ("latent", 64), ("count", 34), ("purpose", 32)])
+def test_anything_else_than_an_index_is_refused(name, bits):
+    """A negative latent used to give NaN, and True another stream than the one that was meant."""
+    good = {"seed": 1, "latent": 2, "count": 4, "purpose": 0}
+    for value in (-1, 1 << bits, True, 1.0, None):
+        with pytest.raises(ValueError, match=rf"^{name}: expected an integer in 0\.\.2\^{bits} - 1, got {value}$"):
+            normal(**good | {name: value})
+
+
+@pytest.mark.parametrize("end", [0, -1])
+def test_ends_of_the_range(end):
+    assert normal(end % 2**64, end % 2**64, 8, end % 2**32).isfinite().all()
