@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rest_fast.config import TEMPORAL
+from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.vae import to_latents
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, StreamState
+from rest_fast.state_fields import Fields
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
+
+
+Read = tuple[deque[tuple[int, StreamState]], deque[np.ndarray], tuple[int, bool], torch.dtype]  # of a snapshot
 
 
 class BlockDecoder:
@@ -30,6 +35,7 @@ class BlockDecoder:
     """
 
     def __init__(self, model: Model, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
+        self._shape = picture.shape
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead
         self.looks_ahead = self._stream.mode.name == "lookahead"
@@ -41,10 +47,16 @@ class BlockDecoder:
         with torch.no_grad():
             if self.looks_ahead:  # the reference waits for the first chunk; what such a call needs is made now
                 self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
-                self._stream.reset()
             else:  # the decoder is primed: the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
+        # what a stream that has begun remembers, to know a snapshot by; a basis decoder's convolutions have their dtype
+        self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
+        own = isinstance(model.config.vae, BasisVAEConfig) and model.dtype == torch.float32
+        modules = model.vae.decoder.modules() if own else ()
+        self._convolutions = {module.path for module in modules if isinstance(module, CausalConv3d)}
+        if self.looks_ahead:
+            self._stream.reset()
 
     def has_next(self) -> bool:
         """Whether the next latent that was generated can be shown."""
@@ -130,26 +142,47 @@ class BlockDecoder:
             tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
         return tensors
 
-    def read(self, tensors: dict[str, torch.Tensor]) -> tuple[deque, deque, tuple[int, bool], torch.dtype]:
-        """What :meth:`put` takes, from :meth:`to_tensors`. Raises: KeyError, ValueError."""
-        dtype = tensors["dtype"].dtype
-        if dtype not in (self.model.dtype, torch.bfloat16):
-            raise ValueError(f"decoder.dtype: expected {self.model.dtype} or bfloat16, got {dtype}")
-        device, finals = self.model.device, tensors["final"].tolist()
-        states = [
-            (final, StreamState.from_tensors({k: v.to(device) for k, v in _below(tensors, f"{i}.").items()}))
-            for i, final in enumerate(finals)
-        ]
-        for _, state in states:
-            self._stream.check(state)
-        made = [tensors[f"made.{i}"].cpu().numpy().copy() for i in range(len(_below(tensors, "made.")))]
-        end, last = tensors["fed"].tolist()
-        return deque(states, maxlen=self._states.maxlen), deque(made), (end, bool(last)), dtype
+    def read(self, fields: Fields, floor: int, delivered: int, generated: int) -> Read:
+        """What :meth:`put` takes, from :meth:`to_tensors` under ``decoder.``, of a stream with these counts of latents.
 
-    def put(self, read: tuple[deque, deque, tuple[int, bool], torch.dtype]) -> None:
+        Raises: :class:`StateError`.
+        """
+        name, least = "decoder.final", -1 if self.looks_ahead else 0
+        finals = fields.integers(name)
+        rising = all(a < b for a, b in pairwise([least - 1, *finals]))
+        ok = rising and 0 < len(finals) <= (self._states.maxlen or 0) and finals[0] <= floor
+        fields.require(ok, name, f"counts that rise from {floor} or less", finals)
+        waiting = max(finals[-1], 0) - delivered  # latents whose pictures were made and not taken
+        ok = (waiting >= 0 if self.looks_ahead else waiting == 0) and finals[-1] <= generated
+        fields.require(ok, name, f"the last from {delivered} to {generated}", finals)
+        dtype = fields.tensor("decoder.dtype", (1,), self.model.dtype, torch.bfloat16).dtype
+        states = [(final, self._read_state(fields, i, final, dtype)) for i, final in enumerate(finals)]
+        shape = (TEMPORAL, *self._shape)
+        made = [fields.shaped(f"decoder.made.{i}", shape, torch.uint8).cpu().numpy().copy() for i in range(waiting)]
+        fed = fields.integers("decoder.fed")
+        end, last = fed if len(fed) == 2 else (-1, -1)
+        least = end if last else end - self.ahead  # fewer may be final only where too few came
+        fits = not self.looks_ahead or max(least, 0) <= max(finals[-1], 0) <= end
+        ok = 0 <= end <= generated and last in (0, 1) and fits
+        fields.require(ok, "decoder.fed", f"a count up to {generated} that fits {name} {finals}, and 0 or 1", fed)
+        return deque(states, self._states.maxlen), deque(made), (end, bool(last)), dtype
+
+    def _read_state(self, fields: Fields, i: int, final: int, dtype: torch.dtype) -> StreamState:
+        """State ``i``, behind ``final`` latents, of a decoder that convolves in ``dtype``."""
+        state, memory = StreamState(self._stream.mode.past, {}, final >= 0), self._memory
+        if state.started:
+            state.counters, state.size = [(self._stream.seed, final + 1)], self.model.config.grid
+        else:
+            memory = {path: kind for path, kind in memory.items() if path == REFERENCE}
+        facts, name = state.to_tensors()["facts"], f"decoder.{i}.facts"
+        found = fields.shaped(name, tuple(facts.shape), facts.dtype).cpu()
+        fields.require(torch.equal(found, facts), name, str(facts.tolist()), found.tolist())
+        for path, (shape, kind) in memory.items():
+            kind = dtype if path in self._convolutions else kind
+            state.histories[path] = fields.tensor(f"decoder.{i}.{path}", shape, kind).to(self.model.device)
+        return state
+
+    def put(self, read: Read) -> None:
+        """Continue from there."""
         self._states, self._made, self.fed, self._stream.dtype = read
         self._whole, self._behind = False, []
-
-
-def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -54,13 +54,22 @@ class IDContextCache:
 
     def write_slot(self, row: int) -> int:
         """First slot of the current chunk."""
-        return self.sink + self.committed[row] % (self.stream.context_chunks + 1) * self.chunk
+        return self._current(self.committed[row])[0]
 
     def n_valid(self, row: int) -> int:
         """Slots that hold something once the current chunk is written."""
-        if self.committed[row] == 0:
-            return self.reference + self.chunk
-        return self.sink + min(self.committed[row] + 1, self.stream.context_chunks + 1) * self.chunk
+        return self._current(self.committed[row])[1]
+
+    def held(self, committed: int) -> list[int]:
+        """Slots that the next chunk reads and does not write, in a row of so many committed chunks."""
+        start, valid = self._current(committed)
+        return [*range(start), *range(start + self.chunk, valid)]
+
+    def _current(self, committed: int) -> tuple[int, int]:
+        start = self.sink + committed % (self.stream.context_chunks + 1) * self.chunk
+        if committed == 0:
+            return start, self.reference + self.chunk
+        return start, self.sink + min(committed + 1, self.stream.context_chunks + 1) * self.chunk
 
     def lanes(self, dit: StreamingDiT, rows: list[int], ring: int = 0) -> Lanes:
         """The slots as the next step of these rows sees them; ``ring`` is the step index under ``per_step``."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rest_fast import media, noise
+from rest_fast import media, noise, session_state
 from rest_fast.avatar import Avatar
 from rest_fast.block import Block, Latent
 from rest_fast.block_decoder import BlockDecoder
@@ -30,11 +30,11 @@ from rest_fast.errors import SessionClosed as SessionClosed
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
 from rest_fast.sampler import Branches
+from rest_fast.session_state import SessionState
 from rest_fast.sound import RATE, SoundTimeline
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
-    from rest_fast.session_state import SessionState
 
 
 class Session:
@@ -78,8 +78,9 @@ class Session:
             silent = Latent(avatar.reference.to(model.device), self._codes(-self._chunk, 0)[0, 0])
             self._decoder = BlockDecoder(model, avatar.picture, silent.z, decode, self.lead)
         # the latest latents, generated and kept; before the stream there was the reference, silent
-        kept = self._context + self.lead + self._chunk + self._decoder.ahead
-        self._history = deque([silent] * self._context, maxlen=kept)
+        self._before = max(self._context, 1)  # one for a decoder that begins with it
+        kept = self._before + self.lead + self._chunk + self._decoder.ahead
+        self._history = deque([silent] * self._before, maxlen=kept)
         self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
         self._inbox: deque[Any] = deque()
         self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
@@ -185,8 +186,6 @@ class Session:
         return self.model.compute(self._snapshot)
 
     def _snapshot(self) -> SessionState:
-        from rest_fast import session_state
-
         with self._work_lock:
             while True:
                 self._read_inbox()
@@ -201,8 +200,6 @@ class Session:
         self._wake()
 
     def _restore(self, state: SessionState) -> None:
-        from rest_fast import session_state
-
         with self._work_lock, self._inbox_lock:
             self._require_open("restore")
             session_state.apply(self, state)
@@ -306,9 +303,7 @@ class Session:
             self._pending.popleft()
         while self._segments and self._segments[0][0] <= self._floor:
             self._segments.popleft()
-        oldest = TEMPORAL * (self._floor - 1)
-        reach = self.model.features.back + self._sound.margin + RATE  # windows start at a whole second
-        self._sound.drop_before(self._sound.sample_of(oldest) - reach * self._sound.rate // RATE - 1)
+        self._sound.drop_before(self._sound.oldest(TEMPORAL * (self._floor - 1), self.model.features.back))
 
     # -- one chunk
 

@@ -8,14 +8,18 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from rest_fast import media
 from rest_fast.block import Latent
+from rest_fast.config import TEMPORAL
 from rest_fast.errors import StateError as StateError
 from rest_fast.sound import SoundTimeline
+from rest_fast.state_fields import Fields
 
 if TYPE_CHECKING:
     from rest_fast.session import Session
@@ -39,7 +43,9 @@ class SessionState:
         try:
             tensors = load_tensors(data)
             meta = json.loads(bytes(tensors.pop("meta").numpy()))
-        except (SafetensorError, KeyError, ValueError) as e:
+            if not isinstance(meta, dict):
+                raise ValueError(f"its meta is of type {type(meta).__name__}")
+        except (SafetensorError, KeyError, ValueError, TypeError) as e:
             raise StateError(f"restore: expected the bytes of a session snapshot, got something else ({e})") from None
         return cls(tensors, meta)
 
@@ -58,14 +64,12 @@ def identity(session: Session) -> dict[str, Any]:
 
 def capture(session: Session) -> SessionState:
     tensors: dict[str, torch.Tensor] = {}
-    rows = [r for r in (session._branches.cond, session._branches.uncond) if r is not None]
     committed = []
-    for row in rows:
+    for row in _rows(session):
         tensors[f"k.{row}"], tensors[f"v.{row}"], count = session._cache.snapshot(row)
         committed.append(count)
-    for name, latents in (("pending", session._pending), ("history", session._history)):
-        for i, latent in enumerate(latents):
-            tensors[f"{name}.{i}.z"], tensors[f"{name}.{i}.code"] = latent.z.clone(), latent.code.clone()
+    for i, latent in enumerate(session._history):  # what is pending are the latest of these
+        tensors[f"history.{i}.z"], tensors[f"history.{i}.code"] = latent.z.clone(), latent.code.clone()
     tensors |= {f"decoder.{name}": tensor for name, tensor in session._decoder.to_tensors().items()}
     sound = session._sound
     tensors["sound"] = torch.from_numpy(sound.raw(sound.start, sound.end).copy())
@@ -73,7 +77,7 @@ def capture(session: Session) -> SessionState:
         "identity": identity(session),
         "committed": committed,
         "segments": list(session._segments),
-        "idle": {n: [x.idle for x in q] for n, q in (("pending", session._pending), ("history", session._history))},
+        "idle": [latent.idle for latent in session._history],
         "sound_start": sound.start,
         "sound_fixed": sound.fixed,
     }
@@ -81,45 +85,109 @@ def capture(session: Session) -> SessionState:
 
 
 def apply(session: Session, state: SessionState) -> None:
-    """Build all parts first, then put them in: a state that does not fit leaves the session as it was."""
-    here, there = identity(session), state.meta.get("identity") or {}
+    """Read all parts first, then put them in: a state that does not fit leaves the session as it was."""
+    fields, here, there = Fields(state.meta, state.tensors), identity(session), state.meta.get("identity")
+    if not isinstance(there, dict):
+        raise StateError(f"restore: identity: expected {', '.join(here)}, got {there!r}")
     if here != there:
         other = {k: there.get(k) for k in here if here[k] != there.get(k)}
         raise StateError(f"restore: expected a snapshot of this session's {', '.join(here)}, got one with {other}")
-    try:
-        parts, rows = _parts(session, state.tensors, state.meta)
-        for row, content in rows.items():
-            session._cache.restore(row, content)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
-        raise StateError(f"restore: expected a whole snapshot, got one without or with a wrong {e}") from None
-    session._decoder.put(parts.pop("decoder"))
-    for name, value in parts.items():
+    counters = _counters(session, fields)
+    history = _history(session, fields, counters)
+    decoder = session._decoder.read(fields, *(counters[name] for name in ("_floor", "_delivered", "_next")))
+    sound, form = _sound(session, fields, counters)
+    segments = _segments(session, fields, counters, sound.end)
+    rows = _cache_rows(session, fields, counters)
+    # nothing above has changed the session, and nothing below can fail
+    for row, content in rows.items():
+        session._cache.restore(row, content)
+    session._decoder.put(decoder)
+    pending = counters["_next"] - counters["_delivered"]
+    session._history = deque(history, maxlen=session._history.maxlen)
+    session._pending = deque(history[len(history) - pending :])
+    session._segments, session._sound = segments, sound
+    session._format = form if sound.fixed else None
+    for name, value in counters.items():
         setattr(session, name, value)
     session._ready = None
     session._inbox.clear()
 
 
-def _parts(session: Session, t: dict[str, torch.Tensor], meta: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Any]]:
-    """(attributes of a session, contents of its cache rows) from a snapshot."""
-    device = session.model.device
+def _rows(session: Session) -> list[int]:
+    return [row for row in (session._branches.cond, session._branches.uncond) if row is not None]
 
-    def latents(name: str) -> list[Latent]:
-        pairs = (
-            (t[f"{name}.{i}.z"].to(device), t[f"{name}.{i}.code"].to(device)) for i in range(len(meta["idle"][name]))
+
+def _counters(session: Session, fields: Fields) -> dict[str, Any]:
+    """Latents are drawn before they are generated, generated before delivered, delivered before they are forgotten."""
+    drawn = fields.integer("_noise_index", 0)
+    fields.require(drawn % session._chunk == 0, "_noise_index", f"a multiple of {session._chunk}", drawn)
+    generated = fields.integer("_next", 0, drawn)
+    delivered = fields.integer("_delivered", 0, generated)
+    floor = fields.integer("_floor", max(0, delivered - session.lead), delivered)
+    stale, epoch = fields.flag("_stale_context"), fields.integer("epoch", 0)
+    return dict(zip(_COUNTERS, (drawn, generated, delivered, floor, stale, epoch), strict=True))
+
+
+def _history(session: Session, fields: Fields, counters: dict[str, Any]) -> list[Latent]:
+    """The latest latents, and before the first one the reference as often as a context or the decoder needs it."""
+    idle, config = fields.array("idle", bool), session.model.config
+    z, code = (config.tokens, config.vae.latent_channels), (config.speech.tokens, config.speech.width)
+    low = session._before + counters["_next"] - counters["_floor"]
+    high = min(session._before + counters["_next"], session._history.maxlen or 0)
+    fields.require(low <= len(idle) <= high, "idle", f"{low} to {high} of them", len(idle))
+    device, wide = session.model.device, [torch.float32] + [torch.float64] * (session.model.dtype == torch.float64)
+    return [
+        Latent(
+            fields.tensor(f"history.{i}.z", z, *wide).to(device),
+            fields.tensor(f"history.{i}.code", code, session.model.dtype).to(device),
+            flag,
         )
-        return [Latent(*pair, idle) for pair, idle in zip(pairs, meta["idle"][name], strict=True)]
+        for i, flag in enumerate(idle)
+    ]
 
-    sound = t["sound"].numpy().copy()
-    decoder = {k.removeprefix("decoder."): v for k, v in t.items() if k.startswith("decoder.")}
-    rows = [r for r in (session._branches.cond, session._branches.uncond) if r is not None]
-    parts = {
-        "_pending": deque(latents("pending")),
-        "_history": deque(latents("history"), maxlen=session._history.maxlen),
-        "_segments": deque((end, last) for end, last in meta["segments"]),
-        "decoder": session._decoder.read(decoder),
-        "_sound": SoundTimeline.restore(session._sound.rate, meta["sound_start"], sound, meta["sound_fixed"]),
-        "_format": (sound.dtype, sound.shape[1:]) if meta["sound_fixed"] else None,
-        **{name: meta[name] for name in _COUNTERS},
-    }
-    counts = zip(rows, meta["committed"], strict=True)
-    return parts, {r: (t[f"k.{r}"].to(device), t[f"v.{r}"].to(device), n) for r, n in counts}
+
+def _sound(session: Session, fields: Fields, counters: dict[str, Any]) -> tuple[SoundTimeline, Any]:
+    """From no later than the oldest window that can be asked for, to no earlier than the last latent; its format."""
+    fixed = fields.flag("sound_fixed")
+    found = fields.tensors.get("sound")
+    try:
+        samples = media.own_pcm(found)
+    except media.MediaError as e:
+        raise StateError(f"restore: sound: {e}") from None
+    silent = samples.ndim == 1 and samples.dtype == np.float32 and not samples.any()
+    fields.require(fixed or silent, "sound", "float32 silence, since sound_fixed is false", "something else")
+    oldest = session._sound.oldest(TEMPORAL * (counters["_floor"] - 1), session.model.features.back)
+    start = fields.integer("sound_start", 0, max(0, oldest))
+    end, made = start + len(samples), session._sound.sample_of(TEMPORAL * counters["_next"])
+    fields.require(end >= made, "sound", f"samples up to {made}, what is generated", f"{start} to {end}")
+    return SoundTimeline.restore(session._sound.rate, start, samples, fixed), (samples.dtype, samples.shape[1:])
+
+
+def _segments(session: Session, fields: Fields, counters: dict[str, Any], end: int) -> deque[tuple[int, int]]:
+    """(latent where a segment ends, its last true sample), in order, within the sound."""
+    pairs, before = fields.pairs("segments"), 0
+    for latent, last in pairs:
+        a, b = (session._sound.sample_of(TEMPORAL * i) for i in (latent - 1, latent))
+        ok = before < latent and a < last <= b <= end
+        fields.require(ok, "segments", f"ends in order and within {end} samples", pairs)
+        before = latent
+    return deque(pairs)
+
+
+def _cache_rows(session: Session, fields: Fields, counters: dict[str, Any]) -> dict[int, Any]:
+    """Contents of the session's rows. What no step reads before it is written may be anything."""
+    cache, rows = session._cache, _rows(session)
+    most = counters["_noise_index"] // session._chunk + session.model.config.stream.context_chunks
+    committed = fields.array("committed", int)
+    same = len(committed) == len(rows) and len(set(committed)) == 1 and 0 <= committed[0] <= most
+    fields.require(same, "committed", f"one number from 0 to {most}, {len(rows)} times", committed)
+    held = cache.held(committed[0])
+    contents = {}
+    for row in rows:
+        pair = []
+        for letter, pool in (("k", cache.k), ("v", cache.v)):
+            tensor = fields.shaped(f"{letter}.{row}", tuple(pool[:, row].shape), pool.dtype)
+            fields.finite(f"{letter}.{row}", tensor[:, :, held])
+            pair.append(tensor.to(session.model.device))
+        contents[row] = (*pair, committed[0])
+    return contents

@@ -57,6 +57,11 @@ class SoundTimeline:
         while self._pieces and self.start + len(self._pieces[0]) <= position - downmix.REACH:
             self.start += len(self._pieces.popleft())
 
+    def oldest(self, frame: int, back: int) -> int:
+        """A sample before all that windows read which begin ``back`` samples at 16 kHz before this frame, or later."""
+        reach = back + self.margin + RATE  # windows start at a whole second
+        return self.sample_of(frame) - reach * self.rate // RATE - 1
+
     def raw(self, a: int, b: int) -> np.ndarray:
         """The caller's own samples [a, b); zeros beyond the end."""
         assert a >= self.start, f"sound: sample {a} was dropped (kept from {self.start})"
