@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from typing import Any
+
 import numpy as np
+
+from rest_fast.session_state import SessionState
+
+Script = list[tuple[str, Any]]
 
 
 def play(session, samples, cuts=(), end=True):
@@ -25,3 +33,31 @@ def same(a, b):
         assert np.array_equal(x.audio, y.audio)
         for field in ("pts", "epoch", "idle", "segment_end", "true_samples", "degraded"):
             assert getattr(x, field) == getattr(y, field)
+
+
+def perform(script: Script, open_session, **options) -> list:
+    """The blocks of a script of ("push", samples), ("end", None), ("take", count or None for all), ("idle", count),
+    ("interrupt", None, or how many latents back) and ("move", None): a snapshot, continued in another session.
+
+    An interrupt that is refused stands among the blocks. ``open_session(**options)`` gives what has a session's calls.
+    """
+    session, blocks, shown = open_session(**options), [], 0.0  # shown: pts behind the latest block
+    for step, value in script:
+        if step == "push":
+            session.push_audio(value)
+        elif step == "end":
+            session.end_segment()
+        elif step in ("take", "idle"):
+            taken = list(itertools.islice(session.blocks(idle=step == "idle"), value))
+            blocks += taken
+            shown = taken[-1].pts + 0.32 if taken else shown
+        elif step == "interrupt":
+            try:
+                session.interrupt(None if value is None else shown - 0.32 * value)
+                shown = shown if value is None else 0.32 * math.ceil(shown / 0.32 - value - 1e-6)
+            except ValueError:
+                blocks.append(f"refused: {value} back from {shown / 0.32:.1f}")
+        elif hasattr(session, "snapshot"):
+            state, session = session.snapshot().to_bytes(), open_session(**options)
+            session.restore(SessionState.from_bytes(state))
+    return blocks
