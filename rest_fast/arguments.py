@@ -126,6 +126,18 @@ def _add_model(parser: Parser) -> None:
         "--steps", type=whole(1), metavar="N", help="denoising steps; fewer are faster; default: the model's own"
     )
     model.add_argument(
+        "--decoder-dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number format of the convolutions in the demo's decoder; auto takes the faster one of this processor",
+    )
+    model.add_argument(
+        "--threads",
+        type=whole(1, 4096),
+        metavar="N",
+        help="threads on the CPU; default: as many as this process may use and other processes leave free",
+    )
+    model.add_argument(
         "--seed",
         type=whole(0, 2**64 - 1),
         default=0,

@@ -39,7 +39,7 @@ def load_model(args: Namespace) -> Any:
     device, dtype = check_device(args.device), _dtype(args.dtype, args.device)
     whisper = None if args.whisper is None else _whisper(args.whisper)
     try:
-        return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper)
+        return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper, **_for_the_cpu(args))
     except ValueError:
         raise
     except Exception as e:
@@ -47,6 +47,17 @@ def load_model(args: Namespace) -> Any:
             raise
         hub = f"expected a folder, or a Hugging Face id that can be downloaded, got {one_line(e)}"  # of any library
         raise InputError(f"--weights {args.weights}: {hub}") from e
+
+
+def _for_the_cpu(args: Namespace) -> dict[str, Any]:
+    """Arguments of :func:`rest_fast.load` that only some commands have."""
+    import torch
+
+    dtype = getattr(args, "decoder_dtype", "auto")
+    return {
+        "threads": getattr(args, "threads", None),
+        "decoder_dtype": None if dtype == "auto" else getattr(torch, dtype),
+    }
 
 
 def _whisper(name: str) -> Any:

@@ -155,6 +155,12 @@ def test_options_reach_the_library(inputs, tmp_path, render_call):
     assert render_call["model"].dtype == torch.bfloat16 and callable(render_call["progress"])
 
 
+def test_threads_and_the_decoders_dtype_reach_the_model(tmp_path, render_call):
+    assert cli.main(["demo", "-o", str(tmp_path / "a.mp4"), "--threads", "3", "--decoder-dtype", "bfloat16"]) == 0
+    model = render_call["model"]
+    assert (model.threads, model.vae.decoder.post.dtype, model.dtype) == (3, torch.bfloat16, torch.float32)
+
+
 def test_crop(inputs, tmp_path, render_call):
     for typed, box in [
         (["10", "0", "50", "40"], (10, 0, 50, 40)),
