@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from rest_fast.errors import warn
 from rest_fast.sources import MediaError, Source, UInt8, as_uint8, media_error, number, open_source, source_name
 
-MIN_SIDE, MAX_PIXELS = 16, 40_000_000  # of a picture
+# Of a picture. The most is what Pillow opens without a warning: photographs of 48, 50 and 64 megapixels, and for a
+# moment about 1 GB of memory, four bytes a pixel for each of at most three copies.
+MIN_SIDE, MAX_PIXELS = 16, 89_478_485
 SIZES = f"at least {MIN_SIDE} px a side and at most {MAX_PIXELS // 10**6} megapixels"
 BACKDROP = (192, 192, 192)  # light grey: shows through the transparent parts of a picture
+SPACES = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L",), "CMYK": ("CMYK",)}  # of a profile: the modes that it can describe
+# Brands in the first box of a file: what telephones write, and what Pillow reads itself from 11.3 on.
+HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+AVIF = {b"avif", b"avis"}
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -21,25 +30,76 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise media_error(name, SIZES, f"{width} x {height} px")
 
 
+def _open(name: str, file: IO[bytes]) -> Image.Image:
+    """The picture in a file, of which the header has been read."""
+    if not (hasattr(file, "seekable") and file.seekable()):
+        file = io.BytesIO(file.read())
+    file.seek(0)  # as Pillow does
+    head = file.read(12)
+    brand = head[8:] if head[4:8] == b"ftyp" else b""
+    if brand in HEIC:
+        try:
+            heif = importlib.import_module("pillow_heif")
+        except ImportError:
+            cure = "pillow-heif to read HEIC with (pip install pillow-heif)"
+            raise media_error(name, cure, "a HEIC picture without it") from None
+        file.seek(0)
+        return heif.HeifImageFile(file)  # not its opener, which would be registered for all of the process
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if brand in AVIF:
+            cure = 'a Pillow that reads AVIF (pip install "pillow>=11.3")'
+            raise media_error(name, cure, "an AVIF picture without it") from None
+        raise
+
+
+def _to_srgb(name: str, picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """``picture`` by its colour profile, as RGB or RGBA in sRGB; as it is, with a warning, by a profile that is broken
+    or of another kind of picture."""
+    if not profile:
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space
+        if picture.mode not in SPACES.get(space, ()):
+            raise ValueError(f"a profile of {space.strip()} with a picture of {picture.mode}")
+        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+        change = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, mode)
+        return change.apply(picture)
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError) as error:  # the last: a Pillow without LittleCMS
+        warn(f"{name}: its colour profile is left out ({' '.join(str(error).split())}): colours may be a little off")
+        return picture
+
+
 def _to_rgb(name: str, picture: Image.Image) -> UInt8:
     _check_size(name, *picture.size)  # from the header: nothing is decoded yet
+    profile = picture.info.get("icc_profile")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture)  # 16-bit grey, which Pillow's own conversion would clip
         if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise media_error(name, "samples of 8 or 16 bits", f"{values.min():g}..{values.max():g}")
         picture = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKDROP), picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"))
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    if picture.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+    picture = _to_srgb(name, picture, profile)
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    if alpha is not None:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, BACKDROP), alpha)
+    return np.array(picture)
 
 
 def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     """Read a picture (path, binary file, bytes, PIL image, uint8 array) as uint8 ``[H, W, 3]``.
 
-    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB; the EXIF rotation is applied, transparency is laid over
-    :data:`BACKDROP`, an animation gives its first picture. MediaError: no such file, no picture, cut off, another kind
-    of array, or (seen before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
+    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB, colours go by the embedded profile to sRGB; the EXIF
+    rotation is applied, transparency is laid over :data:`BACKDROP`, an animation gives its first picture. Full size, so
+    that boxes are in pixels of the photo. HEIC needs ``pillow-heif``. A colour profile that is broken is left out, with
+    a :class:`rest_fast.RestFastWarning`. MediaError: no such file, no picture, cut off, another kind of array, or (seen
+    before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
     """
     name = source_name("image", source)
     if isinstance(source, np.ndarray):
@@ -49,7 +109,7 @@ def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(name, source)
-        with open_source("image", source) as file, Image.open(file) as picture:
+        with open_source("image", source) as file, _open(name, file) as picture:
             return _to_rgb(name, picture)
     except MediaError:
         raise

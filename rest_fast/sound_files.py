@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 
 from rest_fast import downmix, wav
 from rest_fast.containers import choose, open_container
+from rest_fast.errors import warn
 from rest_fast.sources import Float32, MediaError, Source, is_empty, media_error, open_source, source_name
-
-LOG = logging.getLogger("rest_fast")
 
 MAX_SECONDS = 7200  # of a file of sound: two hours
 MAX_SAMPLES = 1 << 30  # of all channels together: 4 GiB as float32
@@ -142,7 +140,7 @@ class _Clock:
         self.places += 1
 
     def finish(self, promised: float, slack: float) -> None:
-        """MediaError if the end is missing; one line to the log for what is missing elsewhere."""
+        """MediaError if the end is missing; one warning for all that is missing elsewhere."""
         name, held = self._heard.name, max(self._next, self._heard.seconds)
         if self._broken is not None and not self._heard.count:
             raise self._broken
@@ -152,7 +150,7 @@ class _Clock:
         if self.places:
             count = "1 damaged place" if self.places == 1 else f"{self.places} damaged places"
             lost = f", {self._lost:.2f} s of sound in all" if self._lost else ""  # not known at the end of a file
-            LOG.warning("%s: skipped %s%s, the first after %.2f s", name, count, lost, self._first)
+            warn(f"{name}: skipped {count}{lost}, the first after {self._first:.2f} s")
 
 
 def _promised(container: Any, stream: Any) -> tuple[float, float]:
@@ -214,8 +212,8 @@ def load_audio(source: Source) -> Audio:
     Takes the audio stream that is flagged as default, else the first one, from its first sample on, with its own rate
     and channels. Integers are scaled to -1..1; WAV and FLAC come out sample by sample. At most :data:`MAX_SECONDS` and
     :data:`MAX_SAMPLES`, which bound the memory: more is refused by the header where it says so, else as soon as it has
-    been decoded. What is damaged or missing in the middle is skipped, as players do, and reported by one warning of the
-    logger ``rest_fast``.
+    been decoded. What is damaged or missing in the middle is skipped, as players do, and reported by one
+    :class:`rest_fast.RestFastWarning` (of MP3 and AAC without a container only what their decoders notice).
 
     MediaError: no such file, no sound or no samples in it, NaN or infinity, floats beyond :data:`MAX_PEAK`, too much,
     another rate or number of channels part way, an error of reading (it says how many seconds were read), a file that

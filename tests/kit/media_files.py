@@ -35,12 +35,13 @@ def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes
     return file.getvalue()
 
 
-def _png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+def _png(width: int, height: int, bits: int, rows: bytes, profile: bytes = b"") -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    colours = chunk(b"iCCP", b"profile\0\0" + zlib.compress(profile)) if profile else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -48,10 +49,10 @@ def png_header(width: int, height: int) -> bytes:
     return _png(width, height, 8, b"")
 
 
-def png16(values: np.ndarray) -> bytes:
+def png16(values: np.ndarray, profile: bytes = b"") -> bytes:
     """uint16 [H, W, 3] as a PNG, which Pillow reads but does not write."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return _png(values.shape[1], values.shape[0], 16, zlib.compress(rows))
+    return _png(values.shape[1], values.shape[0], 16, zlib.compress(rows), profile)
 
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
