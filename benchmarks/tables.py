@@ -59,6 +59,8 @@ def bench(make: Callable[[Any], str], file: str, start: str = "") -> Callable[[R
 
     def made(results: Results) -> str:
         found = results.bench(file, start)
+        if not found:
+            return f"(not measured: no {start or 'result'} in {file}.json)"
         notes = dict.fromkeys(f" {info['note'].capitalize()}." for info in found if "note" in info)
         return under(make(found), [info["environment"] for info in found], "".join(notes))
 
