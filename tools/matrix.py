@@ -28,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "matrix"
+ROOM = 8 * 2**30  # bytes of disk for one environment
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 DEPENDENCIES = ["newest", "lowest"]
 # All but `train`, which asks for a later PyTorch than the package, and `syncnet`, which has no wheel.
@@ -146,6 +147,8 @@ def run(version: str, dependencies: str, part: str, workers: int) -> dict[str, A
     python = find(version)
     if python is None:
         return row | {"not_run": f"no python{version} on PATH or in pyenv"}
+    if (free := shutil.disk_usage(WORK).free) < ROOM:
+        return row | {"not_run": f"an environment takes {ROOM / 2**30:.0f} GB of disk, free are {free / 2**30:.1f}"}
     started = time.monotonic()
     try:
         print(f"Python {version}, {dependencies} dependencies: installing (PyTorch from PyPI: 3 GB) ...", flush=True)
@@ -178,7 +181,30 @@ def stored(path: Path, part: str, rows: list[dict[str, Any]]) -> None:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     head = {"commit": commit, "date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}"}
-    path.write_text(json.dumps(head | {"part": PARTS[part], "environments": rows}, indent=1) + "\n")
+    results = head | {"part": PARTS[part], "environments": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results in words and tables, for people."""
+    rows = results["environments"]
+    names = sorted({name for row in rows for name in row.get("versions", {})})
+    title = [f"{row['python']} {row['dependencies']}" for row in rows]
+    line = "|".join
+    counts = [[str(row.get(key, "not run")) for row in rows] for key in ("passed", "skipped", "failed")]
+    table = [line(["", "", *title, ""]), line(["", "---", *["---"] * len(rows), ""])]
+    table += [line(["", f"**{key}**", *c, ""]) for key, c in zip(("passed", "skipped", "failed"), counts)]
+    table += [line(["", name, *[row.get("versions", {}).get(name, "") for row in rows], ""]) for name in names]
+    tests = ", ".join(f"`{pattern}`" for pattern in results["part"])
+    return f"""# Pythons and versions that were tried
+
+Written by `make test-matrix` on {results["date"]}: commit {results["commit"]}, {results["machine"]}. The lowest
+versions are those that `pyproject.toml` claims; the newest are what the package index had that day. Each column is an
+environment with a wheel of its own, in which `rest-fast demo` ran and then these tests: {tests}.
+
+{chr(10).join(table)}
+"""
 
 
 def main() -> int:
@@ -188,7 +214,7 @@ def main() -> int:
     parser.add_argument("--part", default="stated", choices=PARTS, help="which tests (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that test (default: %(default)s)")
     parser.add_argument("--store", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--may-lack", action="store_true", help="a Python that is not here is said and is no failure")
+    parser.add_argument("--may-lack", action="store_true", help="no such Python, or no room on the disk, is no failure")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     rows = []
