@@ -82,7 +82,7 @@ def test_loud_surround_is_turned_down_in_a_file_and_never_clipped():
 def inverted(seconds: float = 2.0, rate: int = 16000) -> np.ndarray:
     """[n, 2]: silence, then a voice whose right side is inverted, a little softer and with noise of its own."""
     voice = chirp(rate, seconds)[:, 0] + np.float32(0.2) * sine(rate, 250, 0.5, seconds)[:, 0]
-    voice[: rate // 4] = 0
+    voice *= np.clip(np.arange(len(voice)) / rate * 20 - 5, 0, 1)  # from 0.25 s on, softly
     noise = np.random.default_rng(3).normal(0, 1e-3, (len(voice), 2))
     return np.float32(np.stack([voice, -0.8 * voice], 1) + noise)
 
@@ -103,7 +103,7 @@ def test_other_stereo_is_half_the_sum():
         np.testing.assert_allclose(Audio(pair, 16000).mono, pair.mean(1, dtype=np.float64), atol=1e-6)
 
 
-@pytest.mark.parametrize("rate, channels", [(16000, 2), (48000, 2), (11025, 2), (44100, 6)])
+@pytest.mark.parametrize("rate, channels", [(8000, 2), (16000, 2), (48000, 2), (11025, 2), (44100, 6)])
 def test_how_live_sound_is_cut_does_not_matter(rate, channels):
     """Bit for bit, whatever was dropped: at each place either all of the window before counts, or it never came."""
     pair = inverted(3.0, rate)
@@ -123,8 +123,19 @@ def test_how_live_sound_is_cut_does_not_matter(rate, channels):
             want = whole.window16(at, end, len(sound))
             # What comes behind ``needed`` is not asked for: here it never came.
             assert np.array_equal(cut.window16(at, end, len(sound)), want)
-            cut.drop_before(max(0, end - 400) * rate // 16000 - rate - rate // 100 - 1)
-            at = end
+            at = end  # the next window begins there, or at the whole second before it
+            cut.drop_before(at if rate == 16000 else (at - cut.margin) // 16000 * rate)
+
+
+def test_live_sound_is_mixed_like_a_file():
+    """Also where the sides cancel no more but did, half a second ago."""
+    pair = inverted()
+    pair[20000:, 1] = pair[20000:, 0]
+    pair[20000:] *= 1e-3
+    want, line = downmix.mono(pair), SoundTimeline(16000)
+    line.append(pair)
+    for at in range(19000, 31000, 777):
+        assert np.array_equal(line.mono(at, at + 1000, len(pair)), want[at : at + 1000])
 
 
 @pytest.mark.parametrize("first", [0, 1, 159, 160, 8159, 8160, 20001])
@@ -133,6 +144,14 @@ def test_mono_needs_no_more_than_its_reach(first):
     want = downmix.mono(pair)[first:]
     for start in {0, max(0, first - downmix.REACH), max(0, first - downmix.REACH - 77)}:
         assert np.array_equal(downmix.mono(pair[start:], start, first), want)
+
+
+def test_what_comes_later_has_no_say():
+    """Around the voice's beginning, where the decision falls within a block; bit for bit."""
+    pair = inverted()[:6000]
+    whole = downmix.mono(pair)
+    for end in range(3900, 4700):
+        assert np.array_equal(downmix.mono(pair[:end]), whole[:end])
 
 
 def test_long_sound_is_mixed_in_pieces(monkeypatch):

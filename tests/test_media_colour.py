@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from rest_fast import RestFastWarning
 from rest_fast.media import BACKDROP, load_image, square_crop
-from tests.kit.icc import DISPLAY_P3, PROPHOTO, SRGB, grey_profile, meant, profile
+from tests.kit.icc import DISPLAY_P3, PROPHOTO, SRGB, cmyk_profile, grey_profile, lab_as_srgb, meant, profile
 from tests.kit.media_files import encoded, photo, png16, refuses
 
 # LittleCMS computes 8-bit pictures in 15 bits and rounds once; in the dark, gamma 1.8 against the straight start of
@@ -114,6 +114,22 @@ def test_cmyk_with_a_profile_that_is_none():
     with pytest.warns(RestFastWarning, match="left out"):
         got = load_image(encoded(Image.fromarray(ink, "CMYK"), "TIFF", icc_profile=profile(DISPLAY_P3)))
     np.testing.assert_array_equal(got, plain)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
+def test_inks_are_what_the_profile_means(form):
+    """At the corners of its table, where nothing is interpolated; black is black, so that no black point moves."""
+    lab = np.random.default_rng(0).uniform([20, -30, -30], [95, 30, 30], (2, 2, 2, 2, 3))
+    lab[0, 0, 0, 0], lab[..., 1, :] = (100, 0, 0), (0, 0, 0)
+    corner = np.arange(64) // 4 % 16
+    ink = np.stack([corner >> bit & 1 for bit in (3, 2, 1, 0)], -1)[None].repeat(48, 0)
+    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
+    data = encoded(Image.fromarray(np.uint8(255 * ink), "CMYK"), form, icc_profile=cmyk_profile(lab), **options)
+    got, want = load_image(data), lab_as_srgb(lab[tuple(np.moveaxis(ink, -1, 0))])
+    middle = slice(None) if form == "TIFF" else slice(1, None, 4)  # JPEG rings at the borders
+    assert np.abs(got - want)[:, middle].mean() < (1.0 if form == "TIFF" else 6)
+    plain = load_image(encoded(Image.fromarray(np.uint8(255 * ink), "CMYK"), form, **options))
+    assert np.abs(plain - want).mean() > 20
 
 
 # -- HEIC and AVIF

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from rest_fast import RestFastWarning
-from rest_fast.media import load_audio
+from rest_fast.media import VideoWriter, load_audio, read_video
+from rest_fast.training.preparation.film import survey
 from tests.kit.media_files import (
     chirp,
     encode_sound,
+    film,
     float_wav,
     id3,
     lag,
@@ -337,3 +339,21 @@ def test_sound_shorter_than_its_film_is_whole(tmp_path, warned):
         file.mux(audio.encode(frame))
         file.mux(audio.encode(None))
     assert load_audio(path).duration == 1 and warned() == []
+
+
+def test_words_in_no_known_encoding_do_no_harm(tmp_path):
+    path = tmp_path / "a.mkv"
+    with VideoWriter(tmp_path / "a.mp4", 64, 48, sample_rate=16000) as writer:
+        writer.write(film(25), chirp(16000))
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(path), "w") as file:
+        file.metadata["title"] = "title of a film"
+        copies = {s.index: file.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                file.mux(packet)
+    data = path.read_bytes()
+    assert data.count(b"title of a film") == 1
+    path.write_bytes(data.replace(b"title of a film", b"\xfftle \xfe\x80 a \xc3ilm"))
+    assert load_audio(path).duration >= 1 and len(read_video(path)[0]) == 25
+    assert len(survey(path, 97)) == 25

@@ -29,7 +29,12 @@ def meant(space: Space, pixels: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] of a space as levels of sRGB, float64, clipped to 0..255."""
     value, gamma = pixels / 255, space[2]
     linear = value**gamma if gamma else np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    linear = np.clip(linear @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(space)).T, 0, 1)
+    return encode(linear @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(space)).T)
+
+
+def encode(linear: np.ndarray) -> np.ndarray:
+    """Linear sRGB [..., 3] as levels, float64, clipped to 0..255."""
+    linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
@@ -43,13 +48,13 @@ def _curve(gamma: float) -> bytes:
     return b"para\0\0\0\0\0\3\0\0" + _s15(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
-def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+def _profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ ") -> bytes:
     tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78)} | tags
     at, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for name, data in tags.items():
         table += name + struct.pack(">II", at + len(body), len(data))
         body += data + bytes(-len(data) % 4)
-    head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, b"mntr", space, b"XYZ ")
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, kind, space, pcs)
     head += bytes(12) + b"acsp" + bytes(28) + _s15(*D50)
     return head.ljust(128, b"\0") + table + body
 
@@ -64,3 +69,20 @@ def profile(space: Space) -> bytes:
 
 def grey_profile(gamma: float) -> bytes:
     return _profile(b"GRAY", {b"wtpt": b"XYZ \0\0\0\0" + _s15(*D50), b"kTRC": _curve(gamma)})
+
+
+def cmyk_profile(lab: np.ndarray) -> bytes:
+    """Of inks: Lab [2, 2, 2, 2, 3] of each corner of cyan, magenta, yellow and black, linear in between."""
+    corners = np.concatenate([lab[..., :1] * 2.55, lab[..., 1:] + 128], -1).round().astype(np.uint8)
+    ramp = bytes(range(256))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + _s15(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    table += 4 * ramp + corners.tobytes() + 3 * ramp
+    return _profile(b"CMYK", {b"wtpt": b"XYZ \0\0\0\0" + _s15(*D50), b"A2B0": table}, b"prtr", b"Lab ")
+
+
+def lab_as_srgb(lab: np.ndarray) -> np.ndarray:
+    """Lab [..., 3] as levels of sRGB, float64, clipped to 0..255."""
+    y = (lab[..., 0] + 16) / 116
+    f = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], -1)
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * D50
+    return encode(xyz @ np.linalg.inv(to_xyz(SRGB)).T)
