@@ -150,6 +150,18 @@ REST_FAST_INLINE void load_queries(const T* __restrict q, int64_t stride, int64_
   std::fill(s.total, s.total + queries, 0.0f);
 }
 
+// Whether a score of query `q` of a task is NaN. Its sums do not say: an infinite score makes NaN of
+// them, too. `keys`: the first one of the lane and head.
+template <class T>
+bool any_nan(const Scratch& s, int q, const T* keys, int64_t stride, int64_t valid, int64_t dim) {
+  for (int64_t slot = 0; slot < valid; ++slot) {
+    float score = 0.0f;
+    for (int64_t d = 0; d < dim; ++d) score += s.query[d][q] * to_float(keys[slot * stride + d]);
+    if (score != score) return true;
+  }
+  return false;
+}
+
 // Block `task` of B x H x blocks of queries.
 template <class V, class T>
 REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
@@ -200,7 +212,15 @@ REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
   }
   if (!p.lse) return;
   float* lse = p.lse + (lane * p.heads + head) * p.tokens + first;
-  for (int q = 0; q < count; ++q) lse[q] = s.top[q] * scale + std::log(s.total[q]);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const T* keys = static_cast<const T*>(p.k_cache) + row;
+  for (int q = 0; q < count; ++q) {
+    lse[q] = s.top[q] * scale + std::log(s.total[q]);
+    // inf - inf is NaN in the weights and so in the result; the sum of exponentials is infinite.
+    if (s.top[q] == kInfinity && scale > 0.0f && !any_nan(s, q, keys, stride, valid, dim)) {
+      lse[q] = kInfinity;
+    }
+  }
 }
 
 static_assert(kQueries % 16 == 0 && kQueries % kRows == 0 && kKeys % kRows == 0, "whole tiles");

@@ -19,14 +19,16 @@ NAME = "rotate_context"
 
 
 def shift_keys(k: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Functional reference: rotate the time pairs of rotated keys k [..., H, D] by shift [n, 2]. Differentiable."""
-    wide = k.double() if k.dtype == torch.float64 else k.float()
-    flat = wide.flatten(-2)
-    n = shift.shape[0]
-    still = torch.tensor([1.0, 0.0], device=k.device, dtype=shift.dtype)
-    axes = torch.stack([shift, still.expand(n, 2), still.expand(n, 2)], 1).reshape(3 * n, 2)
-    table = torch.cat([still.expand(flat.shape[-1] // 2 - 3 * n, 2), axes])
-    return rotate(flat, table).to(k.dtype).unflatten(-1, k.shape[-2:])
+    """Functional reference: rotate the time pairs of rotated keys k [..., H, D] by shift [n, 2]. Differentiable.
+
+    The other pairs stay as they are, bit for bit: times one and plus zero, an infinity makes NaN of its neighbour.
+    """
+    flat, n, wide = k.flatten(-2), shift.shape[0], torch.float64 if k.dtype == torch.float64 else torch.float32
+    first = flat.shape[-1] - 6 * n
+    time, space = flat[..., first:].unflatten(-1, (n, 6)).split([2, 4], -1)  # t; y and x, of each frequency
+    turned = rotate(time.flatten(-2).to(wide), shift).to(k.dtype).unflatten(-1, (n, 2))
+    moved = torch.cat([turned, space], -1).flatten(-2)
+    return torch.cat([flat[..., :first], moved], -1).unflatten(-1, k.shape[-2:])
 
 
 def check(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Spec:

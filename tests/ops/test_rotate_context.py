@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from rest_fast import ops
-from rest_fast.ops import functional, rope
+from rest_fast.ops import functional, native, rope
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.ops import calls
 
+CPP = pytest.param(
+    "cpp", marks=pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "it is there")
+)
 CASES = {
     "mixed": {},
     "no_sink": {"sink": 0, "skip": (0, 3, 8)},
@@ -108,6 +111,29 @@ def test_only_time_pairs_of_context_slots_change():
     want = torch.zeros_like(changed)
     want[:, 1, :, 5:, [1, 4, 7]] = True  # one still pair, then t, y, x, t, y, x, t, y, x; slots 0-1 sink, 2-4 skipped
     assert torch.equal(changed, want)
+
+
+@pytest.mark.parametrize("backend", ["reference", CPP])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, -0.0])
+def test_what_is_not_finite_touches_its_pair_alone(bad, dtype, backend):
+    """In every channel in turn, one key each. A time pair is turned by the formula; any other keeps its bits."""
+    call = calls.rotate_context(rows=(1,), skip=(0,), enabled=(1,), sink=0, chunk=1, cache=(1, 2, 1, 21), dtype=dtype)
+    for channel in range(20):
+        call["k_cache"][0, 1, 0, 1 + channel].view(-1)[channel] = bad
+    before = call["k_cache"].clone()
+    with ops.use_backend(backend):
+        calls.invoke("rotate_context", call)
+    got, old = (x[0, 1, 0, 1:].flatten(1).unflatten(1, (-1, 2)) for x in (call["k_cache"], before))  # [key, pair, 2]
+    time = torch.tensor([factor != 1 for factor in pair_rotations(call["shift"], 10)])
+    assert time.tolist() == [False, True, False, False, True, False, False, True, False, False]
+    assert_same_bits(got[:, ~time], old[:, ~time], "pairs of y and x, and those that have no axis")
+    (c, s), (a, b) = call["shift"].unbind(-1), old[:, time].float().unbind(-1)
+    want = torch.stack([a * c - b * s, a * s + b * c], -1)
+    assert torch.equal(got[:, time].isnan(), want.isnan())
+    number = ~want.isnan()
+    step = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]  # of products below 8
+    torch.testing.assert_close(got[:, time][number].float(), want[number], rtol=step, atol=4 * step)
 
 
 def test_nan_in_skipped_slots_stays_there():

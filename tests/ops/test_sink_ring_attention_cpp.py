@@ -15,6 +15,7 @@ from rest_fast.ops import native
 from rest_fast.ops.dispatch import OpError, Spec
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.test_sink_ring_attention import BROKEN, assert_same_kind, spoilt
 
 NAME = "sink_ring_attention"
 pytestmark = pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "rest_fast._cpu is there")
@@ -228,6 +229,18 @@ def test_what_is_not_finite_shows_where_it_does_in_the_reference(name, bad):
         assert torch.equal(got[output].isfinite(), finite)
         assert_close(got[output][finite], want[output][finite], atol=5e-6, reason="few fp32 roundings")
     assert want["out"].isfinite().any(), "other queries or lanes are untouched"
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_not_finite_at_every_vector_width(name, lanes):
+    call = spoilt(name)
+    want = run(call, "reference")
+    code = direct(call, vector_lanes=lanes)
+    if code and lanes > 4:
+        pytest.skip(native.module()[0].error_string(code))
+    for output in ("out", "lse"):
+        assert_same_kind(call[output], want[output], output)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

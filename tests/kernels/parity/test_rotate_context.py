@@ -50,6 +50,19 @@ def test_parity_and_nothing_else_moves(shape, dtype):
     assert_same_bits(got["k_cache"][still], call["k_cache"][still], "whatever does not move")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
+@pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_touches_its_pair_alone(bad, dtype):
+    """In every channel in turn, one key each: NaN and infinities are where the reference has them."""
+    call = calls.rotate_context(rows=(1,), skip=(0,), enabled=(1,), sink=0, chunk=1, cache=(1, 2, 1, 21), dtype=dtype)
+    for channel in range(20):
+        call["k_cache"][0, 1, 0, 1 + channel].view(-1)[channel] = bad
+    got, want = (kit.run(NAME, call, backend)["k_cache"] for backend in ("triton", "reference"))
+    assert_same_bits(got[~moving(call)], want[~moving(call)], "whatever does not move")
+    torch.testing.assert_close(got.nan_to_num(77), want.nan_to_num(77), rtol=2.0**-7, atol=2.0**-20)
+
+
 @settings(max_examples=100 if kit.ON_GPU else 15, deadline=None, derandomize=True)
 @given(problems())
 def test_any_shape_row_and_slot(call):
