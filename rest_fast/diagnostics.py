@@ -1,4 +1,4 @@
-"""What is installed, what runs and how to mend what does not: look here first, and send it along with a question."""
+"""What is installed, what runs and how to fix what does not: look here first, and send it along with a question."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def describe() -> str:
     problems = report["problems"]
     lines += ["", "problems" if problems else "no problems found"]
     for what, cure in problems:
-        lines += [f"  {what}", f"    cure: {cure}"]
+        lines += [f"  {what}", f"    fix: {cure}"]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.faces import find_face
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import KV
@@ -120,11 +121,12 @@ class Model(nn.Module):
             photo: path, file, bytes, PIL image or uint8 [H, W, 3].
             crop: square (left, top, right, bottom) in pixels of the upright photo; ``"center"`` for the largest centred
                 square; None for the square around the largest face (:func:`rest_fast.faces.find_face`), or the centre
-                where none is found or the extra ``face`` is not installed, which the logger ``rest_fast`` says.
+                where none is found or the extra ``face`` is not installed, of which a
+                :class:`rest_fast.RestFastWarning` tells.
         Raises: :class:`rest_fast.media.MediaError`.
         """
         if self.config.height != self.config.width:
-            raise ValueError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
+            raise ArgumentError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
         whole = media.load_image(photo)
         if crop is None:
             crop = find_face(whole)
@@ -192,13 +194,13 @@ def load(
     """
     folder, device = find_checkpoint(source), _device(device)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"load: threads: expected a positive integer or None, got {threads!r}")
+        raise ArgumentError(f"load: threads: expected a positive integer or None, got {threads!r}")
     config = checkpoint.read_config(folder)
     if dtype is None and decoder_dtype is None and config.vae.kind == "basis" and device.type == "cpu":
         decoder_dtype = processor.decoder_dtype()
     elif decoder_dtype not in ((None, torch.float32, torch.bfloat16) if config.vae.kind == "basis" else (None,)):
         expected = "float32, bfloat16 or None" if config.vae.kind == "basis" else f"None for a {config.vae.kind} VAE"
-        raise ValueError(f"load: decoder_dtype: expected {expected}, got {decoder_dtype}")
+        raise ArgumentError(f"load: decoder_dtype: expected {expected}, got {decoder_dtype}")
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     count = threads or min(torch.get_num_threads(), cores.allowed())
@@ -235,9 +237,9 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"load: device: expected auto, cpu or cuda, got {device!r}") from None
+        raise ArgumentError(f"load: device: expected auto, cpu or cuda, got {device!r}") from None
     if found.type == "cuda" and not has_cuda:
-        raise ValueError(f"load: device: expected one that is there, got {device!r} (torch sees no CUDA device)")
+        raise ArgumentError(f"load: device: no CUDA device found; expected cpu or auto, got {device!r}")
     return found
 
 

@@ -19,7 +19,7 @@ CPUINFO = Path("/proc/cpuinfo")
 # for bfloat16 it is emulated.
 DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
     (frozenset({"amx_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_cpu.json"),
-    (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/vae_cpu.json"),
+    (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_epyc.json"),
     (frozenset(), None, "benchmarks/results/decoder_dtype_cpu.json"),
 )
 

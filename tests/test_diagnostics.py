@@ -93,6 +93,6 @@ def test_a_demo_that_is_not_whole(monkeypatch, healthy):
 
 def test_problems_are_shown(monkeypatch):
     monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([("it rains", "an umbrella")]))
-    assert diagnostics.describe().endswith("\nproblems\n  it rains\n    cure: an umbrella")
+    assert diagnostics.describe().endswith("\nproblems\n  it rains\n    fix: an umbrella")
     monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([]))
     assert diagnostics.describe().endswith("\nno problems found")

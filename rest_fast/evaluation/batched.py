@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rest_fast import noise
 from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL
+from rest_fast.errors import ArgumentError
 from rest_fast.evaluation import measures
 from rest_fast.evaluation.heads import HeadTracker
 from rest_fast.evaluation.readers import PixelReader, at_128
@@ -177,7 +178,9 @@ def stream_latents(
 ) -> torch.Tensor:
     """Latents fp32 [S, m, T, C] that the DiT makes for S talks, in whole chunks of the longest one."""
     if not talks or len(seeds) != len(talks):
-        raise ValueError(f"streams: seeds: expected one for each of at least 1 talk, got {len(seeds)} for {len(talks)}")
+        raise ArgumentError(
+            f"streams: seeds: expected one for each of at least 1 talk, got {len(seeds)} for {len(talks)}"
+        )
     changed = {"sampling__guidance": guidance, "sampling__steps": steps}
     config = model.config.replace(**{k: v for k, v in changed.items() if v is not None})
     sampler = model.sampler(config.sampling)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 import rest_fast
+from rest_fast.errors import ArgumentError
 from rest_fast.evaluation import figures, measures, streams
 from rest_fast.evaluation.measures import Bar
 from rest_fast.evaluation.readers import LatentReader, PixelReader, fit_pixel_reader, flat, training_crops
@@ -50,7 +51,7 @@ def four_videos(
     """:data:`VIDEOS` of a clip, [3, 97, H, W] in -1..1; latents [12, T C] of all but ``through_vae``; and the video
     through a VAE whose decoder is not given the photo. ``other`` is the clip of the wrong sound."""
     if other == clip:
-        raise ValueError(f"report: wrong sound: expected that of another clip, got clip {clip}'s own")
+        raise ArgumentError(f"report: wrong sound: expected that of another clip, got clip {clip}'s own")
     truth, photo = clips.pixels(clip), np.asarray(clips.video[clip, 0])
     z = model.vae.encode(truth[None])
     through, without = (model.vae.decode(z, reference=r)[0].clamp(-1, 1) for r in (truth[None, :, :1], None))
@@ -232,10 +233,10 @@ def report(args: argparse.Namespace, *, least: int = LEAST) -> dict[str, Any]:
     model, train, test = rest_fast.load(args.model, device="cpu"), Clips(args.train), Clips(args.test)
     for clips, split in ((train, "train"), (test, "test")):
         if clips.about["split"] != split:
-            raise ValueError(f"report: --{split}: expected clips of that split, got {clips.about['split']!r}")
+            raise ArgumentError(f"report: --{split}: expected clips of that split, got {clips.about['split']!r}")
     count = min(args.clips, len(test))
     if count < least:
-        raise ValueError(f"report: --clips: expected at least {least}, got {args.clips} of {len(test)}")
+        raise ArgumentError(f"report: --clips: expected at least {least}, got {args.clips} of {len(test)}")
     pixel = pixel_reader(args.reader or args.train.parent / "reader.safetensors", train)
     read, shown = read_clips(model, test, count, pixel, LatentReader.fit(model, train))
     long, frames = read_streams(model, args.stream_identities, args.stream_seconds, pixel)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from rest_fast.errors import ArgumentError
 from rest_fast.evaluation.measures import ssim
 
 ROWS, COLUMNS = (0.125, 0.53), (0.235, 0.765)  # of the picture's height and width: from the hair to the nose
@@ -29,7 +30,7 @@ class HeadTracker:
     def __init__(self, photo: Array):
         """``photo``: uint8 [H, W, 3]."""
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
-            raise ValueError(f"head: photo: expected uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}")
+            raise ArgumentError(f"head: photo: expected uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}")
         self.size = height, width = photo.shape[:2]
         spans = ((ROWS, height), (COLUMNS, width))
         rows, columns = (torch.arange(round(a * n), round(b * n)).float() for (a, b), n in spans)
@@ -67,7 +68,9 @@ class HeadTracker:
 
     def _grey(self, frames: Array) -> torch.Tensor:
         if frames.shape[1:] != (*self.size, 3):
-            raise ValueError(f"head: frames: expected [n, {self.size[0]}, {self.size[1]}, 3], got {list(frames.shape)}")
+            raise ArgumentError(
+                f"head: frames: expected [n, {self.size[0]}, {self.size[1]}, 3], got {list(frames.shape)}"
+            )
         return torch.from_numpy(frames.mean(3, dtype=np.float32))
 
     def _sample(self, grey: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rest_fast.config import TEMPORAL
+from rest_fast.errors import ArgumentError
 from rest_fast.model import Model
 from rest_fast.training.synthetic.clips import FRAMES, Clips
 from rest_fast.training.synthetic.portraits import GEOMETRY
@@ -63,7 +64,7 @@ class PixelReader(nn.Module):
     def read(self, video: torch.Tensor) -> Array:
         """Gap and width in pixels of all frames of a video [3, n, 128, 128] in -1..1: [n, 2]."""
         if video.shape[-2:] != (128, 128):
-            raise ValueError(f"reader: expected a video of 128 x 128, got {list(video.shape)}")
+            raise ArgumentError(f"reader: expected a video of 128 x 128, got {list(video.shape)}")
         crops = video[..., slice(*ROWS), slice(*COLUMNS)].transpose(0, 1)
         out = torch.cat([self(piece) for piece in crops.split(128)]) * self.std + self.mean
         return out.numpy()

@@ -8,6 +8,7 @@ import torch
 
 from rest_fast import noise
 from rest_fast.config import TEMPORAL
+from rest_fast.errors import ArgumentError
 from rest_fast.models.vae_basis import BasisDecoder
 from rest_fast.models.vae_conv import ConvDecoder
 from rest_fast.models.vae_stream import REFERENCE, WITHHELD, Mode, Piece, StreamState, Workspace, clone, to_uint8
@@ -28,7 +29,7 @@ class EncodeStream:
         vae._check_video(video, "video")
         if video.shape[2] % TEMPORAL != first:
             expected = f"1 + {TEMPORAL}n" if first else f"{TEMPORAL}n"
-            raise ValueError(f"encode: video: expected {expected} frames, got {video.shape[2]}")
+            raise ArgumentError(f"encode: video: expected {expected} frames, got {video.shape[2]}")
         self.state.expect("encode: video", video)
         mean = vae.encoder(video, self.state)[:, : vae.config.latent_channels]
         self.state.started, self.state.size = True, (video.shape[3], video.shape[4])
@@ -91,7 +92,7 @@ class DecodeStream:
         """
         state = self.state
         if state.started or WITHHELD in state.histories:
-            raise ValueError("prime: expected a stream at its start, got one that has begun (reset() goes back)")
+            raise ArgumentError("prime: expected a stream at its start, got one that has begun (reset() goes back)")
         if self.mode.name == "lookahead":
             self._withhold(self._checked(latents))
         else:
@@ -115,7 +116,7 @@ class DecodeStream:
         want = {module.path for module in self.vae.decoder.modules() if hasattr(module, "path")}
         lacking = sorted(want - set(state.histories)) if state.started else []
         if lacking:
-            raise ValueError(f"decode state: expected one of this decoder, got one without {lacking[:3]}")
+            raise ArgumentError(f"decode state: expected one of this decoder, got one without {lacking[:3]}")
 
     def piece(self, latents: torch.Tensor, provisional: int = 0, *, pictures: bool = False) -> torch.Tensor:
         """Decode latents of which the last ``provisional`` are to come again: the frames of the others.
@@ -124,14 +125,14 @@ class DecodeStream:
         """
         state, count = self.state, self._checked(latents).shape[2]
         if not 0 <= provisional < count or (provisional and self.mode.name != "lookahead"):
-            raise ValueError(
+            raise ArgumentError(
                 f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
             )
         counters = state.counters or [(self.seed, 0)] * len(latents)
         reference = state.histories.get(REFERENCE)
         if reference is not None and len(reference) != len(latents):
             if len(reference) != 1:
-                raise ValueError(
+                raise ArgumentError(
                     f"decode: latents: expected {len(reference)} lanes, as of reference, got {len(latents)}"
                 )
             state.histories[REFERENCE] = clone(reference.expand(len(latents), -1, -1, -1, -1))

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rest_fast import ops
 from rest_fast.config import Layout, ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.models.dit_block import KV, Block, Branch, Workspace
 from rest_fast.models.layouts import Attend, Context, layout_attention
 from rest_fast.ops import rope
@@ -200,7 +201,7 @@ class StreamingDiT(nn.Module):
         """
         frames = z.shape[1] // self.tokens
         if z.ndim != 3 or z.shape[1] != frames * self.tokens or tuple(t.shape) != (z.shape[0], frames):
-            raise ValueError(
+            raise ArgumentError(
                 f"dit: expected z [B, F x {self.tokens}, C] and t [B, F], got {list(z.shape)} and {list(t.shape)}"
             )
         attend = layout_attention(self, layout or self.config.layout, frames, context)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rest_fast.config import Layout
+from rest_fast.errors import ArgumentError
 from rest_fast.ops import functional as fn
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def layout_attention(dit: StreamingDiT, layout: Layout, frames: int, context: Co
     tokens, chunk, reach = dit.tokens, dit.stream.chunk, dit.stream.context_chunks
     context = context or Context()
     if layout == "streaming" and (frames < 1 + chunk or (frames - 1) % chunk):
-        raise ValueError(f"dit: layout streaming: expected 1 + {chunk} n latent frames with n >= 1, got {frames}")
+        raise ArgumentError(f"dit: layout streaming: expected 1 + {chunk} n latent frames with n >= 1, got {frames}")
 
     def full(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         return fn.attention(*dit.qkv_heads(layer, qkv, torch.arange(frames))).flatten(2)

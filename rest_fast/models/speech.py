@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import TEMPORAL, SpeechConfig
+from rest_fast.errors import ArgumentError
 
 RATE = 16000
 FRAME = RATE // 25  # samples of one video frame
@@ -81,7 +82,7 @@ class WhisperFeatures:
 
     def __init__(self, config: SpeechConfig, whisper: Any):
         if whisper is None:
-            raise ValueError(
+            raise ArgumentError(
                 "speech.features is 'whisper': expected a loaded transformers.WhisperModel (pip install "
                 "'rest_fast[whisper]'), got None"
             )
@@ -112,7 +113,7 @@ class WhisperFeatures:
 def _frames(samples: torch.Tensor, back: int, ahead: int) -> int:
     body = samples.shape[-1] - back - ahead
     if samples.ndim != 2 or body < FRAME or body % FRAME:
-        raise ValueError(
+        raise ArgumentError(
             f"speech features: samples: expected [B, {back} + {FRAME} n + {ahead}], got {list(samples.shape)}"
         )
     return body // FRAME
@@ -135,7 +136,7 @@ class SpeechEncoder(nn.Module):
         """[B, 8 (k + 1), positions, channels] -> codes [B, k, tokens, width]."""
         batch, frames = features.shape[:2]
         if frames % TEMPORAL or frames < 2 * TEMPORAL:
-            raise ValueError(f"speech encoder: features: expected 8 (k + 1) frames with k >= 1, got {frames}")
+            raise ArgumentError(f"speech encoder: features: expected 8 (k + 1) frames with k >= 1, got {frames}")
         x = features.unflatten(2, (self.tokens, -1)).flatten(3)  # [B, frames, tokens, window part]
         x = self.project(x).permute(0, 2, 3, 1).flatten(0, 1)  # [B tokens, width, frames]
         for conv in self.down:

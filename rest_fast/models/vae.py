@@ -15,6 +15,7 @@ from torch import nn
 
 from rest_fast import checkpoint, noise
 from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.models.decode_stream import DecodeStream, EncodeStream
 from rest_fast.models.kept import ordered
 from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
@@ -134,7 +135,7 @@ class TemporalVAE(nn.Module):
         if reference is not None:
             self._check_video(reference, "reference")
             if reference.shape[2] != 1:
-                raise ValueError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
+                raise ArgumentError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
         kept = reference if isinstance(self.config, BasisVAEConfig) else None
         return DecodeStream(self, mode, kept, seed, workspace)
 
@@ -146,7 +147,7 @@ class TemporalVAE(nn.Module):
         Raises: ValueError for LTX-Video's, which computes in the dtype of its weights throughout.
         """
         if not isinstance(self.decoder, BasisDecoder):
-            raise ValueError(
+            raise ArgumentError(
                 f"convolve_in: expected a decoder of kind basis, got {self.config.kind} (load it in {dtype})"
             )
         self.decoder.post.dtype = dtype
@@ -188,17 +189,17 @@ class TemporalVAE(nn.Module):
         self._check(video, name, 3, self.size)
         cell, (h, w) = self.config.spatial, video.shape[3:]
         if h % cell or w % cell:
-            raise ValueError(f"vae: {name}: expected rows and columns divisible by {cell}, got {h} x {w}")
+            raise ArgumentError(f"vae: {name}: expected rows and columns divisible by {cell}, got {h} x {w}")
 
     def _check(self, x: torch.Tensor, name: str, channels: int, size: tuple[int, int] | None = None) -> None:
         if size is None and self.size is not None:
             size = (self.size[0] // self.config.spatial, self.size[1] // self.config.spatial)
         if not isinstance(x, torch.Tensor):
-            raise ValueError(f"vae: {name}: expected a tensor, got {type(x).__name__}")
+            raise ArgumentError(f"vae: {name}: expected a tensor, got {type(x).__name__}")
         fits = x.ndim == 5 and x.shape[1] == channels and min(x.shape) > 0
         if not fits or (size is not None and tuple(x.shape[3:]) != size):
             rows, columns = size or ("H", "W")
-            raise ValueError(f"vae: {name}: expected [B, {channels}, T, {rows}, {columns}], got {list(x.shape)}")
+            raise ArgumentError(f"vae: {name}: expected [B, {channels}, T, {rows}, {columns}], got {list(x.shape)}")
         own = self.latents_mean
         if (x.dtype, x.device) != (own.dtype, own.device):
-            raise ValueError(f"vae: {name}: expected {own.dtype} on {own.device}, got {x.dtype} on {x.device}")
+            raise ArgumentError(f"vae: {name}: expected {own.dtype} on {own.device}, got {x.dtype} on {x.device}")

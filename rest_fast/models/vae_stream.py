@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rest_fast import ops
+from rest_fast.errors import ArgumentError
 from rest_fast.models.kept import ordered
 from rest_fast.ops import functional, triton_kernels
 from rest_fast.ops.layouts import haloed
@@ -52,15 +53,15 @@ def read_mode(text: str | None, causal: bool, *, whole: bool = False) -> Mode:
         return Mode("causal") if causal else Mode("lookahead", 1)
     found = re.fullmatch(r"causal|exact|lookahead(\(([0-9]{1,3})\))?", text) if isinstance(text, str) else None
     if found is None:
-        raise ValueError(f"{expected}, got {text!r}")
+        raise ArgumentError(f"{expected}, got {text!r}")
     name = text.partition("(")[0]
     if name == "exact":
         if not whole:
-            raise ValueError(f"{expected}, got 'exact', which is decode()'s, for a clip that is there as a whole")
+            raise ArgumentError(f"{expected}, got 'exact', which is decode()'s, for a clip that is there as a whole")
         return Mode("causal" if causal else "exact")
     if (name == "causal") != causal:
         kind = "is causal: it looks at no later latent" if causal else "is not causal (rest-fast train causal-decoder)"
-        raise ValueError(f"{expected}, since the decoder of this checkpoint {kind}; got {text!r}")
+        raise ArgumentError(f"{expected}, since the decoder of this checkpoint {kind}; got {text!r}")
     return Mode(name, int(found[2] or 1) if name == "lookahead" else 0)
 
 
@@ -93,7 +94,7 @@ class StreamState:
         """Raise ValueError for another number of lanes, or another size, than came before."""
         now, before = (len(x), *x.shape[3:]), (len(self.counters), *(self.size or ()))
         if self.size is not None and now != before:
-            raise ValueError(f"{name}: expected lanes, rows and columns {before} as before, got {now}")
+            raise ArgumentError(f"{name}: expected lanes, rows and columns {before} as before, got {now}")
 
     def snapshot(self) -> StreamState:
         """A copy that later pieces leave alone."""
@@ -130,19 +131,19 @@ class StreamState:
             (s.started, s.size, {path: tensor.shape[1:] for path, tensor in s.histories.items()}) for s in (self, state)
         )
         if mine != theirs or len(state.counters) != 1:
-            raise ValueError("decode state: expected one lane that has begun as this state has, got another")
+            raise ArgumentError("decode state: expected one lane that has begun as this state has, got another")
         for path, tensor in state.histories.items():
             self.histories[path][row].copy_(tensor)
         self.counters[row], self.images = state.counters, {}  # images follow from the counters
 
     def _row(self, lane: int) -> slice:
         if not 0 <= lane < len(self.counters):
-            raise ValueError(f"decode state: lane: expected 0..{len(self.counters) - 1}, got {lane}")
+            raise ArgumentError(f"decode state: lane: expected 0..{len(self.counters) - 1}, got {lane}")
         return slice(lane, lane + 1)
 
     def _check(self, state: StreamState) -> None:
         if state.past != self.past:
-            raise ValueError(f"decode state: expected one with {self.past} frames of history, got {state.past}")
+            raise ArgumentError(f"decode state: expected one with {self.past} frames of history, got {state.past}")
 
     @property
     def nbytes(self) -> int:
@@ -252,12 +253,12 @@ class Piece:
         state = self.state
         found, place = state.histories.get(path), state.places.get(path)
         if found is None and state.started:
-            raise ValueError(f"decode state: expected a history of {path}, got a state without")
+            raise ArgumentError(f"decode state: expected a history of {path}, got a state without")
         if place is None or place.shape != shape or (place.dtype, place.device) != (like.dtype, like.device):
             place = state.places[path] = new_tensor(shape, like, self.work.bordered(like))
         if found is not None and found is not place:  # from another pass, or restored
             if found.shape != place.shape:
-                raise ValueError(f"decode state: {path}: expected {list(shape)}, got {list(found.shape)}")
+                raise ArgumentError(f"decode state: {path}: expected {list(shape)}, got {list(found.shape)}")
             place.copy_(found)
         state.histories[path] = place
         return place, found is None

@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rest_fast.errors import ArgumentError
+
 CPU = torch.device("cpu")
 PATIENCE = timedelta(hours=24)
 
@@ -38,7 +40,7 @@ class World:
         who computes a row, and not which rows make a step.
         """
         if batch % (accumulate * self.size):
-            raise ValueError(
+            raise ArgumentError(
                 f"train: batch: expected a multiple of {accumulate} accumulated parts x {self.size} processes, "
                 f"got {batch}"
             )

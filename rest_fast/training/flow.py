@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rest_fast.config import TEMPORAL, Layout, ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.model import Model
 from rest_fast.models.layouts import Context
 from rest_fast.schedule import draw_cans, logit_normal_table
@@ -87,7 +88,7 @@ class FlowData:
         latents.require("latents")
         clips.require_speech(config.model.speech)
         if len(clips) != len(latents):
-            raise ValueError(f"{latents.folder}: expected latents of {len(clips)} clips, got {len(latents)}")
+            raise ArgumentError(f"{latents.folder}: expected latents of {len(clips)} clips, got {len(latents)}")
         self.config, self.clips, self.latents, self.batch = config, clips, latents, batch
         self.seed = config.seed if seed is None else seed
         sampling = config.model.sampling

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from rest_fast.errors import ArgumentError
+
 MOUTH = (60, 108, 36, 92)  # of 128: rows and columns of the lower face, where errors of pixels count more
 
 
@@ -43,7 +45,7 @@ def smooth(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     means nothing. The mean is over values too, so that the weight does not depend on D.
     """
     if student.shape[1] < 3:
-        raise ValueError(f"smooth loss: expected at least 3 latent frames, got {student.shape[1]}")
+        raise ArgumentError(f"smooth loss: expected at least 3 latent frames, got {student.shape[1]}")
     return (student - teacher).diff(n=2, dim=1).square().mean()
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from rest_fast.errors import ArgumentError
 from rest_fast.errors import DetectorError as DetectorError
 from rest_fast.faces import CASCADE, LONGEST, NEIGHBOURS, SMALLEST, WIDER
 from rest_fast.sources import UInt8
@@ -42,13 +43,13 @@ class Detector(Protocol):
 def choose(name: str) -> str:
     """The detector that ``auto`` means here, checked to work. ValueError: none, or not the one that was asked for."""
     if name not in DETECTORS:
-        raise ValueError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
+        raise ArgumentError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
     if name == "auto":
         name = "mediapipe" if os.environ.get(INTERPRETER) else "opencv"
     try:
         open_detector(name).close()
     except DetectorError as error:
-        raise ValueError(f"detector {name}: {error}") from None
+        raise ArgumentError(f"detector {name}: {error}") from None
     return name
 
 

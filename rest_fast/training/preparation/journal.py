@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from rest_fast.errors import ArgumentError
 from rest_fast.training.shards import MANIFEST
 
 try:
@@ -41,7 +42,9 @@ def open_journal(folder: Path, arguments: dict[str, Any]) -> Iterator[Journal]:
     arguments = json.loads(json.dumps(arguments))
     path = folder / JOURNAL
     if not path.exists() and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: expected an empty folder or one begun by prepare-data, found no {JOURNAL} in it")
+        raise ArgumentError(
+            f"{folder}: expected an empty folder or one begun by prepare-data, found no {JOURNAL} in it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8", newline="\n") as file:
         _lock(folder, file)
@@ -64,7 +67,7 @@ def _lines(path: Path, text: str) -> list[dict[str, Any]]:
             return lines
     except (ValueError, TypeError):
         pass
-    raise ValueError(f"{path}: expected lines written by prepare-data, got others; remove the folder to begin anew")
+    raise ArgumentError(f"{path}: expected lines written by prepare-data, got others; remove the folder to begin anew")
 
 
 def _write(file: IO[str], value: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def _compare(folder: Path, begun: dict[str, Any], now: dict[str, Any]) -> None:
     different = [name for name in sorted({*begun, *now}) if begun.get(name) != now.get(name)]
     if different:
         pairs = "; ".join(f"{name} {_short(begun.get(name))}, got {_short(now.get(name))}" for name in different)
-        raise ValueError(f"{folder}: begun with other arguments (choose another folder): expected {pairs}")
+        raise ArgumentError(f"{folder}: begun with other arguments (choose another folder): expected {pairs}")
 
 
 def _short(value: Any) -> str:
@@ -99,7 +102,7 @@ def _lock(folder: Path, file: IO[str]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(
+        raise ArgumentError(
             f"{folder}: expected a folder that no other run writes, got one that is being written"
         ) from None
     except OSError:  # a file system without locks

@@ -17,6 +17,7 @@ import torch
 
 from rest_fast import checkpoint
 from rest_fast.config import ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.model import find_checkpoint
 from rest_fast.training.preparation import detectors
 from rest_fast.training.preparation.crops import least_side
@@ -71,7 +72,9 @@ def prepare(
     units, skipped = find_units(source, validation)
     drawn = units[0].count > 0
     if drawn and boxes is not None:
-        raise ValueError(f"boxes: expected none for clips of rest-fast synth, which are taken as they are, got {boxes}")
+        raise ArgumentError(
+            f"boxes: expected none for clips of rest-fast synth, which are taken as they are, got {boxes}"
+        )
     given = read_boxes(boxes, units)
     unboxed = not drawn and any(unit.name not in (given or {}) for unit in units)
     job = Job(
@@ -105,19 +108,19 @@ def prepare(
 
 def _check(config: ModelConfig, workers: int, validation: float, min_face: int) -> None:
     if config.height != config.width:
-        raise ValueError(f"config: expected a square model, got {config.height} x {config.width}")
+        raise ArgumentError(f"config: expected a square model, got {config.height} x {config.width}")
     if workers < 0 or min_face < 0:
-        raise ValueError(f"prepare-data: expected workers >= 0 and min_face >= 0, got {workers} and {min_face}")
+        raise ArgumentError(f"prepare-data: expected workers >= 0 and min_face >= 0, got {workers} and {min_face}")
     if not 0 <= validation <= 1:
-        raise ValueError(f"validation: expected a share in 0..1, got {validation}")
+        raise ArgumentError(f"validation: expected a share in 0..1, got {validation}")
 
 
 def _check_apart(source: Path, out: Path) -> None:
     a, b = source.resolve(), out.resolve()
     if a == b or a in b.parents:
-        raise ValueError(f"{out}: expected an output folder outside of {source}, got one inside")
+        raise ArgumentError(f"{out}: expected an output folder outside of {source}, got one inside")
     if b.exists() and not b.is_dir():
-        raise ValueError(f"{out}: expected a folder to write to, got a file")
+        raise ArgumentError(f"{out}: expected a folder to write to, got a file")
 
 
 def _check_drawn(units: Sequence[Unit], config: ModelConfig) -> None:
@@ -125,7 +128,7 @@ def _check_drawn(units: Sequence[Unit], config: ModelConfig) -> None:
         about = open_clips(folder).about
         if (about["size"], about["frames"]) != (config.height, FRAMES):
             got = f"{about['frames']} of {about['size']} px"
-            raise ValueError(f"{folder}: expected clips of {FRAMES} frames of {config.height} px, got {got}")
+            raise ArgumentError(f"{folder}: expected clips of {FRAMES} frames of {config.height} px, got {got}")
 
 
 def _check_models(job: Job) -> str | None:
@@ -141,7 +144,7 @@ def _check_models(job: Job) -> str | None:
             size |= {"height": of.height, "width": of.width}
     for name in want:
         if want[name] != got[name]:
-            raise ValueError(f"weights {job.weights}: expected a VAE of {name} {want[name]}, got {got[name]}")
+            raise ArgumentError(f"weights {job.weights}: expected a VAE of {name} {want[name]}, got {got[name]}")
     return encoder_fingerprint(load_vae(job.weights, "cpu"))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rest_fast.errors import ArgumentError
 from rest_fast.training.synthetic.clips import CLIPS, Clips
 
 DRAWN = 25  # clips of rest-fast synth in one unit
@@ -42,7 +43,7 @@ def find_units(source: Path, validation: float) -> tuple[list[Unit], dict[str, i
     if source.is_file():
         return [_video(0, source.name, source, validation)], {}
     if not source.is_dir():
-        raise ValueError(f"{source}: expected a folder of videos or a video, found none")
+        raise ArgumentError(f"{source}: expected a folder of videos or a video, found none")
     drawn = [source] if (source / CLIPS).is_file() else sorted(path.parent for path in source.glob(f"*/{CLIPS}"))
     if drawn:
         return _drawn(source, drawn), {}
@@ -51,7 +52,7 @@ def find_units(source: Path, validation: float) -> tuple[list[Unit], dict[str, i
     videos = [name for name, kind in kinds.items() if kind == "video"]
     skipped = Counter(kind for kind in kinds.values() if kind != "video")
     if not videos:
-        raise ValueError(f"{source}: expected videos ({' '.join(SUFFIXES)}), found none in {len(names)} files")
+        raise ArgumentError(f"{source}: expected videos ({' '.join(SUFFIXES)}), found none in {len(names)} files")
     units = [_video(i, name, source / name, validation) for i, name in enumerate(videos)]
     return units, dict(sorted(skipped.items()))
 
@@ -73,7 +74,9 @@ def _drawn(source: Path, folders: Sequence[Path]) -> list[Unit]:
     if folders != [source]:
         others = sorted(p.name for p in source.iterdir() if p not in folders and not p.name.startswith("."))
         if others:
-            raise ValueError(f"{source}: expected folders of rest-fast synth and nothing else, found {others[:3]} too")
+            raise ArgumentError(
+                f"{source}: expected folders of rest-fast synth and nothing else, found {others[:3]} too"
+            )
     units: list[Unit] = []
     for folder in folders:
         clips = open_clips(folder)
@@ -92,10 +95,10 @@ def open_clips(folder: Path) -> Clips:
         clips = Clips(folder)
         counts = {len(array) for array in (clips.video, clips.samples, clips.motion, clips.geometry)}
         if counts != {len(clips.about["clips"])} or clips.about["frames"] != clips.video.shape[1]:
-            raise ValueError(f"arrays of {sorted(counts)} clips")
+            raise ArgumentError(f"arrays of {sorted(counts)} clips")
         return clips
     except (OSError, KeyError, EOFError, json.JSONDecodeError, ValueError) as error:
-        raise ValueError(f"{folder}: expected whole clips of rest-fast synth, got {error}") from None
+        raise ArgumentError(f"{folder}: expected whole clips of rest-fast synth, got {error}") from None
 
 
 def read_boxes(path: Path | None, units: Sequence[Unit]) -> dict[str, list[float]] | None:
@@ -105,16 +108,18 @@ def read_boxes(path: Path | None, units: Sequence[Unit]) -> dict[str, list[float
     try:
         boxes: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected JSON of boxes, got {getattr(error, 'strerror', None) or error}") from None
+        raise ArgumentError(
+            f"{path}: expected JSON of boxes, got {getattr(error, 'strerror', None) or error}"
+        ) from None
     if not isinstance(boxes, dict):
-        raise ValueError(f'{path}: expected {{"file name": [left, top, right, bottom]}}, got {type(boxes).__name__}')
+        raise ArgumentError(f'{path}: expected {{"file name": [left, top, right, bottom]}}, got {type(boxes).__name__}')
     known = {unit.name for unit in units}
     for name, box in boxes.items():
         if name not in known:
-            raise ValueError(
+            raise ArgumentError(
                 f"{path}: {name}: expected the name of a video as in {sorted(known)[:3]}, got none of them"
             )
         numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
         if not numbers or not box[0] < box[2] or abs(box[2] - box[0] - box[3] + box[1]) > 1:
-            raise ValueError(f"{path}: {name}: expected a square [left, top, right, bottom] in pixels, got {box}")
+            raise ArgumentError(f"{path}: {name}: expected a square [left, top, right, bottom] in pixels, got {box}")
     return boxes

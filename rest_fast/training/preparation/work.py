@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rest_fast.config import TEMPORAL, ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.models.speech import FRAME, SpeechFeatures, speech_features
 from rest_fast.models.vae import TemporalVAE, to_tokens
 from rest_fast.sources import Float32, UInt8
@@ -53,7 +54,7 @@ def load_features(config: ModelConfig, whisper: str | None, device: str) -> Spee
     """The extractor; ``whisper`` is a folder or a hub id of transformers. ValueError: missing, or not the right one."""
     if (config.speech.features == "whisper") != (whisper is not None):
         need = "--whisper MODEL (a folder or hub id; extra whisper)" if whisper is None else "no Whisper model"
-        raise ValueError(f"whisper: expected {need} for speech.features {config.speech.features!r}, got {whisper}")
+        raise ArgumentError(f"whisper: expected {need} for speech.features {config.speech.features!r}, got {whisper}")
     if whisper is None:
         return speech_features(config.speech)
     from transformers import WhisperModel  # the 'whisper' extra
@@ -61,7 +62,7 @@ def load_features(config: ModelConfig, whisper: str | None, device: str) -> Spee
     model = WhisperModel.from_pretrained(whisper, use_safetensors=True).to(device)
     channels = (model.config.encoder_layers + 1) * model.config.d_model
     if channels != config.speech.channels:
-        raise ValueError(f"whisper {whisper}: expected {config.speech.channels} channels, got {channels}")
+        raise ArgumentError(f"whisper {whisper}: expected {config.speech.channels} channels, got {channels}")
     return speech_features(config.speech, model)
 
 
@@ -192,7 +193,7 @@ class Worker:
             tensors["latents"] = to_tokens(self.vae.encode(pixels[None]))[0].cpu().half()
         for name in ("features", "latents"):
             if name in tensors and not torch.isfinite(tensors[name]).all():
-                raise ValueError(f"{name}: expected values that fit fp16, got larger ones")
+                raise ArgumentError(f"{name}: expected values that fit fp16, got larger ones")
         return tensors
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from rest_fast import media
+from rest_fast.errors import ArgumentError
 from rest_fast.training.shards import FRAMES, LEAD, TAIL
 from rest_fast.training.synthetic.motion import FPS, FRAME, head_motion
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry
@@ -48,7 +49,7 @@ class Clip:
 def generator(split: str, index: int) -> np.random.Generator:
     """The source of everything random in one clip."""
     if split not in SPLITS or index < 0:
-        raise ValueError(f"clip: expected a split of {SPLITS} and an index >= 0, got {split!r} and {index}")
+        raise ArgumentError(f"clip: expected a split of {SPLITS} and an index >= 0, got {split!r} and {index}")
     return np.random.default_rng((SPLITS.index(split), index))
 
 
@@ -99,7 +100,7 @@ def write_clips(
     """
     generator(split, first)
     if count < 1 or size < 32 or size % 32:
-        raise ValueError(f"synth: expected clips >= 1 and a size that is a multiple of 32, got {count} and {size}")
+        raise ArgumentError(f"synth: expected clips >= 1 and a size that is a multiple of 32, got {count} and {size}")
     out.mkdir(parents=True, exist_ok=True)
     if (out / CLIPS).exists():
         raise FileExistsError(f"{out}: holds clips already; choose another folder or remove it")
@@ -140,7 +141,7 @@ class Clips:
 
     def __init__(self, folder: Path):
         if not (folder / CLIPS).is_file():
-            raise ValueError(f"{folder}: expected a folder of clips with {CLIPS} (rest-fast synth), found none")
+            raise ArgumentError(f"{folder}: expected a folder of clips with {CLIPS} (rest-fast synth), found none")
         self.about: dict[str, Any] = json.loads((folder / CLIPS).read_text())
         self.video, self.samples, self.motion, self.geometry = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS

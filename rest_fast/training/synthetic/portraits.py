@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rest_fast.errors import ArgumentError
 from rest_fast.training.synthetic import features, hair, scenery
 from rest_fast.training.synthetic.brush import blob, fill, glow, load_skia, mix, path, radial, record, stroke, tint
 from rest_fast.training.synthetic.identity import Identity
@@ -33,9 +34,9 @@ def neutral() -> Array:
 def _rows(motion: Array) -> list[dict[str, float]]:
     motion = np.asarray(motion)
     if motion.ndim != 2 or motion.shape[1] != len(MOTION):
-        raise ValueError(f"motion must be [n, {len(MOTION)}] (see MOTION), not {list(motion.shape)}")
+        raise ArgumentError(f"motion must be [n, {len(MOTION)}] (see MOTION), not {list(motion.shape)}")
     if not np.isfinite(motion).all():
-        raise ValueError("motion must be finite")
+        raise ArgumentError("motion must be finite")
     return [dict(zip(MOTION, row)) for row in motion.astype(np.float32).tolist()]
 
 
@@ -209,7 +210,7 @@ def draw(identity: Identity, motion: Array, size: int = 128) -> Array:
     skia = load_skia()
     rows = _rows(motion)
     if size < 16:
-        raise ValueError(f"size must be at least 16 pixels, not {size}")
+        raise ArgumentError(f"size must be at least 16 pixels, not {size}")
     person = _Portrait(identity)
     pixels = np.zeros((size, size, 4), np.uint8)
     surface = skia.Surface(pixels, colorType=skia.kRGBA_8888_ColorType)

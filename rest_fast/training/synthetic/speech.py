@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from rest_fast.errors import ArgumentError
 from rest_fast.training.synthetic.words import WORDS
 
 RATE = 16_000
@@ -146,7 +147,7 @@ def speak(text: str, voice: str, *, rate: int = 160, pitch: int = 50, pitch_rang
         if (variant and not (data / "voices" / "!v" / variant).is_file()) or library.espeak_SetVoiceByName(
             voice.encode()
         ):
-            raise ValueError(f"espeak-ng has no voice {voice!r}")
+            raise ArgumentError(f"espeak-ng has no voice {voice!r}")
         for name, number in _PARAMETERS.items():
             library.espeak_SetParameter(number, settings.get(name, 0), 0)
         library.espeak_SetSynthCallback(callback)
@@ -156,7 +157,7 @@ def speak(text: str, voice: str, *, rate: int = 160, pitch: int = 50, pitch_rang
         library.espeak_Synchronize()
     native = np.frombuffer(b"".join(pieces), np.int16).astype(np.float32)
     if not native.any():
-        raise ValueError(f"there is nothing to speak in {text!r}")
+        raise ArgumentError(f"there is nothing to speak in {text!r}")
     samples = soxr.resample(native, native_rate, RATE, quality="HQ")
     samples /= np.abs(samples).max()
     # At whole samples, so that speech can be cut and joined without slivers between its phonemes.

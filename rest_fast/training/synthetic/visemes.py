@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rest_fast.errors import ArgumentError
+
 if TYPE_CHECKING:
     from rest_fast.training.synthetic.speech import Phoneme
 
@@ -110,7 +112,7 @@ def viseme_of(phoneme_name: str) -> tuple[str, ...]:
         visemes = _PHONEMES.get(name[:length])
         if visemes:
             return visemes
-    raise ValueError(f"no viseme for the phoneme {phoneme_name!r}")
+    raise ArgumentError(f"no viseme for the phoneme {phoneme_name!r}")
 
 
 def mouth_track(
