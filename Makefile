@@ -29,7 +29,7 @@ PIP_FLAGS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 EXTRAS := test,dev
 # Quiet about what goes well: warnings and errors are shown.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SIZE := 2.4 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minutes)
+SIZE := 2.7 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minutes)
 # CUDA builds of PyTorch bring the Triton that fits them; beside a CPU build this one interprets the kernels and
 # compiles them for GPUs that are not there.
 TRITON := triton==3.6.0
