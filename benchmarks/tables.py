@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import ablation_report
+import busy
 import cpu_tables
+import decoder_dtype
 import demo_tables
 import stored
 import vae_tables
@@ -89,6 +91,18 @@ def demo_command(results: Results) -> str:
     return f"{statistics.median(found['seconds']['demo']):.1f} s on {found['environment']['cpu']}"
 
 
+def busy_table(results: Results) -> str:
+    found = results.script("busy_cpu")
+    return under(stored.table(busy.table(found)), [found["environment"]])
+
+
+def decoder_dtypes(results: Results) -> str:
+    """One table for each machine."""
+    found = [results.script(name) for name in ("decoder_dtype_cpu", "decoder_dtype_epyc")]
+    parts = [under(stored.table(decoder_dtype.table(one)), [one["environment"]]) for one in found]
+    return "\n".join(parts)
+
+
 def memory(results: Results) -> str:
     (info,) = results.bench("vae_cpu", "memory")
     return under(vae_tables.memory_table(info), [info["environment"]])
@@ -100,6 +114,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-chunk": lambda r: chunk_time(r.bench("demo_stream_cpu")),
     "startup": startup,
     "demo-command": demo_command,
+    "busy": busy_table,
+    "decoder-dtype": decoder_dtypes,
     "block": bench(cpu_tables.block_table, "block_cpu"),
     "attention": bench(cpu_tables.attention_table, "attention_cpu"),
     "ops": bench(cpu_tables.ops_table, "ops_cpu"),
