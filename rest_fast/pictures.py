@@ -15,7 +15,7 @@ from rest_fast.errors import warn
 from rest_fast.sources import MediaError, Source, UInt8, as_uint8, media_error, number, open_source, source_name
 
 # Of a picture. The most is what Pillow opens without a warning: photographs of 48, 50 and 64 megapixels, and for a
-# moment about 1 GB of memory, four bytes a pixel for each of at most three copies.
+# moment about 1.2 GB of memory: two copies of four bytes a pixel, one of three, and what they were read from.
 MIN_SIDE, MAX_PIXELS = 16, 89_478_485
 SIZES = f"at least {MIN_SIDE} px a side and at most {MAX_PIXELS // 10**6} megapixels"
 BACKDROP = (192, 192, 192)  # light grey: shows through the transparent parts of a picture
