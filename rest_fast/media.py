@@ -56,7 +56,6 @@ __all__ = [
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 PRESETS = "ultrafast, superfast, veryfast, faster, fast, medium, slow, slower, veryslow, placebo"
-ENCODER_THREADS = 2  # of x264, and slices of a picture
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov"}
 
 
@@ -166,10 +165,10 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         self._file = av.open(path, "w", format=form, container_options=mux)
         # No B frames, no frame threads, a look-ahead of 0.2 s: so much a killed process loses.
         # No look-ahead at all (zerolatency) would more than double the file.
-        delay = f"rc-lookahead={math.ceil(self._fps / 5)}:sync-lookahead=0:sliced-threads=1"
-        # As many slices and threads on every machine, and no algorithm for one processor alone: the same pictures
-        # give the same bytes.
-        alike = f"threads={ENCODER_THREADS}:lookahead-threads=1:cpu-independent=1"
+        delay = f"rc-lookahead={math.ceil(self._fps / 5)}:sync-lookahead=0"
+        # One thread, and no algorithm for one processor alone: the same pictures give the same bytes. x264 would cut a
+        # picture into as many slices as there are cores, and even two of them do not always come out alike.
+        alike = "threads=1:lookahead-threads=1:cpu-independent=1"
         options = {**quality, "g": str(int(self._fps)), "bf": "0", "x264-params": f"{delay}:{alike}"}
         self._video = self._file.add_stream("libx264", self._fps, options)
         codec = self._video.codec_context
