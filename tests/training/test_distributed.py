@@ -232,8 +232,8 @@ def test_two_processes_train_what_one_does(alone, pair, stage, parallel):
     assert not [n for n, p in begun.items() if torch.equal(p, wanted[n])], "expected every weight to be trained"
     for line, reference in zip(read_log(pair / f"{stage}-{parallel}-fresh"), read_log(folder / stage), strict=True):
         kept = set(reference) - {"step_seconds"}
-        # six digits are written; a sum in another order may round the last one otherwise
-        assert {k: line[k] for k in kept} == {k: pytest.approx(reference[k], rel=2e-6) for k in kept}
+        # six digits are written, and a sum in another order may round the last one otherwise: 1e-5 of 1.00000
+        assert {k: line[k] for k in kept} == {k: pytest.approx(reference[k], rel=1.1e-5) for k in kept}
 
 
 @each_case
