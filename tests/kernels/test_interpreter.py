@@ -14,6 +14,11 @@ import numpy
 import pytest
 
 PARITY = Path(__file__).parent / "parity"
+# Those of long tests have a process each, so that they can run side by side; the others share one, as importing
+# PyTorch and Triton costs more than their tests.
+LONG = ("causal_conv3d", "frame_cross_attention", "sink_ring_attention", "vae_decode")
+ALL = {path.stem.removeprefix("test_"): path for path in sorted(PARITY.glob("test_*.py"))}
+PROCESSES = {name: [ALL[name]] for name in LONG} | {"others": [path for name, path in ALL.items() if name not in LONG]}
 
 
 def unfit() -> str:
@@ -27,11 +32,13 @@ def unfit() -> str:
 
 
 @pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
-@pytest.mark.parametrize("path", sorted(PARITY.glob("test_*.py")), ids=lambda path: path.stem.removeprefix("test_"))
-def test_parity_in_the_interpreter(path):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(path)]
-    command[1:3] = ["-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"]
+@pytest.mark.parametrize("name", PROCESSES)
+def test_parity_in_the_interpreter(name):
+    command = [sys.executable, "-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"]
+    command += ["-v", "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, PROCESSES[name])]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PARITY.parents[2])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert re.search(r"\b[1-9]\d* passed", done.stdout), f"nothing ran:\n{done.stdout}"
+    for path in PROCESSES[name]:
+        passed = re.search(rf"\b{path.name}::.* PASSED", done.stdout)
+        assert passed, f"nothing ran of {path.name}:\n{done.stdout[-6000:]}"

@@ -7,12 +7,14 @@ import torch
 from rest_fast import ops
 from rest_fast.config import ConvVAEConfig
 from rest_fast.models.vae import TemporalVAE
-from tests.kernels.kit import DEVICE
+from tests.kernels.kit import DEVICE, ON_GPU
 from tests.kit.models import randomise
 
 
 def test_a_stream_of_the_kernels():
-    """With all that 0.9.1 has; and pieces give the same bits however they are cut: no tile depends on their length."""
+    """With all that 0.9.1 has. On a GPU pieces also give the same bits however they are cut, as no tile depends on
+    their length; the interpreter takes 11 s for that and leaves it to ``test_a_stream_cut_anywhere_is_the_same_bits``.
+    """
     config = ConvVAEConfig(
         latent_channels=16,
         encoder_channels=(4,) * 4,
@@ -37,7 +39,7 @@ def test_a_stream_of_the_kernels():
         return torch.cat([stream.decode(part) for part in z.split(plan, 2)], 2)
 
     with ops.use_backend("triton"):
-        got, again = (played(module, z.to(DEVICE), plan) for plan in ([2], [1, 1]))
+        made = [played(module, z.to(DEVICE), plan) for plan in ([1, 1], *([[2]] if ON_GPU else []))]
     want = played(exact, z.double(), [2])
-    assert got.shape == want.shape == (1, 3, 9, 32, 32) and torch.equal(got, again)
-    assert (got.cpu().double() - want).abs().max() < 2e-5 * want.std()
+    assert made[0].shape == want.shape == (1, 3, 9, 32, 32) and torch.equal(made[0], made[-1])
+    assert (made[0].cpu().double() - want).abs().max() < 2e-5 * want.std()
