@@ -75,6 +75,28 @@ def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
         assert got == []
 
 
+def test_interrupt_during_a_decode_delivers_nothing_old(model, avatar, monkeypatch):
+    """The block that is being made belongs to the epoch before: the next one begins where the viewer is."""
+    with model.session(avatar) as s:
+        s.push_audio(sound(16000, 3.0))
+        stream, conv = s.blocks(), model.vae.decoder.conv_out
+        first, step = next(stream), conv.step
+
+        def slow(*args, **options):
+            monkeypatch.setattr(conv, "step", step)
+            interrupting = threading.Thread(target=s.interrupt)
+            interrupting.start()
+            interrupting.join(10)  # must not wait for the block
+            assert s.epoch == 1
+            return step(*args, **options)
+
+        monkeypatch.setattr(conv, "step", slow)
+        assert not list(stream)
+        after = play(s, sound(16000, 1.0, seed=1))
+    assert first.epoch == 0 and {b.epoch for b in after} == {1}
+    assert after[0].pts == pytest.approx(0.32) and len(after) == 4
+
+
 def test_interrupt_range(model, avatar):
     with model.session(avatar) as s:
         s.push_audio(sound(16000, 4.0))

@@ -33,8 +33,8 @@ def long_script(rate: int = 16000, form=lambda wave: wave) -> Script:
 
     idle, end, move, everything = ("idle", None), ("end", None), ("move", None), ("take", None)
     return [
-        *[idle, move, *say(1.5, 0), move],  # idle from the start: the first sound sets the format of silence
-        *[("take", 2), ("interrupt", 1), move],  # 3 idle latents and one of speech: a chunk and a bit, rebuilt
+        *[idle, ("interrupt", 2), move],  # one idle latent, and before it the reference twice; no format as yet
+        *[*say(1.5, 0), ("take", 3), ("interrupt", 1)],  # two of one chunk, one before
         *[*say(1.2, 1), ("take", 1), end, move, everything],  # ends inside a chunk: its last latents are dropped
         *[move, *say(0.2, 2), end, everything, *say(0.3, 3), end, everything],  # segments shorter than a chunk
         *[*say(0.5, 4), ("idle", 2), move, everything],  # starving: the queued half second comes after the idle chunk

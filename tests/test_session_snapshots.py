@@ -236,3 +236,21 @@ def test_a_restored_session_knows_its_format(later_case):
     with pytest.raises(ValueError, match="push_audio: expected samples like the first push"):
         later_case.session.push_audio(np.zeros(10, np.float32))
     assert list(later_case.session.blocks(idle=True))[-1].audio.shape[1:] == (2,)
+
+
+def test_memories_have_the_dtype_of_the_stream_that_they_come_from():
+    """The demo's convolutions in bfloat16, continued in a session that opened with float32; and no mixture."""
+    there, here = basis_model(), basis_model()
+    there.vae.convolve_in(torch.bfloat16)
+    avatar = there.prepare(photo(), crop="center")
+    session = there.session(avatar)
+    early(session)
+    state, want = SessionState.from_bytes(session.snapshot().to_bytes()), list(session.blocks())
+    other = here.session(avatar)
+    with pytest.raises(
+        StateError, match=r"decoder.0.decoder.post.conv_in: expected torch.float32 .*, got torch.bfloat16"
+    ):
+        other.restore(SessionState(state.tensors | {"decoder.dtype": torch.zeros(1)}, state.meta))
+    other.restore(state)
+    same(list(other.blocks()), want)
+    assert other.snapshot().tensors["decoder.0.decoder.post.conv_in"].dtype == torch.bfloat16
