@@ -26,6 +26,7 @@ EXTRAS = {
     "syncnet": (("python_speech_features",), "rest-fast evaluate --syncnet: lip sync with your weights"),
     "convert": (("transformers", "sentencepiece"), "rest-fast convert prompt: a prompt's embedding by T5"),
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
+    "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
 # Packages that are used where they are there.
