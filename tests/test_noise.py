@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rest_fast.noise import CONTEXT, LATENT, normal, philox4x32
+from rest_fast.noise import CONTEXT, DECODER, LATENT, TEXTURE, normal, philox4x32
 
 ONES = 0xFFFFFFFF
 
@@ -84,7 +84,7 @@ def test_streams_are_independent():
         normal(0, 2**32, n),  # and that of the index
         normal(0, 0, n, CONTEXT),
     ]
-    assert LATENT != CONTEXT
+    assert len({LATENT, CONTEXT, DECODER, TEXTURE}) == 4
     table = torch.stack(streams).double()
     correlation = torch.corrcoef(table) - torch.eye(len(streams))
     assert correlation.abs().max() < 4.5 / math.sqrt(n)  # 4.5 sigma over 15 pairs: by chance once in 10^4
