@@ -100,19 +100,24 @@ class FreeCores:
         self._last: tuple[float, float, float, float] | None = None
 
     def look(self, own: float) -> float:
-        """Cores, from the seconds of CPU time ``own`` that the caller has used so far; infinity at the first look,
-        after a jump back of ``own``, and where the system does not say."""
+        """Cores, from the seconds of CPU time ``own`` that the caller's threads have used so far; infinity at the first
+        look, and where the system does not say."""
         idle = _idle_seconds()
         if idle is None:
             return math.inf
         used = self._quota.used() if self._quota else 0.0
         now = time.monotonic(), idle, used, own
         before, self._last = self._last, now
-        if before is None or own < before[3]:
+        if before is None:
             return math.inf
         seconds, idle, used, own = (b - a for a, b in zip(before, now, strict=True))
         free = (idle + own) / max(seconds, 1e-3)
         return free if self._quota is None else min(free, self._quota.cores - (used - own) / max(seconds, 1e-3))
+
+    def recount(self, own: float) -> None:
+        """The caller's threads are others than before, which have used ``own`` seconds so far."""
+        if self._last is not None:
+            self._last = *self._last[:3], own
 
 
 def _idle_seconds() -> float | None:

@@ -84,7 +84,7 @@ class Model(nn.Module):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the weights as loaded; an avatar belongs to one."""
-        return checkpoint.fingerprint(self, self.config)
+        return self.compute(checkpoint.fingerprint, self, self.config)
 
     @functools.cached_property
     def null_sink(self) -> KV:

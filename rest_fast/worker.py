@@ -69,7 +69,10 @@ class Worker:
             return min(self.threads or most, most)
         self._looked = now
         free = self._free.look(native.thread_seconds(max(self.threads, 1))) + SPARE
-        return most if free >= most else 2 ** int(math.log2(max(free, 1)))
+        threads = most if free >= most else 2 ** int(math.log2(max(free, 1)))
+        if threads != self.threads:
+            self._free.recount(native.thread_seconds(threads))
+        return threads
 
 
 _workers: dict[torch.device, Worker] = {}

@@ -79,7 +79,7 @@ def _stat(*idle: float) -> str:
 
 
 def test_free_cores_are_the_idle_and_the_own(system, monkeypatch):
-    clock = iter([10.0, 12.0, 13.0, 14.0])
+    clock = iter([10.0, 12.0, 13.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     system(stat=_stat(50, 10, 10, 10))
     meter = cores.FreeCores()
@@ -88,7 +88,18 @@ def test_free_cores_are_the_idle_and_the_own(system, monkeypatch):
     assert meter.look(6.0) == pytest.approx(1.5)
     system(stat=_stat(99, 13, 11, 11))  # core 0 is not ours: what it does is not counted
     assert meter.look(6.0) == pytest.approx(3.0)
-    assert meter.look(1.0) == math.inf  # another thread's clock
+
+
+def test_another_team_is_counted_from_its_own_clock(system, monkeypatch):
+    """One thread that has used 9 s takes the place of two that had used 30: what it used is not 21 s less."""
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    system(stat=_stat(0, 0, 0, 0))
+    meter = cores.FreeCores()
+    meter.look(30.0)
+    meter.recount(9.0)
+    system(stat=_stat(0, 1, 1, 0))
+    assert meter.look(11.0) == pytest.approx(2.0)
 
 
 def test_neighbours_in_a_container_use_up_its_quota(system, monkeypatch):

@@ -88,6 +88,25 @@ def test_flexible_jobs_take_what_neighbours_leave(one, monkeypatch, most, free, 
     assert one.run(most, False, torch.get_num_threads) == most
 
 
+def test_the_number_of_threads_settles(one, monkeypatch):
+    """Whatever the free cores are, and whichever team counts: no going to and fro, as a wrong count once made it."""
+    times = {"now": 100.0, "idle": 0.0, 1: 5.0, 2: 40.0}  # seconds: a clock, idle time, CPU time of either team
+    monkeypatch.setattr(time, "monotonic", lambda: times["now"])
+    monkeypatch.setattr(module.cores, "_idle_seconds", lambda: times["idle"])
+    monkeypatch.setattr(module.native, "thread_seconds", lambda count: times[count])
+    one._free._quota = None
+    chosen = []
+    for neighbour in (0.0,) * 8 + (1.0,) * 8 + (0.0,) * 8:  # cores that others would take
+        threads = one.run(2, True, torch.get_num_threads)
+        chosen.append(threads)
+        own = min(threads, 2 - neighbour / 2 if threads == 2 else 1)  # two threads share a core with the neighbour
+        for team in (1, 2):
+            times[team] += own / team if team < threads else own
+        times["idle"] += 2 - own - min(neighbour, 2 - own)
+        times["now"] += 1.0
+    assert chosen == [2] * 9 + [1] * 8 + [2] * 7
+
+
 def test_free_cores_are_looked_up_once_in_a_while(one, monkeypatch):
     looks = []
     monkeypatch.setattr(one._free, "look", lambda own: looks.append(own) or math.inf)
