@@ -34,7 +34,7 @@ SIZE := 2.7 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minut
 # compiles them for GPUs that are not there.
 TRITON := triton==3.6.0
 
-.PHONY: install demo test test-full test-matrix test-newest lint format bench clean
+.PHONY: install demo test test-full test-matrix test-newest mutants tables lint format bench clean
 
 install: $(STAMP)
 
@@ -63,6 +63,14 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/pytest -q
+
+# Faults are planted in a copy of the tree; each must be found by the tests named for it.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
+
+# The tables in the pages, from benchmarks/results.
+tables: $(STAMP)
+	$(BIN)/python benchmarks/tables.py
 
 test-matrix: $(STAMP)
 	$(BIN)/python tools/matrix.py --store docs/matrix.json

@@ -41,6 +41,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, *, whisper: Any = None, threads: int | None = None):
         super().__init__()
         self.config, self.threads = config, threads
+        self._cores = cores.allowed()  # asked once: it reads a dozen files
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -67,7 +68,7 @@ class Model(nn.Module):
         if self.threads is not None:
             return self.threads, False
         flexible = self.config.vae.kind == "basis" and self.dtype == torch.float32
-        return min(torch.get_num_threads(), cores.allowed()), flexible
+        return min(torch.get_num_threads(), self._cores), flexible
 
     def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """``job(*args, **kwargs)``, done by the model's worker and waited for."""
