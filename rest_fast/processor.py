@@ -14,9 +14,9 @@ import torch
 CPUINFO = Path("/proc/cpuinfo")
 
 # (features that the processor must have, dtype of the decoder's convolutions, where that was measured): the first row
-# that fits counts. bfloat16 against float32, a chunk of the demo: 1.4 times faster with AMX; on an AMD EPYC 1.46 times
-# for the decode (test_demo); on an Intel Xeon with avx512_bf16 and without AMX 1.4 times slower; without instructions
-# for bfloat16 it is emulated.
+# that fits counts. bfloat16 against float32, a chunk of the demo: 1.5 times faster with AMX; 1.46 times on an AMD EPYC
+# (the decode alone); 1.2 times slower on an Intel Xeon whose AMX is held off, 1.4 times on one that has none; without
+# instructions for bfloat16 it is emulated.
 DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
     (frozenset({"amx_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_cpu.json"),
     (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_epyc.json"),
