@@ -71,8 +71,8 @@ def test_marks_that_cannot_be_filled(tmp_path):
 def test_a_file_of_no_table_is_shown_whole(tmp_path):
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
-    (folder / "beside.json").write_text('{"idle": {"p50_ms": 1.5, "p95_ms": 2.0}, "busy": {"p50_ms": 3.0, "p95_ms": 9}}')
-    made = tables.rewritten("<!-- table: beside --><!-- end -->", tables.Results(tmp_path))
+    (folder / "more.json").write_text('{"idle": {"p50_ms": 1.5, "p95_ms": 2.0}, "busy": {"p50_ms": 3.0, "p95_ms": 9}}')
+    made = tables.rewritten("<!-- table: more --><!-- end -->", tables.Results(tmp_path))
     assert made.splitlines()[2:] == [
         "|  | p50_ms | p95_ms |",
         "| --- | --- | --- |",
