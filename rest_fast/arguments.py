@@ -133,7 +133,7 @@ def _add_model(parser: Parser) -> None:
     )
     model.add_argument(
         "--threads",
-        type=whole(1, 4096),
+        type=whole(1, 1024),
         metavar="N",
         help="threads on the CPU; default: as many as this process may use and other processes leave free",
     )

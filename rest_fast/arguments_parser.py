@@ -61,7 +61,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean X?``, or nothing where no known word is close."""
     import difflib  # here: only a mistake needs it
 
-    found = difflib.get_close_matches(word.lower(), list(known), 1, 0.65)
+    found = difflib.get_close_matches(word.lower(), list(known), 1, 0.7)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -157,7 +157,7 @@ def crop(text: str) -> str | tuple[float, ...]:
     if text == "center":
         return text
     if len(edges) != 4 or not all(map(_is_number, edges)):
-        raise argparse.ArgumentTypeError(f"expected four numbers or center, got {' '.join(edges)}")
+        raise argparse.ArgumentTypeError(f"expected L T R B (four numbers, in pixels) or center, got {' '.join(edges)}")
     left, top, right, bottom = box = tuple(map(float, edges))
     if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
         expected = "left, top, right and bottom with 0 <= left < right and 0 <= top < bottom"

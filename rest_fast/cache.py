@@ -13,6 +13,7 @@ import torch
 
 from rest_fast import ops
 from rest_fast.config import ModelConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import Lanes, StreamingDiT
 
 
@@ -29,7 +30,7 @@ class IDContextCache:
         steps: int | None = None,
     ):
         if rows < 1:
-            raise ValueError(f"cache: rows: expected at least 1, got {rows}")
+            raise ArgumentError(f"cache: rows: expected at least 1, got {rows}")
         stream, dit = config.stream, config.dit
         self.stream, self.rows = stream, rows
         self.reference, self.chunk = config.tokens, stream.chunk * config.tokens
@@ -48,7 +49,7 @@ class IDContextCache:
         for cache, sink, name in ((self.k, sink_k, "sink_k"), (self.v, sink_v, "sink_v")):
             want = (self.k.shape[0], self.reference, *self.k.shape[-2:])
             if tuple(sink.shape) != want:
-                raise ValueError(f"cache.open: {name}: expected shape {list(want)}, got {list(sink.shape)}")
+                raise ArgumentError(f"cache.open: {name}: expected shape {list(want)}, got {list(sink.shape)}")
             cache[:, row, :, first : first + self.reference] = sink[:, None].to(cache.dtype)
         self.committed[row], self._opened[row] = 0, True
 
@@ -75,7 +76,7 @@ class IDContextCache:
         """The slots as the next step of these rows sees them; ``ring`` is the step index under ``per_step``."""
         self._check(rows)
         if not 0 <= ring < self.rings:
-            raise ValueError(f"cache.lanes: ring: expected 0..{self.rings - 1}, got {ring}")
+            raise ArgumentError(f"cache.lanes: ring: expected 0..{self.rings - 1}, got {ring}")
         chunk = self.stream.chunk
         bases = [dit.base(self.committed[r]) for r in rows]
         if self.stream.positions == "window":
@@ -131,6 +132,6 @@ class IDContextCache:
             if not 0 <= row < self.rows:
                 raise IndexError(f"cache: row: expected 0..{self.rows - 1}, got {row}")
             if opened and not self._opened[row]:
-                raise ValueError(f"cache: row {row}: expected an opened row (sink loaded), got a fresh one")
+                raise ArgumentError(f"cache: row {row}: expected an opened row (sink loaded), got a fresh one")
         if len(set(rows)) != len(rows):
-            raise ValueError(f"cache: rows: expected distinct rows, got {rows}")
+            raise ArgumentError(f"cache: rows: expected distinct rows, got {rows}")

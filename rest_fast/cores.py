@@ -114,11 +114,6 @@ class FreeCores:
         free = (idle + own) / max(seconds, 1e-3)
         return free if self._quota is None else min(free, self._quota.cores - (used - own) / max(seconds, 1e-3))
 
-    def recount(self, own: float) -> None:
-        """The caller's threads are others than before, which have used ``own`` seconds so far."""
-        if self._last is not None:
-            self._last = *self._last[:3], own
-
 
 def _idle_seconds() -> float | None:
     """Seconds that the cores of the affinity have been idle, in all."""
@@ -128,4 +123,5 @@ def _idle_seconds() -> float | None:
     fields = [line.split() for line in _lines(STAT) if line.startswith("cpu")]
     rows = [row for row in fields if row[0] in names]
     # columns 4 and 5: idle, and idle while a disk is waited for
-    return sum(int(row[4]) + int(row[5]) for row in rows) / os.sysconf("SC_CLK_TCK") if rows else None
+    ticks = sum(int(row[4]) + int(row[5]) for row in rows)
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None  # a sandbox may make this file up, of zeros

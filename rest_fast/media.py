@@ -107,6 +107,14 @@ def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:
     return np.asarray(soxr.resample(_floats("samples", samples, 1, 1)[:, 0], *rates, "HQ"))
 
 
+def check_name(path: str | os.PathLike[str]) -> str:
+    """The ending of a video's name, in small letters. MediaError: one that no video is written to."""
+    ending = os.path.splitext(path)[1]
+    if ending.lower() not in CONTAINERS:
+        raise media_error(source_name("video", path), f"a name that ends in {', '.join(CONTAINERS)}", repr(ending))
+    return ending.lower()
+
+
 class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Write H.264 and AAC into a fragmented MP4, piece by piece: ``with VideoWriter(...) as w``.
 
@@ -132,9 +140,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound in Hz, ``None`` for a
         silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. MediaError: anything else.
         """
-        name, ending = source_name("video", path), os.path.splitext(path)[1]
-        if ending.lower() not in CONTAINERS:
-            raise media_error(name, f"a name that ends in {', '.join(CONTAINERS)}", repr(ending))
+        name, ending = source_name("video", path), check_name(path)
         size = number("width", width, 2, 16384), number("height", height, 2, 16384)
         if width % 2 or height % 2:
             raise media_error(name, "an even width and height (H.264 4:2:0)", f"{width} x {height}")
@@ -153,7 +159,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
                 self._resampler = soxr.ResampleStream(rate, self.audio_rate, self._channels)
         self.frames, self.samples, self._encoded, self._closed = 0, 0, 0, False
         try:
-            self._start(os.path.abspath(path), CONTAINERS[ending.lower()], size, quality)
+            self._start(os.path.abspath(path), CONTAINERS[ending], size, quality)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise media_error(name, "a file that can be written", error) from error
 

@@ -82,10 +82,14 @@ class Model(nn.Module):
     def features(self) -> SpeechFeatures:
         return speech_features(self.config.speech, self._whisper[0])
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Identity of the weights as loaded; an avatar belongs to one."""
-        return self.compute(checkpoint.fingerprint, self, self.config)
+        return self.__dict__.get("_fingerprint") or self.compute(lambda: self._fingerprint)
+
+    @functools.cached_property  # before Python 3.12 its lock is one for all models: only the worker may take it
+    def _fingerprint(self) -> str:
+        return checkpoint.fingerprint(self, self.config)
 
     @functools.cached_property
     def null_sink(self) -> KV:
@@ -111,7 +115,7 @@ class Model(nn.Module):
 
     def _apply(self, function, recurse=True):
         """Another device or dtype: what was derived from the weights is derived anew."""
-        for name in ("text", "null_sink", "fingerprint"):
+        for name in ("text", "null_sink", "_fingerprint"):
             self.__dict__.pop(name, None)
         return super()._apply(function, recurse)
 
@@ -177,7 +181,7 @@ def load(
     threads: int | None = None,
     whisper: Any = None,
 ) -> Model:
-    """Load a model.
+    """Load a model. Sessions on the same device wait meanwhile: load before you stream.
 
     Args:
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
@@ -194,8 +198,8 @@ def load(
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
     folder, device = find_checkpoint(source), _device(device)
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ArgumentError(f"load: threads: expected a positive integer or None, got {threads!r}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise ArgumentError(f"load: threads: expected an integer in 1..1024 or None, got {threads!r}")
     config = checkpoint.read_config(folder)
     if dtype is None and decoder_dtype is None and config.vae.kind == "basis" and device.type == "cpu":
         decoder_dtype = processor.decoder_dtype()
@@ -241,7 +245,7 @@ def _device(device: str | torch.device) -> torch.device:
         raise ArgumentError(f"load: device: expected auto, cpu or cuda, got {device!r}") from None
     if found.type == "cuda" and not has_cuda:
         raise ArgumentError(f"load: device: no CUDA device found; expected cpu or auto, got {device!r}")
-    return found
+    return torch.device("cpu") if found.type == "cpu" else found  # "cpu:0" is the same one
 
 
 def find_checkpoint(source: str | Path) -> Path:

@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from rest_fast.errors import ArgumentError
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -41,7 +43,7 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int], rounds: 
 def _require(name: str, value: int, bits: int) -> None:
     """A word beyond its bits would give a word beyond 32, and its logarithm NaN."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise ValueError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
+        raise ArgumentError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
 
 
 def normal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from rest_fast import media
 from rest_fast.avatar import Avatar
-from rest_fast.errors import warn
+from rest_fast.errors import ArgumentError, warn
 from rest_fast.files import DEMO, refuse_input
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ def render(
     Warns: :class:`rest_fast.RestFastWarning` for a picture that may be a photograph with the shipped demo model, which
         has only seen drawn faces.
     """
+    for name, value, kind in (("model", model, "load"), ("avatar", avatar, "model.prepare")):
+        if isinstance(value, str | bytes | os.PathLike):
+            raise ArgumentError(f"render: {name}: expected what {kind}(...) gave, got {type(value).__name__}")
+    media.check_name(out)
     refuse_input(out, speech)
     paste = avatar.paste_back() if paste_back else None
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)

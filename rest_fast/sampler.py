@@ -14,6 +14,7 @@ import torch
 from rest_fast import ops
 from rest_fast.cache import IDContextCache
 from rest_fast.config import SamplingConfig
+from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import Modulation, StreamingDiT
 from rest_fast.models.dit_block import KV, Workspace
 from rest_fast.schedule import sigmas
@@ -72,7 +73,7 @@ class ChunkSampler:
         """Make given latents [S, N, C] the next context chunk: evaluated at the level their own would have had."""
         self._check(cache, sessions, latents, codes)
         if noise.shape != latents.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"sampler: noise: expected the latents' shape {list(latents.shape)}, got {list(noise.shape)}"
             )
         rows, z, work, audio = self._prepare(sessions, latents, codes)
@@ -120,15 +121,17 @@ class ChunkSampler:
     def _check(self, cache: IDContextCache, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
         frames = self.dit.stream.chunk
         if cache.stream.context == "per_step" and cache.rings != self.sampling.steps:
-            raise ValueError(f"sampler: cache: expected one ring per step ({self.sampling.steps}), got {cache.rings}")
+            raise ArgumentError(
+                f"sampler: cache: expected one ring per step ({self.sampling.steps}), got {cache.rings}"
+            )
         if not sessions or any((s.uncond is None) is self.guided for s in sessions):
-            raise ValueError(
+            raise ArgumentError(
                 f"sampler: sessions: expected {'two rows' if self.guided else 'one row'} per session at "
                 f"guidance {self.sampling.guidance}, got {sessions}"
             )
         if z.ndim != 3 or tuple(z.shape[:2]) != (len(sessions), frames * self.dit.tokens):
-            raise ValueError(
+            raise ArgumentError(
                 f"sampler: noise: expected [{len(sessions)}, {frames * self.dit.tokens}, C], got {list(z.shape)}"
             )
         if tuple(codes.shape[:2]) != (len(sessions), frames):
-            raise ValueError(f"sampler: codes: expected [{len(sessions)}, {frames}, A, W], got {list(codes.shape)}")
+            raise ArgumentError(f"sampler: codes: expected [{len(sessions)}, {frames}, A, W], got {list(codes.shape)}")

@@ -26,12 +26,14 @@ from rest_fast.block import Block, Latent
 from rest_fast.block_decoder import BlockDecoder
 from rest_fast.cache import IDContextCache
 from rest_fast.config import TEMPORAL, SamplingConfig
+from rest_fast.errors import ArgumentError, AvatarError
 from rest_fast.errors import SessionClosed as SessionClosed
 from rest_fast.metrics import Stopwatch
 from rest_fast.models.speech import FRAME
 from rest_fast.sampler import Branches
 from rest_fast.session_state import SessionState
 from rest_fast.sound import RATE, SoundTimeline
+from rest_fast.worker import hold_over_fork
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
@@ -56,6 +58,8 @@ class Session:
         seed: int = 0,
         decode: str | None = None,
     ):
+        if not isinstance(avatar, Avatar):
+            raise AvatarError(f"session: avatar: expected what model.prepare(photo) gave, got {type(avatar).__name__}")
         avatar.require(model.fingerprint)
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.model, self.avatar, self.sampling, self.seed = model, avatar, sampling, seed
@@ -82,6 +86,7 @@ class Session:
         kept = self._before + self.lead + self._chunk + self._decoder.ahead
         self._history = deque([silent] * self._before, maxlen=kept)
         self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
+        hold_over_fork(self._inbox_lock)
         self._inbox: deque[Any] = deque()
         self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
@@ -113,7 +118,7 @@ class Session:
         self._wake()
 
     def interrupt(self, shown_pts: float | None = None) -> None:
-        """Drop what the viewer has not seen, queued speech included, and begin a new epoch.
+        """Call on barge-in: discards queued audio and unseen video, and ``block.epoch`` increases.
 
         Args:
             shown_pts: stream time in seconds up to which video was shown; all delivered blocks when None. At most
@@ -126,7 +131,7 @@ class Session:
             if shown_pts is not None:
                 low, high = self._floor * seconds, self._delivered * seconds
                 if not (math.isfinite(shown_pts) and low - 1e-6 <= shown_pts <= high + 1e-6):
-                    raise ValueError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
+                    raise ArgumentError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
                 shown = math.ceil(shown_pts / seconds - 1e-6)
             self._delivered, self._ready = shown, None
             self.epoch += 1

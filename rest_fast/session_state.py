@@ -86,6 +86,10 @@ def capture(session: Session) -> SessionState:
 
 def apply(session: Session, state: SessionState) -> None:
     """Read all parts first, then put them in: a state that does not fit leaves the session as it was."""
+    if not isinstance(state, SessionState):
+        raise StateError(
+            f"restore: expected a SessionState (SessionState.from_bytes reads one), got {type(state).__name__}"
+        )
     fields, here, there = Fields(state.meta, state.tensors), identity(session), state.meta.get("identity")
     if not isinstance(there, dict):
         raise StateError(f"restore: identity: expected {', '.join(here)}, got {there!r}")

@@ -7,6 +7,7 @@ from collections import deque
 import numpy as np
 
 from rest_fast import downmix, media
+from rest_fast.errors import ArgumentError
 
 RATE = 16000
 MARGIN = RATE // 100  # resampler's neighbourhood: past 10 ms, soxr HQ windows agree with the whole file to 3e-5
@@ -21,7 +22,7 @@ class SoundTimeline:
 
     def __init__(self, rate: int):
         if isinstance(rate, bool) or not isinstance(rate, int) or not 8000 <= rate <= 96000:
-            raise ValueError(f"session: sample_rate: expected an integer in 8000..96000 Hz, got {rate!r}")
+            raise ArgumentError(f"session: sample_rate: expected an integer in 8000..96000 Hz, got {rate!r}")
         self.rate = rate
         self.start = self.end = 0  # absolute indices of what is kept
         self.fixed = False  # whether a push has set dtype and channels

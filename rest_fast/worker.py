@@ -15,10 +15,13 @@ from __future__ import annotations
 import contextvars
 import math
 import os
+import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as pools
 from typing import Any, TypeVar
 
 import torch
@@ -39,28 +42,50 @@ class Worker:
         on_gpu = device is not None and device.type == "cuda"  # the current device belongs to a thread, too
         prepare = (torch.cuda.set_device, (device,)) if on_gpu else (None, ())
         self.idle = threading.Lock()  # held during a job
-        self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
-        self._thread: int | None = None
-        self._free, self._looked = cores.FreeCores(), -math.inf
+        self.thread: int | None = None  # that runs a job now
         self.threads = 0  # of the latest job
+        self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
+        self._free, self._looked = cores.FreeCores(), -math.inf
+        self._earlier = 0.0  # seconds of CPU time that earlier teams are ahead of the present one
 
     def submit(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
         """Queue ``job(*args, **kwargs)``; it sees the caller's context variables. ``threads``: at most so many."""
-        context = contextvars.copy_context()
-        return self._pool.submit(self._run, context, threads, flexible, job, args, kwargs)
+        task = (contextvars.copy_context(), threads, flexible, job, args, kwargs)
+        try:
+            return self._pool.submit(self._run, *task)
+        except RuntimeError:
+            if not pools._shutdown:
+                raise
+        # The main thread has ended, and all pools with it; threads that go on, and exit handlers, compute themselves.
+        future: Future[T] = Future()
+        try:
+            future.set_result(self._run(*task))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
     def run(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """The same, and wait for its result. Jobs may call this, too."""
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             return job(*args, **kwargs)
         return self.submit(threads, flexible, job, *args, **kwargs).result()
 
     def _run(self, context: contextvars.Context, threads: int, flexible: bool, job: Any, args: Any, kwargs: Any) -> Any:
         with self.idle:
-            self._thread = threading.get_ident()
-            self.threads = self._available(threads) if flexible else threads
-            native.set_threads(self.threads)
-            return context.run(job, *args, **kwargs)
+            self.thread = threading.get_ident()
+            before = self._take(self._available(threads) if flexible else threads)
+            try:
+                return context.run(job, *args, **kwargs)
+            finally:
+                self.thread = None
+                native.restore_threads(before)
+
+    def _take(self, threads: int) -> int | None:
+        """So many threads from now on. Their CPU time goes on from that of the team before."""
+        if threads != self.threads:
+            self._earlier += native.thread_seconds(max(self.threads, 1)) - native.thread_seconds(threads)
+            self.threads = threads
+        return native.set_threads(threads)
 
     def _available(self, most: int) -> int:
         """So many of ``most`` threads as there are free cores, a power of two if not all."""
@@ -68,11 +93,8 @@ class Worker:
         if most == 1 or now - self._looked < WINDOW:
             return min(self.threads or most, most)
         self._looked = now
-        free = self._free.look(native.thread_seconds(max(self.threads, 1))) + SPARE
-        threads = most if free >= most else 2 ** int(math.log2(max(free, 1)))
-        if threads != self.threads:
-            self._free.recount(native.thread_seconds(threads))
-        return threads
+        free = self._free.look(native.thread_seconds(max(self.threads, 1)) + self._earlier) + SPARE
+        return most if free >= most else 2 ** int(math.log2(max(free, 1)))
 
 
 _workers: dict[torch.device, Worker] = {}
@@ -83,27 +105,57 @@ def worker(device: torch.device) -> Worker:
     """The worker of a device, started at its first job."""
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
+    found = _workers.get(device)
+    if found is not None and found.thread == threading.get_ident():
+        return found  # a job asks: a fork that holds the lock waits for this very job
     with _lock:
         if device not in _workers:
             _workers[device] = Worker(device)
         return _workers[device]
 
 
+# -- forking: libraries may hold locks during a job, callers those of a session; in a child nobody would release them
+
+_guarded: weakref.WeakSet[Any] = weakref.WeakSet()
+_held: list[Any] = []  # by the fork under way
+_interrupted: list[bool] = []
+
+
+def hold_over_fork(lock: Any) -> None:
+    """A lock that threads hold for a moment and outside of jobs: a fork waits for it."""
+    with _lock:
+        _guarded.add(lock)
+
+
+def _acquire(lock: Any) -> None:
+    """Ctrl-C waits until the fork is over: half of the locks would be worse than none."""
+    while True:
+        try:
+            lock.acquire()
+            return
+        except KeyboardInterrupt:
+            _interrupted.append(True)
+
+
 def _before_fork() -> None:
-    """Wait for running jobs: libraries may hold locks in them that nobody would release in the child."""
-    _lock.acquire()
-    for one in _workers.values():
-        if one._thread != threading.get_ident():
-            one.idle.acquire()
+    _acquire(_lock)
+    running = [one.idle for one in _workers.values() if one.thread != threading.get_ident()]
+    for lock in (*running, *_guarded):
+        _acquire(lock)
+        _held.append(lock)
 
 
 def _after_fork(child: bool) -> None:
-    for one in _workers.values():
-        if one._thread != threading.get_ident():
-            one.idle.release()
+    for lock in _held:
+        lock.release()
+    _held.clear()
     if child:
         _workers.clear()
+    interrupted = bool(_interrupted)
+    _interrupted.clear()
     _lock.release()
+    if interrupted and not child:
+        signal.raise_signal(signal.SIGINT)
 
 
 if hasattr(os, "register_at_fork"):

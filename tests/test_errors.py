@@ -10,10 +10,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rest_fast
-from rest_fast import errors
+from rest_fast import errors, media
 
 PACKAGE = Path(rest_fast.__file__).parent
 # Stopped is a KeyboardInterrupt, Dropped what a rule answers, InputError the command line's own.
@@ -89,3 +90,23 @@ def test_the_same_line_is_told_once():
         for _ in range(3):
             package["call"]()
     assert len(caught) == 1
+
+
+def test_the_first_mistakes_with_a_session(model, avatar, tmp_path):
+    """Each in one line that says what belongs there, and all of them errors of this package."""
+    out, sound = tmp_path / "out.mp4", media.Audio(np.zeros((1600, 1), np.float32), 16000)
+    with model.session(avatar) as session:
+        calls = {
+            "avatar: expected what model.prepare": lambda: model.session("face.png"),
+            "render: avatar: expected what model.prepare": lambda: rest_fast.render(model, "face.png", sound, out),
+            "render: model: expected what load": lambda: rest_fast.render("demo", avatar, sound, out),
+            "expected a name that ends in": lambda: rest_fast.render(model, avatar, sound, tmp_path / "out.avi"),
+            "seed: expected": lambda: model.session(avatar, seed=-1),
+            "sample_rate: expected": lambda: model.session(avatar, sample_rate=4000),
+            "shown_pts: expected": lambda: session.interrupt(shown_pts=5),
+            "expected a SessionState .SessionState.from_bytes": lambda: session.restore(session.snapshot().to_bytes()),
+        }
+        for message, call in calls.items():
+            with pytest.raises(rest_fast.RestFastError, match=message):
+                call()
+    assert not list(tmp_path.iterdir())

@@ -172,12 +172,12 @@ def test_installed_wheel_imports_and_shows_its_configuration(builds, name, tmp_p
     assert "_cpu" in shown, "show_config() does not say whether rest_fast._cpu is there"
 
 
-LIMITS = {".py": 400, ".cpp": 500, ".cu": 500, ".h": 500, ".cuh": 500}
+LIMITS = {".py": 450, ".cpp": 500, ".cu": 500, ".h": 500, ".cuh": 500}
 FOLDERS = ["benchmarks", "csrc", "kernels", "rest_fast", "tests", "tools"]
 
 
 def test_files_stay_short():
-    """Python 400 lines, C++ and CUDA 500: a file that outgrows this holds two subjects."""
+    """Python 450 lines, C++ and CUDA 500: a file that outgrows this holds two subjects."""
     too_long = {}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):

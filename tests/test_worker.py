@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,32 @@ def test_threads_are_the_jobs_own(one):
     assert fresh == [before]
 
 
+def mkl_threads() -> int:
+    found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return int(found[1]) if found else torch.get_num_threads()
+
+
+def test_matrix_products_get_the_jobs_threads_too(one):
+    """PyTorch fixes MKL's number in a new thread once somebody has called ``torch.set_num_threads``."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert [one.run(n, False, mkl_threads) for n in (1, 4, 2)] == [1, 4, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_the_compiled_module_the_setting_is_put_back(one, monkeypatch):
+    monkeypatch.setattr(module.native, "module", lambda name="_cpu": (None, "not there"))
+    before = torch.get_num_threads()
+    assert one.run(3, False, torch.get_num_threads) == 3
+    fresh: list[int] = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert fresh == [before]
+
+
 @pytest.mark.parametrize(
     ("most", "free", "threads"),
     [
@@ -96,7 +123,9 @@ def test_the_number_of_threads_settles(one, monkeypatch):
     monkeypatch.setattr(module.native, "thread_seconds", lambda count: times[count])
     one._free._quota = None
     chosen = []
-    for neighbour in (0.0,) * 8 + (1.0,) * 8 + (0.0,) * 8:  # cores that others would take
+    for i, neighbour in enumerate((0.0,) * 8 + (1.0,) * 8 + (0.0,) * 8):  # cores that others would take
+        if i in (4, 5, 11, 12, 19):  # as `prepare` does, or a model whose threads are given
+            one.run(1 + i % 2, False, int)
         threads = one.run(2, True, torch.get_num_threads)
         chosen.append(threads)
         own = min(threads, 2 - neighbour / 2 if threads == 2 else 1)  # two threads share a core with the neighbour
@@ -155,7 +184,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_job(one):
 
 
 FORK = """
-import hashlib, os, sys, threading, warnings
+import hashlib, os, sys, threading, time, warnings
 import numpy as np
 import rest_fast
 from rest_fast.model import ASSETS
@@ -180,9 +209,14 @@ other = threading.Thread(target=digest, args=[model.session(avatar)])  # compute
 for busy in (False, True):
     if busy:
         other.start()
+        started, done = threading.Event(), []
+        model.submit(lambda: (started.set(), time.sleep(0.5), done.append(1)))
+        started.wait()
     read, write = os.pipe()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         child(write)
+    assert not busy or done, "the process forked in the middle of a job"
     os.close(write)
     found = os.read(read, 200).decode()
     assert found == 2 * expected, (busy, found, expected)
@@ -246,3 +280,76 @@ print("same")
 def test_a_callers_defaults_and_a_deleted_folder_change_nothing():
     done = subprocess.run([sys.executable, "-c", LEAKS], capture_output=True, text=True, timeout=240)
     assert done.stdout == "same\n", done.stderr[-2000:]
+
+
+LATE = """
+import atexit, threading, time
+import torch
+from rest_fast.worker import worker
+
+one = worker(torch.device("cpu"))
+one.run(1, False, int)
+
+def late():
+    threading.main_thread().join()
+    time.sleep(0.2)  # the interpreter ends its pools meanwhile
+    print(one.run(1, False, lambda: "a thread that outlives the main thread"), flush=True)
+
+threading.Thread(target=late).start()
+atexit.register(lambda: print(one.run(1, False, lambda: "an exit handler"), flush=True))
+"""
+
+
+def test_threads_that_outlive_the_main_thread_compute():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["a thread that outlives the main thread", "an exit handler"], done.stderr
+
+
+ASKS = """
+import os, threading, time
+import torch
+from rest_fast.worker import hold_over_fork, worker
+
+cpu = torch.device("cpu")
+started, inbox = threading.Event(), threading.Lock()
+hold_over_fork(inbox)
+
+def job():
+    started.set()
+    time.sleep(0.3)
+    return worker(cpu).run(1, False, lambda: 5)  # while the fork below waits for this job
+
+thread = threading.Thread(target=lambda: print(worker(cpu).run(1, False, job), flush=True))
+thread.start()
+started.wait()
+inbox.acquire()
+threading.Timer(0.6, inbox.release).start()  # a push that is under way
+pid = os.fork()
+if pid == 0:
+    with inbox:
+        os._exit(worker(cpu).run(1, False, lambda: 7))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_waits_for_jobs_and_locks_without_a_deadlock():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASKS], capture_output=True, text=True, timeout=60)
+    assert sorted(done.stdout.split()) == ["5", "7"], done.stderr
+
+
+def test_two_threads_may_ask_for_the_fingerprint():
+    """A job that asks for it, while another thread holds the lock of a cached property, once hung for ever."""
+    from tests.kit.toys import toy
+
+    model, asked = toy(), threading.Event()
+
+    def job() -> str:
+        asked.set()
+        time.sleep(0.2)
+        return model.fingerprint
+
+    future = model.submit(job)
+    asked.wait(5)
+    assert model.fingerprint == future.result(20)

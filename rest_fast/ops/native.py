@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,14 +37,36 @@ def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tupl
     return True, ""
 
 
-def set_threads(count: int) -> None:
-    """OpenMP threads of what the calling thread computes from now on; other threads keep theirs."""
-    torch.get_num_threads()  # PyTorch sets its own number in a thread that is new to it: before, not after this
+def set_threads(count: int) -> int | None:
+    """OpenMP threads of what the calling thread computes from now on; other threads keep theirs.
+
+    Without the compiled module there is only PyTorch's own setting, which is of the whole process: then the number
+    before is returned, for :func:`restore_threads`.
+    """
+    before = torch.get_num_threads()  # PyTorch sets its number in a thread that is new to it: before, not after this
     compiled = module()[0]
     if compiled is None:
-        torch.set_num_threads(count)  # for the whole process: there is no other way without the module
-    else:
-        compiled.set_threads(count)
+        torch.set_num_threads(count)
+        return before
+    compiled.set_threads(count)
+    local = _mkl_local()
+    if local is not None:
+        local(0)  # OpenMP's number counts in MKL, too
+    return None
+
+
+def restore_threads(before: int | None) -> None:
+    """Undo :func:`set_threads` where it reached the whole process."""
+    if before is not None:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def _mkl_local() -> Any:
+    """Sets MKL's number of the calling thread, which ``torch.set_num_threads`` fixes in new threads and which would
+    hide OpenMP's; None where PyTorch has no MKL."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return getattr(ctypes.CDLL(str(path)), "MKL_Set_Num_Threads_Local", None) if path.exists() else None
 
 
 def thread_seconds(count: int) -> float:
