@@ -84,7 +84,7 @@ def test_only_one_part(tmp_path):
 def test_truncated(folder, keep):
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[:keep])
-    with refuses(folder / WEIGHTS, "whole safetensors file"):
+    with refuses(folder / WEIGHTS, "complete safetensors file"):
         read_weights(dit(), folder)
 
 

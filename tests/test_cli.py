@@ -341,7 +341,7 @@ def test_completion(tmp_path):
     )
     shell = ["bash", "-c", f"source completion; {typed}; echo ${{COMPREPLY[*]}}"]
     done = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.split() == ["--device", "--dtype", "--debug"], done.stderr
+    assert done.stdout.split() == ["--device", "--dtype", "--decoder-dtype", "--debug"], done.stderr
 
 
 def test_every_command_can_be_parsed():
