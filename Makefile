@@ -34,7 +34,7 @@ SIZE := 2.7 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minut
 # compiles them for GPUs that are not there.
 TRITON := triton==3.6.0
 
-.PHONY: install demo test test-full test-matrix test-newest mutants tables lint format bench clean
+.PHONY: install demo test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
 
 install: $(STAMP)
 
@@ -63,6 +63,16 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/pytest -q
+
+# What depends on the order of sums, held to the instructions of other processors, with one thread and with two.
+ORDER_TESTS := tests/models tests/training tests/evaluation tests/ops tests/test_session*.py tests/test_sampler.py \
+    tests/test_cache.py tests/test_model.py tests/test_demo_model.py
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2
+test-isa: $(STAMP)
+	for held in "$(AVX2)" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HELD_TO=nothing; do for threads in 1 2; do \
+	    echo "$$held, OMP_NUM_THREADS=$$threads"; \
+	    env $$held OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(ORDER_TESTS); \
+	done; done
 
 # Faults are planted in a copy of the tree; each must be found by the tests named for it.
 mutants: $(STAMP)
