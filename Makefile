@@ -59,7 +59,7 @@ demo: $(STAMP)
 # Two processes of one thread each (tests/conftest.py): twice as fast as one, on two cores.
 WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-full: $(STAMP)
 	$(BIN)/pytest -q
@@ -71,7 +71,7 @@ AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY
 test-isa: $(STAMP)
 	for held in "$(AVX2)" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HELD_TO=nothing; do for threads in 1 2; do \
 	    echo "$$held, OMP_NUM_THREADS=$$threads"; \
-	    env $$held OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(ORDER_TESTS); \
+	    env $$held OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ORDER_TESTS); \
 	done; done
 
 # Faults are planted in a copy of the tree; each must be found by the tests named for it.

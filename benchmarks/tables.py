@@ -69,6 +69,12 @@ def bench(make: Callable[[Any], str], file: str, start: str = "") -> Callable[[R
     return made
 
 
+def machines(make: Callable[[Any], str], name: str) -> Callable[[Results], str]:
+    """One table for each machine that was measured: the last of the usual kind, and the AMD EPYC."""
+    made = [bench(make, f"{name}_{machine}") for machine in ("cpu", "epyc")]
+    return lambda results: "\n".join(table(results) for table in made)
+
+
 def one(make: Callable[[Any], str]) -> Callable[[list[stored.Info]], str]:
     """Of the only result."""
     return lambda found: make(found[0])
@@ -116,9 +122,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-command": demo_command,
     "busy": busy_table,
     "decoder-dtype": decoder_dtypes,
-    "block": bench(cpu_tables.block_table, "block_cpu"),
-    "attention": bench(cpu_tables.attention_table, "attention_cpu"),
-    "ops": bench(cpu_tables.ops_table, "ops_cpu"),
+    "block": machines(cpu_tables.block_table, "block"),
+    "attention": machines(cpu_tables.attention_table, "attention"),
+    "ops": machines(cpu_tables.ops_table, "ops"),
     "vae-fairest": lambda r: vae_tables.fairest(r.bench("vae_cpu", "chunk")),
     "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),
     "vae-stages": bench(one(vae_tables.stage_table), "vae_cpu", "stages[0.9.5"),

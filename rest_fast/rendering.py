@@ -46,20 +46,25 @@ def render(
     An interrupted call leaves what was rendered so far as a playable file.
 
     Args:
-        speech: path or file of any sound that PyAV reads, or a :class:`rest_fast.media.Audio`.
+        speech: path, binary file or bytes of any sound that PyAV reads, or a :class:`rest_fast.media.Audio`.
         steps, guidance: instead of the preset's.
         progress: True for a bar on stderr, or a function called with frames done and frames in all after each block.
         paste_back: put the face back into the photo. The video then has the photo's size, scaled to at most 1920 px on
             the longer side and without an odd last row or column; otherwise it is the model's square.
-    Raises: :class:`rest_fast.media.MediaError` before work starts, for sound of more than
-        :data:`rest_fast.media.MAX_SECONDS` too; :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar
-        that has no photo.
+    Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
+        work starts, for sound of more than :data:`rest_fast.media.MAX_SECONDS` too;
+        :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
     Warns: :class:`rest_fast.RestFastWarning` for a picture that may be a photograph with the shipped demo model, which
         has only seen drawn faces.
     """
     for name, value, kind in (("model", model, "load"), ("avatar", avatar, "model.prepare")):
         if isinstance(value, str | bytes | os.PathLike):
             raise ArgumentError(f"render: {name}: expected what {kind}(...) gave, got {type(value).__name__}")
+    if isinstance(speech, np.ndarray):
+        raise ArgumentError(
+            "render: speech: expected a path, a binary file, bytes, or an array with its rate as "
+            "rest_fast.media.Audio(samples [n, channels], rate), got ndarray"
+        )
     media.check_name(out)
     refuse_input(out, speech)
     paste = avatar.paste_back() if paste_back else None

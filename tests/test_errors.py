@@ -99,6 +99,7 @@ def test_the_first_mistakes_with_a_session(model, avatar, tmp_path):
         calls = {
             "avatar: expected what model.prepare": lambda: model.session("face.png"),
             "render: avatar: expected what model.prepare": lambda: rest_fast.render(model, "face.png", sound, out),
+            "render: speech: expected a path": lambda: rest_fast.render(model, avatar, sound.samples, out),
             "render: model: expected what load": lambda: rest_fast.render("demo", avatar, sound, out),
             "expected a name that ends in": lambda: rest_fast.render(model, avatar, sound, tmp_path / "out.avi"),
             "seed: expected": lambda: model.session(avatar, seed=-1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -166,7 +167,10 @@ def test_a_busy_neighbour_is_seen(one):
             process.wait()
 
 
-def test_ctrl_c_ends_the_wait_and_not_the_job(one):
+def test_ctrl_c_ends_the_wait_and_not_the_job(one, request):
+    # A shell starts what runs in the background with SIGINT ignored, and Python leaves that so.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     done = threading.Event()
 
     def job():

@@ -125,7 +125,7 @@ def test(where: Path, part: str, workers: int, log: Path) -> dict[str, Any]:
     files = [path for pattern in PARTS[part] for path in sorted(ROOT.glob(pattern))]
     report = where / "report.xml"
     words = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
-    spread = ["-n", workers, "--dist", "loadfile"] if workers > 1 else []
+    spread = ["-n", workers, "--dist", "worksteal"] if workers > 1 else []
     try:
         call(where / "bin" / "pytest", *words, *spread, f"--junitxml={report}", *files, log=log)
     except Failed:
