@@ -7,11 +7,13 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
 from rest_fast.errors import CheckpointError as CheckpointError
@@ -78,6 +80,24 @@ def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:
     except (ConfigError, ValueError) as e:
         raise CheckpointError(f"{path}: {e}") from None
     return read_config(folder)
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it modules leave the weights they begin with undrawn, since :func:`read_weights` replaces every one.
+
+    That saves time (the demo's bases begin with QR decompositions, which on a busy machine take seconds) and leaves the
+    caller's random numbers alone. The meta device would do it too, but its first use imports half of torch.compile.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if function is torch.linalg.qr:
+            return args[0][..., : min(args[0].shape[-2:])], None
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> None:

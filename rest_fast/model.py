@@ -224,7 +224,8 @@ def _load(
     before = torch.get_default_dtype()
     try:  # a caller's other default is not for our parameters; this call puts it back at once
         torch.set_default_dtype(torch.float32)
-        model = Model(config, whisper=whisper, threads=threads)
+        with checkpoint.Unfilled():
+            model = Model(config, whisper=whisper, threads=threads)
     finally:
         torch.set_default_dtype(before)
     checkpoint.read_weights(model, folder)

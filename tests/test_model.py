@@ -14,7 +14,7 @@ import torch
 
 import rest_fast
 from rest_fast import media
-from rest_fast.checkpoint import CheckpointError
+from rest_fast.checkpoint import CheckpointError, Unfilled
 from rest_fast.model import ASSETS, find_checkpoint
 from tests.kit.toys import photo, sound, toy
 
@@ -36,6 +36,19 @@ def test_saved_model_streams_the_same_frames(model, folder):
             return np.stack([b.video for b in s.blocks()])
 
     assert np.array_equal(video(model), video(loaded))
+
+
+def test_loading_draws_no_weights(folder):
+    """All are replaced: drawing them costs time, and numbers of the caller's generator."""
+    before = torch.get_rng_state()
+    demo, toy_model = rest_fast.load("demo", device="cpu"), rest_fast.load(folder, device="cpu")
+    vae = rest_fast.models.TemporalVAE.from_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    for module in (demo, toy_model, vae):  # what is allocated and not filled is NaN (conftest.py)
+        assert all(t.isfinite().all() for t in module.state_dict().values())
+    matrix = torch.full((5, 3), 2.0)
+    with Unfilled():  # a QR decomposition of the demo's bases takes seconds on a busy machine
+        assert torch.equal(torch.linalg.qr(matrix)[0], matrix)
 
 
 def test_prepare_takes_the_crop_that_it_was_given(model):

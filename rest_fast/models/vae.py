@@ -69,7 +69,8 @@ class TemporalVAE(nn.Module):
         Raises: :class:`rest_fast.checkpoint.CheckpointError`.
         """
         config = checkpoint.read_vae_config(folder)
-        vae = cls(config)
+        with checkpoint.Unfilled():
+            vae = cls(config)
         checkpoint.read_weights(vae, folder, "vae." if isinstance(config, ModelConfig) else "")
         return vae.to(device, dtype).eval().requires_grad_(False).pack()
 
