@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from rest_fast.ops import library_convolution
+
 CPUINFO = Path("/proc/cpuinfo")
 
 # (features that the processor must have, dtype of the decoder's convolutions, where that was measured): the first row
@@ -27,7 +29,9 @@ DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
 def decoder_dtype() -> torch.dtype | None:
     """Of the convolutions in the demo's decoder on this processor; None: that of the rest of the model."""
     here = features()
-    return next(dtype for needed, dtype, _ in DECODER_DTYPES if needed <= here)
+    found = next(dtype for needed, dtype, _ in DECODER_DTYPES if needed <= here)
+    # ONEDNN_MAX_CPU_ISA may hold the library to less than the processor has: what is left is a plain loop
+    return found if found in library_convolution.DTYPES["cpu"] else None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch
 import rest_fast
 from rest_fast import diagnostics, processor
 from rest_fast.model import ASSETS
+from rest_fast.ops import library_convolution
 from tests.kit.streams import same
 from tests.kit.toys import sound
 
@@ -26,10 +27,18 @@ AMX = XEON | {"amx_bf16"}  # and faster again
 )
 def test_the_table_follows_what_was_measured(here, dtype, monkeypatch):
     monkeypatch.setattr(processor, "features", lambda: frozenset(here))
+    monkeypatch.setitem(library_convolution.DTYPES, "cpu", (torch.float32, torch.bfloat16))
     assert processor.decoder_dtype() == dtype
     assert rest_fast.load("demo", device="cpu").vae.decoder.post.dtype == dtype
     report = diagnostics.describe()
     assert f"demo's decoder in {'bfloat16' if dtype else 'float32'}" in " ".join(report.split())
+
+
+def test_a_library_that_is_held_back_counts(monkeypatch):
+    """ONEDNN_MAX_CPU_ISA=AVX2 on a processor with AMX: bfloat16 would be convolved by a plain loop."""
+    monkeypatch.setattr(processor, "features", lambda: frozenset(AMX))
+    monkeypatch.setitem(library_convolution.DTYPES, "cpu", (torch.float32,))
+    assert processor.decoder_dtype() is None
 
 
 def test_every_entry_cites_a_stored_measurement():
