@@ -177,9 +177,12 @@ def told(row: dict[str, Any]) -> str:
     return "\n  ".join([f"{name}: {counts}", *row["failures"]])
 
 
-def stored(path: Path, part: str, rows: list[dict[str, Any]]) -> None:
+def commit() -> str:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+
+
+def stored(path: Path, part: str, rows: list[dict[str, Any]], commit: str) -> None:
     head = {"commit": commit, "date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}"}
     results = head | {"part": PARTS[part], "environments": rows}
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -217,13 +220,13 @@ def main() -> int:
     parser.add_argument("--may-lack", action="store_true", help="no such Python, or no room on the disk, is no failure")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, tried = [], commit()  # before a result is stored, which is a change, too
     for version in arguments.python:
         for dependencies in arguments.dependencies:
             rows.append(run(version, dependencies, arguments.part, arguments.workers))
             print(told(rows[-1]), flush=True)
             if arguments.store:
-                stored(arguments.store, arguments.part, rows)
+                stored(arguments.store, arguments.part, rows, tried)
     lacking = any("not_run" in row for row in rows) and not arguments.may_lack
     return int(lacking or any(row.get("failed") for row in rows))
 
