@@ -69,10 +69,11 @@ ORDER_TESTS := tests/models tests/training tests/evaluation tests/ops tests/test
     tests/test_cache.py tests/test_model.py tests/test_demo_model.py
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2
 test-isa: $(STAMP)
-	for held in "$(AVX2)" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HELD_TO=nothing; do for threads in 1 2; do \
+	failed=0; for held in "$(AVX2)" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HELD_TO=nothing; do for threads in 1 2; do \
 	    echo "$$held, OMP_NUM_THREADS=$$threads"; \
-	    env $$held OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ORDER_TESTS); \
-	done; done
+	    env $$held OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ORDER_TESTS) \
+	        || failed=1; \
+	done; done; exit $$failed
 
 # Faults are planted in a copy of the tree; each must be found by the tests named for it.
 mutants: $(STAMP)

@@ -15,7 +15,7 @@ from torch import nn
 
 from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
-from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
+from rest_fast.config import PRESETS, ModelConfig, SamplingConfig, preset
 from rest_fast.errors import ArgumentError
 from rest_fast.faces import find_face
 from rest_fast.models.dit import StreamingDiT
@@ -42,6 +42,7 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.threads = config, threads
         self._cores = cores.allowed()  # asked once: it reads a dozen files
+        self._any_threads = _sizes(config) == _sizes(preset("demo"))
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -63,12 +64,12 @@ class Model(nn.Module):
     def team(self) -> tuple[int, bool]:
         """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
 
-        The frames of the demo's kind of model do not depend on the number; the last bits of bfloat16 products do.
+        The frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL may share one
+        sum among threads, and the last bits of bfloat16 products depend on it at any.
         """
         if self.threads is not None:
             return self.threads, False
-        flexible = self.config.vae.kind == "basis" and self.dtype == torch.float32
-        return min(torch.get_num_threads(), self._cores), flexible
+        return min(torch.get_num_threads(), self._cores), self._any_threads and self.dtype == torch.float32
 
     def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """``job(*args, **kwargs)``, done by the model's worker and waited for."""
@@ -172,6 +173,11 @@ class Model(nn.Module):
         checkpoint.save(self, self.config, folder, dtype)
 
 
+def _sizes(config: ModelConfig) -> tuple[Any, ...]:
+    """All that the shape of any product depends on."""
+    return config.height, config.width, config.vae, config.speech, config.dit, config.stream
+
+
 def load(
     source: str | Path = "demo",
     *,
@@ -192,7 +198,7 @@ def load(
             (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot goes on in what it was made with.
         threads: of the CPU, for each job of this model; all sessions of a process compute in one thread that has so
             many OpenMP threads. When None, as many as the process may use by its affinity, a container's CPU quota and
-            ``torch.get_num_threads()``; of these the demo's kind of model, whose frames do not depend on the number,
+            ``torch.get_num_threads()``; of these a model of the demo's sizes, whose frames do not depend on the number,
             takes only as many as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
