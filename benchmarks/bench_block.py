@@ -76,8 +76,8 @@ class Layer:
         self.six, self.mod = self.dit.time(t)[0].to(dtype), self.dit.modulation(t)
         codes = torch.randn(LANES, config.stream.chunk, config.speech.tokens, config.speech.width).to(device, dtype)
         self.text, self.audio = self.dit.text_kv(), self.dit.audio_kv(codes)
-        base = self.dit.base(2) + torch.arange(config.stream.chunk)
-        table = rope.token_table(self.dit.time_table(base), self.dit.rope_y, self.dit.rope_x, width)
+        base = self.dit.positions.base(2) + torch.arange(config.stream.chunk)
+        table = rope.token_table(self.dit.positions.time(base), self.dit.positions.y, self.dit.positions.x, width)
         self.tables = peers.pair_tables(table)
 
     def _fill(self, dtype: torch.dtype) -> None:
@@ -90,8 +90,8 @@ class Layer:
         for buffer in (cache.k, cache.v):
             buffer.copy_(torch.randn(buffer.shape).to(dtype))
         for _ in range(2):
-            cache.commit(self.dit, list(range(LANES)))
-        self.lanes = cache.lanes(self.dit, list(range(LANES)))
+            cache.commit(list(range(LANES)))
+        self.lanes = cache.lanes(list(range(LANES)))
         at, chunk = cache.write_slot(0), cache.chunk
         # by time: what the current chunk evicts stands first in the window that has yet to roll
         for style in peers.STYLES:

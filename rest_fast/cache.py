@@ -14,7 +14,8 @@ import torch
 from rest_fast import ops
 from rest_fast.config import ModelConfig
 from rest_fast.errors import ArgumentError
-from rest_fast.models.dit import Lanes, StreamingDiT
+from rest_fast.models.dit import Lanes
+from rest_fast.models.positions import PositionTables
 
 
 class IDContextCache:
@@ -39,6 +40,10 @@ class IDContextCache:
         self.rings = (steps or config.sampling.steps) if stream.context == "per_step" else 1
         shape = (dit.layers, rows, self.rings, self.slots, dit.heads, dit.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self._positions = PositionTables(config).to(device)
+        # The window's positions are the same for all rows; absolute ones are refilled for each row and chunk.
+        grown = torch.zeros(rows * stream.chunk, *self._positions.window.shape[1:], device=device)
+        self._times = self._positions.window if stream.positions == "window" else grown
         self.committed = [0] * rows  # chunks committed since the row was opened
         self._opened = [False] * rows
 
@@ -72,32 +77,34 @@ class IDContextCache:
             return start, self.reference + self.chunk
         return start, self.sink + min(committed + 1, self.stream.context_chunks + 1) * self.chunk
 
-    def lanes(self, dit: StreamingDiT, rows: list[int], ring: int = 0) -> Lanes:
+    def lanes(self, rows: list[int], ring: int = 0) -> Lanes:
         """The slots as the next step of these rows sees them; ``ring`` is the step index under ``per_step``."""
         self._check(rows)
         if not 0 <= ring < self.rings:
             raise ArgumentError(f"cache.lanes: ring: expected 0..{self.rings - 1}, got {ring}")
-        chunk = self.stream.chunk
-        bases = [dit.base(self.committed[r]) for r in rows]
-        if self.stream.positions == "window":
-            rope_t = dit.time_table(torch.arange(self.stream.window))
-        else:  # each lane brings the rows of the table that it needs
-            rope_t = dit.time_table(torch.cat([b + torch.arange(chunk) for b in bases]))
-            bases = [i * chunk for i in range(len(rows))]
         n_valid = [self.n_valid(r) for r in rows]
         return Lanes(
             self.k,
             self.v,
-            rope_t,
+            self._times,
             self._ints(rows),
             self._ints([ring] * len(rows)),
             self._ints([self.write_slot(r) for r in rows]),
-            self._ints(bases),
+            self._ints([self._base(r) for r in rows]),
             self._ints(n_valid),
             n_valid,
         )
 
-    def commit(self, dit: StreamingDiT, rows: list[int]) -> None:
+    def _base(self, row: int) -> int:
+        """Where the table of times has the current chunk of this row."""
+        position, chunk = self._positions.base(self.committed[row]), self.stream.chunk
+        if self.stream.positions == "window":
+            return position
+        here = slice(row * chunk, (row + 1) * chunk)
+        self._times[here] = self._positions.time(position + torch.arange(chunk))
+        return here.start
+
+    def commit(self, rows: list[int]) -> None:
         """What was written becomes context; the oldest context's slots become current."""
         self._check(rows)
         full = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
@@ -106,7 +113,7 @@ class IDContextCache:
         if self.stream.positions == "window" and self.stream.context_chunks and any(full):
             ops.rotate_context(
                 self.k,
-                dit.time_shift(-self.stream.chunk),
+                self._positions.chunk_back,
                 row_index=self._ints(rows),
                 skip_slot=self._ints([self.write_slot(r) for r in rows]),
                 enabled=self._ints(full),

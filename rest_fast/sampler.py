@@ -50,7 +50,7 @@ class ChunkSampler:
         count = len(sessions)
         guidance = self._per_session([self.sampling.guidance], count)[0]
         dt = self._per_session([after - now for now, after in itertools.pairwise(self.sigmas)], count)
-        lanes = [cache.lanes(self.dit, rows, ring) for ring in range(cache.rings)]
+        lanes = [cache.lanes(rows, ring) for ring in range(cache.rings)]
         for step in range(self.sampling.steps):
             v = self.dit.step(
                 z.to(self.dtype), self.modulations[step], lanes[step % cache.rings], work, self.text, audio
@@ -58,7 +58,7 @@ class ChunkSampler:
             ops.cfg_euler_step(z, v[:count], v[-count:], guidance, dt[step])
         if cache.stream.context == "clean":
             self._write(cache, rows, z, -1, 0, work, audio)
-        cache.commit(self.dit, rows)
+        cache.commit(rows)
         return z
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class ChunkSampler:
             index = {"clean": -1, "last_step": self.sampling.steps - 1}.get(context, step)
             t = self.sigmas[index]
             self._write(cache, rows, (1 - t) * z + t * noise, index, max(step, 0), work, audio)
-        cache.commit(self.dit, rows)
+        cache.commit(rows)
 
     def _write(
         self,
@@ -95,7 +95,7 @@ class ChunkSampler:
         audio: list[KV | None],
     ) -> None:
         """One evaluation for the sake of the slots that it writes."""
-        lanes = cache.lanes(self.dit, rows, ring)
+        lanes = cache.lanes(rows, ring)
         self.dit.step(z.to(self.dtype), self.modulations[index], lanes, work, self.text, audio)
 
     def _prepare(

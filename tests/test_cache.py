@@ -30,20 +30,20 @@ def setup(rows: int = 2, **changes):
 @pytest.mark.parametrize("chunk", [3, 2])
 def test_visible_slots_hold_the_window(context, chunk):
     """Mark each chunk's values with its number: the dense range is the sink, the last chunks and the current one."""
-    _, dit, cache = setup(stream__context_chunks=context, stream__chunk=chunk)
+    _, _, cache = setup(stream__context_chunks=context, stream__chunk=chunk)
     tokens = chunk * SINK
     assert cache.slots == SINK + (context + 1) * tokens
     cache.v[:, :, :, SINK:] = math.nan
     cache.v[:, 0, :, :SINK] = -1
     for i in range(3 * (context + 1) + 1):
-        lanes = cache.lanes(dit, [0])
+        lanes = cache.lanes([0])
         start, end = int(lanes.write_slot), int(lanes.n_valid)
         assert lanes.host_n_valid == [end] and end <= cache.slots
         cache.v[:, 0, :, start : start + tokens] = i
         seen = cache.v[0, 0, 0, :end, 0, 0]
         expected = [-1] * SINK + [j for j in range(max(0, i - context), i + 1) for _ in range(tokens)]
         assert sorted(seen.tolist()) == expected
-        cache.commit(dit, [0])
+        cache.commit([0])
     assert (cache.v[:, 1, :, SINK:]).isnan().all()  # nothing of it in the other row
 
 
@@ -51,20 +51,20 @@ def test_visible_slots_hold_the_window(context, chunk):
 @pytest.mark.parametrize("chunk", [3, 2, 1])
 def test_without_a_sink_the_reference_leaves(context, chunk):
     """The same marks: the first chunk sees the reference, the others the chunks of their context alone."""
-    _, dit, cache = setup(stream__context_chunks=context, stream__chunk=chunk, stream__sink=False)
+    _, _, cache = setup(stream__context_chunks=context, stream__chunk=chunk, stream__sink=False)
     tokens = chunk * SINK
     kept = cache.snapshot(0)[0][:, :, tokens : tokens + SINK].clone()  # behind the first chunk
     assert kept.any()
     cache.v[:, 0] = math.nan
     cache.v[:, 0, :, tokens : tokens + SINK] = -1
     for i in range(3 * (context + 1) + 1):
-        lanes = cache.lanes(dit, [0])
+        lanes = cache.lanes([0])
         start, end = int(lanes.write_slot), int(lanes.n_valid)
         assert lanes.host_n_valid == [end] and end <= cache.slots
         cache.v[:, 0, :, start : start + tokens] = i
         expected = [j for j in range(max(0, i - context), i + 1) for _ in range(tokens)]
         assert sorted(cache.v[0, 0, 0, :end, 0, 0].tolist()) == ([-1] * SINK if i == 0 else []) + expected
-        cache.commit(dit, [0])
+        cache.commit([0])
     assert cache.slots == max((context + 1) * tokens, tokens + SINK)
     again = cache.k[:, 1, :, tokens : tokens + SINK].clone()
     cache.open(0, again[:, 0] * 0 + 3, again[:, 0] * 0 + 4)  # a row that was used
@@ -80,9 +80,9 @@ def test_without_a_sink_a_commit_turns_everything():
     _, dit, cache = setup(1, stream__sink=False)
     cache.k.normal_(generator=torch.Generator().manual_seed(1))
     before = cache.k.clone()
-    cache.commit(dit, [0])
+    cache.commit([0])
     assert torch.equal(cache.k, before)
-    cache.commit(dit, [0])
+    cache.commit([0])
     free = slice(cache.write_slot(0), cache.write_slot(0) + CHUNK)
     assert (free.start, free.stop) == (0, CHUNK) and cache.slots == 2 * CHUNK
     want = turned(before[..., CHUNK:, :, :], dit, -3)
@@ -95,20 +95,20 @@ def test_base_of_each_chunk(context, positions):
     """model.md: chunk i starts at 1 + 3 min(i, context_chunks); absolutely, at 1 + 3 i."""
     _, dit, cache = setup(stream__context_chunks=context, stream__positions=positions)
     for i in range(6):
-        lanes = cache.lanes(dit, [0, 1])  # row 1 stays where it began
+        lanes = cache.lanes([0, 1])  # row 1 stays where it began
         want = 1 + 3 * (min(i, context) if positions == "window" else i)
         for lane, base in enumerate((want, 1)):
             got = lanes.rope_t[int(lanes.base[lane]) :][:3]
-            torch.testing.assert_close(got, dit.time_table(base + torch.arange(3)), rtol=0, atol=0)
+            torch.testing.assert_close(got, dit.positions.time(base + torch.arange(3)), rtol=0, atol=0)
         if positions == "window":
             assert int(lanes.base[0]) == want and lanes.rope_t.shape[0] == 1 + 3 * (context + 1)
-        cache.commit(dit, [0])
+        cache.commit([0])
 
 
 def test_lanes_are_device_integers():
-    _, dit, cache = setup()
-    cache.commit(dit, [1])
-    lanes = cache.lanes(dit, [1, 0])
+    _, _, cache = setup()
+    cache.commit([1])
+    lanes = cache.lanes([1, 0])
     for name in ("row_index", "ring_index", "write_slot", "base", "n_valid"):
         assert getattr(lanes, name).dtype == torch.int32 and getattr(lanes, name).shape == (2,)
     assert lanes.row_index.tolist() == [1, 0]
@@ -138,7 +138,7 @@ def test_commit_turns_the_context_once_the_window_is_full(context):
     cache.k.copy_(torch.randn(cache.k.shape, generator=torch.Generator().manual_seed(1), dtype=F64))
     for i in range(2 * context + 3):
         before, values = cache.k.clone(), cache.v.clone()
-        cache.commit(dit, [1])
+        cache.commit([1])
         free = slice(cache.write_slot(1), cache.write_slot(1) + CHUNK)  # to be written next: holds nothing
         expected = before.clone()
         if i >= context:  # full: everything but the sink stands one chunk earlier
@@ -153,21 +153,21 @@ def test_commit_turns_the_context_once_the_window_is_full(context):
 
 @pytest.mark.parametrize("changes", [{"stream__positions": "absolute"}, {"stream__context_chunks": 0}])
 def test_nothing_turns_without_window_or_context(changes):
-    _, dit, cache = setup(**changes)
+    _, _, cache = setup(**changes)
     cache.k.normal_()
     before = cache.k.clone()
     for _ in range(5):
-        cache.commit(dit, [0, 1])
+        cache.commit([0, 1])
     assert torch.equal(cache.k, before) and cache.committed == [5, 5]
 
 
 def test_rows_commit_at_their_own_pace():
     """One call for a full and for a filling window: only the full one turns."""
-    _, dit, cache = setup(2)
+    _, _, cache = setup(2)
     cache.k.normal_()
-    cache.commit(dit, [0])
+    cache.commit([0])
     before = cache.k.clone()
-    cache.commit(dit, [1, 0])
+    cache.commit([1, 0])
     assert cache.committed == [2, 1]
     assert torch.equal(cache.k[:, 1], before[:, 1]) and not torch.equal(cache.k[:, 0], before[:, 0])
 
@@ -205,7 +205,7 @@ def test_open_refuses_other_shapes(which, shape):
     with pytest.raises(ValueError, match=rf"{which}: expected shape \[2, 4, 2, 16\]"):
         cache.open(0, *((bad, good) if which == "sink_k" else (good, bad)))
     with pytest.raises(ValueError, match="opened row"):  # and the row was not opened half
-        cache.lanes(toy_dit(toy()), [0])
+        cache.lanes([0])
 
 
 # -- refusals
@@ -217,16 +217,16 @@ def test_a_pool_has_rows(rows):
         IDContextCache(toy(), rows)
 
 
-def calls(cache, dit):
-    return [lambda row: cache.lanes(dit, [row]), lambda row: cache.commit(dit, [row]), lambda row: cache.snapshot(row)]
+def calls(cache):
+    return [lambda row: cache.lanes([row]), lambda row: cache.commit([row]), lambda row: cache.snapshot(row)]
 
 
 @pytest.mark.parametrize("row", [-1, 2, 100])
 def test_rows_out_of_range(row):
-    _, dit, cache = setup(2)
+    _, _, cache = setup(2)
     state = cache.snapshot(0)
     k, v = cache.k[:, 0, 0, :SINK], cache.v[:, 0, 0, :SINK]
-    everything = [*calls(cache, dit), lambda r: cache.open(r, k, v), lambda r: cache.restore(r, state)]
+    everything = [*calls(cache), lambda r: cache.open(r, k, v), lambda r: cache.restore(r, state)]
     for call in everything:
         with pytest.raises(IndexError, match=rf"row: expected 0\.\.1, got {row}"):
             call(row)
@@ -235,26 +235,25 @@ def test_rows_out_of_range(row):
 
 def test_rows_not_opened():
     config = toy()
-    dit = toy_dit(config)
     cache = IDContextCache(config, 2)
-    for call in calls(cache, dit):
+    for call in calls(cache):
         with pytest.raises(ValueError, match=r"row 1: expected an opened row"):
             call(1)
 
 
 def test_rows_twice():
-    _, dit, cache = setup(2)
+    _, _, cache = setup(2)
     for call in (cache.lanes, cache.commit):
         with pytest.raises(ValueError, match=r"distinct rows, got \[1, 0, 1\]"):
-            call(dit, [1, 0, 1])
+            call([1, 0, 1])
     assert cache.committed == [0, 0]
 
 
 @pytest.mark.parametrize("ring", [-1, 2])
 def test_rings_out_of_range(ring):
-    _, dit, cache = setup(stream__context="per_step", sampling__steps=2)
+    _, _, cache = setup(stream__context="per_step", sampling__steps=2)
     with pytest.raises(ValueError, match=rf"ring: expected 0\.\.1, got {ring}"):
-        cache.lanes(dit, [0], ring)
+        cache.lanes([0], ring)
 
 
 # -- long streams
@@ -276,7 +275,7 @@ def test_ten_thousand_chunks(sampled):
     codes = torch.randn(4, 1, 3, 2, 32, generator=g, dtype=F64)
     bases, slots, valid = set(), set(), set()
     for i in range(10_000):
-        lanes = old.lanes(dit, [0])
+        lanes = old.lanes([0])
         bases.add(int(lanes.base))
         slots.add(int(lanes.write_slot))
         valid.add(lanes.host_n_valid[0])
@@ -284,7 +283,7 @@ def test_ten_thousand_chunks(sampled):
         if i % sampled == 0:
             sampler.sample(old, [Branches(0, None)], noise[0], codes[0])
         else:
-            old.commit(dit, [0])
+            old.commit([0])
     assert (bases, slots) == ({1, 4}, {SINK, SINK + CHUNK})
     assert valid == {SINK + CHUNK, SINK + 2 * CHUNK}
     assert old.committed == [10_000]
@@ -301,9 +300,9 @@ def test_ten_thousand_chunks(sampled):
 
 def test_absolute_positions_far_out():
     """Ten thousand chunks in, a table row is still the float64 angle, rounded once."""
-    _, dit, cache = setup(1, stream__positions="absolute")
+    _, _, cache = setup(1, stream__positions="absolute")
     cache.committed[0] = 10_000
-    table = cache.lanes(dit, [0]).rope_t.double()
+    table = cache.lanes([0]).rope_t.double()
     n = 32 // 6
     for frame in range(3):
         for j in range(n):
@@ -317,26 +316,40 @@ def test_absolute_positions_far_out():
 
 
 def test_snapshot_is_a_copy():
-    _, dit, cache = setup(2)
+    _, _, cache = setup(2)
     cache.k.normal_()
-    cache.commit(dit, [0])
+    cache.commit([0])
     k, v, committed = cache.snapshot(0)
     kept = k.clone(), v.clone()
-    cache.commit(dit, [0])
+    cache.commit([0])
     cache.k.normal_()
     cache.v.normal_()
     assert torch.equal(k, kept[0]) and torch.equal(v, kept[1]) and committed == 1
 
 
 def test_restore_opens_a_row_of_another_pool():
-    config, dit, cache = setup(2)
+    config, _, cache = setup(2)
     cache.k.normal_()
     for _ in range(3):
-        cache.commit(dit, [1])
+        cache.commit([1])
     other = IDContextCache(config, 4, dtype=F64)
     other.restore(3, cache.snapshot(1))
     assert torch.equal(other.k[:, 3], cache.k[:, 1]) and other.committed == [0, 0, 0, 3]
     assert (other.write_slot(3), other.n_valid(3)) == (cache.write_slot(1), cache.n_valid(1))
     with pytest.raises(ValueError, match="opened row"):
-        other.lanes(dit, [0])
+        other.lanes([0])
     assert (other.k[:, :3] == 0).all()
+
+
+@pytest.mark.parametrize("positions", ["window", "absolute"])
+def test_times_stay_where_they_are(positions):
+    """A captured step reads them at one place: nothing is allocated for a chunk, and every row has its own."""
+    _, dit, cache = setup(3, stream__positions=positions)
+    place = cache.lanes([0, 2]).rope_t.data_ptr()
+    for rows in ([0], [0, 2], [2, 0]):
+        cache.commit(rows)
+        lanes = cache.lanes([2, 1, 0])
+        assert lanes.rope_t.data_ptr() == place
+        for row, base in zip([2, 1, 0], lanes.base.tolist(), strict=True):
+            want = dit.positions.time(dit.positions.base(cache.committed[row]) + torch.arange(3))
+            torch.testing.assert_close(lanes.rope_t[base : base + 3], want, rtol=0, atol=0)

@@ -160,9 +160,9 @@ def streaming_error(model: Model, chunks: int = 4, seed: int = 0) -> float:
     for first in range(1, frames, chunk):
         now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
         work = Workspace(1, chunk * tokens, config.dit, dit.table)
-        lanes, mod = cache.lanes(dit, [0]), dit.modulation(t[:, now])
+        lanes, mod = cache.lanes([0]), dit.modulation(t[:, now])
         v = dit.step(z[:, here], mod, lanes, work, model.text, dit.audio_kv(codes[:, now]))
-        cache.commit(dit, [0])
+        cache.commit([0])
         worst = max(worst, float((v - whole[:, here]).abs().max()))
     return worst
 

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from rest_fast import ops
 from rest_fast.config import Layout, ModelConfig
 from rest_fast.errors import ArgumentError
+from rest_fast.models.clip_attention import Attend, Context, clip_attention
 from rest_fast.models.dit_block import KV, Block, Branch, Workspace
-from rest_fast.models.layouts import Attend, Context, layout_attention
-from rest_fast.ops import rope
+from rest_fast.models.positions import PositionTables
 
 fn = ops.functional
 
@@ -86,15 +86,12 @@ class Modulation:
 
 
 class StreamingDiT(nn.Module):
-    rope_y: torch.Tensor
-    rope_x: torch.Tensor
-    rope_freqs: torch.Tensor
     prompt: torch.Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.stream, dit = config.dit, config.stream, config.dit
-        self.tokens, self.step_seconds = config.tokens, config.latent_seconds
+        self.tokens = config.tokens
         self.checkpointing = False  # training: compute the blocks twice rather than keep what they need
         channels, w = config.vae.latent_channels, dit.width
         if dit.positionwise_io:
@@ -108,11 +105,7 @@ class StreamingDiT(nn.Module):
             self.caption = nn.Sequential(nn.Linear(dit.text_channels, w), nn.GELU(approximate="tanh"), nn.Linear(w, w))
             self.register_buffer("prompt", torch.zeros(1, dit.text_tokens, dit.text_channels))
         self.blocks = nn.ModuleList(Block(dit, config.speech.width) for _ in range(dit.layers))
-        cell, freqs = float(config.vae.spatial), rope.frequencies(w, dit.rope_theta)
-        rows, columns = (torch.arange(n) for n in config.grid)
-        self.register_buffer("rope_freqs", freqs, persistent=False)
-        self.register_buffer("rope_y", rope.axis_table(rows, cell, dit.rope_max[1], freqs), persistent=False)
-        self.register_buffer("rope_x", rope.axis_table(columns, cell, dit.rope_max[2], freqs), persistent=False)
+        self.positions = PositionTables(config)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -128,32 +121,6 @@ class StreamingDiT(nn.Module):
                 nn.init.zeros_(block.audio.out.bias)
         nn.init.zeros_(self.time.six.weight)
         nn.init.zeros_(self.proj_out.weight)
-
-    def _apply(self, function, recurse=True):
-        """Positions stay float64 and float32 whatever the weights become."""
-        tables = self.rope_freqs, self.rope_y, self.rope_x
-        super()._apply(function, recurse)
-        device = self.table.device
-        if tables[0].device.type != "meta":
-            self.rope_freqs, self.rope_y, self.rope_x = (t.to(device) for t in tables)
-        return self
-
-    # -- positions
-
-    def time_table(self, positions: torch.Tensor) -> torch.Tensor:
-        """fp32 [P, n, 2] for latent-frame positions [P]."""
-        positions = positions.to(self.rope_freqs.device)
-        return rope.axis_table(positions, self.step_seconds, self.config.rope_max[0], self.rope_freqs)
-
-    def time_shift(self, frames: int) -> torch.Tensor:
-        """fp32 [n, 2]: moves a rotated key by this many latent frames."""
-        return rope.shift_table(frames, self.step_seconds, self.config.rope_max[0], self.rope_freqs)
-
-    def base(self, chunk: int) -> int:
-        """Position of the first frame of chunk i: window positions stop growing when the window is full."""
-        if self.stream.positions == "window":
-            chunk = min(chunk, self.stream.context_chunks)
-        return 1 + self.stream.chunk * chunk
 
     # -- constants of a model, a schedule, a chunk
 
@@ -204,7 +171,7 @@ class StreamingDiT(nn.Module):
             raise ArgumentError(
                 f"dit: expected z [B, F x {self.tokens}, C] and t [B, F], got {list(z.shape)} and {list(t.shape)}"
             )
-        attend = layout_attention(self, layout or self.config.layout, frames, context)
+        attend = clip_attention(self.positions, self.qkv_heads, layout or self.config.layout, frames, context)
         return self._run(z, t, attend, codes)
 
     def _run(self, z: torch.Tensor, t: torch.Tensor, attend: Attend, codes: torch.Tensor | None) -> torch.Tensor:
@@ -226,8 +193,7 @@ class StreamingDiT(nn.Module):
     def qkv_heads(self, layer: int, qkv: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normed and rotated q, k and v [B, N, H, D] at time positions [F]."""
         attn = self.blocks[layer].attn
-        table = rope.token_table(self.time_table(times), self.rope_y, self.rope_x, self.config.width)
-        table = table.to(torch.promote_types(qkv.dtype, torch.float32))
+        table = self.positions.tokens_at(times).to(torch.promote_types(qkv.dtype, torch.float32))
         eps = self.config.qk_eps
         return fn.qk_norm_rope(qkv, attn.q_norm, attn.k_norm, table, heads=self.config.heads, eps=eps)
 
@@ -277,8 +243,8 @@ class StreamingDiT(nn.Module):
             attn.q_norm,
             attn.k_norm,
             lanes.rope_t,
-            self.rope_y,
-            self.rope_x,
+            self.positions.y,
+            self.positions.x,
             k,
             v,
             work.q,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.model import Model
-from rest_fast.models.layouts import Context
+from rest_fast.models.clip_attention import Context
 from rest_fast.training.config import StudentStage, TrainingConfig
 from rest_fast.training.flow import Batch, FlowStage, flow_loss
 

@@ -130,7 +130,7 @@ def test_real_width_equals_diffusers():
     z, t = z.float(), t.float()
     want = run_theirs(theirs, ours, config, z, t)
     torch.testing.assert_close(ours(z, t, None), want, rtol=0, atol=5e-3 * want.std().item())
-    assert ours.rope_freqs.shape == (341,) and ours.rope_freqs.dtype == F64
+    assert ours.positions.freqs.shape == (341,) and ours.positions.freqs.dtype == F64
 
 
 def test_angles_against_diffusers():
@@ -142,8 +142,8 @@ def test_angles_against_diffusers():
     dit = StreamingDiT(config)
     width = config.dit.width
     cos, sin = ltx.LTXVideoRotaryPosEmbed(width)(torch.zeros(1, 1), 4, *config.grid, (8 / 25, 32, 32))
-    table = rope.token_table(dit.time_table(torch.arange(4)), dit.rope_y, dit.rope_x, width)
-    freqs = torch.cat([torch.zeros(1), dit.rope_freqs.float().repeat_interleave(3)])
+    table = rope.token_table(dit.positions.time(torch.arange(4)), dit.positions.y, dit.positions.x, width)
+    freqs = torch.cat([torch.zeros(1), dit.positions.freqs.float().repeat_interleave(3)])
     for want, got in ((cos, table[..., 0]), (sin, table[..., 1])):
         error = (want[0, :, ::2] - got).abs()
         assert (error <= 1e-6 + 1e-6 * freqs).all()
@@ -366,11 +366,11 @@ def test_fresh_weights_start_as_the_file_says():
 def test_positions_stay_wide():
     """A model in bfloat16 keeps float64 frequencies and float32 tables, and so does one that came back."""
     dit = StreamingDiT(toy())
-    tables = [x.clone() for x in (dit.rope_freqs, dit.rope_y, dit.rope_x)]
+    tables = [x.clone() for x in (dit.positions.freqs, dit.positions.y, dit.positions.x)]
     dit.bfloat16()
-    assert all(map(torch.equal, tables, (dit.rope_freqs, dit.rope_y, dit.rope_x)))
-    assert dit.rope_y.dtype == dit.rope_x.dtype == torch.float32
-    assert dit.rope_freqs.dtype == F64 and dit.table.dtype == torch.bfloat16
+    assert all(map(torch.equal, tables, (dit.positions.freqs, dit.positions.y, dit.positions.x)))
+    assert dit.positions.y.dtype == dit.positions.x.dtype == torch.float32
+    assert dit.positions.freqs.dtype == F64 and dit.table.dtype == torch.bfloat16
 
 
 # -- refusals

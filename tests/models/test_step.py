@@ -110,7 +110,7 @@ def block_call(dit: StreamingDiT, stream: Stream):
     """(function of the residual stream that runs block 0 in place, the cache that it writes)."""
     config, cache = dit.config, stream.cache
     work = Workspace(2, cache.chunk, config, dit.table)
-    lanes, sampler = cache.lanes(dit, [0, 1]), stream.sampler
+    lanes, sampler = cache.lanes([0, 1]), stream.sampler
     codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
     text, audio, mod = sampler.text[0], dit.audio_kv(codes)[0], sampler.modulations[0].block(0, 2)
     attend = functools.partial(dit._attend_cache, 0, lanes=lanes, work=work)
@@ -196,8 +196,8 @@ def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
             now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
             work = Workspace(1, chunk * tokens, config.dit, dit.table)
             mod, audio = dit.modulation(t[:, now]), dit.audio_kv(codes[:, now])
-            parts.append(dit.step(z[:, here], mod, cache.lanes(dit, [0]), work, text, audio))
-            cache.commit(dit, [0])
+            parts.append(dit.step(z[:, here], mod, cache.lanes([0]), work, text, audio))
+            cache.commit([0])
     return (x[:, tokens:] for x in (torch.cat([truth[:, :tokens], *parts], 1), eager, truth))
 
 
@@ -222,7 +222,7 @@ def test_an_hour_of_absolute_positions():
     for stream in streams:
         stream.chunk(), stream.chunk()
     moved = streams[1].cache
-    moved.k.copy_(ops.functional.shift_keys(moved.k, dit.time_shift(later * config.stream.chunk)))
+    moved.k.copy_(ops.functional.shift_keys(moved.k, dit.positions.shift(later * config.stream.chunk)))
     moved.committed = [n + later for n in moved.committed]
     for _ in range(3):
         now, then = (stream.chunk() for stream in streams)

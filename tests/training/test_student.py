@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rest_fast.model import Model
-from rest_fast.models.layouts import Context
+from rest_fast.models.clip_attention import Context
 from rest_fast.sampler import Branches, ChunkSampler
 from rest_fast.schedule import sigmas
 from rest_fast.training.asd import ASD

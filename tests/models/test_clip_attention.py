@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rest_fast.models.layouts import Context
+from rest_fast.models.clip_attention import Context
 from tests.kit.models import clip, plain_velocity, toy, toy_dit
 
 FRAMES = 13

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from rest_fast.config import Layout
 from rest_fast.errors import ArgumentError
+from rest_fast.models.positions import PositionTables
 from rest_fast.ops import functional as fn
 
-if TYPE_CHECKING:
-    from rest_fast.models.dit import StreamingDiT
-
 Attend = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, qkv [B, N, 3 W]) -> [B, N, W]
+# (layer, qkv, positions of the latent frames [F]) -> normed and rotated q, k and v [B, N, H, D]
+Heads = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of a layer, [B, N, H, D]
 
 
@@ -33,25 +32,28 @@ class Context:
     record: dict[int, KeysValues] | None = None  # filled by layer with this pass's keys and values
 
 
-def layout_attention(dit: StreamingDiT, layout: Layout, frames: int, context: Context | None = None) -> Attend:
-    """The self-attention of a whole clip in one of the three layouts."""
-    tokens, chunk, reach = dit.tokens, dit.stream.chunk, dit.stream.context_chunks
+def clip_attention(
+    positions: PositionTables, heads: Heads, layout: Layout, frames: int, context: Context | None = None
+) -> Attend:
+    """The self-attention of a clip of so many latent frames in one of the three layouts."""
+    stream, tokens = positions.stream, positions.tokens
+    chunk, reach = stream.chunk, stream.context_chunks
     context = context or Context()
     if layout == "streaming" and (frames < 1 + chunk or (frames - 1) % chunk):
         raise ArgumentError(f"dit: layout streaming: expected 1 + {chunk} n latent frames with n >= 1, got {frames}")
 
     def full(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        return fn.attention(*dit.qkv_heads(layer, qkv, torch.arange(frames))).flatten(2)
+        return fn.attention(*heads(layer, qkv, torch.arange(frames))).flatten(2)
 
     def teacher(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        q, k, v = dit.qkv_heads(layer, qkv, torch.arange(frames))
+        q, k, v = heads(layer, qkv, torch.arange(frames))
         alone = fn.attention(q[:, :tokens], k[:, :tokens], v[:, :tokens])
         return torch.cat([alone, fn.attention(q[:, tokens:], k, v)], 1).flatten(2)
 
     def streaming(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         chunks = range((frames - 1) // chunk)
-        times = torch.cat([torch.zeros(1)] + [dit.base(i) + torch.arange(chunk) for i in chunks])
-        q, *kv = dit.qkv_heads(layer, qkv, times)
+        times = torch.cat([torch.zeros(1)] + [positions.base(i) + torch.arange(chunk) for i in chunks])
+        q, *kv = heads(layer, qkv, times)
         if context.record is not None:
             context.record[layer] = (kv[0].detach(), kv[1].detach())
         past_kv = context.keys_values[layer] if context.keys_values is not None else kv
@@ -62,8 +64,10 @@ def layout_attention(dit: StreamingDiT, layout: Layout, frames: int, context: Co
         out = [fn.attention(q[0], k[0], v[0])]
         for i in chunks:
             past = range(max(0, i - reach), i)
-            moved = [_move(dit, past_k[j + 1], dit.base(i) - chunk * (i - j) - dit.base(j)) for j in past]
-            seen = dit.stream.sink or i == 0  # the reference
+            moved = [
+                _move(positions, past_k[j + 1], positions.base(i) - chunk * (i - j) - positions.base(j)) for j in past
+            ]
+            seen = stream.sink or i == 0  # the reference
             keys = torch.cat([*k[:seen], *moved, k[i + 1]], 1)
             values = torch.cat([*v[:seen], *(past_v[j + 1] for j in past), v[i + 1]], 1)
             out.append(fn.attention(q[i + 1], keys, values))
@@ -72,5 +76,5 @@ def layout_attention(dit: StreamingDiT, layout: Layout, frames: int, context: Co
     return {"full": full, "teacher": teacher, "streaming": streaming}[layout]
 
 
-def _move(dit: StreamingDiT, k: torch.Tensor, frames: int) -> torch.Tensor:
-    return fn.shift_keys(k, dit.time_shift(frames)) if frames else k
+def _move(positions: PositionTables, k: torch.Tensor, frames: int) -> torch.Tensor:
+    return fn.shift_keys(k, positions.shift(frames)) if frames else k
