@@ -236,6 +236,7 @@ def test_a_restored_session_knows_its_format(later_case):
     with pytest.raises(ValueError, match="push_audio: expected samples like the first push"):
         later_case.session.push_audio(np.zeros(10, np.float32))
     assert list(later_case.session.blocks(idle=True))[-1].audio.shape[1:] == (2,)
+    later_case.session.restore(later_case.state())  # the other tests share it
 
 
 def test_memories_have_the_dtype_of_the_stream_that_they_come_from():
