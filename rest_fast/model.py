@@ -42,7 +42,8 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.threads = config, threads
         self._cores = cores.allowed()  # asked once: it reads a dozen files
-        self._any_threads = _sizes(config) == _sizes(preset("demo"))
+        tested = torch.backends.cpu.get_cpu_capability() == "AVX512"  # held to AVX2, frames differed with the number
+        self._any_threads = tested and _sizes(config) == _sizes(preset("demo"))
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -64,8 +65,8 @@ class Model(nn.Module):
     def team(self) -> tuple[int, bool]:
         """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
 
-        The frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL may share one
-        sum among threads, and the last bits of bfloat16 products depend on it at any.
+        With AVX-512 the frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL
+        may share one sum among threads, and the last bits of bfloat16 products depend on it at any.
         """
         if self.threads is not None:
             return self.threads, False

@@ -20,6 +20,8 @@ EPYC = {"amd", "avx512_bf16"}  # where bfloat16 was measured faster
 XEON = {"intel", "avx512_bf16"}  # and slower
 AMX = XEON | {"amx_bf16"}  # and faster again
 
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 
 @pytest.mark.parametrize(
     ("here", "dtype"),
@@ -106,7 +108,7 @@ def avatars(models):
 def test_fewer_threads_may_do_where_that_changes_nothing(model):
     """Neither with a number that was given, nor in bfloat16, nor at other sizes than the demo's."""
     demo, most = rest_fast.load("demo", device="cpu"), torch.get_num_threads()
-    assert demo.team() == (most, True)
+    assert demo.team() == (most, AVX512)
     assert rest_fast.load("demo", device="cpu", dtype=torch.bfloat16).team() == (most, False)
     assert rest_fast.load("demo", device="cpu", threads=7).team() == (7, False)
     assert model.team() == (most, False)
@@ -129,6 +131,7 @@ def test_another_crop_or_model_is_another_avatar(models, avatars):
     assert loaded.identity == first.identity
 
 
+@pytest.mark.skipif(not AVX512, reason="held to AVX2, frames differ between one thread and two")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_frames_do_not_depend_on_threads(models, avatars, dtype):
     def stream(threads):
