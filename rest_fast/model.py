@@ -199,8 +199,8 @@ def load(
             (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot goes on in what it was made with.
         threads: of the CPU, for each job of this model; all sessions of a process compute in one thread that has so
             many OpenMP threads. When None, as many as the process may use by its affinity, a container's CPU quota and
-            ``torch.get_num_threads()``; of these a model of the demo's sizes, whose frames do not depend on the number,
-            takes only as many as other processes leave free.
+            ``torch.get_num_threads()``. With AVX-512 a model of the demo's sizes, whose frames do not depend on the
+            number there, takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """
