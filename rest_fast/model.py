@@ -42,8 +42,7 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.threads = config, threads
         self._cores = cores.allowed()  # asked once: it reads a dozen files
-        tested = torch.backends.cpu.get_cpu_capability() == "AVX512"  # held to AVX2, frames differed with the number
-        self._any_threads = tested and _sizes(config) == _sizes(preset("demo"))
+        self._any_threads = _sizes(config) == _sizes(preset("demo"))
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -65,8 +64,8 @@ class Model(nn.Module):
     def team(self) -> tuple[int, bool]:
         """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
 
-        With AVX-512 the frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL
-        may share one sum among threads, and the last bits of bfloat16 products depend on it at any.
+        The frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL may share
+        one sum among threads, and the last bits of bfloat16 products depend on it at any.
         """
         if self.threads is not None:
             return self.threads, False
@@ -79,6 +78,13 @@ class Model(nn.Module):
     def submit(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
         """The same without waiting."""
         return self.worker.submit(*self.team(), job, *args, **kwargs)
+
+    def compute_once(self, job: Callable[..., T], *args: Any) -> T:
+        """What a stream starts from, done in one thread, so that its last bits do not depend on the number of cores.
+
+        MKL computes it, and may share its longest sums: 768 inputs of 16 tokens with AVX2.
+        """
+        return self.worker.run(1, False, job, *args)
 
     @functools.cached_property
     def features(self) -> SpeechFeatures:
@@ -103,17 +109,16 @@ class Model(nn.Module):
         """Keys and values [L, T, H, D] of a reference [1, T, C]."""
         speech = self.config.speech
         codes = torch.zeros(1, 1, speech.tokens, speech.width, device=self.device, dtype=self.dtype)
-        k, v = self.dit.sink(reference.to(self.device, self.dtype), codes)
+        k, v = self.compute_once(self.dit.sink, reference.to(self.device, self.dtype), codes)
         return k[:, 0], v[:, 0]
 
     @functools.cached_property
     def text(self) -> list[KV | None]:
         """Keys and values of the fixed prompt, per block."""
-        with torch.no_grad():
-            return self.dit.text_kv()
+        return self.compute_once(torch.no_grad()(self.dit.text_kv))
 
     def sampler(self, sampling: SamplingConfig) -> ChunkSampler:
-        return ChunkSampler(self.dit, sampling, self.text)
+        return self.compute_once(ChunkSampler, self.dit, sampling, self.text)
 
     def _apply(self, function, recurse=True):
         """Another device or dtype: what was derived from the weights is derived anew."""
@@ -140,8 +145,7 @@ class Model(nn.Module):
         elif isinstance(crop, str) and crop == "center":
             crop = None
         picture, box = media.square_crop(whole, crop, self.config.height)
-        # in one thread: the last bits must not depend on how many cores the machine has
-        reference, k, v = self.worker.run(1, False, self._encode, picture)
+        reference, k, v = self.compute_once(self._encode, picture)
         return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, *shrink(whole, box))
 
     @torch.no_grad()
@@ -199,8 +203,8 @@ def load(
             (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot goes on in what it was made with.
         threads: of the CPU, for each job of this model; all sessions of a process compute in one thread that has so
             many OpenMP threads. When None, as many as the process may use by its affinity, a container's CPU quota and
-            ``torch.get_num_threads()``. With AVX-512 a model of the demo's sizes, whose frames do not depend on the
-            number there, takes only as many of these as other processes leave free.
+            ``torch.get_num_threads()``. A model of the demo's sizes, whose float32 frames do not depend on the number,
+            takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """

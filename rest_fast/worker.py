@@ -65,10 +65,17 @@ class Worker:
         return future
 
     def run(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The same, and wait for its result. Jobs may call this, too."""
-        if threading.get_ident() == self.thread:
+        """The same, and wait for its result. Jobs may call this, too, and get no more threads than they have."""
+        if threading.get_ident() != self.thread:
+            return self.submit(threads, flexible, job, *args, **kwargs).result()
+        outer = self.threads
+        if threads >= outer:
             return job(*args, **kwargs)
-        return self.submit(threads, flexible, job, *args, **kwargs).result()
+        self._take(threads)
+        try:
+            return job(*args, **kwargs)
+        finally:
+            self._take(outer)
 
     def _run(self, context: contextvars.Context, threads: int, flexible: bool, job: Any, args: Any, kwargs: Any) -> Any:
         with self.idle:

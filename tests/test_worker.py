@@ -71,6 +71,16 @@ def test_threads_are_the_jobs_own(one):
     assert fresh == [before]
 
 
+def test_a_job_within_a_job_may_ask_for_fewer_threads_and_gets_no_more(one):
+    def job() -> list[int]:
+        asked = [one.run(n, False, torch.get_num_threads) for n in (1, 3)]
+        with pytest.raises(ZeroDivisionError):
+            one.run(1, False, lambda: 1 / 0)
+        return [*asked, torch.get_num_threads(), mkl_threads(), one.threads]
+
+    assert one.run(2, False, job) == [1, 2, 2, 2, 2]
+
+
 def mkl_threads() -> int:
     found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
     return int(found[1]) if found else torch.get_num_threads()
