@@ -9,19 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
+from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_latents
 from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, StreamState
 from rest_fast.state_fields import Fields
-
-if TYPE_CHECKING:
-    from rest_fast.model import Model
-
 
 Read = tuple[deque[tuple[int, StreamState]], deque[np.ndarray], tuple[int, bool], torch.dtype]  # of a snapshot
 
@@ -34,7 +30,7 @@ class BlockDecoder:
     lead: blocks that can be taken back.
     """
 
-    def __init__(self, model: Model, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
+    def __init__(self, model: REST, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
         self._shape = picture.shape
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead

@@ -2,129 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
-from rest_fast.config import PRESETS, ModelConfig, SamplingConfig, preset
+from rest_fast.config import PRESETS, ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.faces import find_face
-from rest_fast.models.dit import StreamingDiT
-from rest_fast.models.dit_block import KV
-from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
-from rest_fast.models.vae import TemporalVAE, to_tokens
+from rest_fast.models.rest import REST
+from rest_fast.models.vae import to_tokens
 from rest_fast.paste_back import shrink
-from rest_fast.sampler import ChunkSampler
 from rest_fast.session import Session
-from rest_fast.worker import Worker, worker
-
-T = TypeVar("T")
+from rest_fast.worker import worker
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-class Model(nn.Module):
-    """VAE, SpeechAE encoder and DiT of one configuration. Holds nothing of a stream: sessions share it.
-
-    ``threads``: of a CPU, for what it computes; see :func:`load`.
-    """
-
-    def __init__(self, config: ModelConfig, *, whisper: Any = None, threads: int | None = None):
-        super().__init__()
-        self.config, self.threads = config, threads
-        self._cores = cores.allowed()  # asked once: it reads a dozen files
-        self._any_threads = _sizes(config) == _sizes(preset("demo"))
-        self.vae = TemporalVAE(config)
-        self.speech = SpeechEncoder(config.speech)
-        self.dit = StreamingDiT(config)
-        self._whisper = (whisper,)  # in a tuple: its weights are the user's, not of this checkpoint
-
-    @property
-    def device(self) -> torch.device:
-        return self.dit.table.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.dit.table.dtype
-
-    @property
-    def worker(self) -> Worker:
-        """The thread in which this model computes."""
-        return worker(self.device)
-
-    def team(self) -> tuple[int, bool]:
-        """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
-
-        The frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL may share
-        one sum among threads, and the last bits of bfloat16 products depend on it at any.
-        """
-        if self.threads is not None:
-            return self.threads, False
-        return min(torch.get_num_threads(), self._cores), self._any_threads and self.dtype == torch.float32
-
-    def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """``job(*args, **kwargs)``, done by the model's worker and waited for."""
-        return self.worker.run(*self.team(), job, *args, **kwargs)
-
-    def submit(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
-        """The same without waiting."""
-        return self.worker.submit(*self.team(), job, *args, **kwargs)
-
-    def compute_once(self, job: Callable[..., T], *args: Any) -> T:
-        """What a stream starts from, done in one thread, so that its last bits do not depend on the number of cores.
-
-        MKL computes it, and may share its longest sums: 768 inputs of 16 tokens with AVX2.
-        """
-        return self.worker.run(1, False, job, *args)
-
-    @functools.cached_property
-    def features(self) -> SpeechFeatures:
-        return speech_features(self.config.speech, self._whisper[0])
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the weights as loaded; an avatar belongs to one."""
-        return self.__dict__.get("_fingerprint") or self.compute(lambda: self._fingerprint)
-
-    @functools.cached_property  # before Python 3.12 its lock is one for all models: only the worker may take it
-    def _fingerprint(self) -> str:
-        return checkpoint.fingerprint(self, self.config)
-
-    @functools.cached_property
-    def null_sink(self) -> KV:
-        """Sink of the unconditional branch: the zero latent. One per model."""
-        zero = torch.zeros(1, self.config.tokens, self.config.vae.latent_channels, device=self.device, dtype=self.dtype)
-        return self.sink(zero)
-
-    def sink(self, reference: torch.Tensor) -> KV:
-        """Keys and values [L, T, H, D] of a reference [1, T, C]."""
-        speech = self.config.speech
-        codes = torch.zeros(1, 1, speech.tokens, speech.width, device=self.device, dtype=self.dtype)
-        k, v = self.compute_once(self.dit.sink, reference.to(self.device, self.dtype), codes)
-        return k[:, 0], v[:, 0]
-
-    @functools.cached_property
-    def text(self) -> list[KV | None]:
-        """Keys and values of the fixed prompt, per block."""
-        return self.compute_once(torch.no_grad()(self.dit.text_kv))
-
-    def sampler(self, sampling: SamplingConfig) -> ChunkSampler:
-        return self.compute_once(ChunkSampler, self.dit, sampling, self.text)
-
-    def _apply(self, function, recurse=True):
-        """Another device or dtype: what was derived from the weights is derived anew."""
-        for name in ("text", "null_sink", "_fingerprint"):
-            self.__dict__.pop(name, None)
-        return super()._apply(function, recurse)
+class Model(REST):
+    """The networks of a checkpoint with what apps ask of them: faces made ready, streams opened, weights saved."""
 
     def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | str | None = None) -> Avatar:
         """Make a photo ready, once per face: crop, encode, sink.
@@ -154,11 +54,6 @@ class Model(nn.Module):
         reference = to_tokens(self.vae.encode(self.pixels(picture)))
         return reference, *self.sink(reference)
 
-    def pixels(self, picture: np.ndarray) -> torch.Tensor:
-        """A picture uint8 [H, W, 3] as the VAE takes it: [1, 3, 1, H, W] in -1..1."""
-        pixels = torch.from_numpy(picture.copy()).to(self.device).float() / 127.5 - 1  # bf16 has 8 bits
-        return pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)
-
     def session(
         self,
         avatar: Avatar,
@@ -176,11 +71,6 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)
-
-
-def _sizes(config: ModelConfig) -> tuple[Any, ...]:
-    """All that the shape of any product depends on."""
-    return config.height, config.width, config.vae, config.speech, config.dit, config.stream
 
 
 def load(

@@ -17,6 +17,7 @@ from rest_fast.config import SamplingConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import Modulation, StreamingDiT
 from rest_fast.models.dit_block import KV, Workspace
+from rest_fast.models.rest import REST
 from rest_fast.schedule import sigmas
 
 
@@ -39,6 +40,11 @@ class ChunkSampler:
         with torch.no_grad():
             self.text = dit.text_kv() if text is None else text
             self.modulations = [self._modulation(t) for t in self.sigmas]  # the last one is t = 0
+
+    @classmethod
+    def of(cls, model: REST, sampling: SamplingConfig) -> ChunkSampler:
+        """That of a model: its last bits do not depend on the number of threads."""
+        return model.compute_once(cls, model.dit, sampling, model.text)
 
     @torch.no_grad()
     def sample(

@@ -15,7 +15,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +29,12 @@ from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.errors import ArgumentError, AvatarError
 from rest_fast.errors import SessionClosed as SessionClosed
 from rest_fast.metrics import Stopwatch
+from rest_fast.models.rest import REST
 from rest_fast.models.speech import FRAME
-from rest_fast.sampler import Branches
+from rest_fast.sampler import Branches, ChunkSampler
 from rest_fast.session_state import SessionState
 from rest_fast.sound import RATE, SoundTimeline
 from rest_fast.worker import hold_over_fork
-
-if TYPE_CHECKING:
-    from rest_fast.model import Model
 
 
 class Session:
@@ -50,7 +48,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        model: REST,
         avatar: Avatar,
         sampling: SamplingConfig,
         *,
@@ -66,7 +64,7 @@ class Session:
         self._chunk, self._tokens = model.config.stream.chunk, model.config.tokens
         self._context = model.config.stream.context_chunks * self._chunk
         self.lead = self._chunk  # latents that an interrupt can take back after delivery
-        self._sampler = model.sampler(sampling)
+        self._sampler = ChunkSampler.of(model, sampling)
         self._cache = IDContextCache(model.config, 2, dtype=model.dtype, device=model.device, steps=sampling.steps)
         self._branches = Branches(0, 1 if self._sampler.guided else None)
         self._sound = SoundTimeline(sample_rate)

@@ -16,6 +16,7 @@ import rest_fast
 from rest_fast import media
 from rest_fast.checkpoint import CheckpointError, Unfilled
 from rest_fast.model import ASSETS, find_checkpoint
+from rest_fast.sampler import ChunkSampler
 from tests.kit.toys import photo, sound, toy
 
 
@@ -130,11 +131,11 @@ def test_render_sound_is_in_place(model, tmp_path):
     assert min(lag, 2 * n - lag) <= rate // 1000  # a millisecond
 
 
-def test_interrupted_render_leaves_a_playable_file(model, tmp_path):
+def test_interrupted_render_leaves_a_playable_file(model, tmp_path, monkeypatch):
     """A session that breaks in the middle: the blocks before are in the file."""
     out, avatar = tmp_path / "out.mp4", model.prepare(photo())
     broken = toy()
-    sampler = broken.sampler(broken.config.sampling)
+    sampler = ChunkSampler.of(broken, broken.config.sampling)
     original, calls = sampler.sample, []
 
     def sample(*args):
@@ -144,7 +145,7 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path):
         return original(*args)
 
     sampler.sample = sample
-    broken.sampler = lambda sampling: sampler
+    monkeypatch.setattr(ChunkSampler, "of", lambda model, sampling: sampler)
     with pytest.raises(KeyboardInterrupt):
         rest_fast.render(broken, avatar, media.Audio(sound(16000, 4.0)[:, None], 16000), out)
     frames, _ = media.read_video(out)

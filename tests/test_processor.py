@@ -14,6 +14,7 @@ import rest_fast
 from rest_fast import diagnostics, processor
 from rest_fast.model import ASSETS
 from rest_fast.ops import library_convolution
+from rest_fast.sampler import ChunkSampler
 from tests.kit.streams import same
 from tests.kit.toys import basis_model, sound
 
@@ -124,7 +125,7 @@ def constants(model, threads):
 
     def job():
         text = [t for kv in model.text if kv is not None for t in kv]
-        modulations = model.sampler(model.config.sampling).modulations
+        modulations = ChunkSampler.of(model, model.config.sampling).modulations
         return [*model.null_sink, *text, *(t for m in modulations for t in (*m.blocks, m.final))]
 
     return model.compute(job)

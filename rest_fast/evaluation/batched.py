@@ -26,7 +26,7 @@ from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
 from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_latents, to_uint8
-from rest_fast.sampler import Branches
+from rest_fast.sampler import Branches, ChunkSampler
 from rest_fast.training.synthetic.motion import FPS
 
 EDGE = 10  # seconds at both ends of a stream that are compared
@@ -183,7 +183,7 @@ def stream_latents(
         )
     changed = {"sampling__guidance": guidance, "sampling__steps": steps}
     config = model.config.replace(**{k: v for k, v in changed.items() if v is not None})
-    sampler = model.sampler(config.sampling)
+    sampler = ChunkSampler.of(model, config.sampling)
     lanes, chunk, shape = len(talks), config.stream.chunk, (config.tokens, config.vae.latent_channels)
     cache = IDContextCache(config, 2 * lanes, dtype=model.dtype, device=model.device, steps=config.sampling.steps)
     sessions = []

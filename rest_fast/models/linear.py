@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rest_fast.ops.derived import derived, frozen
+
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
 ROWS = 128  # what the order is made for: always the same, so that results do not depend on who called first
 
@@ -37,11 +39,9 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Te
     if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, bias, x):
         y = layer(x)
         return F.gelu(y, approximate="tanh") if gelu else y
-    seen = (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    )  # by who wants no such state in a graph
-    if weight.numel() <= SMALL and not (weight.requires_grad or weight.is_inference() or seen):
-        weight = _reordered(layer, weight)
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph wants no such state
+    if weight.numel() <= SMALL and not traced and frozen(weight):
+        weight = derived(layer, "reordered", (weight,), lambda: _reordered(weight.detach()))
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 
@@ -53,26 +53,6 @@ def _plain(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, x:
     return bare and not torch.is_autocast_enabled("cpu")
 
 
-def _reordered(layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
-    """A frozen weight in oneDNN's order, kept beside the layer until it changes.
-
-    Changes that PyTorch does not count, through ``.data`` or ``.numpy()``, are not seen.
-    """
-    kept = layer.__dict__.get("reordered")
-    if kept is None or kept.address != weight.data_ptr() or kept.version != weight._version:
-        kept = Reordered(weight.detach(), torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
-        layer.__dict__["reordered"] = kept  # past nn.Module: no parameter, no buffer, not in a checkpoint
-    return kept.weight
-
-
-class Reordered:
-    """A weight in oneDNN's order, and which weight it was made of: held, so that its address goes to no other."""
-
-    def __init__(self, source: torch.Tensor, weight: torch.Tensor):
-        self.source, self.address, self.version, self.weight = source, source.data_ptr(), source._version, weight
-
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copied layer makes its own."""
-
-    def __reduce__(self):
-        return type(None), ()
+def _reordered(weight: torch.Tensor) -> torch.Tensor:
+    reordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return reordered

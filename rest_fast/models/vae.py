@@ -17,7 +17,6 @@ from rest_fast import checkpoint, noise
 from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.decode_stream import DecodeStream, EncodeStream
-from rest_fast.models.kept import ordered
 from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
 from rest_fast.models.vae_conv import ConvDecoder, ConvEncoder, ResBlock, StridedConv
 from rest_fast.models.vae_stream import CausalConv3d, Mode, Workspace, name_memories, read_mode
@@ -87,7 +86,7 @@ class TemporalVAE(nn.Module):
         for module in self.decoder.modules():
             if isinstance(module, CausalConv3d) and module is not getattr(self.decoder, "conv_out", None):
                 post = getattr(self.decoder, "post", None)
-                ordered(module, getattr(post, "dtype", None) or module.weight.dtype)
+                module.ordered(getattr(post, "dtype", None) or module.weight.dtype)
         return self
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:

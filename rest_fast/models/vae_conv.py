@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.config import STRIDES, ConvVAEConfig
-from rest_fast.models.kept import Kept
 from rest_fast.models.vae_stream import (
     NORM_EPS,
     Buffer,
@@ -27,6 +26,7 @@ from rest_fast.models.vae_stream import (
     unfold_channels,
 )
 from rest_fast.ops import functional
+from rest_fast.ops.derived import derived
 
 SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
 
@@ -281,9 +281,7 @@ class ConvDecoder(nn.Module):
             ]
             return [*pairs, (last, None)]
 
-        constants: list[tuple[Modulation | None, Modulation | None]]
-        constants = Kept.get(self, "constants", tuple(self.time_parameters()), make)
-        return constants
+        return derived(self, "constants", tuple(self.time_parameters()), make)
 
     def time_parameters(self) -> list[nn.Parameter]:
         tables = [m.table for m in (self, *self.blocks) if getattr(m, "table", None) is not None]
@@ -326,5 +324,4 @@ class ConvDecoder(nn.Module):
             turned = weight.detach()[order].contiguous(memory_format=torch.channels_last_3d)
             return turned, bias.detach()[order].contiguous()
 
-        pair: tuple[torch.Tensor, torch.Tensor] = Kept.get(self, "turned", (weight, bias), make)
-        return pair
+        return derived(self, "turned", (weight, bias), make)

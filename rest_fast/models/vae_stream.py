@@ -15,8 +15,8 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.errors import ArgumentError
-from rest_fast.models.kept import ordered
 from rest_fast.ops import functional, triton_kernels
+from rest_fast.ops.derived import derived
 from rest_fast.ops.layouts import haloed
 
 NORM_EPS = 1e-8
@@ -290,6 +290,15 @@ class CausalConv3d(nn.Module):
         state.histories[self.path] = history if history.requires_grad else history.clone()
         return y
 
+    def ordered(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight in channels-last order and bias, in a dtype: as :meth:`step` reads them."""
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            weight = self.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
+            return weight, self.bias.detach().to(dtype)
+
+        return derived(self, "ordered_pair", (self.weight, self.bias), make, dtype)
+
     def step(
         self,
         source: Buffer,
@@ -310,7 +319,7 @@ class CausalConv3d(nn.Module):
         state, (b, c, t, h, w) = piece.state, source.frames.shape
         history, missing = piece.history(self.path, (b, c, state.past, h, w), source.whole)
         if weight is None:
-            weight, bias = ordered(self, source.whole.dtype)
+            weight, bias = self.ordered(source.whole.dtype)
         scale, shift = modulation or (None, None)
         ops.causal_conv3d(
             source.whole,

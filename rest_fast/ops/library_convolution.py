@@ -12,13 +12,13 @@ tenth of the convolution: where it is small, or the pixels are few (:func:`packe
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import native
 from rest_fast.ops.depth_to_space import depth_to_space
+from rest_fast.ops.derived import derived, frozen
 from rest_fast.ops.dispatch import Backend, Spec, use_backend
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.layouts import halo
@@ -161,33 +161,20 @@ def _unfolded(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
 def packed(weight: torch.Tensor) -> torch.Tensor:
     """A frozen CPU weight [O, C, 3, 3, 3] in oneDNN's order, kept with the tensor until it changes; others as they are.
 
-    The same numbers, so the same results. Changes that PyTorch does not count, through ``.data`` or ``.numpy()``, are
-    not seen. A model may call this at load, so that its first call is as fast as any.
+    The same numbers, so the same results. A model may call this at load, so that its first call is as fast as any.
     """
-    if weight.requires_grad or weight.is_inference() or not weight.is_cpu:
+    if not weight.is_cpu or not frozen(weight):
         return weight
-    kept = weight.__dict__.get("packed")
-    if kept is None or kept.address != weight.data_ptr() or kept.version != weight._version:
-        batch, *buffer = SEEN
-        order = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.detach(), [0, 1, 1], [1, 1, 1], [1, 1, 1], 1, [batch, weight.shape[1], *buffer]
-        )
-        kept = Packed(weight.detach(), order)
-        weight.__dict__["packed"] = kept
-    return kept.weight
+    return derived(weight, "packed", (weight,), lambda: _reordered(weight.detach()))
 
 
-class Packed:
-    """A weight in oneDNN's order, and which weight it was made of: held, so that its address goes to no other."""
-
-    def __init__(self, source: torch.Tensor, weight: torch.Tensor):
-        self.source, self.address, self.version, self.weight = source, source.data_ptr(), source._version, weight
-
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copied weight makes its own."""
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
+def _reordered(weight: torch.Tensor) -> torch.Tensor:
+    batch, *buffer = SEEN
+    size = [batch, weight.shape[1], *buffer]
+    reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight, [0, 1, 1], [1, 1, 1], [1, 1, 1], 1, size
+    )
+    return reordered
 
 
 BACKEND = Backend("library", supports, run)

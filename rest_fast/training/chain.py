@@ -384,8 +384,6 @@ def sampler(model: Model, clips: Shards, folder: Path, among: World) -> Callable
         shown = whole_model(model, among)
         if shown is None:
             return
-        for name in ("text", "null_sink"):  # derived from weights that have changed
-            shown.__dict__.pop(name, None)
         with shown.session(shown.prepare(photo, crop="center")) as session:
             session.push_audio(sound)
             session.end_segment()

@@ -20,7 +20,7 @@ from rest_fast.block import Block, Latent
 from rest_fast.cache import IDContextCache
 from rest_fast.models.vae import TemporalVAE, to_latents
 from rest_fast.models.vae_stream import Mode, read_mode
-from rest_fast.sampler import Branches
+from rest_fast.sampler import Branches, ChunkSampler
 from rest_fast.sound import MARGIN
 
 FRAME = 640  # samples of a frame at the model's 16 kHz
@@ -35,7 +35,7 @@ class Oracle:
         changes = {"sampling__steps": steps, "sampling__guidance": guidance}
         self.config = model.config.replace(**{k: v for k, v in changes.items() if v is not None})
         self.model, self.avatar, self.rate, self.seed = model, avatar, sample_rate, seed
-        self.sampler, self.chunk = model.sampler(self.config.sampling), self.config.stream.chunk
+        self.sampler, self.chunk = ChunkSampler.of(model, self.config.sampling), self.config.stream.chunk
         self.sound, self.pushed = np.zeros(0, np.float32), False  # the whole timeline, what was taken back cut off
         self.ends: list[tuple[int, int]] = []  # of segments: the latent behind the last, the sample behind the last
         self.latents: list[Latent] = []  # of the whole timeline

@@ -124,7 +124,7 @@ def test_packed_weights_are_held_once():
     torch.testing.assert_close(module.decode(latents(module, 2).float()), want, rtol=1e-5, atol=1e-5)
     for conv in (m for m in module.decoder.modules() if type(m).__name__ == "CausalConv3d"):
         if conv is not module.decoder.conv_out:
-            assert conv.__dict__["ordered"].value[0].data_ptr() == conv.weight.data_ptr()
+            assert conv.__dict__["ordered_pair"].value[0].data_ptr() == conv.weight.data_ptr()
 
 
 def test_encoding_outside_no_grad_keeps_nothing_alive():

@@ -243,7 +243,7 @@ class TestPacking:
     def test_same_bits(self, shape, dtype):
         weight = torch.randn(*shape, 3, 3, 3).to(dtype)
         packed = self.convolved(weight)
-        assert weight.packed.weight.is_mkldnn
+        assert weight.packed.value.is_mkldnn
         with mock.patch.object(library_convolution, "packed", lambda w: w):
             assert_same_bits(packed, self.convolved(weight), "packed against plain")
 

@@ -20,7 +20,7 @@ def no_variable(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def traced():
     """An op of four backends that note their names: one for CPU, one for fp16, one for nothing, the reference."""
     ran: list[str] = []
