@@ -65,8 +65,8 @@ test-full: $(STAMP)
 	$(BIN)/pytest -q
 
 # What depends on the order of sums, held to the instructions of other processors, with one thread and with two.
-ORDER_TESTS := tests/models tests/training tests/evaluation tests/ops tests/test_session*.py tests/test_sampler.py \
-    tests/test_cache.py tests/test_model.py tests/test_processor.py tests/test_demo_model.py
+ORDER_TESTS := tests/models tests/training tests/evaluation tests/ops tests/streaming/test_session*.py tests/streaming/test_sampler.py \
+    tests/streaming/test_cache.py tests/test_model.py tests/test_processor.py tests/test_demo_model.py
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2
 test-isa: $(STAMP)
 	failed=0; for held in "$(AVX2)" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HELD_TO=nothing; do for threads in 1 2; do \

@@ -35,7 +35,6 @@ from rest_fast.evaluation.distances import frechet_distance
 from rest_fast.evaluation.readers import PixelReader, latents
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
-from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_tokens
 from rest_fast.training import chain
 from rest_fast.training.config import TrainingConfig, training_preset
@@ -43,6 +42,7 @@ from rest_fast.training.flow import clip_codes
 from rest_fast.training.reports import read_log
 from rest_fast.training.shards import Shards
 from rest_fast.training.synthetic.clips import FRAMES, LEAD, Clips
+from rest_fast.units import FRAME
 
 log = logging.getLogger("rest_fast.ablation")
 

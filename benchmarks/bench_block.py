@@ -28,12 +28,12 @@ from torch import nn
 from benchmarks import kit, peers
 from benchmarks.kit import DTYPES, LAYERS
 from rest_fast import ops, preset
-from rest_fast.cache import IDContextCache
 from rest_fast.config import ModelConfig
 from rest_fast.models import dit_block
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import Workspace
 from rest_fast.ops import rope
+from rest_fast.streaming.cache import IDContextCache
 
 LANES = 2
 SELF_ATTENTION = ops.sink_ring_attention

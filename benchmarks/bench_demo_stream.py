@@ -15,7 +15,7 @@ import torch
 import rest_fast
 from benchmarks import kit
 from rest_fast.model import ASSETS
-from rest_fast.session import Session
+from rest_fast.streaming.session import Session
 
 FRAMES = 24  # of a chunk: three latents
 CHUNK = FRAMES * 640  # samples of one at 16 kHz

@@ -35,7 +35,7 @@ from rest_fast.evaluation.demo_report import machine
 from rest_fast.faces import find_face
 from rest_fast.model import ASSETS, Model
 from rest_fast.models.vae import to_uint8
-from rest_fast.training.synthetic.motion import FPS
+from rest_fast.units import FPS
 
 FACE = (104, 0, 346, 242)  # where find_face sees the astronaut's
 SYNTHETIC = (0, 1)  # clips of the test split

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rest_fast.avatar import Avatar
-    from rest_fast.block import Block
     from rest_fast.config import ModelConfig, preset
     from rest_fast.diagnostics import show_config
     from rest_fast.errors import (
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
     )
     from rest_fast.model import Model, load
     from rest_fast.rendering import render
-    from rest_fast.session import Session
-    from rest_fast.session_state import SessionState
+    from rest_fast.streaming.block import Block
+    from rest_fast.streaming.session import Session
+    from rest_fast.streaming.snapshot import SessionState
 
 __version__ = "0.1.0"
 
@@ -82,11 +82,11 @@ __all__ = [
 # Where each name lives. Imported at its first use: `rest-fast --help` need not wait for PyTorch.
 _HOMES = {
     "Avatar": "avatar",
-    "Block": "block",
+    "Block": "streaming.block",
     "Model": "model",
     "ModelConfig": "config",
-    "Session": "session",
-    "SessionState": "session_state",
+    "Session": "streaming.session",
+    "SessionState": "streaming.snapshot",
     "load": "model",
     "preset": "config",
     "render": "rendering",

@@ -17,7 +17,7 @@ from rest_fast.faces import find_face
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_tokens
 from rest_fast.paste_back import shrink
-from rest_fast.session import Session
+from rest_fast.streaming.session import Session
 from rest_fast.worker import worker
 
 ASSETS = Path(__file__).parent / "assets"
@@ -64,7 +64,7 @@ class Model(REST):
         guidance: float | None = None,
         decode: str | None = None,
     ) -> Session:
-        """Open a stream for one viewer; see :class:`rest_fast.session.Session`."""
+        """Open a stream for one viewer; see :class:`rest_fast.streaming.session.Session`."""
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
         return self.compute(Session, self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode)

@@ -116,7 +116,9 @@ def test_a_face_that_is_not_found_stops_a_run_where_warnings_are_errors(inputs, 
 
 def test_photographs_with_the_demo_model_are_noted_once(inputs, tmp_path, capsys, monkeypatch):
     """On the command line; no portrait that is shipped, no other weights."""
-    monkeypatch.setattr("rest_fast.session.Session.blocks", lambda _: iter(()))  # the note comes before any work
+    monkeypatch.setattr(
+        "rest_fast.streaming.session.Session.blocks", lambda _: iter(())
+    )  # the note comes before any work
     monkeypatch.setattr(media, "VideoWriter", lambda *_, **__: contextlib.nullcontext())
     note = "warning: the demo model was trained on drawn faces only"
     for picture, weights, told in [

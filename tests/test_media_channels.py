@@ -10,7 +10,7 @@ import pytest
 
 from rest_fast import downmix
 from rest_fast.media import Audio, check_pcm, load_audio
-from rest_fast.sound import SoundTimeline
+from rest_fast.streaming.sound import SoundTimeline
 from rest_fast.training.preparation.film import survey
 from tests.kit.media_files import LAYOUTS, chirp, encode_sound, film, sine, wav_extensible
 

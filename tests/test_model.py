@@ -16,7 +16,7 @@ import rest_fast
 from rest_fast import media
 from rest_fast.checkpoint import CheckpointError, Unfilled
 from rest_fast.model import ASSETS, find_checkpoint
-from rest_fast.sampler import ChunkSampler
+from rest_fast.streaming.sampler import ChunkSampler
 from tests.kit.toys import photo, sound, toy
 
 

@@ -14,7 +14,7 @@ import rest_fast
 from rest_fast import diagnostics, processor
 from rest_fast.model import ASSETS
 from rest_fast.ops import library_convolution
-from rest_fast.sampler import ChunkSampler
+from rest_fast.streaming.sampler import ChunkSampler
 from tests.kit.streams import same
 from tests.kit.toys import basis_model, sound
 

@@ -38,9 +38,14 @@ PARTS = {
     "first": ["tests/test_media_*.py"],
     # Each dependency at least once, every op, the sessions; not what measures or trains.
     "stated": [
-        *("tests/test_media_*.py", "tests/test_sound.py", "tests/test_faces.py", "tests/test_paste_back.py"),
-        *("tests/test_session*.py", "tests/test_cache.py", "tests/test_model.py", "tests/test_checkpoint.py"),
-        *("tests/test_config.py", "tests/test_noise.py", "tests/test_sampler.py", "tests/test_cli.py"),
+        *("tests/test_media_*.py", "tests/streaming/test_sound.py", "tests/test_faces.py", "tests/test_paste_back.py"),
+        *(
+            "tests/streaming/test_session*.py",
+            "tests/streaming/test_cache.py",
+            "tests/test_model.py",
+            "tests/test_checkpoint.py",
+        ),
+        *("tests/test_config.py", "tests/test_noise.py", "tests/streaming/test_sampler.py", "tests/test_cli.py"),
         *(
             "tests/test_diagnostics.py",
             "tests/ops/test_*.py",

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rest_fast import noise
-from rest_fast.cache import IDContextCache
-from rest_fast.config import TEMPORAL
+from rest_fast.avatar import Avatar
+from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.evaluation import measures
 from rest_fast.evaluation.heads import HeadTracker
 from rest_fast.evaluation.readers import PixelReader, at_128
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
-from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_latents, to_uint8
-from rest_fast.sampler import Branches, ChunkSampler
-from rest_fast.training.synthetic.motion import FPS
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.stream import Stream
+from rest_fast.units import FPS, FRAME, from_levels
 
 EDGE = 10  # seconds at both ends of a stream that are compared
 EACH = 5  # every fifth frame is asked who it is
@@ -160,7 +160,7 @@ def _look(
     """The columns of a record from frames uint8 [n, H, W, 3], of which the first is number ``first``."""
     gap = np.full(len(video), np.nan)
     if reader is not None:
-        gap = reader.read(at_128(torch.from_numpy(video).permute(3, 0, 1, 2) / 127.5 - 1))[:, 0]
+        gap = reader.read(at_128(from_levels(torch.from_numpy(video).permute(3, 0, 1, 2))))[:, 0]
     change = measures.changes(video if before is None else np.concatenate([before[None], video]))
     head, asked = tracker.track(video), slice(-first % EACH, None, EACH)
     middles = video[(FPS // 2 - first) % FPS :: FPS]
@@ -183,40 +183,30 @@ def stream_latents(
         )
     changed = {"sampling__guidance": guidance, "sampling__steps": steps}
     config = model.config.replace(**{k: v for k, v in changed.items() if v is not None})
-    sampler = ChunkSampler.of(model, config.sampling)
-    lanes, chunk, shape = len(talks), config.stream.chunk, (config.tokens, config.vae.latent_channels)
-    cache = IDContextCache(config, 2 * lanes, dtype=model.dtype, device=model.device, steps=config.sampling.steps)
-    sessions = []
-    for lane, talk in enumerate(talks):
-        avatar = model.prepare(talk.photo, crop="center")
-        cache.open(lane, avatar.sink_k, avatar.sink_v)
-        if sampler.guided:
-            cache.open(lanes + lane, *model.null_sink)
-        sessions.append(Branches(lane, lanes + lane if sampler.guided else None))
+    avatars = [model.prepare(talk.photo, crop="center") for talk in talks]
+    return model.compute(_latents, model, config.sampling, avatars, talks, seeds)
+
+
+@torch.inference_mode()
+def _latents(
+    model: Model, sampling: SamplingConfig, avatars: list[Avatar], talks: Sequence[Talk], seeds: Sequence[int]
+) -> torch.Tensor:
+    """Streams whose next chunks are lanes of one call; one that has ended goes on in silence."""
+    sampler, lanes = ChunkSampler.of(model, sampling), len(talks)
+    cache = IDContextCache(model.config, 2 * lanes, dtype=model.dtype, device=model.device, steps=sampling.steps)
+    streams = []
+    for lane, (avatar, talk, seed) in enumerate(zip(avatars, talks, seeds)):
+        rows = Branches(lane, lanes + lane if sampler.guided else None)
+        streams.append(Stream(model, avatar, sampler, cache, rows, seed=seed))
+        streams[-1].push(talk.samples)
+        streams[-1].end_segment()
     made = []
-    chunks = max(-(-len(talk.samples) // (chunk * TEMPORAL * FRAME)) for talk in talks)
-    for number in range(chunks):
-        first = number * chunk
-        drawn = [[noise.normal(seed, first + i, shape[0] * shape[1]) for i in range(chunk)] for seed in seeds]
-        start = torch.stack([torch.stack(lane) for lane in drawn]).view(lanes, chunk * shape[0], shape[1])
-        made.append(sampler.sample(cache, sessions, start, _codes(model, talks, first)).clone())
-    return torch.cat(made, 1).unflatten(1, (-1, shape[0]))
-
-
-def _codes(model: Model, talks: Sequence[Talk], first: int) -> torch.Tensor:
-    """Speech codes [S, chunk, A, Wa] of the chunk that begins with latent ``first``, from the window that a session
-    cuts: its frames and the 8 before, zeros before the stream and silence behind each talk."""
-    features, frame = model.features, TEMPORAL * (first - 1)
-    count = TEMPORAL * (model.config.stream.chunk + 1)
-    a, b = frame * FRAME - features.back, (frame + count) * FRAME + features.ahead
-    window = np.zeros((len(talks), b - a), np.float32)
-    for row, talk in zip(window, talks):
-        piece = talk.samples[max(a, 0) : b]
-        row[max(-a, 0) : max(-a, 0) + len(piece)] = piece
-    windows = features(torch.from_numpy(window).to(model.device)).to(model.device, model.dtype)
-    windows[:, : max(0, -frame)] = 0
-    codes: torch.Tensor = model.speech(windows)
-    return codes
+    while any(stream.due() for stream in streams):
+        jobs = [stream.next_chunk(idle=not stream.due()) for stream in streams]
+        made.append(sampler.run(cache, jobs))
+        for stream, job, latents in zip(streams, jobs, made[-1]):
+            stream.accept(job, latents)
+    return torch.cat(made, 1).unflatten(1, (-1, model.config.tokens))
 
 
 @torch.inference_mode()

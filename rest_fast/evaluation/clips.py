@@ -19,8 +19,7 @@ from rest_fast.evaluation.mouths import NoFace
 from rest_fast.evaluation.sources import Example, Examples
 from rest_fast.model import Model
 from rest_fast.models.vae import to_uint8
-from rest_fast.sound import RATE
-from rest_fast.training.synthetic.motion import FPS
+from rest_fast.units import FPS, RATE
 
 VIDEOS = ("truth", "through_vae", "generated", "wrong_sound")
 Array = NDArray[Any]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rest_fast.evaluation.sources import EvaluationError
+from rest_fast.units import from_levels
 
 WINDOW = 16  # frames of a piece of video whose features are one point of the FVD
 BATCH = 32  # pictures at once
@@ -86,7 +87,7 @@ class FVD:
         """Videos uint8 [n, H, W, 3] of both kinds, cut into pieces; what is left over is not looked at."""
         for frames, features in zip((real, made), self.features):
             for first in range(0, len(frames) - WINDOW + 1, WINDOW):
-                video = torch.from_numpy(frames[first : first + WINDOW]).permute(0, 3, 1, 2) / 127.5 - 1
+                video = from_levels(torch.from_numpy(frames[first : first + WINDOW]).permute(0, 3, 1, 2))
                 video = F.interpolate(video, (224, 224), mode="bilinear", align_corners=False)
                 x = video.transpose(0, 1)[None]  # [1, 3, 16, 224, 224]
                 found = self.network(x, rescale=False, resize=False, return_features=True)
@@ -106,7 +107,7 @@ class Embedder:
     @torch.no_grad()
     def similarity(self, frames: Array, photo: Array) -> Array:
         """Cosine of each of the frames uint8 [n, H, W, 3] and a photo [H, W, 3]: [n]. The whole picture is shown."""
-        pictures = torch.from_numpy(np.concatenate([photo[None], frames])).permute(0, 3, 1, 2) / 127.5 - 1
+        pictures = from_levels(torch.from_numpy(np.concatenate([photo[None], frames])).permute(0, 3, 1, 2))
         pictures = F.interpolate(pictures, (self.side, self.side), mode="bilinear", antialias=True)
         found = torch.cat([self.network(piece) for piece in pictures.split(BATCH)]).flatten(1)
         return F.cosine_similarity(found[1:], found[:1]).double().numpy()

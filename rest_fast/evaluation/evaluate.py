@@ -24,7 +24,7 @@ from rest_fast.evaluation.instruments import Given, Instruments
 from rest_fast.evaluation.sources import EvaluationError, Examples
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
-from rest_fast.training.synthetic.motion import FPS
+from rest_fast.units import FPS
 
 
 def evaluate(

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rest_fast import media
 from rest_fast.model import Model
-from rest_fast.models.speech import FRAME
-from rest_fast.sound import RATE
+from rest_fast.units import FRAME, RATE
 
 LIMIT = 600_000  # bytes of a picture
 FINE = 4  # lines and waves are drawn so many times larger: Pillow does not anti-alias

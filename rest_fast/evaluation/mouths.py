@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rest_fast.errors import NoFace as NoFace
 from rest_fast.evaluation.readers import PixelReader, at_128
 from rest_fast.evaluation.sources import EvaluationError
+from rest_fast.units import from_levels
 
 MISSING = 0.2  # share of a video's frames that may be without a face
 Array = NDArray[Any]
@@ -46,7 +47,7 @@ class DrawnMouths:
         self.reader = reader
 
     def opening(self, frames: Array, name: str) -> Array:
-        video = torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1
+        video = from_levels(torch.from_numpy(frames).permute(3, 0, 1, 2))
         return self.reader.read(at_128(video))[:, 0]
 
 

@@ -22,6 +22,7 @@ from rest_fast.errors import ArgumentError
 from rest_fast.model import Model
 from rest_fast.training.synthetic.clips import FRAMES, Clips
 from rest_fast.training.synthetic.portraits import GEOMETRY
+from rest_fast.units import from_levels
 
 ROWS, COLUMNS = (56, 112), (32, 96)  # of the lower face at 128 x 128
 SHIFT = 3  # pixels by which training crops are moved at most
@@ -125,7 +126,7 @@ def fit_pixel_reader(
 
 def _augment(crops: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """uint8 [n, 62, 70, 3] -> [n, 3, 56, 64] in about -1..1: shifted, brighter or darker, the first half blurred."""
-    pixels = crops.permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = from_levels(crops.permute(0, 3, 1, 2))
     height, width = ROWS[1] - ROWS[0], COLUMNS[1] - COLUMNS[0]
     moves = torch.randint(2 * SHIFT + 1, (len(crops), 2), generator=g).tolist()
     pixels = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(pixels, moves)])

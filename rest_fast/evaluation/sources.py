@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from rest_fast.errors import EvaluationError as EvaluationError
 from rest_fast.evaluation.streams import Talk
-from rest_fast.models.speech import FRAME
-from rest_fast.sound import RATE
 from rest_fast.training import shards
 from rest_fast.training.synthetic.clips import CLIPS, FRAMES, LEAD, Clips
 from rest_fast.training.synthetic.portraits import GEOMETRY
+from rest_fast.units import FRAME, RATE
 
 Array = NDArray[Any]
 

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rest_fast.block import Block, Latent
-from rest_fast.cache import IDContextCache
+from rest_fast.avatar import Avatar
+from rest_fast.config import SamplingConfig
 from rest_fast.evaluation.readers import PixelReader
 from rest_fast.model import Model
 from rest_fast.models.dit_block import Workspace
-from rest_fast.models.speech import FRAME
 from rest_fast.models.vae import to_latents
-from rest_fast.sound import RATE
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.stream import Stream
 from rest_fast.training.synthetic.clips import generator
-from rest_fast.training.synthetic.motion import FPS
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry, neutral
 from rest_fast.training.synthetic.speech import utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
+from rest_fast.units import FPS, FRAME, RATE, from_levels
 
 Array = NDArray[Any]
 FIRST_IDENTITY = 20_000  # clip of the split `test` whose person speaks first: none of those that were written as clips
@@ -56,20 +56,30 @@ def generate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A stream from a photo uint8 [H, W, 3] and 16 kHz sound of n frames: [3, 1 + n, H, W] in -1..1, photo first; and
     the latents that the DiT made for it, [n / 8, T C]."""
-    made: list[torch.Tensor] = []
+    changes = {} if guidance is None else {"sampling__guidance": guidance}
     # "center": a face finder would cut another square than the one whose mouth is known
-    with model.session(model.prepare(photo, crop="center"), seed=seed, guidance=guidance) as session:
-        make_block = session._make_block
+    avatar, sampling = model.prepare(photo, crop="center"), model.config.replace(**changes).sampling
+    video, latents = model.compute(_played, model, avatar, sampling, seed, samples)
+    return from_levels(torch.from_numpy(np.concatenate([photo[None], *video])).permute(3, 0, 1, 2)), latents
 
-        def keeping(latent: Latent, index: int, epoch: int) -> Block:
-            made.append(latent.z)
-            return make_block(latent, index, epoch)
 
-        session._make_block = keeping  # type: ignore[method-assign]
-        session.push_audio(samples)
-        session.end_segment()
-        video = np.concatenate([photo[None], *(block.video for block in session.blocks())])
-    return torch.from_numpy(video).permute(3, 0, 1, 2) / 127.5 - 1, torch.stack(made).flatten(1).float().cpu()
+def _played(
+    model: Model, avatar: Avatar, sampling: SamplingConfig, seed: int, samples: Array
+) -> tuple[list[Array], torch.Tensor]:
+    """Pictures of all blocks, and their latents [m, T C]."""
+    stream = Stream.alone(model, avatar, sampling, seed=seed)
+    stream.push(samples)
+    stream.end_segment()
+    video, latents = [], []
+    while stream.shows() or stream.due():
+        if not stream.shows():
+            stream.generate()
+            continue
+        latents.append(stream.upcoming.z)
+        video.append(stream.make_block().video)
+        stream.deliver()
+        stream.forget()
+    return video, torch.stack(latents).flatten(1).float().cpu()
 
 
 @dataclass
@@ -110,7 +120,7 @@ def play(
                 session.end_segment()
             for block in session.blocks():
                 if reader is not None:
-                    gaps.append(reader.read(torch.from_numpy(block.video).permute(3, 0, 1, 2) / 127.5 - 1)[:, 0])
+                    gaps.append(reader.read(from_levels(torch.from_numpy(block.video).permute(3, 0, 1, 2)))[:, 0])
                 colours.append(block.video.mean((1, 2), dtype=np.float64))
                 kept |= {count + i: frame for i, frame in enumerate(block.video) if count + i in wanted}
                 count += len(block.video)

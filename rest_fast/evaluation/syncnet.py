@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rest_fast.evaluation.sources import EvaluationError
-from rest_fast.sound import RATE
+from rest_fast.units import RATE
 
 SIDE, FRAMES = 224, 5  # of what the picture's half sees
 STEPS, PER_FRAME = 20, 4  # cepstra of 10 ms that the sound's half sees, and those of one frame

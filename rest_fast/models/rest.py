@@ -15,9 +15,10 @@ from rest_fast import checkpoint, cores
 from rest_fast.config import ModelConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import KV
-from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, speech_features
+from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, SpeechWindow, speech_features
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.ops.derived import derived, forget
+from rest_fast.units import from_levels
 from rest_fast.worker import Worker, worker
 
 T = TypeVar("T")
@@ -87,8 +88,16 @@ class REST(nn.Module):
 
     def pixels(self, picture: np.ndarray) -> torch.Tensor:
         """A picture uint8 [H, W, 3] as the VAE takes it: [1, 3, 1, H, W] in -1..1."""
-        pixels = torch.from_numpy(picture.copy()).to(self.device).float() / 127.5 - 1  # bf16 has 8 bits
+        pixels = from_levels(torch.from_numpy(picture.copy()).to(self.device).float())  # bf16 has 8 bits
         return pixels.permute(2, 0, 1)[None, :, None].to(self.dtype)
+
+    def codes(self, samples: np.ndarray, window: SpeechWindow) -> torch.Tensor:
+        """Speech codes [1, F, A, Wa] of a run of latents; samples fp32 [end - start] are the sound of its window."""
+        heard = torch.from_numpy(samples)[None].to(self.device)
+        seen = self.features(heard).to(self.device, self.dtype)
+        seen = torch.cat([torch.zeros_like(seen[:, : window.missing]), seen[:, window.missing :]], 1)
+        codes: torch.Tensor = self.speech(seen)
+        return codes
 
     def sink(self, reference: torch.Tensor) -> KV:
         """Keys and values [L, T, H, D] of a reference [1, T, C]."""

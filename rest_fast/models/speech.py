@@ -8,6 +8,7 @@ cut the sound cannot matter, and training data is made by the same call.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +17,8 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL, SpeechConfig
 from rest_fast.errors import ArgumentError
+from rest_fast.units import FRAME, RATE
 
-RATE = 16000
-FRAME = RATE // 25  # samples of one video frame
 HOP, WINDOW, FFT = 160, 400, 1024  # of a log-mel position: 10 ms step, 25 ms Hann window, padded transform
 MEL_FLOOR = 1e-4  # power at which a band counts as silent: about -75 dBFS of white noise
 
@@ -32,6 +32,23 @@ class SpeechFeatures(Protocol):
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         """fp32 [B, back + 640 n + ahead] -> [B, n, positions, channels]."""
         ...
+
+
+@dataclass(frozen=True)
+class SpeechWindow:
+    """The sound that the codes of a run of latents hear."""
+
+    start: int  # samples at 16 kHz from frame 0 on; negative before the stream
+    end: int
+    missing: int  # video frames before the stream, whose features are zero
+
+
+def speech_window(features: SpeechFeatures, first: int, frames: int) -> SpeechWindow:
+    """Of ``frames`` video frames from ``first`` on: theirs, those of the latent before (the encoder's past), and what
+    the features see on both sides. The one rule for sessions, evaluation and training data."""
+    past = first - TEMPORAL
+    missing = max(0, min(TEMPORAL + frames, -past))
+    return SpeechWindow(past * FRAME - features.back, (first + frames) * FRAME + features.ahead, missing)
 
 
 def speech_features(config: SpeechConfig, whisper: Any = None) -> SpeechFeatures:

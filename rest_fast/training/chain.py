@@ -25,7 +25,6 @@ from rest_fast import checkpoint
 from rest_fast.config import ConvVAEConfig, ModelConfig
 from rest_fast.errors import TrainError as TrainError
 from rest_fast.model import Model, find_checkpoint
-from rest_fast.models.speech import FRAME, RATE
 from rest_fast.models.vae import to_tokens
 from rest_fast.training import causal_decoder, states
 from rest_fast.training import vae as vae_stage
@@ -39,6 +38,7 @@ from rest_fast.training.shards import LEAD, MANIFEST, DataError, Manifest, Shard
 from rest_fast.training.speech import Speech, SpeechData
 from rest_fast.training.student import Student
 from rest_fast.training.teacher import Teacher
+from rest_fast.units import FRAME, RATE
 
 log = logging.getLogger("rest_fast.training")
 

@@ -14,7 +14,8 @@ from PIL import Image
 import rest_fast
 from rest_fast.training.synthetic.clips import identity
 from rest_fast.training.synthetic.portraits import draw, neutral
-from rest_fast.training.synthetic.speech import RATE, speak
+from rest_fast.training.synthetic.speech import speak
+from rest_fast.units import RATE
 
 PORTRAITS = {"portrait.png": 10_008, "portrait_2.png": 10_022}  # clips of the split `test`, outside of its first ones
 SPEECH = (

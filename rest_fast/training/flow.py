@@ -14,7 +14,7 @@ from rest_fast.config import TEMPORAL, Layout, ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.model import Model
 from rest_fast.models.clip_attention import Context
-from rest_fast.schedule import draw_cans, logit_normal_table
+from rest_fast.streaming.schedule import draw_cans, logit_normal_table
 from rest_fast.training import losses
 from rest_fast.training.config import Corruption, TrainingConfig
 from rest_fast.training.shards import FRAMES, Shards

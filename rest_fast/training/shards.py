@@ -29,6 +29,7 @@ from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig, SpeechC
 from rest_fast.errors import DataError as DataError
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
+from rest_fast.units import from_levels
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -144,7 +145,7 @@ class Shards:
         self.require("video")
         shard, i = self._where[clip]
         video: torch.Tensor = self._files[shard].get_slice("video")[i, frames]
-        return video.permute(3, 0, 1, 2) / 127.5 - 1
+        return from_levels(video.permute(3, 0, 1, 2))
 
     def require(self, *fields: str) -> None:
         for field in fields:

@@ -11,10 +11,11 @@ import torch
 
 from rest_fast.config import BasisVAEConfig, ModelConfig, preset
 from rest_fast.model import Model
-from rest_fast.models.speech import FRAME, speech_features
+from rest_fast.models.speech import speech_features
 from rest_fast.models.vae import to_tokens
 from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint, write_shard
 from rest_fast.training.synthetic.clips import LEAD, TAIL
+from rest_fast.units import FRAME
 
 
 def small(**vae: int) -> ModelConfig:

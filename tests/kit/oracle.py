@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from rest_fast import media, noise
-from rest_fast.block import Block, Latent
-from rest_fast.cache import IDContextCache
 from rest_fast.models.vae import TemporalVAE, to_latents
 from rest_fast.models.vae_stream import Mode, read_mode
-from rest_fast.sampler import Branches, ChunkSampler
-from rest_fast.sound import MARGIN
+from rest_fast.streaming.block import Block, Latent
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.sound import MARGIN
 
 FRAME = 640  # samples of a frame at the model's 16 kHz
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_fast.session_state import SessionState
+from rest_fast.streaming.snapshot import SessionState
 
 Script = list[tuple[str, Any]]
 

@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rest_fast import ops
-from rest_fast.cache import IDContextCache
 from rest_fast.config import ModelConfig
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import Workspace
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import use_backend
-from rest_fast.sampler import Branches, ChunkSampler
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
 from tests.kit.compare import assert_close, twice_eager
 from tests.kit.models import randomise, toy
 

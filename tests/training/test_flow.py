@@ -10,8 +10,7 @@ from torch import nn
 
 from rest_fast.config import preset
 from rest_fast.model import Model
-from rest_fast.models.speech import FRAME
-from rest_fast.schedule import logit_normal_table
+from rest_fast.streaming.schedule import logit_normal_table
 from rest_fast.training.config import Corruption, TrainingConfig, training_preset
 from rest_fast.training.flow import (
     Batch,
@@ -27,6 +26,7 @@ from rest_fast.training.flow import (
 from rest_fast.training.shards import FRAMES, DataError, Shards
 from rest_fast.training.synthetic.clips import LEAD, TAIL
 from rest_fast.training.teacher import Teacher
+from rest_fast.units import FRAME
 from tests.kit.clips import small, write_clips
 from tests.kit.compare import assert_same_bits
 from tests.kit.models import randomise

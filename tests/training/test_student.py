@@ -9,8 +9,8 @@ import torch
 
 from rest_fast.model import Model
 from rest_fast.models.clip_attention import Context
-from rest_fast.sampler import Branches, ChunkSampler
-from rest_fast.schedule import sigmas
+from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.schedule import sigmas
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, training_preset
 from rest_fast.training.distributed import World

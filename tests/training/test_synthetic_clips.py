@@ -13,11 +13,12 @@ from rest_fast import media
 from rest_fast.training.synthetic import clips as synthetic
 from rest_fast.training.synthetic.clips import FRAMES, LEAD, TAIL, Clips, make_clip, make_clips, write_clips
 from rest_fast.training.synthetic.identity import Identity
-from rest_fast.training.synthetic.motion import FPS, FRAME, blinks, emphasis, head_motion, sway
+from rest_fast.training.synthetic.motion import blinks, emphasis, head_motion, sway
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, draw, mouth_geometry, neutral
-from rest_fast.training.synthetic.speech import RATE, VOICES, utterance
+from rest_fast.training.synthetic.speech import VOICES, utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
 from rest_fast.training.synthetic.words import SPLITS, WORDS
+from rest_fast.units import FPS, FRAME, RATE
 
 pytest.importorskip("skia")
 pytest.importorskip("espeakng_loader")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soxr
 
-from rest_fast.training.synthetic.speech import RATE, VOICES, Phoneme, speak, utterance
+from rest_fast.training.synthetic.speech import VOICES, Phoneme, speak, utterance
 from rest_fast.training.synthetic.speech import sentence as random_sentence
 from rest_fast.training.synthetic.visemes import MOUTH, VISEMES, mouth_track, viseme_of
 from rest_fast.training.synthetic.words import SPLITS, WORDS
+from rest_fast.units import RATE
 
 OPEN, WIDTH, ROUND, PRESS, TUCK, TONGUE = range(6)
 FRAME = RATE // 25

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from rest_fast import downmix
 from rest_fast.containers import choose, open_container
-from rest_fast.models.speech import RATE
 from rest_fast.sound_files import MAX_SECONDS, SOUND_RATES
 from rest_fast.sources import Float32, UInt8, is_empty
 from rest_fast.training.preparation.rules import SAMPLE, Dropped
+from rest_fast.units import FPS, RATE
 
-FPS = 25
 LOOSE = Fraction(1, 50)  # s by which timestamps of sound may be off its samples; beyond, silence is missing or too much
 THUMB = 32  # px: side of the small pictures that are compared to find cuts
 

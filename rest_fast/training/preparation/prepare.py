@@ -21,12 +21,12 @@ from rest_fast.errors import ArgumentError
 from rest_fast.model import find_checkpoint
 from rest_fast.training.preparation import detectors
 from rest_fast.training.preparation.crops import least_side
-from rest_fast.training.preparation.film import FPS
 from rest_fast.training.preparation.journal import open_journal
 from rest_fast.training.preparation.rules import Report
 from rest_fast.training.preparation.units import Unit, find_units, open_clips, read_boxes
 from rest_fast.training.preparation.work import Job, Worker, load_features, load_vae
 from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint, encoder_of
+from rest_fast.units import FPS
 
 Entry = dict[str, Any]
 

@@ -13,16 +13,17 @@ from PIL import Image
 
 from rest_fast.config import TEMPORAL, ModelConfig
 from rest_fast.errors import ArgumentError
-from rest_fast.models.speech import FRAME, SpeechFeatures, speech_features
+from rest_fast.models.speech import SpeechFeatures, speech_features, speech_window
 from rest_fast.models.vae import TemporalVAE, to_tokens
 from rest_fast.sources import Float32, UInt8
 from rest_fast.training.preparation import detectors
 from rest_fast.training.preparation.crops import Box, Square, face_crop, given_crop
-from rest_fast.training.preparation.film import FPS, Film, Sound, frames_25, survey
+from rest_fast.training.preparation.film import Film, Sound, frames_25, survey
 from rest_fast.training.preparation.rules import CUT, MAX_AWAY, MIN_HEARD, SILENT, Dropped
 from rest_fast.training.preparation.units import Unit, open_clips
 from rest_fast.training.shards import FRAMES, write_shard
 from rest_fast.training.synthetic.clips import LEAD, TAIL
+from rest_fast.units import FPS, FRAME, from_levels
 
 SHARD_CLIPS, SHARD_BYTES = 25, 1 << 29  # of one shard at most: a worker holds one in memory
 
@@ -74,7 +75,8 @@ def clip_features(sound: Callable[[int, int], Float32], extract: SpeechFeatures,
     pieces = []
     for first in range(1, FRAMES, TEMPORAL * chunk):
         last = min(first + TEMPORAL * chunk, FRAMES)
-        samples = sound((first - TEMPORAL) * FRAME - extract.back, last * FRAME + extract.ahead)
+        window = speech_window(extract, first, last - first)
+        samples = sound(window.start, window.end)
         pieces.append(extract(torch.from_numpy(samples)[None])[0, TEMPORAL:])
     return torch.cat(pieces).cpu().half()
 
@@ -189,7 +191,7 @@ class Worker:
         if self.job.video:
             tensors["video"] = torch.from_numpy(video)
         if self.vae is not None:
-            pixels = torch.from_numpy(video).to(self.job.device).permute(3, 0, 1, 2) / 127.5 - 1
+            pixels = from_levels(torch.from_numpy(video).to(self.job.device).permute(3, 0, 1, 2))
             tensors["latents"] = to_tokens(self.vae.encode(pixels[None]))[0].cpu().half()
         for name in ("features", "latents"):
             if name in tensors and not torch.isfinite(tensors[name]).all():

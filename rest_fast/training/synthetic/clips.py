@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from rest_fast import media
 from rest_fast.errors import ArgumentError
 from rest_fast.training.shards import FRAMES, LEAD, TAIL
-from rest_fast.training.synthetic.motion import FPS, FRAME, head_motion
+from rest_fast.training.synthetic.motion import head_motion
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry
-from rest_fast.training.synthetic.speech import RATE, utterance
+from rest_fast.training.synthetic.speech import utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
 from rest_fast.training.synthetic.words import SPLITS
+from rest_fast.units import FPS, FRAME, RATE, from_levels
 
 LIPS = [MOTION.index(name) for name in MOUTH]
 CLIPS, ARRAYS = "clips.json", ("video", "samples", "motion", "geometry")
@@ -152,7 +153,7 @@ class Clips:
 
     def pixels(self, clip: int, frames: slice = slice(None)) -> torch.Tensor:
         """float32 [3, n, H, W] in -1..1."""
-        return torch.from_numpy(self.video[clip, frames].copy()).permute(3, 0, 1, 2) / 127.5 - 1
+        return from_levels(torch.from_numpy(self.video[clip, frames].copy()).permute(3, 0, 1, 2))
 
     def gap(self, clip: int) -> NDArray[np.float32]:
         """Opening of the mouth between the inner lips in every frame, [97]."""

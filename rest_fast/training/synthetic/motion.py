@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 
 from rest_fast.training.synthetic.portraits import MOTION
 from rest_fast.training.synthetic.visemes import MOUTH
-
-FPS = 25
-FRAME = 640  # samples of one frame at 16 kHz
+from rest_fast.units import FPS, FRAME
 
 
 def head_motion(

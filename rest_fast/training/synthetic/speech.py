@@ -20,8 +20,7 @@ import soxr
 
 from rest_fast.errors import ArgumentError
 from rest_fast.training.synthetic.words import WORDS
-
-RATE = 16_000
+from rest_fast.units import RATE
 
 # "language" or "language+variant". Languages of test and validation (accents) and all variants stand in one split only.
 VOICES: dict[str, tuple[str, ...]] = {

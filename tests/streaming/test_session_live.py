@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rest_fast.session_state import SessionState, StateError
+from rest_fast.streaming.snapshot import SessionState, StateError
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 
@@ -44,18 +44,18 @@ def test_interrupt_rolls_the_decoder_back(model, avatar):
         s.push_audio(sound(16000, 3.0))
         stream = s.blocks()
         [next(stream) for _ in range(2)]
-        latent = s._history[-1]  # of the three that one chunk makes
+        latent = s.stream.history[-1]  # of the three that one chunk makes
         third = next(stream)
         s.interrupt(shown_pts=2 * 0.32)
         assert not list(s.blocks())
         with torch.inference_mode():
-            assert np.array_equal(s._decoder.take(latent.z, 2), third.video)
+            assert np.array_equal(s.stream.decoder.take(latent.z, 2), third.video)
 
 
 def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
     with model.session(avatar) as s:
         s.push_audio(sound(16000, 3.0))
-        entered, original = threading.Event(), s._sampler.sample
+        entered, original = threading.Event(), s.stream.sampler.sample
 
         def slow(*args):
             entered.set()
@@ -63,7 +63,7 @@ def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
             return original(*args)
 
         interrupted = threading.Event()
-        s._sampler = type("Slow", (), {"sample": staticmethod(slow), "rebuild": s._sampler.rebuild})()
+        s.stream.sampler.sample = slow
         got = []
         worker = threading.Thread(target=lambda: got.extend(s.blocks()))
         worker.start()
@@ -209,9 +209,10 @@ def test_memory_does_not_grow(model, avatar):
             if i in (20, 119):
                 levels.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        assert s._sound.end - s._sound.start < 10 * 16000
-        assert len(s._decoder._states) <= s.lead + 2
-        assert len(s._history) <= s._history.maxlen
+        line, history = s.stream.timeline.sound, s.stream.history
+        assert line.end - line.start < 10 * 16000
+        assert len(s.stream.decoder.states()) <= s.lead + 2
+        assert len(history) <= history.maxlen
     assert levels[1] - levels[0] < 200_000  # 100 chunks of sound alone would be 6 MB
 
 

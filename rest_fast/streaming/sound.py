@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 
 from rest_fast import downmix, media
 from rest_fast.errors import ArgumentError
+from rest_fast.units import RATE
 
-RATE = 16000
 MARGIN = RATE // 100  # resampler's neighbourhood: past 10 ms, soxr HQ windows agree with the whole file to 3e-5
 
 
@@ -28,6 +29,11 @@ class SoundTimeline:
         self.fixed = False  # whether a push has set dtype and channels
         self._pieces: deque[np.ndarray] = deque()  # as pushed: a long queue is never copied to take from its front
         self._like = np.zeros(0, np.float32)  # dtype and channels of silence
+
+    @property
+    def format(self) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+        """dtype and shape of one sample, once a push has set them."""
+        return (self._like.dtype, self._like.shape[1:]) if self.fixed else None
 
     def sample_of(self, frame: int) -> int:
         """round(frame rate / 25); a half cannot occur."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rest_fast import media
-from rest_fast.sound import RATE, SoundTimeline
+from rest_fast.streaming.sound import SoundTimeline
+from rest_fast.units import RATE
 from tests.kit.toys import sound
 
 

@@ -11,8 +11,9 @@ import torch
 
 from rest_fast import preset
 from rest_fast.media import MediaError
-from rest_fast.metrics import Stopwatch
-from rest_fast.session_state import SessionState
+from rest_fast.streaming.metrics import Stopwatch
+from rest_fast.streaming.snapshot import SessionState
+from rest_fast.streaming.stream import Stream
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 
@@ -22,10 +23,9 @@ def test_first_codes_hear_the_first_sound(dtype):
     """Frames before the stream are the zero vector, the ones after it are not touched: as training makes them."""
     model = toy().to(dtype)
     samples = sound(16000, 1.5)
-    with model.session(model.prepare(photo())) as s:
-        s.push_audio(samples)
-        s._read_inbox()
-        got = s._codes(0, s._sound.end)
+    stream = model.compute(Stream.alone, model, model.prepare(photo()), model.config.sampling)
+    stream.push(samples)
+    got = stream.next_chunk().codes
     f = model.features
     padded = np.concatenate([np.zeros(f.back, np.float32), samples[: 24 * 640 + f.ahead]])
     windows = f(torch.from_numpy(padded)[None]).to(dtype)
@@ -65,8 +65,8 @@ def test_back_at_the_start_a_chunk_has_no_context(model, avatar):
     with model.session(avatar) as s:
         next(iter(_pushed(s, samples)))
         s.interrupt(shown_pts=0.0)
-        s._read_inbox()
-        s._noise_index = 0
+        assert not list(s.blocks())  # the interrupt is read
+        s.stream.timeline.drawn = 0
         again = play(s, samples)
     assert all(np.array_equal(a.video, b.video) for a, b in zip(fresh, again, strict=True))
 
@@ -221,12 +221,12 @@ def test_a_failed_decode_is_repeated_from_its_start(causal, monkeypatch):
 
 def test_a_failed_idle_chunk_adds_no_silence(model, avatar):
     with model.session(avatar) as s:
-        original = s._sampler.sample
-        s._sampler.sample = lambda *_: (_ for _ in ()).throw(MemoryError())
+        original = s.stream.sampler.sample
+        s.stream.sampler.sample = lambda *_: (_ for _ in ()).throw(MemoryError())
         with pytest.raises(MemoryError):
             list(s.blocks(idle=True))
-        s._sampler.sample = original
-        assert s._sound.end == 0
+        s.stream.sampler.sample = original
+        assert s.stream.timeline.sound.end == 0
         assert [b.pts for b in s.blocks(idle=True)] == pytest.approx([0, 0.32, 0.64])
 
 
@@ -234,7 +234,7 @@ def test_histories_own_their_memory(model, avatar):
     """A view would keep the convolution's whole input alive, in every snapshot."""
     with model.session(avatar) as s:
         play(s, sound(16000, 1.0))
-        kept = [h for _, state in s._decoder._states for h in state.histories.values()]
+        kept = [h for state in s.stream.decoder.states() for h in state.histories.values()]
     assert kept
     assert all(h.untyped_storage().nbytes() == h.numel() * h.element_size() for h in kept)
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from rest_fast.cache import IDContextCache
-from rest_fast.sampler import Branches, ChunkSampler
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
 from tests.kit.models import F64, open_cache, sink, toy, toy_dit
 
 SINK = 4  # tokens of a latent frame of the toy

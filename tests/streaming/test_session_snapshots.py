@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from rest_fast import preset
-from rest_fast.session_state import SessionState, StateError
+from rest_fast.streaming.snapshot import SessionState, StateError
 from tests.kit.streams import play, same
 from tests.kit.toys import basis_model, photo, sound, toy
 
@@ -203,7 +203,7 @@ def test_every_tensor(case):
 
 def test_what_is_written_before_it_is_read_may_be_anything(case):
     state = case.state()
-    cache, rows = case.session._cache, [n for n in state.tensors if n[:2] in ("k.", "v.")]
+    cache, rows = case.session.stream.cache, [n for n in state.tensors if n[:2] in ("k.", "v.")]
     free = [slot for slot in range(cache.slots) if slot not in cache.held(state.meta["committed"][0])]
     assert len(rows) == 4 and len(free) >= 12
     for name in rows:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_fast import preset
-from rest_fast.metrics import Stopwatch
 from rest_fast.models.vae import to_latents
 from rest_fast.models.vae_stream import StreamState
-from rest_fast.session_state import SessionState, StateError
+from rest_fast.streaming.metrics import Stopwatch
+from rest_fast.streaming.snapshot import SessionState, StateError
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 
@@ -59,13 +59,13 @@ def test_blocks_come_late_and_none_is_missing(model, avatar, ahead):
 def test_frames_are_those_of_the_plan(model, avatar, ahead):
     """Chunk by chunk what ``decode(mode="lookahead(L)")`` gives for the reference and the session's latents."""
     with model.session(avatar, seed=3, decode=f"lookahead({ahead})") as s:
-        made, make_block = [], s._make_block
+        made, make_block = [], s.stream.make_block
 
-        def keeping(latent, *rest):
-            made.append(latent.z)
-            return make_block(latent, *rest)
+        def keeping(epoch):
+            made.append(s.stream.upcoming.z)
+            return make_block(epoch)
 
-        s._make_block = keeping
+        s.stream.make_block = keeping
         got = video(play(s, sound(RATE, 0.96 * 3)))
         reference = s.avatar.reference
     tokens = torch.cat([reference, *made])[None]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rest_fast.session_state import SessionState
+from rest_fast.streaming.snapshot import SessionState
 from tests.kit.streams import play, same
 from tests.kit.toys import basis_model, photo, sound
 

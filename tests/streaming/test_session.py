@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import rest_fast
 from rest_fast.avatar import Avatar, AvatarError
 from rest_fast.media import MediaError
-from rest_fast.session import SessionClosed
+from rest_fast.streaming.session import SessionClosed
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
 

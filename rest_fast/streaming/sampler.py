@@ -7,18 +7,20 @@ same noise. Guidance 1 needs no unconditional branch, and then none is computed.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rest_fast import ops
-from rest_fast.cache import IDContextCache
 from rest_fast.config import SamplingConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import Modulation, StreamingDiT
 from rest_fast.models.dit_block import KV, Workspace
 from rest_fast.models.rest import REST
-from rest_fast.schedule import sigmas
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.schedule import sigmas
+from rest_fast.streaming.timeline import Plan
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,26 @@ class Branches:
 
     cond: int
     uncond: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class ContextChunk:
+    """Latents of a chunk that was shown, to be made context again."""
+
+    latents: torch.Tensor  # fp32 [1, N, C]
+    codes: torch.Tensor  # [1, F, A, Wa]
+    noise: torch.Tensor  # fp32 [1, N, C]
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkJob:
+    """What it takes to generate a stream's next chunk of F latents, N tokens."""
+
+    rows: Branches
+    codes: torch.Tensor  # [1, F, A, Wa]
+    noise: torch.Tensor  # fp32 [1, N, C]
+    context: tuple[ContextChunk, ...]  # to be rebuilt first, oldest first; usually nothing
+    plan: Plan  # which latents these are, and which of them are kept
 
 
 class ChunkSampler:
@@ -45,6 +67,17 @@ class ChunkSampler:
     def of(cls, model: REST, sampling: SamplingConfig) -> ChunkSampler:
         """That of a model: its last bits do not depend on the number of threads."""
         return model.compute_once(cls, model.dit, sampling, model.text)
+
+    def run(self, cache: IDContextCache, jobs: Sequence[ChunkJob]) -> torch.Tensor:
+        """The chunks of S jobs, of as many streams: latents fp32 [S, N, C]."""
+        for job in jobs:
+            for part in job.context:
+                self.rebuild(cache, [job.rows], part.latents, part.noise, part.codes)
+        if len(jobs) == 1:  # nothing is copied, and so a matrix product meets its rows in the order in memory
+            noise, codes = jobs[0].noise, jobs[0].codes
+        else:
+            noise, codes = torch.cat([job.noise for job in jobs]), torch.cat([job.codes for job in jobs])
+        return self.sample(cache, [job.rows for job in jobs], noise, codes)
 
     @torch.no_grad()
     def sample(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rest_fast.schedule import TABLE, draw_cans, logit_normal_table, sigmas
+from rest_fast.streaming.schedule import TABLE, draw_cans, logit_normal_table, sigmas
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])

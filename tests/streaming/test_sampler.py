@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from rest_fast.cache import IDContextCache
 from rest_fast.config import ModelConfig
 from rest_fast.models.dit import StreamingDiT
-from rest_fast.sampler import Branches, ChunkSampler
-from rest_fast.schedule import sigmas
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.schedule import sigmas
 from tests.kit.models import F64, Spy, Stream, clip, open_cache, plain_velocity, sink, toy, toy_dit, window_view
 
 STEPS = 3

@@ -17,7 +17,7 @@ from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_latents
 from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, StreamState
-from rest_fast.state_fields import Fields
+from rest_fast.streaming.snapshot import Fields
 
 Read = tuple[deque[tuple[int, StreamState]], deque[np.ndarray], tuple[int, bool], torch.dtype]  # of a snapshot
 
@@ -115,6 +115,10 @@ class BlockDecoder:
 
     def _latents(self, latents: Sequence[torch.Tensor]) -> torch.Tensor:
         return to_latents(torch.cat(list(latents))[None].to(self.model.dtype), self.model.config.grid)
+
+    def states(self) -> list[StreamState]:
+        """Those that an interrupt may go back to, oldest first."""
+        return [state for _, state in self._states]
 
     # -- as data
 

@@ -1,12 +1,52 @@
-"""Reads a snapshot field by field and refuses, by name, what no session can have written."""
+"""A live stream as data: tensors and a few values, to continue elsewhere bit-equal. Read field by field, and refused by
+name where no session can have written it."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
-from rest_fast.errors import StateError
+from rest_fast.errors import StateError as StateError
+
+
+@dataclass(frozen=True, eq=False)
+class SessionState:
+    """What :meth:`Session.snapshot` returns; ``to_bytes`` and ``from_bytes`` (safetensors) carry it anywhere."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        meta = torch.frombuffer(bytearray(json.dumps(self.meta).encode()), dtype=torch.uint8)
+        return save_tensors({k: v.cpu().contiguous() for k, v in self.tensors.items()} | {"meta": meta})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SessionState:
+        try:
+            tensors = load_tensors(data)
+            meta = json.loads(bytes(tensors.pop("meta").numpy()))
+            if not isinstance(meta, dict):
+                raise ValueError(f"its meta is of type {type(meta).__name__}")
+        except (SafetensorError, KeyError, ValueError, TypeError) as e:
+            raise StateError(f"restore: expected the bytes of a session snapshot, got something else ({e})") from None
+        return cls(tensors, meta)
+
+    def fields(self, identity: dict[str, Any]) -> Fields:
+        """For reading, in a stream of this identity; StateError where the snapshot is of another."""
+        theirs = self.meta.get("identity")
+        if not isinstance(theirs, dict):
+            raise StateError(f"restore: identity: expected {', '.join(identity)}, got {theirs!r}")
+        if theirs != identity:
+            other = {k: theirs.get(k) for k in identity if identity[k] != theirs.get(k)}
+            names = ", ".join(identity)
+            raise StateError(f"restore: expected a snapshot of this session's {names}, got one with {other}")
+        return Fields(self.meta, self.tensors)
 
 
 class Fields:

@@ -1,0 +1,186 @@
+"""Which latents of a stream exist, which are due, and the sound that goes with them. Integers and samples only.
+
+Time is counted in latents of 8 frames from the start of the stream:
+
+    0 .. floor .. delivered .. generated ..      floor <= delivered <= generated <= drawn
+
+Latents below ``floor`` are forgotten, those below ``delivered`` were handed out, those below ``generated`` exist. An
+interrupt takes ``generated`` and ``delivered`` back, at most to ``floor``; ``drawn``, the index of the noise, only
+grows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from rest_fast import media
+from rest_fast.config import TEMPORAL
+from rest_fast.errors import MediaError, StateError
+from rest_fast.streaming.snapshot import Fields
+from rest_fast.streaming.sound import SoundTimeline
+from rest_fast.units import FRAME
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chunk that is to be generated: latents from ``first`` on, of which ``keep`` are kept."""
+
+    first: int
+    keep: int
+    limit: int  # the sample from which on it hears silence
+    idle: bool  # it hears nothing but silence from its first frame on
+
+
+class Timeline:
+    """Args:
+    rate: of the sound, Hz.
+    chunk: latents that are generated at once.
+    lead: delivered latents that an interrupt can take back.
+    back, ahead: samples at 16 kHz that the features need before a chunk's past and behind its end.
+    """
+
+    def __init__(self, rate: int, *, chunk: int, lead: int, back: int, ahead: int):
+        self.sound = SoundTimeline(rate)
+        self.chunk, self.lead, self.back, self.ahead = chunk, lead, back, ahead
+        self.segments: deque[tuple[int, int]] = deque()  # (latent where it ends, its last true sample), not yet passed
+        self.drawn = self.generated = self.delivered = self.floor = 0
+        self.idle = False  # whether the latest chunk is
+
+    # -- what comes in, in order
+
+    def end_segment(self) -> None:
+        """The sound so far is complete: silence fills it up to the next latent border."""
+        end = self.sound.end
+        recorded = self.segments[-1][0] if self.segments else 0
+        latent = start = max(self.generated, recorded)
+        while self.border(latent) < end:
+            latent += 1
+        ends_here = start > recorded and self.waiting > 0 and not self.idle  # on the chunk's border
+        if latent > start or ends_here:
+            self.segments.append((latent, end))
+            self.sound.pad_to(self.border(latent))
+
+    def deliver(self) -> None:
+        """One more latent was handed out."""
+        self.delivered += 1
+        self.floor = max(self.floor, self.delivered - self.lead)
+
+    def back_to(self, shown: int) -> None:
+        """Forget latents from ``shown`` on, and all that was queued."""
+        self.segments.clear()
+        self.sound.truncate(self.border(shown))
+        self.generated = self.delivered = shown
+
+    # -- what is there
+
+    @property
+    def waiting(self) -> int:
+        """Latents that were generated and not handed out."""
+        return self.generated - self.delivered
+
+    @property
+    def complete(self) -> bool:
+        """Whether a segment ends with the latest latent."""
+        return any(end == self.generated for end, _ in self.segments)
+
+    def border(self, latent: int) -> int:
+        """The sample with which a latent begins."""
+        return self.sound.sample_of(TEMPORAL * latent)
+
+    def true_end(self, latent: int) -> int | None:
+        """The last true sample of the segment that ends with this latent; None where none does."""
+        return next((last for end, last in self.segments if end == latent + 1), None)
+
+    def forget(self) -> None:
+        """Drop sound and segments that nothing can ask for again."""
+        while self.segments and self.segments[0][0] <= self.floor:
+            self.segments.popleft()
+        self.sound.drop_before(self._oldest(self.floor))
+
+    def _oldest(self, floor: int) -> int:
+        """A sample before all that the features of latents from ``floor`` on hear."""
+        return self.sound.oldest(TEMPORAL * (floor - 1), self.back)
+
+    # -- what comes next
+
+    def due(self) -> bool:
+        """Whether the sound for the next chunk is there."""
+        if self._segment() is not None:
+            return True
+        end = TEMPORAL * (self.generated + self.chunk) * FRAME
+        return self.sound.end >= self.sound.needed(end + self.ahead)
+
+    def plan(self, idle: bool = False) -> Plan:
+        """The next chunk. Past a segment's end it hears silence, and latents past that end are dropped."""
+        first, end = self.generated, self._segment()
+        if idle:
+            return Plan(first, self.chunk, self.border(first), True)
+        if end is None:
+            return Plan(first, self.chunk, self.sound.end, False)
+        return Plan(first, min(self.chunk, end - first), self.border(end), False)
+
+    def accept(self, plan: Plan) -> None:
+        """The chunk was generated."""
+        if plan.idle:  # what is queued comes after
+            self.sound.insert_silence(plan.limit, self.border(plan.first + self.chunk) - plan.limit)
+        self.drawn += self.chunk
+        self.generated += plan.keep
+        self.idle = plan.idle
+
+    def _segment(self) -> int | None:
+        """Latent where the segment of the next latent ends; None while it is open."""
+        return next((end for end, _ in self.segments if end > self.generated), None)
+
+    # -- as data
+
+    def to_meta(self) -> dict[str, object]:
+        return {
+            "segments": list(self.segments),
+            "sound_start": self.sound.start,
+            "sound_fixed": self.sound.fixed,
+            "_noise_index": self.drawn,
+            "_next": self.generated,
+            "_delivered": self.delivered,
+            "_floor": self.floor,
+        }
+
+    def read(self, fields: Fields) -> Timeline:
+        """A timeline as :meth:`to_meta` and the tensor ``sound`` tell, for the same model and rate.
+
+        Raises: :class:`rest_fast.StateError`.
+        """
+        found = Timeline(self.sound.rate, chunk=self.chunk, lead=self.lead, back=self.back, ahead=self.ahead)
+        found.drawn = fields.integer("_noise_index", 0)
+        fields.require(found.drawn % self.chunk == 0, "_noise_index", f"a multiple of {self.chunk}", found.drawn)
+        found.generated = fields.integer("_next", 0, found.drawn)
+        found.delivered = fields.integer("_delivered", 0, found.generated)
+        found.floor = fields.integer("_floor", max(0, found.delivered - self.lead), found.delivered)
+        found.sound = found._read_sound(fields)
+        found.segments = found._read_segments(fields)
+        return found
+
+    def _read_sound(self, fields: Fields) -> SoundTimeline:
+        """From no later than the oldest window that can be asked for, to no earlier than the last latent."""
+        fixed = fields.flag("sound_fixed")
+        try:
+            samples = media.own_pcm(fields.tensors.get("sound"))
+        except MediaError as e:
+            raise StateError(f"restore: sound: {e}") from None
+        silent = samples.ndim == 1 and samples.dtype == np.float32 and not samples.any()
+        fields.require(fixed or silent, "sound", "float32 silence, since sound_fixed is false", "something else")
+        start = fields.integer("sound_start", 0, max(0, self._oldest(self.floor)))
+        end, made = start + len(samples), self.border(self.generated)
+        fields.require(end >= made, "sound", f"samples up to {made}, what is generated", f"{start} to {end}")
+        return SoundTimeline.restore(self.sound.rate, start, samples, fixed)
+
+    def _read_segments(self, fields: Fields) -> deque[tuple[int, int]]:
+        """In order, and within the sound."""
+        pairs, before, end = fields.pairs("segments"), 0, self.sound.end
+        for latent, last in pairs:
+            ok = before < latent and self.border(latent - 1) < last <= self.border(latent) <= end
+            fields.require(ok, "segments", f"ends in order and within {end} samples", pairs)
+            before = latent
+        return deque(pairs)

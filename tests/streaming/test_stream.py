@@ -1,0 +1,139 @@
+"""A stream without a session: its jobs, whoever runs them, and its timeline, which is integers and samples."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.timeline import Timeline
+from tests.kit.streams import play, same
+from tests.kit.toys import photo, sound
+
+
+def blocks_of(stream: Stream) -> list:
+    """Blocks that are ready."""
+    blocks = []
+    while stream.shows():
+        blocks.append(stream.make_block())
+        stream.deliver()
+        stream.forget()
+    return blocks
+
+
+def test_streams_of_one_pool_show_what_sessions_show(model):
+    """Two viewers in scattered rows of one cache, their chunks in turn: bit for bit those of two sessions."""
+    avatars = [model.prepare(photo(seed=seed)) for seed in (0, 1)]
+    wanted = []
+    for seed, avatar in enumerate(avatars):
+        with model.session(avatar, seed=seed) as session:
+            wanted.append(play(session, sound(16000, 2.5, seed=seed)))
+
+    def run():
+        sampler = ChunkSampler.of(model, model.config.sampling)
+        cache = IDContextCache(model.config, 5, dtype=model.dtype, device=model.device)
+        rows = [Branches(4, 1), Branches(0, 3)]
+        streams = [Stream(model, a, sampler, cache, r, seed=i) for i, (a, r) in enumerate(zip(avatars, rows))]
+        shown = [[], []]
+        for seed, stream in enumerate(streams):
+            stream.push(sound(16000, 2.5, seed=seed))
+            stream.end_segment()
+        while any(stream.due() for stream in streams):
+            for stream, blocks in zip(streams, shown):
+                job = stream.next_chunk()
+                stream.accept(job, sampler.run(cache, [job])[0])
+                blocks += blocks_of(stream)
+        return shown
+
+    for want, got in zip(wanted, model.compute(run), strict=True):
+        same(want, got)
+
+
+def test_a_job_that_is_not_accepted_leaves_no_trace(model):
+    """Also one that begins with a rebuilt context, and one that was generated before it was given up."""
+    avatar = model.prepare(photo())
+    with model.session(avatar, seed=4) as session:
+        want = play(session, sound(16000, 1.5)) + play(session, sound(16000, 1.5, seed=1))
+
+    def run():
+        stream = Stream.alone(model, avatar, model.config.sampling, seed=4)
+        shown = []
+        for seed in (0, 1):
+            stream.push(sound(16000, 1.5, seed=seed))
+            stream.end_segment()
+            while stream.due():
+                first, rebuilt = stream.next_chunk(), stream.stale
+                again = stream.next_chunk()
+                assert torch.equal(first.codes, again.codes) and torch.equal(first.noise, again.noise)
+                assert bool(first.context) == rebuilt
+                stream.accept(again, stream.sampler.run(stream.cache, [again])[0])
+                shown += blocks_of(stream)
+            stream.next_chunk(idle=True)
+        return shown
+
+    same(want, model.compute(run))
+
+
+RATES = [8000, 16000, 22050, 44100, 48000, 96000]
+
+
+def line(rate: int) -> Timeline:
+    return Timeline(rate, chunk=3, lead=3, back=1000, ahead=960)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_borders_are_those_of_exact_arithmetic(rate):
+    timeline = line(rate)
+    for latent in (0, 1, 2, 7, 1001, 10_000_019):
+        exact = Fraction(8 * latent * rate, 25)
+        assert abs(timeline.border(latent) - exact) <= Fraction(1, 2)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_chunk_is_due_with_the_last_sample_that_its_features_hear(rate):
+    """Frames of 0.96 s and 960 samples at 16 kHz behind them; 10 ms more where the sound is resampled."""
+    timeline = line(rate)
+    needed = (Fraction(24, 25) + Fraction(960, 16000) + (Fraction(1, 100) if rate != 16000 else 0)) * rate
+    timeline.sound.append(np.zeros(int(needed) - 1, np.float32))
+    assert not timeline.due()
+    timeline.sound.append(np.zeros(2, np.float32))
+    assert timeline.due()
+
+
+def test_a_segment_ends_at_the_next_border_and_its_chunk_hears_nothing_more():
+    timeline = line(16000)
+    timeline.sound.append(np.ones(5121, np.float32))  # one sample more than a latent
+    timeline.end_segment()
+    timeline.sound.append(np.ones(100_000, np.float32))
+    plan = timeline.plan()
+    assert (plan.first, plan.keep, plan.limit, plan.idle) == (0, 2, 2 * 5120, False)
+    timeline.accept(plan)
+    assert (timeline.generated, timeline.drawn, timeline.complete) == (2, 3, True)
+    assert (timeline.true_end(0), timeline.true_end(1)) == (None, 5121)
+    heard = timeline.sound.window16(0, 2 * 5120, plan.limit)
+    assert heard[:5121].all() and not heard[5121:].any()
+
+
+def test_idle_time_goes_before_what_is_queued():
+    timeline = line(16000)
+    timeline.sound.append(np.ones(1000, np.float32))
+    timeline.accept(timeline.plan(idle=True))
+    assert timeline.sound.end == 3 * 5120 + 1000
+    assert not timeline.sound.raw(0, 3 * 5120).any() and timeline.sound.raw(3 * 5120, 3 * 5120 + 1000).all()
+
+
+def test_counts_after_delivery_and_a_way_back():
+    timeline = line(16000)
+    for _ in range(3):
+        timeline.accept(timeline.plan(idle=True))
+    for _ in range(8):
+        timeline.deliver()
+    assert (timeline.floor, timeline.delivered, timeline.waiting) == (5, 8, 1)
+    timeline.back_to(6)
+    assert (timeline.floor, timeline.delivered, timeline.generated, timeline.drawn) == (5, 6, 6, 9)
+    assert timeline.sound.end == 6 * 5120
