@@ -28,8 +28,8 @@ from benchmarks import kit, vae_peers, vae_stages
 from benchmarks.roofline import Roof, measure
 from rest_fast import ops
 from rest_fast.models.vae import DecodeStream, TemporalVAE, to_uint8
-from rest_fast.models.vae_conv import ConvDecoder
-from rest_fast.models.vae_stream import read_mode
+from rest_fast.models.vae.ltx import ConvDecoder
+from rest_fast.models.vae.state import read_mode
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 CHUNK = 3  # latents
@@ -127,7 +127,7 @@ class Chunk:
         """The same with latents as the decoder reads them, for causal decoders."""
         if not self.vae.causal:
             return {}
-        images = self.vae.images(self.latents[0], 0)
+        images = self.vae.decoder.images(self.latents[0], 0)
 
         def last() -> Decode:
             return in_last(vae_peers.Concatenating(in_channels_last(self.vae), images))
@@ -181,7 +181,7 @@ class Chunk:
             with vae_peers.without_noise(self.vae, *self.peers):
                 whole = copied(self.vae, torch.float32)
                 state = Functional(whole, self.mode).state
-                state.images = whole.images(self.clip(0).to(whole.latents_mean.dtype), 0)
+                state.images = whole.decoder.images(self.clip(0).to(whole.latents_mean.dtype), 0)
                 want = whole.decoder(self.clip(0).to(whole.latents_mean.dtype), state)
                 errors |= {name: error(decode(self.clip(0)), want) for name, decode in clips.items()}
         for name, off in errors.items():

@@ -19,7 +19,8 @@ from torch import nn
 
 from rest_fast.config import ConvVAEConfig
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_conv import ConvDecoder, ResBlock, Upsampler
+from rest_fast.models.vae.layers import ResBlock
+from rest_fast.models.vae.ltx import ConvDecoder, Upsampler
 
 WIDTHS = (1024, 512, 256, 128)  # of the decoder's stages, in order of execution
 LAYERS = {"0.9.1": (8, 7, 6, 5), "0.9.5": (5, 5, 5, 5)}

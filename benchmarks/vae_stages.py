@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks import kit
 from benchmarks.roofline import Roof, Work
 from rest_fast.config import STRIDES, ConvVAEConfig
-from rest_fast.models.vae_conv import ConvDecoder, Upsampler
+from rest_fast.models.vae.ltx import ConvDecoder, Upsampler
 
 TAPS = 27
 

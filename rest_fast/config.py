@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.vae_config import STRIDES as STRIDES
-from rest_fast.vae_config import TEMPORAL, BasisVAEConfig, ConvVAEConfig
+from rest_fast.vae_config import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig
 from rest_fast.validate import ConfigError, build, check_fields, require
 
 Context = Literal["last_step", "clean", "per_step"]
@@ -180,10 +180,10 @@ class ModelConfig:
             raise ConfigError(f"config: expected a JSON object, got {type(raw).__name__}")
         vae = raw.get("vae")
         kind = vae.get("kind") if isinstance(vae, dict) else None
-        kinds: dict[Any, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig}
-        require(isinstance(kind, str) and kind in kinds, "vae.kind", "conv or basis", kind)
+        known = isinstance(kind, str) and kind in VAE_KINDS
+        require(known, "vae.kind", " or ".join(VAE_KINDS), kind)
         parts = {
-            "vae": kinds[kind],
+            "vae": VAE_KINDS[str(kind)],
             "speech": SpeechConfig,
             "dit": DiTConfig,
             "stream": StreamConfig,

@@ -102,10 +102,10 @@ def load(
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise ArgumentError(f"load: threads: expected an integer in 1..1024 or None, got {threads!r}")
     config = checkpoint.read_config(folder)
-    if dtype is None and decoder_dtype is None and config.vae.kind == "basis" and device.type == "cpu":
+    if dtype is None and decoder_dtype is None and config.vae.mixed and device.type == "cpu":
         decoder_dtype = processor.decoder_dtype()
-    elif decoder_dtype not in ((None, torch.float32, torch.bfloat16) if config.vae.kind == "basis" else (None,)):
-        expected = "float32, bfloat16 or None" if config.vae.kind == "basis" else f"None for a {config.vae.kind} VAE"
+    elif decoder_dtype not in ((None, torch.float32, torch.bfloat16) if config.vae.mixed else (None,)):
+        expected = "float32, bfloat16 or None" if config.vae.mixed else f"None for a {config.vae.kind} VAE"
         raise ArgumentError(f"load: decoder_dtype: expected {expected}, got {decoder_dtype}")
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

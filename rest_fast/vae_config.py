@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from rest_fast.validate import build, check_fields, require
 
@@ -23,6 +23,8 @@ class ConvVAEConfig:
 
     Released decoders are not causal: whatever reads a checkpoint goes by ``causal_decoder``, never by a default.
     """
+
+    mixed: ClassVar[bool] = False  # whether the decoder's convolutions may have another dtype than the rest
 
     kind: Literal["conv"] = "conv"
     latent_channels: int = 128
@@ -96,6 +98,8 @@ class ConvVAEConfig:
 class BasisVAEConfig:
     """Linear space-time basis per latent position; behind its decoder a transformer over the blocks and a post-net."""
 
+    mixed: ClassVar[bool] = True
+
     kind: Literal["basis"] = "basis"
     latent_channels: int = 128
     patch_size: int = 32  # side of the block that one latent position covers
@@ -133,3 +137,6 @@ class BasisVAEConfig:
     def spatial(self) -> int:
         """Pixels of one latent cell along one side."""
         return self.patch_size
+
+
+VAE_KINDS: dict[str, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig}

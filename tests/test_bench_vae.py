@@ -58,7 +58,7 @@ def test_peers_of_the_decode_inject_our_noise(chunk, monkeypatch):
     """diffusers draws an image at each convolution: given ours in turn, the same picture. So with the other peer."""
     pytest.importorskip("diffusers")
     z, peer = chunk.clip(0), vae_peers.Diffusers(chunk.vae)
-    images = chunk.vae.images(z, 0)
+    images = chunk.vae.decoder.images(z, 0)
     state = bench_vae.Functional(chunk.vae, chunk.mode).state
     state.images = images
     want = chunk.vae.decoder(z, state)
@@ -98,7 +98,7 @@ def test_layers_are_those_of_the_decoder(chunk):
     weights = [p for name, p in chunk.vae.decoder.named_parameters() if p.ndim == 5]
     assert sorted((x.outputs, x.channels) for x in found) == sorted(tuple(p.shape[:2]) for p in weights)
     state = bench_vae.Functional(chunk.vae, chunk.mode).state
-    state.images, state.started = chunk.vae.images(chunk.clip(0), 0), True
+    state.images, state.started = chunk.vae.decoder.images(chunk.clip(0), 0), True
     with FlopCounterMode(display=False) as counter:
         chunk.vae.decoder(chunk.inside[0], state)
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

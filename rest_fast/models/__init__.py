@@ -2,6 +2,7 @@
 are parts of :class:`rest_fast.Model`."""
 
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_stream import StreamState, Workspace
+from rest_fast.models.vae.layers import DecodeWorkspace
+from rest_fast.models.vae.state import StreamState
 
-__all__ = ["StreamState", "TemporalVAE", "Workspace"]
+__all__ = ["DecodeWorkspace", "StreamState", "TemporalVAE"]

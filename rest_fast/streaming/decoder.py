@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from rest_fast.config import TEMPORAL, BasisVAEConfig
+from rest_fast.config import TEMPORAL
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_latents
-from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, StreamState
+from rest_fast.models.vae.state import REFERENCE, StreamState
 from rest_fast.streaming.snapshot import Fields
 
 Read = tuple[deque[tuple[int, StreamState]], deque[np.ndarray], tuple[int, bool], torch.dtype]  # of a snapshot
@@ -46,11 +46,10 @@ class BlockDecoder:
             else:  # the decoder is primed: the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
-        # what a stream that has begun remembers, to know a snapshot by; a basis decoder's convolutions have their dtype
+        # what a stream that has begun remembers, to know a snapshot by; a mixed decoder's convolutions have their dtype
         self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
-        own = isinstance(model.config.vae, BasisVAEConfig) and model.dtype == torch.float32
-        modules = model.vae.decoder.modules() if own else ()
-        self._convolutions = {module.path for module in modules if isinstance(module, CausalConv3d)}
+        own = model.vae.decoder.mixed and model.dtype == torch.float32
+        self._convolutions = {conv.path for conv in model.vae.decoder.convolutions()} if own else set()
         if self.looks_ahead:
             self._stream.reset()
 
@@ -129,7 +128,7 @@ class BlockDecoder:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the convolutions of the demo's decoder; None: that of the rest. A snapshot brings its own."""
+        """Of the convolutions of a mixed decoder; None: that of the rest. A snapshot brings its own."""
         return self._stream.dtype
 
     def to_tensors(self) -> dict[str, torch.Tensor]:

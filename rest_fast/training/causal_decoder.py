@@ -25,7 +25,8 @@ from rest_fast.config import TEMPORAL, ConvVAEConfig, ModelConfig
 from rest_fast.errors import CausalDecoderError as CausalDecoderError
 from rest_fast.model import find_checkpoint
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_stream import CausalConv3d, StreamState
+from rest_fast.models.vae.layers import CausalConv3d
+from rest_fast.models.vae.state import StreamState
 from rest_fast.training import losses
 from rest_fast.training.config import TrainingConfig
 from rest_fast.training.distributed import World
@@ -219,7 +220,7 @@ class CausalDecoder(nn.Module):
                 noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
                 z = z + (0.5 * log_variance).exp() * noise.to(z)
             rows.append(vae.denormalised((z - vae.latents_mean) / vae.latents_std, 0, seed))
-            images.append(vae.images(z, seed))
+            images.append(vae.decoder.images(z, seed))
         return torch.cat(rows), {path: torch.cat([one[path] for one in images]) for path in images[0]}
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL
 from rest_fast.model import Model
-from rest_fast.models.vae_conv import ConvEncoder
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae.ltx import ConvEncoder
+from rest_fast.models.vae.state import StreamState
 from rest_fast.training import losses, vae_basis
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World

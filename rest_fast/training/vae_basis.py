@@ -12,8 +12,8 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL
 from rest_fast.model import Model
-from rest_fast.models.vae_basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
-from rest_fast.models.vae_stream import REFERENCE, StreamState
+from rest_fast.models.vae.basis import BasisDecoder, BasisEncoder, SpaceTimeBasis
+from rest_fast.models.vae.state import REFERENCE, StreamState
 from rest_fast.training import losses
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World

@@ -121,7 +121,7 @@ def test_shows_what_diffusers_shows(tmp_path, release, monkeypatch):
     assert want.shape == (2, LATENT, 3, 2, 3)
     torch.testing.assert_close(got, want, rtol=0, atol=3e-5 * want.std().item())
     latents = torch.randn(1, LATENT, 3, 2, 3, generator=torch.Generator().manual_seed(3))
-    images = iter(vae.images(latents, 5).values())  # in the order of the convolutions that they follow
+    images = iter(vae.decoder.images(latents, 5).values())  # in the order of the convolutions that they follow
     monkeypatch.setattr(torch, "randn", lambda shape, **_: next(images)[0].view(shape))
     told = torch.tensor([0.05]) if release != "0.9.0" else None
     want = model.decode(vae.denormalised(latents, 0, 5), told, return_dict=False)[0]

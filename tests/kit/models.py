@@ -17,7 +17,7 @@ from torch import nn
 from rest_fast.config import BasisVAEConfig, ModelConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_basis import BasisEncoder
+from rest_fast.models.vae.basis import BasisEncoder
 from rest_fast.streaming.cache import IDContextCache
 
 F64 = torch.float64

@@ -17,7 +17,7 @@ import torch
 
 from rest_fast import media, noise
 from rest_fast.models.vae import TemporalVAE, to_latents
-from rest_fast.models.vae_stream import Mode, read_mode
+from rest_fast.models.vae.state import Mode, read_mode
 from rest_fast.streaming.block import Block, Latent
 from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.sampler import Branches, ChunkSampler

@@ -13,8 +13,8 @@ from rest_fast import ops
 from rest_fast.config import ConvVAEConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_conv import patchify, unpatchify
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae.ltx import patchify, unpatchify
+from rest_fast.models.vae.state import StreamState
 from tests.kit.models import basis_toy, exact_norms, latents, randomise, toy, toy_vae, video
 
 # The depth of LTX-Video 0.9.5 (and of rest-512) at a sixteenth of its width

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_basis import Mixer, SpaceTimeBasis, move
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae.basis import Mixer, SpaceTimeBasis, move
+from rest_fast.models.vae.state import StreamState
 from tests.kit.models import F64, basis_toy, latents, toy_vae, video
 
 

@@ -14,7 +14,7 @@ import torch
 from rest_fast import ops
 from rest_fast.config import ConvVAEConfig
 from rest_fast.models.vae import TemporalVAE, to_uint8
-from rest_fast.models.vae_stream import StreamState, read_mode
+from rest_fast.models.vae.state import StreamState, read_mode
 from rest_fast.ops import triton_kernels
 
 ON_GPU = torch.cuda.is_available() and not triton_kernels.interpreted()
@@ -74,7 +74,7 @@ def functional(vae: TemporalVAE, z: torch.Tensor, mode: str, plan: tuple[int, ..
     """Final frames of a stream through the differentiable pass; the latents ahead are decoded with each piece."""
     read = read_mode(mode, vae.causal)
     state, frames, at = StreamState(read.past), [], 0
-    state.images = vae.images(z, 0)
+    state.images = vae.decoder.images(z, 0)
     for count in plan:
         end = min(at + count, z.shape[2] - read.ahead)
         state.provisional = read.ahead

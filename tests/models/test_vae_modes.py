@@ -10,7 +10,8 @@ import torch
 
 from rest_fast import noise
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_stream import StreamState, Workspace
+from rest_fast.models.vae.layers import DecodeWorkspace
+from rest_fast.models.vae.state import StreamState
 from tests.kit.models import F64, latents, randomise, video
 from tests.kit.releases import LAYOUTS, LAYOUTS_AND_MORE, layout, relative
 
@@ -53,7 +54,7 @@ def test_float32_streams_as_float64_does(name, mode, border):
     module.load_state_dict(exact.state_dict())
     module.requires_grad_(False).pack()
     z = latents(exact, 11, 2).float()
-    streams = exact.stream(mode=mode), module.stream(mode=mode, workspace=Workspace(border))
+    streams = exact.stream(mode=mode), module.stream(mode=mode, workspace=DecodeWorkspace(border))
     for part in z.split([4, 3, 1, 2, 1], 2):
         want, got = streams[0].decode(part.double()), streams[1].decode(part)
         assert want.shape == got.shape and (not got.numel() or relative(got.double(), want) < 2e-5)
@@ -221,7 +222,7 @@ def test_lanes(mode):
 def test_streams_may_share_scratch_and_a_gradient_pass_may_interrupt():
     module = layout("0.9.5", True)
     a, b = latents(module, 7, 1, 1), latents(module, 7, 1, 2)
-    work = Workspace()
+    work = DecodeWorkspace()
     one, two = module.stream(workspace=work), module.stream(workspace=work)
     got: tuple[list, list] = ([], [])
     for i, (x, y) in enumerate(zip(a.split(2, 2), b.split(2, 2), strict=True)):
@@ -269,7 +270,7 @@ def test_injected_noise_is_one_image_per_stream():
     settled = torch.cat(pieces, 2)[:, :, -96:].unflatten(2, (-1, 8))
     torch.testing.assert_close(settled, settled[:, :, :1].expand_as(settled), rtol=0, atol=1e-11)
     assert relative(module.decode(z[:, :, :2], seed=2), module.decode(z[:, :, :2], seed=1)) > 0.01
-    images = module.images(z, 1)
+    images = module.decoder.images(z, 1)
     assert len(images) == 6 and {tuple(i.shape[1:]) for i in images.values()} == {(4, 4), (8, 8), (16, 16)}
     flat = torch.cat([i.flatten() for i in images.values()])
     assert abs(flat.mean()) < 0.2 and abs(flat.std() - 1) < 0.15 and len(flat.unique()) == len(flat)
@@ -291,7 +292,7 @@ def test_timestep_constants_follow_the_weights():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_norms_are_in_fp32(dtype):
     """Squares of values beyond 256 overflow in fp16; and bf16 has 8 bits, too few for a mean of squares."""
-    from rest_fast.models.vae_stream import normed_silu
+    from rest_fast.models.vae.layers import normed_silu
 
     x = (torch.randn(1, 64, 2, 3, 3) * 400).to(dtype)
     want = torch.nn.functional.silu(x.double() / (x.double().square().mean(1, keepdim=True) + 1e-8).sqrt())

@@ -112,7 +112,7 @@ DECODING = [
      "frames[0 if final < 0 else 0 :][:-1]",
      AHEAD),
     ("made pictures survive an interrupt", DECODER, "self._made.clear()\n        while", "while", AHEAD),
-    ("the decoder's noise is that of a chunk", "rest_fast/models/vae.py", "latents.shape, noise.DECODER",
+    ("the decoder's noise is that of a chunk", "rest_fast/models/vae/codec.py", "latents.shape, noise.DECODER",
      "latents.shape, noise.LATENT", CLEAN),
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rest_fast import preset
 from rest_fast.models.vae import to_latents
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae.state import StreamState
 from rest_fast.streaming.metrics import Stopwatch
 from rest_fast.streaming.snapshot import SessionState, StateError
 from tests.kit.streams import play, same

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio
 
 from rest_fast.config import preset
-from rest_fast.models.vae_conv import Upsampler
-from rest_fast.models.vae_stream import CausalConv3d, StreamState
+from rest_fast.models.vae.layers import CausalConv3d
+from rest_fast.models.vae.ltx import Upsampler
+from rest_fast.models.vae.state import StreamState
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import losses
 from rest_fast.training.causal_decoder import CausalDecoder, Stretches, fold, measure, share
@@ -68,7 +69,7 @@ def test_what_stands_still_is_decoded_as_before(start):
     student, still = subject.causal_copy(teacher, start), z.expand(-1, -1, 5, -1, -1)
 
     def both(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = teacher.images(latents, 3)
+        images = teacher.decoder.images(latents, 3)
         return tuple(
             vae.decoder(latents, StreamState(past, images=images)) for vae, past in ((teacher, 1), (student, 2))
         )
@@ -151,7 +152,7 @@ def test_both_decoders_read_the_latents_of_the_encoder():
     for row, seed in enumerate(batch.seeds):
         own = teacher.encode(batch.frames[row : row + 1])
         torch.testing.assert_close(z[row : row + 1], teacher.denormalised(own, 0, seed), rtol=1e-5, atol=1e-5)
-        want = teacher.images(own, seed)
+        want = teacher.decoder.images(own, seed)
         assert set(want) == set(images) and len(want) == 4
         assert all(torch.equal(images[path][row], image[0]) for path, image in want.items())
     quiet = teacher_of()

@@ -16,7 +16,7 @@ from rest_fast.checkpoint import CheckpointError
 from rest_fast.config import ConfigError, ConvVAEConfig, preset
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae_conv import ConvDecoder
+from rest_fast.models.vae.ltx import ConvDecoder
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import chain
 from rest_fast.training.causal_decoder import CausalDecoderError, causal_copy, fold, save

@@ -12,7 +12,7 @@ import torch
 
 from rest_fast.config import preset
 from rest_fast.model import Model
-from rest_fast.models.vae_stream import StreamState
+from rest_fast.models.vae.state import StreamState
 from rest_fast.training import losses, vae, vae_basis
 from rest_fast.training.config import Stage, TrainingConfig, training_preset
 from rest_fast.training.distributed import World

@@ -1,173 +1,27 @@
-"""What a temporal decoder remembers from piece to piece, and its convolutions, which are all that remembers.
+"""Convolutions of a temporal decoder, which remember the frames before, and their buffers; blocks of both families.
 
 Two passes over the same weights. ``forward(x, state)`` is the functional reference and what training uses:
 differentiable, histories replaced. ``step`` is for inference, in place: histories of a fixed size, activations in a
-:class:`Workspace` where the next convolution reads them.
+:class:`DecodeWorkspace` where the next convolution reads them.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from rest_fast import ops
 from rest_fast.errors import ArgumentError
+from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional, triton_kernels
 from rest_fast.ops.derived import derived
 from rest_fast.ops.layouts import haloed
 
 NORM_EPS = 1e-8
-REFERENCE = "reference"  # among a stream's histories: the first frame, for decoders that look at it
-WITHHELD = "withheld"  # and the latents that were decoded provisionally
+SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
 Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift [C] behind a norm
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How a decode sees time: ``causal``, ``lookahead`` with ``ahead`` provisional latents, or ``exact``."""
-
-    name: str
-    ahead: int = 0
-
-    @property
-    def past(self) -> int:
-        """Frames of history of a convolution."""
-        return 2 if self.name == "causal" else 1
-
-    def __str__(self) -> str:
-        return f"lookahead({self.ahead})" if self.name == "lookahead" else self.name
-
-
-def read_mode(text: str | None, causal: bool, *, whole: bool = False) -> Mode:
-    """The mode that is asked of a decoder which is ``causal`` or not; None is the one for live streams.
-
-    ``whole``: all latents are there, so ``exact`` is possible. Raises: ValueError for words that are no mode, and for a
-    mode that the checkpoint's decoder was not made for.
-    """
-    fits = "causal" if causal else "lookahead(L) with L from 0 to 999"
-    expected = f"mode: expected {fits}{' or exact' if whole else ''}"
-    if text is None:
-        return Mode("causal") if causal else Mode("lookahead", 1)
-    found = re.fullmatch(r"causal|exact|lookahead(\(([0-9]{1,3})\))?", text) if isinstance(text, str) else None
-    if found is None:
-        raise ArgumentError(f"{expected}, got {text!r}")
-    name = text.partition("(")[0]
-    if name == "exact":
-        if not whole:
-            raise ArgumentError(f"{expected}, got 'exact', which is decode()'s, for a clip that is there as a whole")
-        return Mode("causal" if causal else "exact")
-    if (name == "causal") != causal:
-        kind = "is causal: it looks at no later latent" if causal else "is not causal (rest-fast train causal-decoder)"
-        raise ArgumentError(f"{expected}, since the decoder of this checkpoint {kind}; got {text!r}")
-    return Mode(name, int(found[2] or 1) if name == "lookahead" else 0)
-
-
-@dataclass
-class StreamState:
-    """Memory of a decode or encode, of a fixed size: what each convolution saw last, keyed by module path.
-
-    A fresh state is the start of a clip: histories repeat the first frame, upsamplers drop what lies before it. All
-    lanes of a state (axis 0 of every tensor) have got the same number of latents.
-    """
-
-    past: int = 2
-    histories: dict[str, torch.Tensor] = field(default_factory=dict)
-    started: bool = False
-    counters: list[tuple[int, int]] = field(default_factory=list)  # of each lane's own noise: seed, latents committed
-    size: tuple[int, int] | None = None  # rows and columns of what comes in
-    provisional: int = 0  # latents at the end of the present piece that come again
-    images: dict[str, torch.Tensor] = field(default_factory=dict)  # injected noise [B, H, W] by path: of the seed alone
-    places: dict[str, torch.Tensor] = field(default_factory=dict)  # where histories lie that are written in place
-
-    def kept(self, frames: int, rate: int) -> int:
-        """Of a piece's frames, at ``rate`` frames a latent, those that are final."""
-        return frames - rate * self.provisional
-
-    def reset(self) -> None:
-        """The start of a clip again."""
-        self.started, self.counters, self.size, self.histories, self.images = False, [], None, {}, {}
-
-    def expect(self, name: str, x: torch.Tensor) -> None:
-        """Raise ValueError for another number of lanes, or another size, than came before."""
-        now, before = (len(x), *x.shape[3:]), (len(self.counters), *(self.size or ()))
-        if self.size is not None and now != before:
-            raise ArgumentError(f"{name}: expected lanes, rows and columns {before} as before, got {now}")
-
-    def snapshot(self) -> StreamState:
-        """A copy that later pieces leave alone."""
-        copies = {path: clone(tensor) for path, tensor in self.histories.items()}
-        return StreamState(self.past, copies, self.started, list(self.counters), self.size, images=self.images)
-
-    def restore(self, state: StreamState) -> None:
-        """Continue from a copy. What is written in place keeps its place; what a caller brought is never written to."""
-        self._check(state)
-        found = {}
-        for path, tensor in state.histories.items():
-            place = self.places.get(path)
-            if place is not None and place.shape == tensor.shape:
-                found[path] = place.copy_(tensor)
-            else:
-                found[path] = clone(tensor)
-        self.histories, self.started, self.counters = found, state.started, list(state.counters)
-        self.size, self.images = state.size, state.images
-
-    def lane(self, lane: int) -> StreamState:
-        """A copy of one lane, as a state of its own."""
-        row = self._row(lane)
-        copies = {path: clone(tensor[row]) for path, tensor in self.histories.items()}
-        return StreamState(self.past, copies, self.started, self.counters[row], self.size)
-
-    def put(self, lane: int, state: StreamState) -> None:
-        """Continue a lane from a state of one lane: what another viewer's stream begins with.
-
-        Raises: ValueError if this is no such lane, or the other state is of another kind, size or beginning.
-        """
-        self._check(state)
-        row = self._row(lane)
-        mine, theirs = (
-            (s.started, s.size, {path: tensor.shape[1:] for path, tensor in s.histories.items()}) for s in (self, state)
-        )
-        if mine != theirs or len(state.counters) != 1:
-            raise ArgumentError("decode state: expected one lane that has begun as this state has, got another")
-        for path, tensor in state.histories.items():
-            self.histories[path][row].copy_(tensor)
-        self.counters[row], self.images = state.counters, {}  # images follow from the counters
-
-    def _row(self, lane: int) -> slice:
-        if not 0 <= lane < len(self.counters):
-            raise ArgumentError(f"decode state: lane: expected 0..{len(self.counters) - 1}, got {lane}")
-        return slice(lane, lane + 1)
-
-    def _check(self, state: StreamState) -> None:
-        if state.past != self.past:
-            raise ArgumentError(f"decode state: expected one with {self.past} frames of history, got {state.past}")
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.histories.values())
-
-    def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Copies, by name."""
-        counters = [(seed >> 32, seed & 0xFFFFFFFF, index) for seed, index in self.counters]
-        facts = [self.past, self.started, *(self.size or (0, 0)), *(word for row in counters for word in row)]
-        return {path: clone(tensor) for path, tensor in self.histories.items()} | {"facts": torch.tensor(facts)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> StreamState:
-        histories = dict(tensors)
-        past, started, rows, columns, *words = histories.pop("facts").tolist()
-        counters = zip(words[::3], words[1::3], words[2::3], strict=True)
-        counted = [(high << 32 | low, index) for high, low, index in counters]
-        return cls(past, histories, bool(started), counted, (rows, columns) if rows else None)
-
-
-def clone(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that is no inference tensor: a later call may write into it."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.empty_like(tensor).copy_(tensor)
 
 
 @dataclass
@@ -186,7 +40,7 @@ def new_tensor(shape: tuple[int, ...], like: torch.Tensor, bordered: bool) -> to
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
-class Workspace:
+class DecodeWorkspace:
     """Scratch of one decode at a time: activations by role, made when first asked for, then reused.
 
     Memory is that of the longest piece: shorter ones take its beginning, so two tensors that live at once need two
@@ -237,7 +91,7 @@ class Piece:
     """One call of a decoder in place: whose memory, which scratch, and the dtype of the demo's convolutions."""
 
     state: StreamState
-    work: Workspace
+    work: DecodeWorkspace
     dtype: torch.dtype | None = None
 
     @property
@@ -341,6 +195,73 @@ class CausalConv3d(nn.Module):
             reflect=self.reflect,
             eps=eps,
         )
+
+
+class ResBlock(nn.Module):
+    """x + conv2(silu(norm(conv1(silu(norm(x)))))), the norms modulated, noise behind the convolutions."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        rate: int = 1,
+        eps: float = NORM_EPS,
+        reflect: bool = False,
+        noise: bool = False,
+        modulated: bool = False,
+    ):
+        super().__init__()
+        self.eps, wide = eps, out_channels or channels
+        self.channels = wide
+        self.conv1 = CausalConv3d(channels, wide, rate, reflect)
+        self.conv2 = CausalConv3d(wide, wide, rate, reflect)
+        self.noise1 = nn.Parameter(torch.zeros(wide)) if noise else None
+        self.noise2 = nn.Parameter(torch.zeros(wide)) if noise else None
+        self.table = nn.Parameter(torch.randn(4, wide) / wide**0.5) if modulated else None
+        self.norm, self.shortcut = None, None
+        if wide != channels:
+            self.norm = nn.LayerNorm(channels, eps=SHORTCUT_EPS)
+            self.shortcut = nn.Conv3d(channels, wide, 1)
+
+    def modulation(self, embedded: torch.Tensor | None) -> tuple[Modulation | None, Modulation | None]:
+        """(scale, shift) of either norm, from the timestep embedding [4 C] of the stage."""
+        if self.table is None or embedded is None:
+            return None, None
+        shift1, scale1, shift2, scale2 = self.table + embedded.view(4, -1)
+        return (scale1, shift1), (scale2, shift2)
+
+    def forward(self, x: torch.Tensor, state: StreamState, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        first, second = self.modulation(embedded)
+        y = _noised(self.conv1(normed_silu(x, first, eps=self.eps), state), self.noise1, self.conv1, state)
+        y = _noised(self.conv2(normed_silu(y, second, eps=self.eps), state), self.noise2, self.conv2, state)
+        return y + self._beside(x)
+
+    def _beside(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is None or self.shortcut is None:
+            return x
+        return self.shortcut(self.norm(x.movedim(1, -1)).movedim(-1, 1))
+
+    def step(
+        self,
+        source: Buffer,
+        piece: Piece,
+        *,
+        x: torch.Tensor,
+        second: Modulation | None = None,
+        role="middle",
+        **results,
+    ) -> None:
+        """In place: ``x`` the residual stream, ``source`` the same after the first norm; results as of the op."""
+        b, _, t, h, w = x.shape
+        middle = piece.buffer(role, (b, self.channels, t, h, w), source.whole)
+        self.conv1.step(source, piece, noise=self.noise1, modulation=second, normed=middle.frames, eps=self.eps)
+        self.conv2.step(middle, piece, noise=self.noise2, residual=self._beside(x), eps=self.eps, **results)
+
+
+def _noised(y: torch.Tensor, scale: torch.Tensor | None, conv: CausalConv3d, state: StreamState) -> torch.Tensor:
+    """Noise is one image per stream and convolution, the same for all frames: drawn anew it would jump."""
+    return y if scale is None else y + scale.view(-1, 1, 1, 1) * state.images[conv.path][:, None, None]
 
 
 def name_memories(module: nn.Module) -> None:

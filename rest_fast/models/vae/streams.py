@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 
 from rest_fast import noise
 from rest_fast.config import TEMPORAL
 from rest_fast.errors import ArgumentError
-from rest_fast.models.vae_basis import BasisDecoder
-from rest_fast.models.vae_conv import ConvDecoder
-from rest_fast.models.vae_stream import REFERENCE, WITHHELD, Mode, Piece, StreamState, Workspace, clone, to_uint8
-
-if TYPE_CHECKING:
-    from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae.codec import Codec
+from rest_fast.models.vae.layers import DecodeWorkspace, Piece, to_uint8
+from rest_fast.models.vae.state import REFERENCE, WITHHELD, Mode, StreamState, clone
 
 
 class EncodeStream:
     """A causal encode in pieces: first 1 + 8n frames, then 8n each; any such pieces give the latents of the whole."""
 
-    def __init__(self, vae: TemporalVAE):
+    def __init__(self, vae: Codec):
         self.vae, self.state = vae, StreamState()
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """The next frames [B, 3, T, H, W] in -1..1 -> latents [B, C, n, H / 32, W / 32], normalised."""
+        """The next frames [B, 3, T, H, W] in -1..1 -> latents [B, C, n, h, w], normalised."""
         vae, first = self.vae, 0 if self.state.started else 1
-        vae._check_video(video, "video")
+        vae.check_video(video, "video")
         if video.shape[2] % TEMPORAL != first:
             expected = f"1 + {TEMPORAL}n" if first else f"{TEMPORAL}n"
             raise ArgumentError(f"encode: video: expected {expected} frames, got {video.shape[2]}")
@@ -52,24 +49,24 @@ class DecodeStream:
     The first latent gives 1 frame, every further one 8. ``causal``: each call gives all frames of its latents.
     ``lookahead(L)``: the last L latents are decoded provisionally and withheld until the next call or :meth:`flush`, so
     frames come L latents late and in the end none is missing; what comes depends a little on how latents were grouped.
-    ``dtype`` is that of the demo decoder's convolutions (:meth:`TemporalVAE.convolve_in`), None that of the rest.
+    ``dtype`` is that of a mixed decoder's convolutions (``TemporalVAE.convolve_in``), None that of the rest.
     Memory is of a fixed size and written in place: after a call that failed, restore a snapshot. With trainable weights
     and outside ``no_grad`` a gradient reaches back through all pieces.
     """
 
     def __init__(
         self,
-        vae: TemporalVAE,
+        vae: Codec,
         mode: Mode,
         reference: torch.Tensor | None = None,
         seed: int = 0,
-        workspace: Workspace | None = None,
+        workspace: DecodeWorkspace | None = None,
     ):
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.vae, self.mode, self.seed = vae, mode, seed
         self.reference = None if reference is None else clone(reference)  # the caller may write into his
-        self.work = workspace or Workspace()
-        self.dtype: torch.dtype | None = getattr(getattr(vae.decoder, "post", None), "dtype", None)
+        self.work = workspace or DecodeWorkspace()
+        self.dtype: torch.dtype | None = vae.decoder.dtype
         self.state = StreamState(mode.past)
         self.reset()
 
@@ -158,7 +155,7 @@ class DecodeStream:
         return made
 
     def _checked(self, latents: torch.Tensor) -> torch.Tensor:
-        self.vae._check(latents, "latents", self.vae.config.latent_channels)
+        self.vae.check_latents(latents)
         self.state.expect("decode: latents", latents)
         return latents
 
@@ -178,31 +175,18 @@ class DecodeStream:
         found = self.state.images
         if found and next(iter(found.values())).dtype == z.dtype:
             return found
-        rows = [self.vae.images(row, seed) for row, (seed, _) in zip(z.split(1), counters, strict=True)]
+        rows = [self.vae.decoder.images(row, seed) for row, (seed, _) in zip(z.split(1), counters, strict=True)]
         return {path: torch.cat([row[path] for row in rows]) for path in rows[0]}
 
     def _run(self, z: torch.Tensor, counters: list[tuple[int, int]], pictures: bool) -> torch.Tensor:
         decoder, state = self.vae.decoder, self.state
-        if isinstance(decoder, ConvDecoder):
-            state.images = self._images(z, counters)
+        state.images = self._images(z, counters)
         learning = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in decoder.parameters()))
         if learning:
             video = decoder(z, state)
             return to_uint8(video.detach()) if pictures else cast(torch.Tensor, video)
         with torch.no_grad():
-            piece = Piece(state, self.work, self.dtype)
-            if isinstance(decoder, BasisDecoder):
-                video = decoder.step(z, piece)
-                return to_uint8(video) if pictures else video
-            b, frames = len(z), TEMPORAL * z.shape[2] - (0 if state.started else TEMPORAL - 1)
-            h, w = (n * self.vae.config.spatial for n in z.shape[3:])
-            if pictures:
-                out = z.new_empty(b, frames, h, w, 3, dtype=torch.uint8)
-                decoder.step(z, piece, pictures=out)
-            else:
-                out = z.new_empty(b, frames, h, w, 3).movedim(-1, 1)
-                decoder.step(z, piece, video=out)
-            return out
+            return decoder.run(z, Piece(state, self.work, self.dtype), pictures=pictures)
 
     def _nothing(self, pictures: bool) -> torch.Tensor:
         """No frames: what a call gives whose latents are all withheld."""

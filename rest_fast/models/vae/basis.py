@@ -16,8 +16,9 @@ from torch import nn
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.linear import linear
-from rest_fast.models.vae_conv import ResBlock
-from rest_fast.models.vae_stream import REFERENCE, CausalConv3d, Piece, StreamState, normed_silu, unfold_channels
+from rest_fast.models.vae.family import Decoder
+from rest_fast.models.vae.layers import CausalConv3d, Piece, ResBlock, normed_silu, to_uint8, unfold_channels
+from rest_fast.models.vae.state import REFERENCE, StreamState
 from rest_fast.ops import functional
 
 MOVE = 12.0  # pixels that the reference can be moved at most, along either axis
@@ -226,8 +227,10 @@ def move(reference: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     )
 
 
-class BasisDecoder(nn.Module):
+class BasisDecoder(Decoder):
     """[B, C, n, h, w] -> [B, 3, 8n (- 7 at the start), H, W]."""
+
+    takes_photo = mixed = True
 
     def __init__(self, config: BasisVAEConfig, basis: SpaceTimeBasis, grid: tuple[int, int]):
         super().__init__()
@@ -247,6 +250,19 @@ class BasisDecoder(nn.Module):
         picture = self.post.step(picture, reference, piece)
         return picture[:, :, TEMPORAL - 1 :] if piece.first else picture
 
+    def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
+        video = self.step(z, piece)
+        return to_uint8(video) if pictures else video
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the post-net's convolutions."""
+        return self.post.dtype
+
+    @dtype.setter
+    def dtype(self, dtype: torch.dtype | None) -> None:
+        self.post.dtype = dtype
+
     def linear(self, latents: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, torch.Tensor]:
         """What the post-net gets: basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W]."""
         (basis,) = self._basis
@@ -254,3 +270,9 @@ class BasisDecoder(nn.Module):
         # without the true one the reference is the first picture as far as the latents tell it
         reference = state.histories.setdefault(REFERENCE, picture[:, :, TEMPORAL - 1 : TEMPORAL].clone())
         return picture, reference.to(picture.dtype).expand(len(picture), -1, -1, -1, -1)
+
+
+def build(config: BasisVAEConfig, grid: tuple[int, int] | None) -> tuple[nn.Module, Decoder]:
+    assert grid is not None, "a basis belongs to a picture size"
+    basis = SpaceTimeBasis(config, grid)
+    return BasisEncoder(basis), BasisDecoder(config, basis, grid)

@@ -1,6 +1,6 @@
 """Encoder and decoder of the LTX-Video family, from the configuration of a checkpoint (0.9.0, 0.9.1, 0.9.5 to 0.9.8).
 
-The encoder is causal. The decoder's convolutions see time as the :class:`~rest_fast.models.vae_stream.StreamState`
+The encoder is causal. The decoder's convolutions see time as the :class:`~rest_fast.models.vae.state.StreamState`
 says: two past frames, or one past and one later. Norms are statistics of a single pixel, in fp32.
 """
 
@@ -14,88 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rest_fast.config import STRIDES, ConvVAEConfig
-from rest_fast.models.vae_stream import (
+from rest_fast import noise
+from rest_fast.config import STRIDES, TEMPORAL, ConvVAEConfig
+from rest_fast.models.vae.family import Decoder
+from rest_fast.models.vae.layers import (
     NORM_EPS,
     Buffer,
     CausalConv3d,
     Modulation,
     Piece,
-    StreamState,
+    ResBlock,
     normed_silu,
     unfold_channels,
 )
+from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional
 from rest_fast.ops.derived import derived
-
-SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
-
-
-class ResBlock(nn.Module):
-    """x + conv2(silu(norm(conv1(silu(norm(x)))))), the norms modulated, noise behind the convolutions."""
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int | None = None,
-        *,
-        rate: int = 1,
-        eps: float = NORM_EPS,
-        reflect: bool = False,
-        noise: bool = False,
-        modulated: bool = False,
-    ):
-        super().__init__()
-        self.eps, wide = eps, out_channels or channels
-        self.channels = wide
-        self.conv1 = CausalConv3d(channels, wide, rate, reflect)
-        self.conv2 = CausalConv3d(wide, wide, rate, reflect)
-        self.noise1 = nn.Parameter(torch.zeros(wide)) if noise else None
-        self.noise2 = nn.Parameter(torch.zeros(wide)) if noise else None
-        self.table = nn.Parameter(torch.randn(4, wide) / wide**0.5) if modulated else None
-        self.norm, self.shortcut = None, None
-        if wide != channels:
-            self.norm = nn.LayerNorm(channels, eps=SHORTCUT_EPS)
-            self.shortcut = nn.Conv3d(channels, wide, 1)
-
-    def modulation(self, embedded: torch.Tensor | None) -> tuple[Modulation | None, Modulation | None]:
-        """(scale, shift) of either norm, from the timestep embedding [4 C] of the stage."""
-        if self.table is None or embedded is None:
-            return None, None
-        shift1, scale1, shift2, scale2 = self.table + embedded.view(4, -1)
-        return (scale1, shift1), (scale2, shift2)
-
-    def forward(self, x: torch.Tensor, state: StreamState, embedded: torch.Tensor | None = None) -> torch.Tensor:
-        first, second = self.modulation(embedded)
-        y = _noised(self.conv1(normed_silu(x, first, eps=self.eps), state), self.noise1, self.conv1, state)
-        y = _noised(self.conv2(normed_silu(y, second, eps=self.eps), state), self.noise2, self.conv2, state)
-        return y + self._beside(x)
-
-    def _beside(self, x: torch.Tensor) -> torch.Tensor:
-        if self.norm is None or self.shortcut is None:
-            return x
-        return self.shortcut(self.norm(x.movedim(1, -1)).movedim(-1, 1))
-
-    def step(
-        self,
-        source: Buffer,
-        piece: Piece,
-        *,
-        x: torch.Tensor,
-        second: Modulation | None = None,
-        role="middle",
-        **results,
-    ) -> None:
-        """In place: ``x`` the residual stream, ``source`` the same after the first norm; results as of the op."""
-        b, _, t, h, w = x.shape
-        middle = piece.buffer(role, (b, self.channels, t, h, w), source.whole)
-        self.conv1.step(source, piece, noise=self.noise1, modulation=second, normed=middle.frames, eps=self.eps)
-        self.conv2.step(middle, piece, noise=self.noise2, residual=self._beside(x), eps=self.eps, **results)
-
-
-def _noised(y: torch.Tensor, scale: torch.Tensor | None, conv: CausalConv3d, state: StreamState) -> torch.Tensor:
-    """Noise is one image per stream and convolution, the same for all frames: drawn anew it would jump."""
-    return y if scale is None else y + scale.view(-1, 1, 1, 1) * state.images[conv.path][:, None, None]
 
 
 class StridedConv(nn.Module):
@@ -218,12 +152,13 @@ def timestep_embedder(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Decoder):
     """[B, latent, n, h, w] -> [B, 3, 8n (- 7 at the start), 32 h, 32 w]."""
 
     def __init__(self, config: ConvVAEConfig):
         super().__init__()
         self.config, channels, self.patch = config, config.decoder_channels, config.patch_size
+        self.causal, self.noise_share = config.causal_decoder, config.decode_noise_scale
         reflect, modulated, rate = config.decoder_padding == "reflect", config.timestep_conditioning, 1
         self.conv_in = CausalConv3d(config.latent_channels, channels[0], reflect=reflect)
         self.blocks = nn.ModuleList()
@@ -268,7 +203,38 @@ class ConvDecoder(nn.Module):
             x = block(x, state) if isinstance(block, Upsampler) else block(x, state, embedded[stage])
         return unpatchify(self.conv_out(normed_silu(x, last, eps=NORM_EPS), state), self.patch)
 
+    def images(self, z: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        (b, _, _, h, w), spread = z.shape, 1
+        for block in self.blocks:
+            if isinstance(block, Upsampler):
+                spread *= block.stride[1]
+            elif block.noise1 is not None:
+                size = (h * spread, w * spread)
+                for conv in (block.conv1, block.conv2):
+                    drawn = noise.normal(seed, len(found), size[0] * size[1], noise.TEXTURE, z.device)
+                    found[conv.path] = drawn.view(1, *size).repeat(b, 1, 1).to(z.dtype)
+        return found
+
     # -- in place
+
+    def pack(self) -> None:
+        self.folded()
+        self.pixel_order()
+        for conv in self.convolutions():
+            if conv is not self.conv_out:
+                conv.ordered(conv.weight.dtype)
+
+    def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
+        b, frames = len(z), TEMPORAL * z.shape[2] - (TEMPORAL - 1 if piece.first else 0)
+        h, w = (n * self.config.spatial for n in z.shape[3:])
+        if pictures:
+            out = z.new_empty(b, frames, h, w, 3, dtype=torch.uint8)
+            self.step(z, piece, pictures=out)
+        else:
+            out = z.new_empty(b, frames, h, w, 3).movedim(-1, 1)
+            self.step(z, piece, video=out)
+        return out
 
     def folded(self) -> list[tuple[Modulation | None, Modulation | None]]:
         """Scale and shift of both norms of each block, and last of the norm before ``conv_out``."""
@@ -325,3 +291,8 @@ class ConvDecoder(nn.Module):
             return turned, bias.detach()[order].contiguous()
 
         return derived(self, "turned", (weight, bias), make)
+
+
+def build(config: ConvVAEConfig, grid: tuple[int, int] | None) -> tuple[nn.Module, Decoder]:
+    """Pictures may have any whole number of cells."""
+    return ConvEncoder(config), ConvDecoder(config)

@@ -1,0 +1,134 @@
+"""Temporal VAE: 8 video frames and a square of pixels to one latent cell.
+
+A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Families behind one
+interface (:mod:`~rest_fast.models.vae.family`): LTX-Video's (:mod:`~rest_fast.models.vae.ltx`) and the small one of the
+demo model (:mod:`~rest_fast.models.vae.basis`). A decode is ``causal`` where the decoder is: then piece by piece equals
+the whole. The released LTX-Video decoders are not; their stream looks ahead (docs/vae.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rest_fast import checkpoint
+from rest_fast.config import ModelConfig
+from rest_fast.errors import ArgumentError
+from rest_fast.models.vae.codec import Codec
+from rest_fast.models.vae.layers import DecodeWorkspace
+from rest_fast.models.vae.layers import to_uint8 as to_uint8
+from rest_fast.models.vae.state import Mode, read_mode
+from rest_fast.models.vae.streams import DecodeStream, EncodeStream
+
+
+def to_tokens(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, n, h, w] -> [B, n h w, C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def to_latents(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """[B, n h w, C] -> [B, C, n, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, (-1, *grid))
+
+
+class TemporalVAE(Codec):
+    """The VAE of a checkpoint: whole clips, and streams of pieces."""
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TemporalVAE:
+        """The VAE of a folder: one that ``rest-fast convert ltx-vae`` wrote, or that of a whole model's checkpoint.
+
+        Raises: :class:`rest_fast.checkpoint.CheckpointError`.
+        """
+        config = checkpoint.read_vae_config(folder)
+        with checkpoint.Unfilled():
+            vae = cls(config)
+        checkpoint.read_weights(vae, folder, "vae." if isinstance(config, ModelConfig) else "")
+        return vae.to(device, dtype).eval().requires_grad_(False).pack()
+
+    @property
+    def causal(self) -> bool:
+        """Whether a decode piece by piece equals that of the whole."""
+        return self.decoder.causal
+
+    def pack(self) -> TemporalVAE:
+        """Weights of convolutions in the order in which they are read, constants derived: not to be done by a first
+        decode. For frozen weights; changing them later is allowed."""
+        for module in self.modules():
+            weight = getattr(module, "weight", None)
+            if hasattr(module, "path") and isinstance(weight, torch.nn.Parameter):
+                order = weight.data.contiguous(memory_format=torch.channels_last_3d)
+                weight.data = order  # the same numbers at other addresses, and no second copy
+        self.decoder.pack()
+        return self
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Posterior mean, normalised: video [B, 3, 1 + 8n, H, W] in -1..1 -> [B, C, 1 + n, h, w]."""
+        return EncodeStream(self).encode(video)
+
+    def decode(
+        self, latents: torch.Tensor, *, mode: str | None = "exact", reference: torch.Tensor | None = None, seed: int = 0
+    ) -> torch.Tensor:
+        """A clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1.
+
+        ``exact`` is the whole clip at once. Other modes show what :meth:`stream` would give for it: lookahead in calls
+        of [reference, 3 new], then of 3 new latents, the plan of a session.
+        """
+        stream = self._stream(read_mode(mode, self.causal, whole=True), reference, seed)
+        if stream.mode.name != "lookahead":
+            return stream.decode(latents)
+        self.check_latents(latents)
+        later = latents[:, :, 4:]
+        pieces = [latents[:, :, :4], *(later.split(3, 2) if later.shape[2] else ())]
+        return torch.cat([*(stream.decode(piece) for piece in pieces), stream.flush()], 2)
+
+    def stream(
+        self,
+        *,
+        mode: str | None = None,
+        reference: torch.Tensor | None = None,
+        seed: int = 0,
+        workspace: DecodeWorkspace | None = None,
+    ) -> DecodeStream:
+        """A decoder with memory, for latents that come piece by piece; see :class:`DecodeStream`.
+
+        Args:
+            mode: ``causal`` or, for a decoder that is not, ``lookahead(L)`` with L latents of delay; None for the one
+                that fits the checkpoint, with L = 1. Never switched silently.
+            reference: the true first frame [B, 3, 1, H, W] in -1..1: the demo's decoder takes what stands still from
+                it, LTX-Video's has no use for it. Without it the first latent has to do.
+            seed: of the decoder's own noise (LTX-Video 0.9.1 and later).
+            workspace: scratch to share among streams that decode in turn.
+        """
+        return self._stream(read_mode(mode, self.causal), reference, seed, workspace)
+
+    def _stream(
+        self, mode: Mode, reference: torch.Tensor | None, seed: int, workspace: DecodeWorkspace | None = None
+    ) -> DecodeStream:
+        if reference is not None:
+            self.check_video(reference, "reference")
+            if reference.shape[2] != 1:
+                raise ArgumentError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
+        kept = reference if self.decoder.takes_photo else None
+        return DecodeStream(self, mode, kept, seed, workspace)
+
+    def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
+        """In which dtype the demo's decoder, in fp32 otherwise, convolves while no gradient is wanted; None: fp32, too.
+
+        Streams that are open keep theirs.
+
+        Raises: ValueError for LTX-Video's, which computes in the dtype of its weights throughout.
+        """
+        if not self.decoder.mixed:
+            raise ArgumentError(
+                f"convolve_in: expected a decoder of kind basis, got {self.config.kind} (load it in {dtype})"
+            )
+        self.decoder.dtype = dtype
+        return self
+
+    def encode_stream(self) -> EncodeStream:
+        """An encoder with memory, for video that comes piece by piece."""
+        return EncodeStream(self)
