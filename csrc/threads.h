@@ -1,4 +1,5 @@
-// OpenMP threads of the calling thread. PyTorch's own setting would reach all threads of the process.
+// OpenMP threads of the calling thread. PyTorch's own setting would reach all threads of the
+// process.
 #pragma once
 
 namespace rest_fast {

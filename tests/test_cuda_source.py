@@ -115,7 +115,7 @@ def call(module, case, lanes, tokens, grid_h, grid_w, heads, head_dim, device=0)
     row_stride, ring_stride = (s // k_cache.itemsize for s in k_cache.strides[:2])
     views = dict(case, k_cache=k_cache, v_cache=case["v_cache"][:, :, 1])
     dtype = {"float32": 0, "float16": 2}[case["qkv"].dtype.name]
-    sizes = (lanes, tokens, heads, head_dim, POSITIONS, grid_h, grid_w)
+    sizes = (lanes, tokens, heads * head_dim, POSITIONS, grid_h, grid_w)
     cache = (ROWS, RINGS, k_cache.shape[2], row_stride, ring_stride)
     pointers = (array.ctypes.data for array in views.values())
     return module.qk_norm_rope_cache(*pointers, *sizes, *cache, EPS, dtype, 0, device)

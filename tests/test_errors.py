@@ -54,7 +54,8 @@ def test_a_handler_for_value_errors_still_works():
 
 
 @pytest.mark.parametrize(("module", "name"), [
-    ("media", "MediaError"), ("avatar", "AvatarError"), ("session", "SessionClosed"), ("session_state", "StateError"),
+    ("media", "MediaError"), ("avatar", "AvatarError"), ("streaming.session", "SessionClosed"),
+    ("streaming.snapshot", "StateError"),
     ("checkpoint", "CheckpointError"), ("config", "ConfigError"), ("ops.dispatch", "OpError"),
 ])  # fmt: skip
 def test_the_modules_that_raise_them_have_them_too(module, name):

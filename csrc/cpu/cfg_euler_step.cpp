@@ -1,7 +1,9 @@
 // Guidance and Euler update, z <- z + dt (v_u + g (v_c - v_u)), one pass over the latents.
 //
-// Layout: params.h. Why it exists: three reads and one write, where eager PyTorch runs six kernels
-// and stores what lies between them.
+// Layout: ops/cfg_euler_step.h. Why it exists: three reads and one write, where eager PyTorch runs
+// six kernels and stores what lies between them.
+#include "../ops/cfg_euler_step.h"
+
 #include "common.h"
 
 namespace rest_fast {

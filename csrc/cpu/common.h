@@ -10,7 +10,7 @@
 #include <omp.h>
 #endif
 
-#include "../params.h"
+#include "../core.h"
 
 // One wheel for every x86-64: the compiler makes three versions of the marked functions and the
 // loader picks one. Helpers are forced inline, or they would keep the base instruction set.

@@ -3,9 +3,11 @@
 //   y = conv + noise_scale noise + residual, then channels into frames, rows and columns
 //   out = y;  normed = silu(y / sqrt(mean_c(y^2) + eps) (1 + scale) + shift);  pictures = bytes(y)
 //
-// Layout: params.h. Why it exists: composed of the ops for each step it reads and writes the tensor
-// two to four times more, and an upsampler's residual needs a tensor of its own. All sums are fp32
-// and rounded once. The unit of work is a row of pixels of the convolution.
+// Layout: ops/conv_epilogue.h. Why it exists: composed of the ops for each step it reads and writes
+// the tensor two to four times more, and an upsampler's residual needs a tensor of its own. All
+// sums are fp32 and rounded once. The unit of work is a row of pixels of the convolution.
+#include "../ops/conv_epilogue.h"
+
 #include "pixel.h"
 #include "volume.h"
 

@@ -2,9 +2,11 @@
 //
 //   out[b, c, t p1 + i - drop, y p2 + j, z p3 + k] = x[b, ((c p1 + i) p2 + j) p3 + k, t, y, z]
 //
-// Layout: params.h. Why it exists: one pass with sequential writes, where a permuting copy goes
-// element by element. The unit of work is a row of input, for one channel of output or, where
-// channels are innermost there, for all.
+// Layout: ops/depth_to_space.h. Why it exists: one pass with sequential writes, where a permuting
+// copy goes element by element. The unit of work is a row of input, for one channel of output or,
+// where channels are innermost there, for all.
+#include "../ops/depth_to_space.h"
+
 #include <utility>
 
 #include "volume.h"

@@ -2,11 +2,13 @@
 //
 //   out = softmax(scale rms_norm(q) K_i^T) V_i
 //
-// Layout: params.h. How: 16 tokens at a time stand side by side in the lanes of a vector, keys and
-// channels are broadcast, so that neither the products nor the softmax need a sum across lanes and
-// any number of keys wastes nothing. Keys come in tiles with an online softmax; everything between
-// q and out lives in one tile on the stack.
-// Limits: heads of at most kMaxHeadDim channels.
+// Layout: ops/frame_cross_attention.h. How: 16 tokens at a time stand side by side in the lanes of
+// a vector, keys and channels are broadcast, so that neither the products nor the softmax need a
+// sum across lanes and any number of keys wastes nothing. Keys come in tiles with an online
+// softmax; everything between q and out lives in one tile on the stack. Limits: heads of at most
+// kMaxHeadDim channels.
+#include "../ops/frame_cross_attention.h"
+
 #include <limits>
 
 #include "exp.h"

@@ -1,9 +1,11 @@
 // Decoder output to pictures: out = round(clamp((x + 1) * 127.5, 0, 255)), ties to even, NaN to 0,
 // and [B, 3, T, H, W] to [B, T, H, W, 3] on the way.
 //
-// Layout: params.h. Why it exists: eager PyTorch writes six tensors for one of bytes.
+// Layout: ops/frames_to_uint8.h. Why it exists: eager PyTorch writes six tensors for one of bytes.
 // The sum comes before the product so that no compiler can make one rounding of the two: all
 // instruction sets give the same bytes, those of the reference.
+#include "../ops/frames_to_uint8.h"
+
 #include "pixel.h"
 #include "volume.h"
 

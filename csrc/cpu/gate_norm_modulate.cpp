@@ -2,9 +2,11 @@
 //
 //   x <- x + gate branch,   out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
 //
-// Layout: params.h. Why it exists: each row is read once from memory and written once, where eager
-// PyTorch runs eight kernels over it. A row is added up twice, the second time from the nearest
-// cache, so that the unrounded sum needs no buffer.
+// Layout: ops/gate_norm_modulate.h. Why it exists: each row is read once from memory and written
+// once, where eager PyTorch runs eight kernels over it. A row is added up twice, the second time
+// from the nearest cache, so that the unrounded sum needs no buffer.
+#include "../ops/gate_norm_modulate.h"
+
 #include "common.h"
 
 namespace rest_fast {

@@ -2,9 +2,11 @@
 //
 //   y = x / sqrt(mean_c(x^2) + eps) * (1 + scale) + shift;  out = y / (1 + exp(-y))
 //
-// Layout: params.h. Why it exists: eager PyTorch writes and reads the tensor half a dozen times.
-// Two ways through memory: where channels follow one another (channels last), pixel by pixel; else
-// tiles of pixels, which run down the channels twice while the tile is in the cache.
+// Layout: ops/pixel_norm_silu.h. Why it exists: eager PyTorch writes and reads the tensor half a
+// dozen times. Two ways through memory: where channels follow one another (channels last), pixel by
+// pixel; else tiles of pixels, which run down the channels twice while the tile is in the cache.
+#include "../ops/pixel_norm_silu.h"
+
 #include "pixel.h"
 #include "volume.h"
 

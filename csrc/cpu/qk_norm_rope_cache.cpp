@@ -2,9 +2,11 @@
 //
 //   q' = rope(q / sqrt(mean(q^2) + eps) * q_weight) -> q_out;  k' likewise, v as it is -> cache
 //
-// Layout: params.h. Why it exists: qkv is read once and each result is written once, where eager
-// PyTorch runs a dozen kernels over it and then copies K and V into the cache.
+// Layout: ops/qk_norm_rope_cache.h. Why it exists: qkv is read once and each result is written
+// once, where eager PyTorch runs a dozen kernels over it and then copies K and V into the cache.
 // Limits: lanes must not share slots (a scratch row that nobody reads may be shared).
+#include "../ops/qk_norm_rope_cache.h"
+
 #include <cmath>
 #include <cstring>
 #include <vector>

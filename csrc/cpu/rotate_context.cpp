@@ -1,8 +1,10 @@
 // At commit: the time pairs of the context keys turn back by one chunk, in place.
 //
-// Layout: params.h. Why it exists: only the third of the key channels that moves is touched, where
-// the reference gathers, widens, turns and scatters whole rows of the cache.
-// Limits: an enabled lane's row is no other lane's, enabled or not; disabled lanes may share one.
+// Layout: ops/rotate_context.h. Why it exists: only the third of the key channels that moves is
+// touched, where the reference gathers, widens, turns and scatters whole rows of the cache. Limits:
+// an enabled lane's row is no other lane's, enabled or not; disabled lanes may share one.
+#include "../ops/rotate_context.h"
+
 #include "common.h"
 
 namespace rest_fast {

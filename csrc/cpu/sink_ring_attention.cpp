@@ -2,14 +2,16 @@
 //
 //   out = softmax(scale q K[:n]^T) V[:n],   lse = log sum exp(scale q K[:n]^T),   n = n_valid
 //
-// Layout: params.h. Why it exists: a chunk's attention is small, and a stock kernel spends as long
-// on its set-up, on a call for each length and on copying its own result as on the products.
-// How: a task is a block of queries of one head. Blocks of keys and values are widened to fp32 next
-// to each other (in the cache a head's rows lie heads x head_dim apart, which maps them to few
-// cache sets). Scores are kept as [keys, queries]: the softmax of a query then runs down a column,
-// vectors hold neighbouring queries, and no sum across a vector is needed. Both products go through
-// one register tile. fp32 throughout, one rounding at the end.
-// Limits: heads of at most kMaxRingHeadDim channels. Weights below 2^-126.5 of the largest are 0.
+// Layout: ops/sink_ring_attention.h. Why it exists: a chunk's attention is small, and a stock
+// kernel spends as long on its set-up, on a call for each length and on copying its own result as
+// on the products. How: a task is a block of queries of one head. Blocks of keys and values are
+// widened to fp32 next to each other (in the cache a head's rows lie heads x head_dim apart, which
+// maps them to few cache sets). Scores are kept as [keys, queries]: the softmax of a query then
+// runs down a column, vectors hold neighbouring queries, and no sum across a vector is needed. Both
+// products go through one register tile. fp32 throughout, one rounding at the end. Limits: heads of
+// at most kMaxRingHeadDim channels. Weights below 2^-126.5 of the largest are 0.
+#include "../ops/sink_ring_attention.h"
+
 #include <cmath>
 #include <limits>
 
@@ -150,8 +152,8 @@ REST_FAST_INLINE void load_queries(const T* __restrict q, int64_t stride, int64_
   std::fill(s.total, s.total + queries, 0.0f);
 }
 
-// Whether a score of query `q` of a task is NaN. Its sums do not say: an infinite score makes NaN of
-// them, too. `keys`: the first one of the lane and head.
+// Whether a score of query `q` of a task is NaN. Its sums do not say: an infinite score makes NaN
+// of them, too. `keys`: the first one of the lane and head.
 template <class T>
 bool any_nan(const Scratch& s, int q, const T* keys, int64_t stride, int64_t valid, int64_t dim) {
   for (int64_t slot = 0; slot < valid; ++slot) {

@@ -64,7 +64,7 @@ REST_FAST_INLINE PixelTile pixel_tile(const PixelRuns& runs, int64_t item) {
   item /= runs.row.size;
   const int64_t frame = item % runs.frame.size;
   const int64_t batch = item / runs.frame.size;
-  const auto offset = [&](int64_t PixelAxis::*step) {
+  const auto offset = [&](int64_t PixelAxis::* step) {
     return batch * (runs.batch.*step) + frame * (runs.frame.*step) + row * (runs.row.*step) +
            first * (runs.run.*step);
   };

@@ -2,12 +2,12 @@
 //
 //   q' = rope(q / sqrt(mean(q^2) + eps) * q_weight) -> q_out;  k' likewise, v as it is -> cache
 //
-// Layout: params.h. One block per (lane, token). A thread keeps kIters vectors of kVec channels of
-// q and of k in registers, so qkv is read once: 6 W elements of traffic a token, where the eager
-// chain moves several times that and launches a dozen kernels.
-// A lane with an index out of range writes nothing at all, its queries included.
-// Limits: W <= 4 * 512 * kVec; lanes must not share slots, save scratch rows that nobody reads.
-// tests/kit/cuda_on_cpu.h runs this very file without a GPU.
+// Layout: ops/qk_norm_rope_cache.h. One block per (lane, token). A thread keeps kIters vectors of
+// kVec channels of q and of k in registers, so qkv is read once: 6 W elements of traffic a token,
+// where the eager chain moves several times that and launches a dozen kernels. A lane with an index
+// out of range writes nothing at all, its queries included. Limits: W <= 4 * 512 * kVec; lanes must
+// not share slots, save scratch rows that nobody reads. tests/kit/cuda_on_cpu.h runs this very file
+// without a GPU.
 #include <cstdint>
 
 #ifdef REST_FAST_CUDA_ON_CPU
@@ -18,7 +18,7 @@
 #include <cuda_runtime.h>
 #endif
 
-#include "../params.h"
+#include "../ops/qk_norm_rope_cache.h"
 
 namespace rest_fast {
 namespace {

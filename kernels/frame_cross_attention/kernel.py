@@ -51,6 +51,7 @@ def few_keys_kernel(
     HEADS_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
 ):
+    tl.static_assert(HEADS_BLOCK >= HEADS and DIM_BLOCK >= DIM, "a program holds whole rows")
     WIDTH: tl.constexpr = HEADS * DIM
     tiles = tl.cdiv(tokens, ROWS)
     row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
@@ -91,6 +92,7 @@ def norm_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    tl.static_assert(BLOCK >= WIDTH, "a program holds a whole row: its norm is over all channels")
     c = tl.arange(0, BLOCK)
     real = c < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + c
@@ -116,6 +118,7 @@ def many_keys_kernel(
     KEYS_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
 ):
+    tl.static_assert(DIM_BLOCK >= DIM and DIM_BLOCK >= 16, "a program holds whole heads; tl.dot wants 16 channels")
     WIDTH: tl.constexpr = HEADS * DIM
     tiles = tl.cdiv(tokens, ROWS)
     head, tile = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS

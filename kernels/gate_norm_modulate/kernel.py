@@ -35,6 +35,7 @@ def gate_norm_modulate_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    tl.static_assert(BLOCK >= WIDTH, "a program holds a whole row: its norm is over all channels")
     lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
     c = tl.arange(0, BLOCK)
     real = c < WIDTH

@@ -32,6 +32,7 @@ def pixel_norm_silu_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    tl.static_assert(BLOCK_C >= C, "a program holds whole pixels: their norm is over all channels")
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     inside = (p < pixels)[:, None] & (c < C)[None, :]

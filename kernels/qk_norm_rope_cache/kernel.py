@@ -67,6 +67,7 @@ def qk_norm_rope_cache_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    tl.static_assert(WIDTH % 2 == 0 and BLOCK >= WIDTH, "channels turn in pairs; a program holds whole rows")
     lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
     first_slot, first, inside = place(
         row_index,

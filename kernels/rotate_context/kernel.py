@@ -23,6 +23,7 @@ def rotate_context_kernel(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    tl.static_assert(WIDTH % 2 == 0, "channels turn in pairs")
     slot = sink + tl.program_id(0) % blocks * SLOTS
     ring = tl.program_id(0) // blocks % rings
     lane = tl.program_id(0) // (blocks * rings) % lanes

@@ -89,6 +89,7 @@ def sink_ring_attention_kernel(
     NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    tl.static_assert(SPLITS >= 1 and KEYS >= 16 and QUERIES >= 16, "tl.dot wants tiles of at least 16")
     # Tiles of queries innermost: those that read the same keys run side by side and share them in L2.
     tiles = tl.cdiv(tokens, QUERIES)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles

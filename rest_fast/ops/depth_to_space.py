@@ -55,12 +55,12 @@ def reference(x, out, *, factors, drop) -> None:
 
 
 def _cpp(x, out, *, factors, drop) -> None:
+    b, _, t, h, w = x.shape
     native.call(
         NAME,
         x.data_ptr(),
         out.data_ptr(),
-        x.shape,
-        out.shape[1],
+        (b, out.shape[1], t, h, w),
         factors,
         drop,
         x.stride(),

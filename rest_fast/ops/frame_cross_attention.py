@@ -19,7 +19,7 @@ from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_fl
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "frame_cross_attention"
-MAX_HEAD_DIM = 128  # kMaxHeadDim of csrc/params.h
+MAX_HEAD_DIM = 128  # kMaxHeadDim of csrc/ops/frame_cross_attention.h
 WIDEST = 0  # vectors as wide as the machine has
 
 

@@ -36,7 +36,8 @@ def reference(x, out) -> None:
 
 
 def _cpp(x, out) -> None:
-    native.call(NAME, x.data_ptr(), out.data_ptr(), x.shape, x.stride(), native.DTYPES[x.dtype])
+    b, t, h, w = out.shape[:4]
+    native.call(NAME, x.data_ptr(), out.data_ptr(), (b, t, h, w), x.stride(), native.DTYPES[x.dtype])
 
 
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:

@@ -25,7 +25,7 @@ from rest_fast.ops.layouts import halo
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 
 EPILOGUE = "conv_epilogue"  # of rest_fast._cpu
-MOST_CHANNELS = 8192  # that it takes: kMaxConvChannels in csrc/params.h
+MOST_CHANNELS = 8192  # that it takes: kMaxConvChannels in csrc/ops/conv_epilogue.h
 SMALL = 1 << 20  # numbers of a weight: a second copy of all of a small decoder costs a few megabytes
 FEW = 1024  # pixels of a call; for more, reordering even the widest weight hides behind the convolution
 SEEN = (1, 5, 32, 32)  # batch and buffer that an order is made for: always the same, whoever calls first

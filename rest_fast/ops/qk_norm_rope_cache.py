@@ -165,7 +165,7 @@ def _arguments(
     base,
     eps,
 ) -> tuple[int | float, ...]:
-    """What csrc/pack.h takes: addresses, sizes, strides."""
+    """What csrc/ops/qk_norm_rope_cache.h lists: addresses, sizes, strides."""
     rows, rings, slots, heads, dim = k_cache.shape
     return (
         *(
@@ -188,8 +188,7 @@ def _arguments(
         ),
         qkv.shape[0],
         qkv.shape[1],
-        heads,
-        dim,
+        heads * dim,
         rope_t.shape[0],
         rope_y.shape[0],
         rope_x.shape[0],

@@ -19,7 +19,7 @@ from rest_fast.ops import flash_attention, native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
 
 NAME = "sink_ring_attention"
-MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/params.h
+MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/ops/sink_ring_attention.h
 LARGE = 1 << 26  # products of one kind: a millisecond of an AVX-512 core
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 from unittest import mock
 
@@ -50,9 +49,7 @@ def native_arguments(name: str, call: calls.Call) -> dict[str, Any]:
     with mock.patch.object(native, "call") as recorded:
         args, kwargs = calls.split(name, call)
         next(b for b in op.backends if b.name == "cpp").run(*args, **kwargs)
-    described = re.search(r"^\(([^)]*)\) -> error code", getattr(native.module()[0], name).__doc__, re.MULTILINE)
-    names = [n.strip() for n in described[1].split(",")]
-    return dict(zip(names, recorded.call_args.args[1:], strict=True))
+    return dict(zip(native.module()[0].arguments[name], recorded.call_args.args[1:], strict=True))
 
 
 def direct(name: str, call: calls.Call, changes: dict[str, Any]) -> str:

@@ -103,8 +103,7 @@ def direct(**change) -> int:
     arguments = {
         "x": x.data_ptr(),
         "out": out.data_ptr(),
-        "shape": x.shape,
-        "out_channels": out.shape[1],
+        "shape": (2, 3, 3, 4, 5),
         "factors": call["factors"],
         "drop": call["drop"],
         "x_strides": x.stride(),
@@ -121,8 +120,8 @@ def direct(**change) -> int:
     [
         ({"element_size": 3}, "element size is not one of 1, 2, 4, 8 bytes"),
         ({"element_size": 16}, "element size is not one of"),
-        ({"shape": (2, 24, 3, -4, 5)}, "bad shape: a size is negative"),
-        ({"out_channels": -1}, "bad shape: a size is negative"),
+        ({"shape": (2, 3, 3, -4, 5)}, "bad shape: a size is negative"),
+        ({"shape": (2, -1, 3, 4, 5)}, "bad shape: a size is negative"),
         ({"factors": (2, 0, 2)}, "a factor is below 1"),
         ({"drop": -1}, "drop leaves no frame"),
         ({"drop": 6}, "drop leaves no frame"),
@@ -135,7 +134,7 @@ def test_the_module_checks_before_it_writes(change, text):
 
 
 def test_the_module_takes_five_sizes_and_empty_tensors():
-    assert direct() == 0 and direct(shape=(0, 24, 3, 4, 5), x=0, out=0) == 0
+    assert direct() == 0 and direct(shape=(0, 3, 3, 4, 5), x=0, out=0) == 0
     with pytest.raises(TypeError):
         direct(factors=(2, 2))
 

@@ -85,7 +85,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 def direct(**change) -> int:
     """Error code of the compiled function; ``out`` must be as it was when there is one."""
     x, out = torch.zeros(2, 3, 2, 4, 5), torch.full((2, 2, 4, 5, 3), 77, dtype=torch.uint8)
-    arguments = {"x": x.data_ptr(), "out": out.data_ptr(), "shape": x.shape, "x_strides": x.stride(), "dtype": 0}
+    arguments = {"x": x.data_ptr(), "out": out.data_ptr(), "shape": (2, 2, 4, 5), "x_strides": x.stride(), "dtype": 0}
     code = native.module()[0].frames_to_uint8(*(arguments | change).values())
     assert (out == 77).all() == (code != 0 or 0 in (arguments | change)["shape"])
     return code
@@ -95,7 +95,7 @@ def direct(**change) -> int:
     "change, text",
     [
         ({"dtype": 3}, "dtype is not one of"),
-        ({"shape": (2, 3, 2, -4, 5)}, "bad shape: a size is negative"),
+        ({"shape": (2, 2, -4, 5)}, "bad shape: a size is negative"),
         ({"x": 0}, "the address of a required tensor is null"),
         ({"out": 0}, "the address of a required tensor is null"),
     ],
@@ -105,7 +105,7 @@ def test_the_module_checks_before_it_writes(change, text):
 
 
 def test_the_module_takes_five_sizes_and_empty_tensors():
-    assert direct() == 0 and direct(shape=(0, 3, 2, 4, 5), x=0, out=0) == 0
+    assert direct() == 0 and direct(shape=(0, 2, 4, 5), x=0, out=0) == 0
     with pytest.raises(TypeError):
         direct(x_strides=(1, 2, 3, 4, 5, 6))
 
