@@ -106,7 +106,7 @@ class Layer:
 def variants(layer: Layer, compiler: Callable | None = kit.compiled) -> dict[str, Callable[[Layer], torch.Tensor]]:
     """Name -> run on a layer. ``op`` is dispatch's own choice; the reference, slow by design, is not among them."""
     op, names = ops.sink_ring_attention, ("row_index", "ring_index", "n_valid", "host_n_valid", "scale")
-    spec = op._check(layer.q, layer.k_cache, layer.v_cache, layer.out, **{n: getattr(layer, n) for n in names})
+    spec = op.check(layer.q, layer.k_cache, layer.v_cache, layer.out, **{n: getattr(layer, n) for n in names})
     chosen, able = op.choose(spec, None).name, [name for name, ok, _ in op.report(spec) if ok]
     runs: dict[str, Callable[[Layer], torch.Tensor]] = {"op": Layer.op}
     for name in able:

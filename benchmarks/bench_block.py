@@ -67,7 +67,7 @@ class Layer:
         self.dit = randomise(StreamingDiT(self.config)).to(device, dtype).eval().requires_grad_(False)
         self.block, width = self.dit.blocks[0], config.dit.width
         # the block alone: no projection before or behind it
-        self.dit.proj_in, self.dit._output = nn.Identity(), lambda x, final: x
+        self.dit.proj_in, self.dit.output = nn.Identity(), lambda x, final: x
         self.x = torch.randn(LANES, tokens, width).to(device, dtype)
         self.window: dict[str, peers.Window] = {}
         self._fill(dtype)

@@ -275,7 +275,7 @@ class Case:
         self._positional = [a.name for a in arguments if not a.kwarg_only]
         self._named = [a.name for a in arguments if a.kwarg_only]
         args, kwargs = self.arguments(self.layers[0])
-        spec = entry.op._check(*args, **kwargs)
+        spec = entry.op.check(*args, **kwargs)
         self.chosen = entry.op.choose(spec, None).name
         self.backends = [name for name, ok, _ in entry.op.report(spec) if ok]
 

@@ -32,7 +32,7 @@ from rest_fast import media
 from rest_fast.config import TEMPORAL
 from rest_fast.evaluation import measures
 from rest_fast.evaluation.demo_report import machine
-from rest_fast.faces import find_face
+from rest_fast.media.faces import find_face
 from rest_fast.model import ASSETS, Model
 from rest_fast.models.vae import to_uint8
 from rest_fast.units import FPS

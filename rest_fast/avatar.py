@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rest_fast.errors import AvatarError as AvatarError
-from rest_fast.paste_back import PasteBack
+from rest_fast.media.paste_back import PasteBack
 
 FORMAT = "rest_fast avatar 1"
 

@@ -96,7 +96,7 @@ class FreeCores:
     """Cores that this process could have had since the last look: what was idle, and what it used itself."""
 
     def __init__(self) -> None:
-        self._quota = quota()
+        self.quota = quota()
         self._last: tuple[float, float, float, float] | None = None
 
     def look(self, own: float) -> float:
@@ -105,14 +105,14 @@ class FreeCores:
         idle = _idle_seconds()
         if idle is None:
             return math.inf
-        used = self._quota.used() if self._quota else 0.0
+        used = self.quota.used() if self.quota else 0.0
         now = time.monotonic(), idle, used, own
         before, self._last = self._last, now
         if before is None:
             return math.inf
         seconds, idle, used, own = (b - a for a, b in zip(before, now, strict=True))
         free = (idle + own) / max(seconds, 1e-3)
-        return free if self._quota is None else min(free, self._quota.cores - (used - own) / max(seconds, 1e-3))
+        return free if self.quota is None else min(free, self.quota.cores - (used - own) / max(seconds, 1e-3))
 
 
 def _idle_seconds() -> float | None:

@@ -65,7 +65,7 @@ def config_report() -> dict[str, Any]:
         "forced_backend": forced,
         "ops": chosen,
     }
-    return report | {"problems": list(_problems(report))}
+    return report | {"problems": list(problems(report))}
 
 
 def show_config() -> None:
@@ -132,7 +132,7 @@ def _is_there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is wrong, and what mends it; a missing extra is no problem."""
     module, version, forced = report["modules"]["_cpu"], report["version"], report["forced_backend"]
     if not _is_there("rest_fast._cpu"):

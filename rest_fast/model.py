@@ -13,10 +13,10 @@ from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig
 from rest_fast.errors import ArgumentError
-from rest_fast.faces import find_face
+from rest_fast.media.faces import find_face
+from rest_fast.media.paste_back import shrink
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_tokens
-from rest_fast.paste_back import shrink
 from rest_fast.streaming.session import Session
 from rest_fast.worker import worker
 
@@ -32,8 +32,8 @@ class Model(REST):
         Args:
             photo: path, file, bytes, PIL image or uint8 [H, W, 3].
             crop: square (left, top, right, bottom) in pixels of the upright photo; ``"center"`` for the largest centred
-                square; None for the square around the largest face (:func:`rest_fast.faces.find_face`), or the centre
-                where none is found or the extra ``face`` is not installed, of which a
+                square; None for the square around the largest face (:func:`rest_fast.media.faces.find_face`), or the
+                centre where none is found or the extra ``face`` is not installed, of which a
                 :class:`rest_fast.RestFastWarning` tells.
         Raises: :class:`rest_fast.media.MediaError`.
         """

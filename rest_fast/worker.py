@@ -45,7 +45,7 @@ class Worker:
         self.thread: int | None = None  # that runs a job now
         self.threads = 0  # of the latest job
         self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
-        self._free, self._looked = cores.FreeCores(), -math.inf
+        self.free, self.looked = cores.FreeCores(), -math.inf
         self._earlier = 0.0  # seconds of CPU time that earlier teams are ahead of the present one
 
     def submit(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
@@ -97,10 +97,10 @@ class Worker:
     def _available(self, most: int) -> int:
         """So many of ``most`` threads as there are free cores, a power of two if not all."""
         now = time.monotonic()
-        if most == 1 or now - self._looked < WINDOW:
+        if most == 1 or now - self.looked < WINDOW:
             return min(self.threads or most, most)
-        self._looked = now
-        free = self._free.look(native.thread_seconds(max(self.threads, 1)) + self._earlier) + SPARE
+        self.looked = now
+        free = self.free.look(native.thread_seconds(max(self.threads, 1)) + self._earlier) + SPARE
         return most if free >= most else 2 ** int(math.log2(max(free, 1)))
 
 

@@ -49,7 +49,7 @@ def healthy():
 def problems(monkeypatch, report, *, there: bool = True, driver: Path = Path("/none")) -> str:
     monkeypatch.setattr(diagnostics, "_is_there", lambda name: there)
     monkeypatch.setattr(diagnostics, "DRIVER", driver)
-    return "\n".join(f"{what} -> {cure}" for what, cure in diagnostics._problems(report))
+    return "\n".join(f"{what} -> {cure}" for what, cure in diagnostics.problems(report))
 
 
 def test_nothing_wrong(monkeypatch, healthy):
@@ -92,7 +92,7 @@ def test_a_demo_that_is_not_whole(monkeypatch, healthy):
 
 
 def test_problems_are_shown(monkeypatch):
-    monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([("it rains", "an umbrella")]))
+    monkeypatch.setattr(diagnostics, "problems", lambda report: iter([("it rains", "an umbrella")]))
     assert diagnostics.describe().endswith("\nproblems\n  it rains\n    fix: an umbrella")
-    monkeypatch.setattr(diagnostics, "_problems", lambda report: iter([]))
+    monkeypatch.setattr(diagnostics, "problems", lambda report: iter([]))
     assert diagnostics.describe().endswith("\nno problems found")

@@ -12,7 +12,7 @@ import pytest
 
 import rest_fast
 from rest_fast import cli, media
-from rest_fast.arguments import build_parser
+from rest_fast.cli.arguments import build_parser
 from rest_fast.model import ASSETS
 
 ROOT = Path(__file__).parents[1]

@@ -121,7 +121,7 @@ def test_without_the_compiled_module_the_setting_is_put_back(one, monkeypatch):
     ],
 )
 def test_flexible_jobs_take_what_neighbours_leave(one, monkeypatch, most, free, threads):
-    monkeypatch.setattr(one._free, "look", lambda own: free)
+    monkeypatch.setattr(one.free, "look", lambda own: free)
     assert one.run(most, True, torch.get_num_threads) == threads
     assert one.run(most, False, torch.get_num_threads) == most
 
@@ -132,7 +132,7 @@ def test_the_number_of_threads_settles(one, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: times["now"])
     monkeypatch.setattr(module.cores, "_idle_seconds", lambda: times["idle"])
     monkeypatch.setattr(module.native, "thread_seconds", lambda count: times[count])
-    one._free._quota = None
+    one.free.quota = None
     chosen = []
     for i, neighbour in enumerate((0.0,) * 8 + (1.0,) * 8 + (0.0,) * 8):  # cores that others would take
         if i in (4, 5, 11, 12, 19):  # as `prepare` does, or a model whose threads are given
@@ -149,11 +149,11 @@ def test_the_number_of_threads_settles(one, monkeypatch):
 
 def test_free_cores_are_looked_up_once_in_a_while(one, monkeypatch):
     looks = []
-    monkeypatch.setattr(one._free, "look", lambda own: looks.append(own) or math.inf)
+    monkeypatch.setattr(one.free, "look", lambda own: looks.append(own) or math.inf)
     for _ in range(20):
         one.run(2, True, int)
     assert len(looks) == 1
-    one._looked -= module.WINDOW
+    one.looked -= module.WINDOW
     one.run(2, True, int)
     assert len(looks) == 2
     assert looks[1] >= looks[0] >= 0  # CPU time of the team goes one way

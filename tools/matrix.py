@@ -35,17 +35,27 @@ DEPENDENCIES = ["newest", "lowest"]
 EXTRAS = ["test", "face", "synth", "evaluate", "fid", "whisper", "convert"]
 PARTS = {
     # What changes most from release to release: sounds, pictures, videos.
-    "first": ["tests/test_media_*.py"],
+    "first": ["tests/media/test_*.py"],
     # Each dependency at least once, every op, the sessions; not what measures or trains.
     "stated": [
-        *("tests/test_media_*.py", "tests/streaming/test_sound.py", "tests/test_faces.py", "tests/test_paste_back.py"),
+        *(
+            "tests/media/test_*.py",
+            "tests/streaming/test_sound.py",
+            "tests/media/test_faces.py",
+            "tests/media/test_paste_back.py",
+        ),
         *(
             "tests/streaming/test_session*.py",
             "tests/streaming/test_cache.py",
             "tests/test_model.py",
             "tests/test_checkpoint.py",
         ),
-        *("tests/test_config.py", "tests/test_noise.py", "tests/streaming/test_sampler.py", "tests/test_cli.py"),
+        *(
+            "tests/config/test_config.py",
+            "tests/test_noise.py",
+            "tests/streaming/test_sampler.py",
+            "tests/cli/test_cli.py",
+        ),
         *(
             "tests/test_diagnostics.py",
             "tests/ops/test_*.py",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rest_fast.checkpoint import CONFIG, WEIGHTS, write
 from rest_fast.config import STRIDES, ConvVAEConfig
+from rest_fast.config.validate import ConfigError
 from rest_fast.convert.ltx_vae_config import (
     RELEASES,
     Description,
@@ -23,7 +24,6 @@ from rest_fast.convert.ltx_vae_config import (
     describe_release,
 )
 from rest_fast.convert.source import ConvertError, Source, new_folder, open_source, parse_dtype
-from rest_fast.validate import ConfigError
 
 DECODE_NOISE = 0.025  # share of noise that LTX-Video mixes in where the decoder is told of noise
 SCALE = "decoder.timestep_scale_multiplier"  # what a timestep is multiplied with before its sinusoid

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rest_fast.config.vae import Padding, Resample
 from rest_fast.convert.source import ConvertError, Source
-from rest_fast.vae_config import Padding, Resample
 
 AXES: dict[str, Resample] = {"space": "spatial", "time": "temporal", "all": "all"}  # in names of native blocks
 _DOWN: dict[str, Resample] = {"spatial": "spatial", "temporal": "temporal", "spatiotemporal": "all"}  # diffusers'

@@ -48,15 +48,15 @@ class Instruments:
         tools = cls()
         if given.landmarks is not None and given.landmark_command is not None:
             raise EvaluationError("evaluate: landmarks: expected a folder or a command, got both")
-        tools._open_networks(given)
+        tools.open_networks(given)
         if examples.drawn:
             tools.reader = _reader(given.reader, data, out)
         elif given.reader is not None:
             raise EvaluationError(f"evaluate: reader: expected drawn clips to read, got filmed ones in {data}")
-        tools._open_mouths(given, examples, out, names)
+        tools.open_mouths(given, examples, out, names)
         return tools
 
-    def _open_networks(self, given: Given) -> None:
+    def open_networks(self, given: Given) -> None:
         if given.embedder is None:
             self.missing["identity by a face recogniser"] = "no network: --embedder FILE (TorchScript or .pt2)"
         else:
@@ -74,7 +74,7 @@ class Instruments:
         else:
             self.syncnet = SyncNet(given.syncnet)
 
-    def _open_mouths(self, given: Given, examples: Examples, out: Path, names: list[str]) -> None:
+    def open_mouths(self, given: Given, examples: Examples, out: Path, names: list[str]) -> None:
         if given.landmarks is not None:
             self.mouths = LandmarkFiles(given.landmarks, names)
         elif given.landmark_command is not None:

@@ -134,10 +134,10 @@ def _augment(crops: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     pixels = pixels * (1 + gain) + offset
     sigma = 0.3 + 0.9 * float(torch.rand(1, generator=g))
     half = len(crops) // 2
-    return torch.cat([_blur(pixels[:half], sigma), pixels[half:]])
+    return torch.cat([blur(pixels[:half], sigma), pixels[half:]])
 
 
-def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
+def blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of [n, 3, H, W]."""
     line = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma) ** 2)
     line = (line / line.sum()).expand(3, 1, 1, -1)

@@ -183,9 +183,9 @@ class StreamingDiT(nn.Module):
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        return self._output(x, self._final(embedded))
+        return self.output(x, self._final(embedded))
 
-    def _output(self, x: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
+    def output(self, x: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
         x = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps).unflatten(1, (final.shape[2], -1))
         shift, scale = final[:, :, :, None]
         return self.proj_out((x * (1 + scale) + shift).flatten(1, 2))
@@ -231,12 +231,12 @@ class StreamingDiT(nn.Module):
         work.x.unflatten(0, (-1, z.shape[0])).copy_(self.proj_in(z))
         pending: Branch = (None, None)
         for i, block in enumerate(self.blocks):
-            attend = functools.partial(self._attend_cache, i, lanes=lanes, work=work)
+            attend = functools.partial(self.attend_cache, i, lanes=lanes, work=work)
             pending = block.step(work, mod.block(i, len(work.x)), attend, text[i], audio[i], pending)
         ops.gate_norm_modulate(work.x, *pending, None, None, None, eps=self.config.norm_eps)
-        return self._output(work.x, mod.final)
+        return self.output(work.x, mod.final)
 
-    def _attend_cache(self, layer: int, qkv: torch.Tensor, lanes: Lanes, work: Workspace) -> torch.Tensor:
+    def attend_cache(self, layer: int, qkv: torch.Tensor, lanes: Lanes, work: Workspace) -> torch.Tensor:
         attn, k, v = self.blocks[layer].attn, lanes.k[layer], lanes.v[layer]
         ops.qk_norm_rope_cache(
             qkv,

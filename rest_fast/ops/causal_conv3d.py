@@ -136,6 +136,23 @@ def reference(
     buffer, history, weight, bias, noise, noise_scale, residual, scale, shift, out, normed, pictures,
     *, factors, drop, keep, first, reflect, eps,
 ) -> None:  # fmt: skip
+    """3x3x3 convolution of T frames behind their history, and what follows it: C channels become O = N p1 p2 p3.
+
+    Args:
+        buffer: [B, C, T + 2, H, W], floating: room for the history, then the frames. Written.
+        history: [B, C, 1 or 2, H, W]. Written.
+        weight, bias: [O, C, 3, 3, 3]; [O] or None.
+        noise, noise_scale: [B, H, W] and [O], or both None.
+        residual: [B, R, T, H, W] with R dividing O, or None.
+        scale, shift: [N] of the norm, or both None.
+        out, normed: [B, N, T p1 - drop, H p2, W p3], or None; pictures: uint8 [B, T p1 - drop, H p2, W p3, 3], or
+            None. Written; at least one of the three is there.
+        factors, drop: as those of ``depth_to_space``.
+        keep: frames of the piece after which the history of the next call ends, 0 to T.
+        first: whether there is no history yet.
+        reflect: rows and columns mirrored at the border instead of zeros.
+        eps: of the norm.
+    """
     past, frames = history.shape[2], buffer.shape[2] - (TAPS - 1)
     x = buffer[:, :, past : past + frames]
     before = None if first else history

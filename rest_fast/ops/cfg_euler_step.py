@@ -45,7 +45,17 @@ def check(z, v_cond, v_uncond, guidance, dt) -> Spec:
     return Spec(z.device.type, z.dtype, dims)
 
 
-def reference(z, v_cond, v_uncond, guidance, dt) -> None:
+def reference(
+    z: torch.Tensor, v_cond: torch.Tensor, v_uncond: torch.Tensor, guidance: torch.Tensor, dt: torch.Tensor
+) -> None:
+    """z <- z + dt (v_uncond + guidance (v_cond - v_uncond)), in place, for S sessions of N tokens.
+
+    Args:
+        z: [S, N, C], floating. Written.
+        v_cond, v_uncond: [S, N, C], floating, of one dtype.
+        guidance, dt: float32 [S].
+    Raises: :class:`rest_fast.OpError` for other shapes, dtypes or devices, as every op.
+    """
     z.copy_(guided_euler(z, v_cond, v_uncond, guidance, dt))
 
 

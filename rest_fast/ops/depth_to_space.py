@@ -7,6 +7,8 @@ have any strides and any dtype.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from rest_fast.ops import native, triton_kernels
@@ -50,8 +52,17 @@ def check(x, out, *, factors, drop) -> Spec:
     return Spec(x.device.type, x.dtype, (*sizes, ("layout", layout(x)), ("out_layout", layout(out))))
 
 
-def reference(x, out, *, factors, drop) -> None:
-    out.copy_(unfold_channels(x, tuple(factors), drop))
+def reference(x: torch.Tensor, out: torch.Tensor, *, factors: Sequence[int], drop: int) -> None:
+    """Channels into frames, rows and columns.
+
+    Args:
+        x: [B, C p1 p2 p3, T, H, W] of any dtype, any strides.
+        out: [B, C, T p1 - drop, H p2, W p3], any strides without overlap, apart from x. Written.
+        factors: p1, p2, p3.
+        drop: leading output frames that are left out, 0 to T p1 - 1.
+    """
+    p1, p2, p3 = factors
+    out.copy_(unfold_channels(x, (p1, p2, p3), drop))
 
 
 def _cpp(x, out, *, factors, drop) -> None:

@@ -68,6 +68,8 @@ class Backend:
 class Op:
     """In-place op: ``check`` (returns a :class:`Spec`), then the first backend that supports it.
 
+    Its docstring and signature are those of ``reference``: shapes, dtypes, what is written.
+
     ``check`` gets exactly the arguments of the op and must look at nothing but their :func:`_trait`: it runs once for
     each combination of those. ``ranges`` holds the checks of integer contents; it runs at every call, for CPU tensors
     only, where reading them costs no wait. ``host`` checks, at every call on any device, the arguments named in
@@ -86,10 +88,12 @@ class Op:
         backends: tuple[Backend, ...] = (),
     ):
         self.name = schema.partition("(")[0]
-        self._check, self._ranges, self._host, self._varying = check, ranges, host, varying
+        self.__doc__, self.__wrapped__ = reference.__doc__, reference  # what help() and inspect.signature() show
+        self.check = check
+        self._ranges, self._host, self._varying = ranges, host, varying
         always = Backend("reference", lambda spec: (True, ""), reference)
         self.backends = (*backends, always)
-        self._decided: dict[tuple, tuple[Spec, Backend]] = {}
+        self.decided: dict[tuple, tuple[Spec, Backend]] = {}
         LIBRARY.define(f"{schema} -> ()")
         LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rest_fast::{self.name}", self._fake, lib=LIBRARY)
@@ -125,19 +129,19 @@ class Op:
                 *(_trait(v) for k, v in kwargs.items() if k not in self._varying),
                 *kwargs,
             )
-            decided = self._decided.get(key)
+            decided = self.decided.get(key)
         except TypeError:  # something that has no hash is no argument of an op
             self._check_kinds(args, kwargs)
             raise
         if decided is None:
             self._check_kinds(args, kwargs)
-            spec = self._check(*args, **kwargs)
+            spec = self.check(*args, **kwargs)
             index = next(v.device.index for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
             spec = spec._replace(device_index=index)
             decided = spec, self.choose(spec, forced)
-            if len(self._decided) >= MOST_DECISIONS:
-                self._decided.clear()
-            self._decided[key] = decided
+            if len(self.decided) >= MOST_DECISIONS:
+                self.decided.clear()
+            self.decided[key] = decided
         return decided
 
     def _check_kinds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -161,10 +165,10 @@ class Op:
 
     def forget(self) -> None:
         """Decide anew which backend runs which call: after something was installed or replaced."""
-        self._decided.clear()
+        self.decided.clear()
 
     def _fake(self, *args: Any, **kwargs: Any) -> None:
-        self._check(*args, **kwargs)
+        self.check(*args, **kwargs)
 
     def _refuse_gradients(self, values: tuple[Any, ...]) -> None:
         if any(isinstance(v, torch.Tensor) and v.requires_grad for v in values):

@@ -69,7 +69,18 @@ def check(q, q_weight, k, v, out, *, eps) -> Spec:
     )
 
 
-def reference(q, q_weight, k, v, out, *, eps) -> None:
+def reference(
+    q: torch.Tensor, q_weight: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, *, eps: float
+) -> None:
+    """out = softmax(rms_norm(q) K_i^T / sqrt(D)) V_i of B lanes of N tokens: those of frame i see its A keys.
+
+    Args:
+        q: [B, N, H D], floating, before its norm.
+        q_weight: [H D], of the norm.
+        k, v: [B or 1, F, A, H, D], F dividing N; k normed. A batch of 1 is shared by all lanes.
+        out: [B, N, H D]. Written.
+        eps: of the norm.
+    """
     out.copy_(frame_attention(q, q_weight, k, v, eps=eps))
 
 

@@ -31,7 +31,13 @@ def check(x, out) -> Spec:
     return Spec(x.device.type, x.dtype, (("frames", b * t), ("height", h), ("width", w), ("layout", layout(x))))
 
 
-def reference(x, out) -> None:
+def reference(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Video in -1..1 to 8-bit pictures.
+
+    Args:
+        x: [B, 3, T, H, W], floating, any strides.
+        out: uint8 [B, T, H, W, 3], contiguous. Written.
+    """
     out.copy_(to_uint8(x))
 
 

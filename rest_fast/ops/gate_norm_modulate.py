@@ -68,7 +68,28 @@ def check(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> Spec:
     return Spec(x.device.type, x.dtype, (("lanes", lanes), ("tokens", tokens), ("width", width)))
 
 
-def reference(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> None:
+def reference(
+    x: torch.Tensor,
+    branch: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    out: torch.Tensor | None,
+    *,
+    eps: float,
+    rounding: str = "fused",
+) -> None:
+    """x <- x + gate branch, then out = rms_norm(x) (1 + scale) + shift, for B lanes of N tokens, W channels wide.
+
+    Args:
+        x: [B, N, W], floating. Written where there is a branch.
+        branch: [B, N, W], or None: x stays as it is.
+        gate: [B, F, W] with F dividing N, rows contiguous, or None: the branch is added as it is.
+        scale, shift: as gate, of one shape; needed beside out.
+        out: [B, N, W], or None: no norm. Written.
+        eps: of the norm.
+        rounding: ``fused`` or ``eager``; see the module.
+    """
     total = x
     if rounding == "fused" and x.dtype != torch.float64:
         total = x.float()

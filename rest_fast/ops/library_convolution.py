@@ -63,10 +63,10 @@ def run(
     y = convolved(buffer, weight, bias, reflect=reflect)
     history.copy_(buffer[:, :, keep : keep + past])
     if _one_pass(y, residual, out, normed):
-        follow = _follow_in_cpp
+        finish = follow_in_cpp
     else:
-        follow = _follow
-    follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors=factors, drop=drop, eps=eps)
+        finish = follow
+    finish(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors=factors, drop=drop, eps=eps)
 
 
 def convolved(buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, reflect: bool) -> torch.Tensor:
@@ -107,7 +107,7 @@ def _one_pass(y: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return fits and all(x is None or x.stride(1) == 1 for x in (y, *others))
 
 
-def _follow_in_cpp(
+def follow_in_cpp(
     y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps
 ) -> None:  # fmt: skip
     b, channels, t, h, w = y.shape
@@ -127,7 +127,7 @@ def _follow_in_cpp(
     )
 
 
-def _follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps) -> None:
+def follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps) -> None:
     """The same, composed of ops: for a GPU, and for layouts that the compiled pass does not take."""
     with use_backend("triton,cpp,reference"):  # theirs: whoever asks for "library" means the convolution
         _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps)

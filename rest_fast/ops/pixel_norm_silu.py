@@ -45,7 +45,17 @@ def check(x, scale, shift, out, *, eps) -> Spec:
     return Spec(x.device.type, x.dtype, dims)
 
 
-def reference(x, scale, shift, out, *, eps) -> None:
+def reference(
+    x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, out: torch.Tensor, *, eps: float
+) -> None:
+    """out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift).
+
+    Args:
+        x: [B, C, T, H, W], floating, any strides.
+        scale, shift: [C], or both None.
+        out: as x, any strides without overlap, apart from x. Written.
+        eps: of the norm.
+    """
     out.copy_(normed_silu(x, scale, shift, eps=eps))
 
 

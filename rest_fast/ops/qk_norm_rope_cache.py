@@ -119,22 +119,35 @@ def ranges(
 
 
 def reference(
-    qkv,
-    q_weight,
-    k_weight,
-    rope_t,
-    rope_y,
-    rope_x,
-    k_cache,
-    v_cache,
-    q_out,
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    rope_t: torch.Tensor,
+    rope_y: torch.Tensor,
+    rope_x: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_out: torch.Tensor,
     *,
-    row_index,
-    ring_index,
-    write_slot,
-    base,
-    eps,
+    row_index: torch.Tensor,
+    ring_index: torch.Tensor,
+    write_slot: torch.Tensor,
+    base: torch.Tensor,
+    eps: float,
 ) -> None:
+    """Norm and rotate the queries and keys of B lanes of N tokens; K and V go into N slots of each lane's cache row.
+
+    Args:
+        qkv: [B, N, 3 H D], floating: q, k, v in this order.
+        q_weight, k_weight: [H D], of the norms.
+        rope_t, rope_y, rope_x: float32 [positions or grid, n, 2], (cos, sin) of n = H D // 6 frequencies an axis.
+        k_cache, v_cache: [rows, rings, slots, H, D]. Written.
+        q_out: [B, N, H, D]. Written.
+        row_index, ring_index: int32 [B] in [0, rows) and [0, rings).
+        write_slot: int32 [B] in [0, slots - N].
+        base: int32 [B], the position in time of each lane's first token.
+        eps: of the norms.
+    """
     tokens, (heads, dim) = qkv.shape[1], k_cache.shape[-2:]
     frames = tokens // (rope_y.shape[0] * rope_x.shape[0])
     offsets = torch.arange(frames, device=qkv.device)

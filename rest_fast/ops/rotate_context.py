@@ -59,7 +59,26 @@ def ranges(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Non
         raise OpError(f"{NAME}: argument row_index: expected a row of its own for each enabled lane, got {rows}")
 
 
-def reference(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
+def reference(
+    k_cache: torch.Tensor,
+    shift: torch.Tensor,
+    *,
+    row_index: torch.Tensor,
+    skip_slot: torch.Tensor,
+    enabled: torch.Tensor,
+    sink: int,
+    chunk: int,
+) -> None:
+    """Rotate the keys in slots [sink, slots) but for ``chunk`` slots from ``skip_slot`` on, in place, of B lanes.
+
+    Args:
+        k_cache: [L, rows, rings, slots, H, D], floating, H D even. Written.
+        shift: float32 [n, 2], (cos, sin) of each of the n = H D // 6 frequencies.
+        row_index: int32 [B] in [0, rows), different for enabled lanes.
+        skip_slot: int32 [B] in [sink, slots - chunk].
+        enabled: int32 [B]; 0: the lane stays as it is.
+        sink, chunk: slots of the reference and of a chunk.
+    """
     slot = torch.arange(k_cache.shape[3], device=k_cache.device)
     inside = (slot >= skip_slot[:, None]) & (slot < skip_slot[:, None] + chunk)
     moves = (slot >= sink) & ~inside & (enabled[:, None] != 0)  # [B, slots]

@@ -9,7 +9,7 @@ visible keys the dense range ``[0, n_valid)``. Queries and keys arrive rotated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -71,8 +71,34 @@ def ranges(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_v
         _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
 
 
-def reference(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
-    """float32 (float64 for float64) softmax over a mask: reads only device integers, needs no host lengths."""
+def reference(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    row_index: torch.Tensor,
+    ring_index: torch.Tensor,
+    n_valid: torch.Tensor,
+    host_n_valid: Sequence[int],
+    scale: float,
+    lse: torch.Tensor | None = None,
+) -> None:
+    """out = softmax(scale q K[:n_valid]^T) V[:n_valid] of B lanes of N tokens, each over the slots of its cache row.
+
+    Here a float32 (float64 for float64) softmax over a mask, which needs no lengths on the host.
+
+    Args:
+        q: [B, N, H, D], floating, rotated.
+        k_cache, v_cache: [rows, rings, slots, H, D], dtype of q.
+        out: [B, N, H, D], dtype of q. Written.
+        row_index: int32 [B] in [0, rows).
+        ring_index: int32 [B] in [0, rings).
+        n_valid: int32 [B] in [1, slots], on the device.
+        host_n_valid: the same B numbers on the host.
+        scale: of the scores.
+        lse: float32 [B, H, N], the logarithm of the sum of each softmax, or None. Written.
+    """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     where = (row_index.long(), ring_index.long())
     k, v = k_cache[where].to(wide), v_cache[where].to(wide)
@@ -148,12 +174,12 @@ def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
         return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
     products = math.prod(int(size) for _, size in spec.dims)
-    if spec.dtype != torch.float32 and products >= LARGE and _has_matrix_unit():
+    if spec.dtype != torch.float32 and products >= LARGE and has_matrix_unit():
         return False, f"16-bit with AMX: SDPA is faster from {LARGE} products on, got {products}"
     return native.supports(spec, list(native.DTYPES))
 
 
-def _has_matrix_unit() -> bool:
+def has_matrix_unit() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 

@@ -24,7 +24,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.stages: dict[str, deque[float]] = {}
         self.chunks = self.blocks = self.underruns = 0
-        self._since, self._share = 0.0, 0.0  # seconds of stages not yet booked; a block's share of its chunk
+        self.since, self._share = 0.0, 0.0  # seconds of stages not yet booked; a block's share of its chunk
 
     @contextlib.contextmanager
     def __call__(self, stage: str, counts: bool = True) -> Iterator[None]:
@@ -34,7 +34,7 @@ class Stopwatch:
             return
         seconds = time.perf_counter() - start
         self.stages.setdefault(stage, deque(maxlen=KEPT)).append(seconds)
-        self._since += seconds
+        self.since += seconds
 
     def chunk(self, blocks: int) -> None:
         """A chunk is generated, of which this many blocks are kept."""
@@ -43,13 +43,13 @@ class Stopwatch:
 
     def share(self, blocks: int, more: bool = False) -> None:
         """What was done since is for this many blocks; ``more``: beside what they share already."""
-        self._share, self._since = self._since / max(blocks, 1) + (self._share if more else 0), 0.0
+        self._share, self.since = self.since / max(blocks, 1) + (self._share if more else 0), 0.0
 
     def block(self, duration: float) -> None:
         """A block of this duration is decoded."""
         self.blocks += 1
-        self.underruns += self._share + self._since > duration
-        self._since = 0.0
+        self.underruns += self._share + self.since > duration
+        self.since = 0.0
 
     def report(self) -> dict[str, Any]:
         stages = {}

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rest_fast import downmix, media
+from rest_fast import media
 from rest_fast.errors import ArgumentError
+from rest_fast.media import downmix
 from rest_fast.units import RATE
 
 MARGIN = RATE // 100  # resampler's neighbourhood: past 10 ms, soxr HQ windows agree with the whole file to 3e-5
@@ -83,7 +84,7 @@ class SoundTimeline:
         return out
 
     def mono(self, a: int, b: int, limit: int) -> np.ndarray:
-        """fp32 [b - a], all channels as one (:mod:`rest_fast.downmix`); zeros before 0 and from ``limit`` on."""
+        """fp32 [b - a], all channels as one (:mod:`rest_fast.media.downmix`); zeros before 0 and from ``limit`` on."""
         low, high = max(a, 0), max(min(b, limit), max(a, 0))
         start = max(self.start, low - downmix.REACH)
         piece = downmix.mono(media.folded(self.raw(start, high)), start, low)

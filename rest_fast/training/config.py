@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rest_fast.config import TEMPORAL, BasisVAEConfig, ConfigError, ConvVAEConfig, ModelConfig, preset
+from rest_fast.config.validate import check_fields, require
 from rest_fast.training.shards import FRAMES, encoder_of
-from rest_fast.validate import check_fields, require
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rest_fast import cli
-from rest_fast.arguments_convert import DTYPES as OFFERED
-from rest_fast.arguments_convert import RELEASES as NAMED
+from rest_fast.cli.arguments_convert import DTYPES as OFFERED
+from rest_fast.cli.arguments_convert import RELEASES as NAMED
 from rest_fast.convert.ltx_vae_config import RELEASES
 from rest_fast.convert.source import DTYPES
 from rest_fast.model import Model

@@ -58,10 +58,10 @@ def test_pixel_reader_refuses_another_size(reader):
 
 def test_blur_keeps_the_mean_and_a_sharp_kernel_keeps_the_picture():
     picture = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(readers._blur(picture, 0.05), picture)
+    torch.testing.assert_close(readers.blur(picture, 0.05), picture)
     point = torch.zeros(1, 3, 15, 15)
     point[..., 7, 7] = 1
-    soft = readers._blur(point, 1.0)
+    soft = readers.blur(point, 1.0)
     torch.testing.assert_close(soft.sum((2, 3)), torch.ones(1, 3))
     torch.testing.assert_close(soft, soft.mT)
     assert soft[0, 0, 7, 7] == soft.max() < 0.2

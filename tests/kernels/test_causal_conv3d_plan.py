@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rest_fast.ops.dispatch import Spec
-from tests.kernels.test_offline import PAGE_MADE_BY, UNFIT
+from tests.kernels.fitness import PAGE_MADE_BY, UNFIT
 
 pytestmark = pytest.mark.skipif(bool(UNFIT), reason=UNFIT or "Triton compiles here")
 

@@ -15,8 +15,7 @@ from rest_fast.ops import native
 from tests.kernels import cuda_module, kit
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.test_qk_norm_rope_cache import written_slots
-from tests.ops.test_qk_norm_rope_cache_cpp import FP32, SIZES
+from tests.ops.cases.qk_norm_rope_cache import FP32, SIZES, written_slots
 
 NAME = "qk_norm_rope_cache"
 REST_512 = {

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
+
+from tests.kernels.fitness import unfit
 
 PARITY = Path(__file__).parent / "parity"
 # Those of long tests have a process each, so that they can run side by side; the others share one, as importing
@@ -19,16 +18,6 @@ PARITY = Path(__file__).parent / "parity"
 LONG = ("causal_conv3d", "frame_cross_attention", "sink_ring_attention", "vae_decode")
 ALL = {path.stem.removeprefix("test_"): path for path in sorted(PARITY.glob("test_*.py"))}
 PROCESSES = {name: [ALL[name]] for name in LONG} | {"others": [path for name, path in ALL.items() if name not in LONG]}
-
-
-def unfit() -> str:
-    """Why the interpreter cannot be used here, or an empty string."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    triton = tuple(int(n) for n in importlib.metadata.version("triton").split(".")[:2])
-    if triton < (3, 7) and tuple(int(n) for n in numpy.__version__.split(".")[:2]) >= (2, 4):
-        return f"the interpreter of Triton {triton[0]}.{triton[1]} needs numpy < 2.4, got {numpy.__version__}"
-    return ""
 
 
 @pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from rest_fast.ops import triton_kernels
+from tests.kernels.fitness import PAGE_MADE_BY, UNFIT
 
-UNFIT = "Triton is not installed" if importlib.util.find_spec("triton") is None else ""
-if triton_kernels.interpreted():
-    UNFIT = "with TRITON_INTERPRET=1 kernels are interpreted functions, which nobody can compile"
 pytestmark = pytest.mark.skipif(bool(UNFIT), reason=UNFIT or "Triton compiles here")
 
 if not UNFIT:
@@ -29,7 +25,6 @@ else:
     CASES, CAPABILITIES = [], ()
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels" / "README.md"
-PAGE_MADE_BY = "3.6.0"
 
 
 @functools.cache

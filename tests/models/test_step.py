@@ -113,7 +113,7 @@ def block_call(dit: StreamingDiT, stream: Stream):
     lanes, sampler = cache.lanes([0, 1]), stream.sampler
     codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
     text, audio, mod = sampler.text[0], dit.audio_kv(codes)[0], sampler.modulations[0].block(0, 2)
-    attend = functools.partial(dit._attend_cache, 0, lanes=lanes, work=work)
+    attend = functools.partial(dit.attend_cache, 0, lanes=lanes, work=work)
     pending = stream.normal(2, cache.chunk, config.width).to(dit.table), None
 
     def run(x: torch.Tensor) -> torch.Tensor:

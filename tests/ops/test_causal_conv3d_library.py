@@ -182,10 +182,10 @@ def test_compiled_pass_equals_the_ops(name, dtype):
     try:
         for i, n in ((0, 1), (1, 3)):
             torch.set_num_threads(n)
-            library_convolution._follow_in_cpp(y, *operands, *(r[i] for r in results.values()), **rest)
+            library_convolution.follow_in_cpp(y, *operands, *(r[i] for r in results.values()), **rest)
     finally:
         torch.set_num_threads(threads)
-    library_convolution._follow(y.clone(), *operands, *(r[2] for r in results.values()), **rest)
+    library_convolution.follow(y.clone(), *operands, *(r[2] for r in results.values()), **rest)
     for n, (one, three, composed) in results.items():
         if one is None:
             continue

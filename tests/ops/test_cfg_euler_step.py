@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -12,21 +11,9 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.cases.cfg_euler_step import exact
 
 NAME = "cfg_euler_step"
-
-
-def exact(call: calls.Call) -> torch.Tensor:
-    """float64 [S, N, C], computed in fractions and rounded once."""
-    out = torch.zeros(call["z"].shape, dtype=torch.float64)
-    for s in range(out.shape[0]):
-        g, dt = (Fraction(float(call[name][s])) for name in ("guidance", "dt"))
-        rows = (call[name][s].double().flatten().tolist() for name in ("z", "v_cond", "v_uncond"))
-        values = []
-        for z, c, u in zip(*([Fraction(x) for x in row] for row in rows)):
-            values.append(float(z + dt * (u + g * (c - u))))
-        out[s] = torch.tensor(values, dtype=torch.float64).view(out.shape[1:])
-    return out
 
 
 def functional_result(call: calls.Call) -> torch.Tensor:

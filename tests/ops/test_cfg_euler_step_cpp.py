@@ -11,7 +11,7 @@ from rest_fast import ops
 from rest_fast.ops.dispatch import OpError
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls, cpp
-from tests.ops.test_cfg_euler_step import exact
+from tests.ops.cases.cfg_euler_step import exact
 
 NAME = "cfg_euler_step"
 pytestmark = cpp.MISSING
@@ -111,6 +111,6 @@ def test_it_is_the_default_where_it_is_compiled():
     double = torch.float64
     for z, velocity, name in ((torch.float32, torch.bfloat16, "cpp"), (torch.float32, double, "reference")):
         args, kwargs = calls.split(NAME, calls.cfg_euler_step(z, velocity))
-        assert ops.cfg_euler_step.choose(ops.cfg_euler_step._check(*args, **kwargs), None).name == name
+        assert ops.cfg_euler_step.choose(ops.cfg_euler_step.check(*args, **kwargs), None).name == name
     with pytest.raises(OpError, match=r"'cpp' cannot run .*velocity dtype torch.float64 is not compiled in"):
         cpp.run(NAME, calls.cfg_euler_step(torch.float32, double))

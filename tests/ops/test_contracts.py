@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 
 import pytest
 import torch
@@ -28,6 +30,17 @@ SCRATCH = {"causal_conv3d": "buffer"}  # what a backend may write or leave
 
 def test_every_op_is_covered_here():
     assert list(calls.VALID) == [op.name for op in ops.ALL]
+
+
+@EVERY_OP
+def test_help_names_every_argument_and_what_is_written(name):
+    op, schema = calls.OPS[name], calls.schema(name)
+    parameters = inspect.signature(op).parameters
+    names = [argument.name for argument in schema._schema.arguments]
+    assert list(parameters) == names
+    described = inspect.getdoc(op).partition("Args:")[2]
+    assert all(re.search(rf"\b{argument}\b", described) for argument in names), names
+    assert described.count("Written") >= 1
 
 
 def opcheck(name: str, call: calls.Call) -> None:

@@ -143,5 +143,5 @@ def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float64, "cpp"), (torch.uint8, "cpp"), (torch.complex64, "reference")):
         call = problem(dtype=torch.float32)
         args, kwargs = calls.split(NAME, call | {"x": call["x"].to(dtype), "out": call["out"].to(dtype)})
-        spec = ops.depth_to_space._check(*args, **kwargs)
+        spec = ops.depth_to_space.check(*args, **kwargs)
         assert ops.depth_to_space.choose(spec, None).name == name

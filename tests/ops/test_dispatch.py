@@ -194,7 +194,7 @@ def test_decisions_are_bounded(monkeypatch):
     op = Op("test_bounded(Tensor x)", check=lambda x: Spec("cpu", x.dtype), reference=lambda x: None)
     for n in range(12):
         op(torch.zeros(n))
-    assert len(op._decided) <= 5
+    assert len(op.decided) <= 5
 
 
 def test_report_gives_every_backend_and_reason(traced):

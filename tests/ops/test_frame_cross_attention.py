@@ -11,14 +11,9 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.cases.frame_cross_attention import SHAPES
 
 NAME = "frame_cross_attention"
-SHAPES = {
-    "odd": {},
-    "one_frame": {"frames": 1, "tokens": 5, "audio": 3},
-    "one_key": {"frames": 2, "audio": 1, "heads": 1, "dim": 7},
-    "one_token": {"frames": 4, "tokens": 1, "heads": 3, "dim": 2},
-}
 
 
 def closed_form(call: calls.Call) -> torch.Tensor:

@@ -12,7 +12,7 @@ from rest_fast.ops.dispatch import OpError
 from rest_fast.ops.frame_cross_attention import MAX_HEAD_DIM
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls, cpp
-from tests.ops.test_frame_cross_attention import SHAPES
+from tests.ops.cases.frame_cross_attention import SHAPES
 
 NAME = "frame_cross_attention"
 pytestmark = cpp.MISSING
@@ -182,6 +182,6 @@ def test_it_is_the_default_where_it_is_compiled():
     for shape, name in cases:
         args, kwargs = calls.split(NAME, calls.frame_cross_attention(**shape))
         table = ops.frame_cross_attention
-        assert table.choose(table._check(*args, **kwargs), None).name == name
+        assert table.choose(table.check(*args, **kwargs), None).name == name
     with pytest.raises(OpError, match=f"'cpp' cannot run .*head_dim {MAX_HEAD_DIM + 1} is over {MAX_HEAD_DIM}"):
         cpp.run(NAME, calls.frame_cross_attention(dim=MAX_HEAD_DIM + 1))

@@ -113,5 +113,5 @@ def test_the_module_takes_five_sizes_and_empty_tensors():
 def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.bfloat16, "cpp"), (torch.float64, "reference")):
         args, kwargs = calls.split(NAME, calls.frames_to_uint8(dtype))
-        spec = ops.frames_to_uint8._check(*args, **kwargs)
+        spec = ops.frames_to_uint8.check(*args, **kwargs)
         assert ops.frames_to_uint8.choose(spec, None).name == name

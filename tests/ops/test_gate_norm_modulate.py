@@ -11,6 +11,7 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.cases.gate_norm_modulate import LEFT_OUT, SHAPES, without
 
 NAME = "gate_norm_modulate"
 
@@ -37,21 +38,6 @@ def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
                 moved = [v / root * (1 + at("scale", b, i, c)) + at("shift", b, i, c) for c, v in enumerate(row)]
                 out[b, i] = torch.tensor(moved, dtype=torch.float64)
     return x, out
-
-
-SHAPES = {"odd": {}, "one_frame": {"frames": 1, "tokens": 7}, "frame_a_token": {"frames": 5, "tokens": 1, "width": 3}}
-LEFT_OUT = {
-    "nothing": [],
-    "gate": ["gate"],
-    "branch": ["gate", "branch"],
-    "out": ["scale", "shift", "out"],
-    "gate_and_out": ["gate", "scale", "shift", "out"],
-    "everything": ["branch", "gate", "scale", "shift", "out"],
-}
-
-
-def without(call: calls.Call, names: list[str]) -> calls.Call:
-    return call | {name: None for name in names}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

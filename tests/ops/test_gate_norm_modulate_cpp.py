@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rest_fast import ops
 from rest_fast.ops import functional
 from rest_fast.ops.dispatch import OpError
 from tests.kit.compare import assert_close, assert_same_bits, same_bits, twice_eager
 from tests.ops import calls, cpp
-from tests.ops.test_gate_norm_modulate import LEFT_OUT, SHAPES, without
+from tests.ops.cases.gate_norm_modulate import LEFT_OUT, SHAPES, problems, without
 
 NAME = "gate_norm_modulate"
 pytestmark = cpp.MISSING
@@ -126,25 +125,6 @@ def test_the_fused_norm_reads_the_unrounded_sum():
     assert abs(float(fused["out"][0, 0, 1]) / float(eager["out"][0, 0, 1]) - 1) > 0.02  # five times the rounding
 
 
-@st.composite
-def problems(draw):
-    lanes, unit = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    frames, gate_frames = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    tokens, width = 6 * unit, draw(st.integers(1, 70))
-    call = calls.gate_norm_modulate(
-        frames, tokens // frames, width, lanes=lanes, gate_frames=gate_frames, seed=draw(st.integers(0, 99))
-    )
-    for name in ("gate", "scale", "shift"):
-        layout = draw(st.sampled_from(["contiguous", "shared by lanes", "shared by frames", "slice of a table"]))
-        if layout == "shared by lanes":
-            call[name] = call[name][:1].expand(lanes, -1, -1)
-        elif layout == "shared by frames":
-            call[name] = call[name][:, :1].expand_as(call[name])
-        elif layout == "slice of a table":
-            call[name] = torch.stack([call[name], torch.full_like(call[name], torch.nan)], 2)[:, :, 0]
-    return without(call, draw(st.sampled_from(list(LEFT_OUT.values()))))
-
-
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(problems())
 def test_any_shape_and_stride(call):
@@ -232,4 +212,4 @@ def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.float16, "cpp"), (torch.float64, "reference")):
         args, kwargs = calls.split(NAME, calls.gate_norm_modulate(dtype=dtype))
         op = ops.gate_norm_modulate
-        assert op.choose(op._check(*args, **kwargs), None).name == name
+        assert op.choose(op.check(*args, **kwargs), None).name == name

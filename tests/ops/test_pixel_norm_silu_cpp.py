@@ -250,6 +250,6 @@ def test_the_module_takes_five_sizes_and_empty_tensors():
 def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.float16, "cpp"), (torch.float64, "reference")):
         args, kwargs = calls.split(NAME, problem((1, 2, 1, 2, 2), dtype))
-        spec = ops.pixel_norm_silu._check(*args, **kwargs)
+        spec = ops.pixel_norm_silu.check(*args, **kwargs)
         assert ops.pixel_norm_silu.choose(spec, None).name == name
         assert spec.get("layout") == spec.get("out_layout") == "contiguous"

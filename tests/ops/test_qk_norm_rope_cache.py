@@ -11,13 +11,7 @@ from rest_fast import ops
 from rest_fast.ops import functional, rope
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.ops import calls
-
-SHAPES = {
-    "toy": {"heads": 2, "dim": 6, "frames": 1, "grid": (1, 1)},
-    "one_still_pair": {"heads": 2, "dim": 10, "frames": 2, "grid": (2, 3)},
-    "two_still_pairs": {"heads": 1, "dim": 16, "frames": 3, "grid": (1, 2)},
-    "no_still_pair": {"heads": 3, "dim": 4, "frames": 1, "grid": (3, 1)},
-}
+from tests.ops.cases.qk_norm_rope_cache import SHAPES, written_slots
 
 
 def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,15 +49,6 @@ def functional_result(call: calls.Call) -> tuple[torch.Tensor, ...]:
     return functional.qk_norm_rope(
         call["qkv"], call["q_weight"], call["k_weight"], torch.stack(tables), heads=heads, eps=call["eps"]
     )
-
-
-def written_slots(call: calls.Call) -> torch.Tensor:
-    """bool [rows, rings, slots]: what the call may write."""
-    mask = torch.zeros(call["k_cache"].shape[:3], dtype=torch.bool)
-    for lane, row in enumerate(call["row_index"].tolist()):
-        slot = int(call["write_slot"][lane])
-        mask[row, int(call["ring_index"][lane]), slot : slot + call["qkv"].shape[1]] = True
-    return mask
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -5,29 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rest_fast import ops
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import OpError
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.test_qk_norm_rope_cache import SHAPES, written_slots
+from tests.ops.cases.qk_norm_rope_cache import FP32, SIZES, problems, written_slots
 
 NAME = "qk_norm_rope_cache"
 pytestmark = pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "rest_fast._cpu is there")
 
-# Two roundings of the statistics' reciprocal root, at most eight of the sum of squares (halved by the root), two
-# products, and two products and a sum in the rotation: under 12 units of 2^-24 of a pair, |pair| <= 1.5 max|result|.
-FP32 = 18 * 2.0**-24
 # Half a unit in the last place, relative to the smallest number with that exponent: 8 and 11 significant bits.
 LOW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-SIZES = SHAPES | {
-    "demo": {"heads": 3, "dim": 64, "frames": 3, "grid": (4, 4), "cache": (4, 2, 112), "slots": (64, 16)},
-    "wide": {"heads": 32, "dim": 64, "frames": 1, "grid": (1, 3)},
-    "whole_stack": {"heads": 128, "dim": 64, "frames": 1, "grid": (1, 3)},
-    "beyond_the_stack": {"heads": 129, "dim": 64, "frames": 1, "grid": (1, 3)},
-}
 
 
 def run(call: calls.Call, backend: str) -> calls.Call:
@@ -75,32 +65,6 @@ def test_low_precision_is_at_most_twice_eager(shape, dtype):
         twice_eager(mine, theirs, truth, tiny=1e-6)
         # And it rounds once: nothing is off by more than half a unit, but for fp32 noise next to a tie.
         assert_close(mine, truth, rtol=LOW[dtype] * 1.01, atol=1e-5, reason="fp32 inside, one rounding at the end")
-
-
-@st.composite
-def problems(draw):
-    lanes = draw(st.integers(1, 4))
-    frames, h, w = (draw(st.integers(1, 3)) for _ in range(3))
-    rows, rings = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    lanes = min(lanes, rows * rings)
-    slots = frames * h * w + draw(st.integers(0, 7))
-    places = draw(st.permutations(range(rows * rings)))[:lanes]
-
-    def each(high: int) -> tuple[int, ...]:
-        return tuple(draw(st.lists(st.integers(0, high), min_size=lanes, max_size=lanes)))
-
-    return calls.qk_norm_rope_cache(
-        heads=draw(st.integers(1, 5)),
-        dim=2 * draw(st.integers(1, 12)),
-        frames=frames,
-        grid=(h, w),
-        rows=tuple(p // rings for p in places),
-        rings=tuple(p % rings for p in places),
-        slots=each(slots - frames * h * w),
-        base=each(9),
-        cache=(rows, rings, slots),
-        seed=draw(st.integers(0, 99)),
-    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -199,5 +163,5 @@ def test_the_module_checks_indices_itself_before_it_writes(argument, value, text
 def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.float16, "cpp"), (torch.float64, "reference")):
         args, kwargs = calls.split(NAME, calls.qk_norm_rope_cache(dtype=dtype))
-        spec = ops.qk_norm_rope_cache._check(*args, **kwargs)
+        spec = ops.qk_norm_rope_cache.check(*args, **kwargs)
         assert ops.qk_norm_rope_cache.choose(spec, None).name == name

@@ -9,18 +9,11 @@ from rest_fast import ops
 from rest_fast.ops import functional, native, rope
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.ops import calls
+from tests.ops.cases.rotate_context import CASES
 
 CPP = pytest.param(
     "cpp", marks=pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "it is there")
 )
-CASES = {
-    "mixed": {},
-    "no_sink": {"sink": 0, "skip": (0, 3, 8)},
-    "one_lane": {"rows": (4,), "skip": (5,), "enabled": (1,)},
-    "all_disabled": {"enabled": (0, 0, 0)},
-    "no_still_pair": {"heads": 3, "dim": 4, "cache": (1, 5, 1, 11)},
-    "skip_leaves_no_context": {"sink": 0, "chunk": 11, "skip": (0, 0, 0)},
-}
 
 
 def pair_rotations(shift: torch.Tensor, pairs: int) -> list[complex]:

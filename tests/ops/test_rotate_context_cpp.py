@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rest_fast import ops
 from rest_fast.ops.dispatch import OpError
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls, cpp
-from tests.ops.test_rotate_context import CASES
+from tests.ops.cases.rotate_context import CASES, problems
 
 NAME = "rotate_context"
 pytestmark = cpp.MISSING
@@ -73,29 +72,6 @@ def test_what_stays_is_not_even_computed(poison, dtype):
     got = cpp.run(NAME, call)["k_cache"]
     assert_same_bits(got[mask], clean[mask], "what moves")
     assert_same_bits(got[~mask], call["k_cache"][~mask], "what stays")
-
-
-@st.composite
-def problems(draw):
-    layers, rows, rings, slots = (draw(st.integers(1, n)) for n in (3, 5, 3, 12))
-    chunk = draw(st.integers(1, slots))
-    sink = draw(st.integers(0, slots - chunk))
-    lanes = draw(st.integers(1, rows))
-
-    def each(low: int, high: int) -> tuple[int, ...]:
-        return tuple(draw(st.lists(st.integers(low, high), min_size=lanes, max_size=lanes)))
-
-    return calls.rotate_context(
-        rows=tuple(draw(st.permutations(range(rows)))[:lanes]),
-        skip=each(sink, slots - chunk),
-        enabled=each(0, 1),
-        sink=sink,
-        chunk=chunk,
-        heads=draw(st.integers(1, 5)),
-        dim=2 * draw(st.integers(1, 20)),
-        cache=(layers, rows, rings, slots),
-        seed=draw(st.integers(0, 99)),
-    )
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -188,4 +164,4 @@ def test_the_module_refuses_and_writes_nothing(changes, text):
 def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.float16, "cpp"), (torch.float64, "reference")):
         args, kwargs = calls.split(NAME, calls.rotate_context(dtype=dtype))
-        assert ops.rotate_context.choose(ops.rotate_context._check(*args, **kwargs), None).name == name
+        assert ops.rotate_context.choose(ops.rotate_context.check(*args, **kwargs), None).name == name

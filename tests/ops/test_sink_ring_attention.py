@@ -12,6 +12,7 @@ from rest_fast import ops
 from rest_fast.ops import functional, native
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.cases.sink_ring_attention import BROKEN, assert_same_kind, spoilt
 
 NAME = "sink_ring_attention"
 CPP = pytest.param(
@@ -133,40 +134,6 @@ def test_large_scores_are_a_hard_choice(backend):
     out, _ = expected(call)
     # Scores of 1e5 are off by 1e-11, and so are the weights.
     assert_close(got["out"], out, atol=1e-9, reason="float64 scores of 1e5")
-
-
-# channel 0 of all keys, and of queries 1 and 3; the largest score of a query and what is not finite follow
-BROKEN = {
-    "an_infinite_query": (1.0, torch.inf),
-    "an_infinite_query_against_every_sign": (None, -torch.inf),
-    "a_query_that_no_key_answers": (1.0, -torch.inf),
-    "an_infinite_key": ((2, torch.inf), None),
-    "infinite_keys_of_both_signs": ((2, torch.inf, -torch.inf), None),
-    "a_key_without_a_number": ((2, torch.nan), None),
-    "one_without_a_number_and_one_infinite": ((2, torch.nan, torch.inf), None),
-    "a_query_without_a_number": (None, torch.nan),
-}
-
-
-def spoilt(name: str, **shape) -> calls.Call:
-    """One lane; channel 0 of keys and queries as ``BROKEN`` says."""
-    call, (keys, query) = calls.sink_ring_attention((0,), (0,), (70,), heads=2, cache=(1, 1, 75), **shape), BROKEN[name]
-    if isinstance(keys, tuple):
-        call["k_cache"][0, 0, keys[0] : keys[0] + len(keys) - 1, :, 0] = torch.tensor(keys[1:])[:, None]
-    elif keys is not None:
-        call["k_cache"][0, 0, :70, :, 0] = keys
-    if query is not None:
-        call["q"][0, [1, 3], :, 0] = query
-    return call
-
-
-def assert_same_kind(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
-    """NaN where NaN is wanted, infinities of the same sign, and otherwise few roundings of fp32 or of the dtype."""
-    assert torch.equal(got.isnan(), want.isnan()), f"{what}: NaN at {got.isnan().nonzero().tolist()}"
-    infinite = want.isinf()
-    assert torch.equal(got.double()[infinite], want.double()[infinite]), f"{what}: infinities"
-    finite, step = want.isfinite(), {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[got.dtype]
-    assert_close(got[finite], want[finite], rtol=step, atol=step, reason="softmax of 70 scores below 5, few roundings")
 
 
 @BACKENDS

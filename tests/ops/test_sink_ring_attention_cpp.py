@@ -15,7 +15,7 @@ from rest_fast.ops import native
 from rest_fast.ops.dispatch import OpError, Spec
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.test_sink_ring_attention import BROKEN, assert_same_kind, spoilt
+from tests.ops.cases.sink_ring_attention import BROKEN, assert_same_kind, spoilt
 
 NAME = "sink_ring_attention"
 pytestmark = pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "rest_fast._cpu is there")
@@ -345,7 +345,7 @@ def test_nothing_to_do(changes):
 def test_it_is_the_default_where_it_is_compiled():
     for dtype, name in ((torch.float32, "cpp"), (torch.bfloat16, "cpp"), (torch.float64, "sdpa")):
         args, kwargs = calls.split(NAME, calls.sink_ring_attention(dtype=dtype))
-        spec = ops.sink_ring_attention._check(*args, **kwargs)
+        spec = ops.sink_ring_attention.check(*args, **kwargs)
         assert ops.sink_ring_attention.choose(spec, None).name == name
 
 
@@ -357,7 +357,7 @@ def test_what_it_leaves_to_sdpa(monkeypatch):
         return ops.sink_ring_attention.choose(Spec("cpu", dtype, tuple(sizes.items())), None).name
 
     assert chosen(torch.float32, 768, dim=257) == "sdpa"
-    assert chosen(torch.bfloat16, 768) == ("sdpa" if module._has_matrix_unit() else "cpp")
-    monkeypatch.setattr(module, "_has_matrix_unit", lambda: True)
+    assert chosen(torch.bfloat16, 768) == ("sdpa" if module.has_matrix_unit() else "cpp")
+    monkeypatch.setattr(module, "has_matrix_unit", lambda: True)
     assert [chosen(dtype, 768) for dtype in (torch.bfloat16, torch.float16, torch.float32)] == ["sdpa", "sdpa", "cpp"]
     assert chosen(torch.bfloat16, 1) == "cpp"

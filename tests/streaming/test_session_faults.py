@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -113,22 +114,33 @@ def test_cancelled_waits_lose_nothing(model, avatar):
 
 
 @pytest.mark.parametrize("way", ["blocks", "ablocks"])
-def test_close_between_a_block_and_its_delivery(model, avatar, way):
+def test_close_between_a_block_and_its_delivery(model, avatar, way, monkeypatch):
     """A block that is made when another thread closes the session is not handed out any more."""
     session = model.session(avatar)
     session.push_audio(sound(16000, 3.0))
     session.end_segment()
-    taken, take = [], session._take
+    taken, compute, submit = [], model.compute, model.submit
 
-    def late():
+    def close_behind_the_first():
         if taken:  # the second block is ready, and close() comes first
             closing = threading.Thread(target=session.close)
             closing.start()
             closing.join(10)
             assert session.closed
-        return take()
 
-    session._take = late
+    def computed(*job):
+        result = compute(*job)
+        close_behind_the_first()
+        return result
+
+    def submitted(*job):
+        future = submit(*job)
+        future.result(20)
+        close_behind_the_first()
+        return future
+
+    monkeypatch.setattr(model, "compute", computed)
+    monkeypatch.setattr(model, "submit", submitted)
 
     async def consume():
         async for block in session.ablocks():
@@ -142,6 +154,18 @@ def test_close_between_a_block_and_its_delivery(model, avatar, way):
     assert [b.pts for b in taken] == [0.0]
 
 
+def make_and_do_not_take(session):
+    """As a consumer that is interrupted behind the making of a block."""
+
+    def interrupted(*job):
+        assert compute(*job)
+        raise InterruptedError
+
+    compute = session.model.compute
+    with mock.patch.object(session.model, "compute", interrupted), pytest.raises(InterruptedError):
+        next(session.blocks())
+
+
 def test_a_session_that_was_closed_still_gives_its_snapshot(model, avatar):
     """Of the block that was made and never handed out nothing is lost."""
     with model.session(avatar) as s:
@@ -149,7 +173,8 @@ def test_a_session_that_was_closed_still_gives_its_snapshot(model, avatar):
     s = model.session(avatar)
     s.push_audio(sound(16000, 2.0))
     s.end_segment()
-    assert next(s.blocks()).pts == 0 and s._prepare()
+    assert next(s.blocks()).pts == 0
+    make_and_do_not_take(s)
     s.close()
     assert not list(s.blocks())
     state = s.snapshot()
@@ -189,7 +214,7 @@ def test_snapshot_with_a_block_made_and_not_taken(model, avatar):
     with model.session(avatar) as s:
         s.push_audio(samples)
         s.end_segment()
-        assert s._prepare()
+        make_and_do_not_take(s)
         state = s.snapshot()
         same(want, list(s.blocks()))
     with model.session(avatar) as s:

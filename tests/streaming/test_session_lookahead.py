@@ -228,9 +228,9 @@ def test_an_underrun_is_a_block_that_takes_longer_than_it_lasts():
     """A chunk that is decoded at once: 0.6 s for 3 blocks of 0.32 s are none, 1.2 s are 3."""
     for seconds, count in ((0.6, 0), (1.2, 3)):
         watch = Stopwatch()
-        watch._since = 0.1 * seconds
+        watch.since = 0.1 * seconds
         watch.chunk(3)
-        watch._since = 0.9 * seconds
+        watch.since = 0.9 * seconds
         watch.share(3, more=True)
         for _ in range(3):
             with watch("decode", counts=False):

@@ -17,8 +17,8 @@ from rest_fast.models.vae import to_tokens
 from rest_fast.training.preparation.units import find_units
 from rest_fast.training.shards import Shards, encoder_fingerprint
 from rest_fast.training.synthetic.clips import LEAD, LIPS, Clips, write_clips
+from tests.kit.films import BOX, TOY, boxes, even, jittered, run, speaking, write_film
 from tests.kit.toys import toy
-from tests.training.test_preparation_films import BOX, TOY, boxes, even, jittered, run, speaking, write_film
 
 
 @pytest.fixture(scope="module")

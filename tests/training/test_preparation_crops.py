@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rest_fast.faces import WIDER, find_face
+from rest_fast.media.faces import WIDER, find_face
 from rest_fast.training.preparation import detectors
 from rest_fast.training.preparation.crops import Framing, face_crop, given_crop, least_side
 from rest_fast.training.preparation.rules import Dropped

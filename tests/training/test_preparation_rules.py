@@ -20,8 +20,8 @@ from rest_fast.models.vae import to_latents
 from rest_fast.training.preparation import RULES, rules
 from rest_fast.training.preparation.film import frames_25, survey
 from rest_fast.training.shards import Shards
+from tests.kit.films import boxes, even, run, speaking, write_film
 from tests.kit.media_files import chirp, film
-from tests.training.test_preparation_films import boxes, even, run, speaking, write_film
 
 
 def quiet(path: Path) -> None:

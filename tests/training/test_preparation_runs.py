@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.films import TOY, boxes, run, speaking
 from tests.kit.toys import toy
-from tests.training.test_preparation_films import TOY, boxes, run, speaking
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from rest_fast.faces import FRAMED
+from rest_fast.media.faces import FRAMED
 from rest_fast.training.preparation.rules import CROWDED, ENLARGED, JUMP, MISSING, MOVES, RIVAL, SAMPLE, Dropped
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright picture

@@ -20,8 +20,8 @@ from PIL import Image
 
 from rest_fast.errors import ArgumentError
 from rest_fast.errors import DetectorError as DetectorError
-from rest_fast.faces import CASCADE, LONGEST, NEIGHBOURS, SMALLEST, WIDER
-from rest_fast.sources import UInt8
+from rest_fast.media.faces import CASCADE, LONGEST, NEIGHBOURS, SMALLEST, WIDER
+from rest_fast.media.sources import UInt8
 from rest_fast.training.preparation.crops import Box, Framing
 
 DETECTORS = ("auto", "opencv", "mediapipe")

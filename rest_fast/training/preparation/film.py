@@ -20,10 +20,10 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from rest_fast import downmix
-from rest_fast.containers import choose, open_container
-from rest_fast.sound_files import MAX_SECONDS, SOUND_RATES
-from rest_fast.sources import Float32, UInt8, is_empty
+from rest_fast.media import downmix
+from rest_fast.media.containers import choose, open_container
+from rest_fast.media.sound_files import MAX_SECONDS, SOUND_RATES
+from rest_fast.media.sources import Float32, UInt8, is_empty
 from rest_fast.training.preparation.rules import SAMPLE, Dropped
 from rest_fast.units import FPS, RATE
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from rest_fast.config import TEMPORAL, ModelConfig
 from rest_fast.errors import ArgumentError
+from rest_fast.media.sources import Float32, UInt8
 from rest_fast.models.speech import SpeechFeatures, speech_features, speech_window
 from rest_fast.models.vae import TemporalVAE, to_tokens
-from rest_fast.sources import Float32, UInt8
 from rest_fast.training.preparation import detectors
 from rest_fast.training.preparation.crops import Box, Square, face_crop, given_crop
 from rest_fast.training.preparation.film import Film, Sound, frames_25, survey

@@ -104,7 +104,7 @@ def test_more_pixels_than_numbers():
     for batch, fits in ((1, True), (2, False)):
         x = torch.empty(batch, 4, 2**10, 2**9, 2**9, dtype=torch.int8, device="meta")
         out = torch.empty(batch, 1, 2**10, 2**10, 2**10, dtype=torch.int8, device="meta")
-        assert package.supports(ops.depth_to_space._check(x, out, factors=[1, 2, 2], drop=0))[0] == fits
+        assert package.supports(ops.depth_to_space.check(x, out, factors=[1, 2, 2], drop=0))[0] == fits
 
 
 @pytest.mark.skipif(not kit.ON_GPU, reason="real shapes take a GPU")

@@ -10,8 +10,7 @@ from rest_fast.kernels import gate_norm_modulate as package
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, same_bits
 from tests.ops import calls
-from tests.ops.test_gate_norm_modulate import LEFT_OUT, without
-from tests.ops.test_gate_norm_modulate_cpp import problems
+from tests.ops.cases.gate_norm_modulate import LEFT_OUT, problems, without
 
 NAME = "gate_norm_modulate"
 ROUNDINGS = ("fused", "eager")

@@ -11,8 +11,7 @@ from tests.kernels import kit
 from tests.kernels.guard import FAR, surrounded
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.ops import calls
-from tests.ops.test_qk_norm_rope_cache import SHAPES, written_slots
-from tests.ops.test_qk_norm_rope_cache_cpp import problems
+from tests.ops.cases.qk_norm_rope_cache import SHAPES, problems, written_slots
 
 NAME = "qk_norm_rope_cache"
 

@@ -11,8 +11,7 @@ from tests.kernels import kit
 from tests.kernels.guard import FAR, surrounded
 from tests.kit.compare import assert_same_bits
 from tests.ops import calls
-from tests.ops.test_rotate_context import CASES
-from tests.ops.test_rotate_context_cpp import problems
+from tests.ops.cases.rotate_context import CASES, problems
 
 NAME = "rotate_context"
 SIZES = CASES | {

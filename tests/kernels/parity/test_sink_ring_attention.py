@@ -19,7 +19,7 @@ from rest_fast.ops.dispatch import Spec
 from tests.kernels.kit import DEVICE, DTYPES, ON_GPU, check_parity, copied, run
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.test_sink_ring_attention import BROKEN, spoilt
+from tests.ops.cases.sink_ring_attention import BROKEN, spoilt
 
 NAME = "sink_ring_attention"
 TINY = Tile(16, 32, warps=4, stages=1, resident=1, busy=1.0, alone=1.0)  # many tiles of both kinds at small sizes

@@ -1,0 +1,146 @@
+"""The words of the command line: every command's arguments, help and examples. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import rest_fast
+from rest_fast.cli import arguments_training
+from rest_fast.cli.arguments_convert import add_convert
+from rest_fast.cli.parser import Parser, add_behaviour, add_weights, crop, existing, whole
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="rest-fast",
+        description="Make one photo speak: a picture of a face and a recording of speech become a video.",
+        epilog="""examples:
+  rest-fast demo                                          the shipped portrait and speech -> talking.mp4
+  rest-fast render face.jpg speech.mp3 -o talking.mp4     your own picture and sound
+  rest-fast render --help                                 everything that can be chosen
+
+Exit codes: 0: done. 1: an error of the program. 2: something to correct, which one line names. 130 or 143: stopped.""",
+    )
+    parser.set_defaults(command=None, quiet=False, verbose=False)
+    version = f"rest_fast {rest_fast.__version__}"
+    parser.add_argument("-V", "--version", action="version", version=version, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, brief: str, usage: str, examples: str) -> Parser:
+        command = commands.add_parser(
+            name,
+            help=brief,
+            description=brief[0].upper() + brief[1:] + ".",
+            usage=f"rest-fast {name} {usage}".rstrip(),
+            epilog=f"examples:\n{examples}",
+        )
+        command.set_defaults(command=name)
+        return command
+
+    _add_render(add)
+    _add_demo(add)
+    _add_doctor(add)
+    arguments_training.add_synth(add)
+    arguments_training.add_prepare(add)
+    arguments_training.add_train(add)
+    arguments_training.add_evaluate(add)
+    add_convert(add, add_behaviour, Parser)
+    parser.set_defaults(show_help=parser.print_help)
+    return parser
+
+
+def _add_render(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "render",
+        "make a video in which the face of a photo speaks a recording",
+        "PHOTO AUDIO -o OUT.mp4 [options]",
+        """  rest-fast render face.jpg speech.mp3 -o talking.mp4
+  rest-fast render group.png talk.wav -o talking.mp4 --crop 410 120 730 440    choose this face
+  ffmpeg -i film.mkv -f wav - | rest-fast render face.jpg - -o talking.mp4     sound from another program""",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument(
+        "photo",
+        type=existing(stdin=True),
+        metavar="PHOTO",
+        help="the picture of a face, in PNG, JPEG, WebP or another common format; - reads it from standard input",
+    )
+    source.add_argument(
+        "audio",
+        type=existing(stdin=True),
+        metavar="AUDIO",
+        help="the speech, in WAV, MP3, M4A, Ogg, FLAC or another common format, or a video with sound; - reads it from "
+        "standard input",
+    )
+    source.add_argument(
+        "--crop",
+        type=crop,
+        metavar="L T R B | center",
+        help="the square to animate: its left, top, right and bottom edges in pixels of the upright photo, or center "
+        "for the largest square in the middle; default: a square around the face that is found",
+    )
+    output = _add_output(parser)
+    output.add_argument("-o", "--out", required=True, metavar="OUT.mp4", help="the video: .mp4, .m4v or .mov")
+    output.add_argument(
+        "--paste-back", action="store_true", help="put the moving face back into the photo, and show the whole photo"
+    )
+    _add_model(parser)
+    add_behaviour(parser)
+
+
+def _add_demo(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "demo",
+        "make a video from the shipped portrait and speech",
+        "[options]",
+        "  rest-fast demo\n  rest-fast demo --portrait 2 --seed 7 -o other.mp4",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument("--portrait", type=int, choices=(1, 2), default=1, help="which of the two shipped portraits")
+    _add_output(parser).add_argument("-o", "--out", default="talking.mp4", metavar="OUT.mp4", help="the video")
+    _add_model(parser)
+    add_behaviour(parser)
+
+
+def _add_doctor(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "doctor",
+        "show what is installed, which code runs on which device, and how to fix what is wrong",
+        "[options]",
+        "  rest-fast doctor\n  rest-fast doctor > report.txt      to send along with a question",
+    )
+    add_behaviour(parser)
+
+
+def _add_output(parser: Parser) -> Any:
+    return parser.add_argument_group(
+        "output", "The video is written as OUT.partial.mp4 and renamed when it is complete."
+    )
+
+
+def _add_model(parser: Parser) -> None:
+    model = add_weights(parser)
+    model.add_argument(
+        "--steps", type=whole(1), metavar="N", help="denoising steps; fewer are faster; default: the model's own"
+    )
+    model.add_argument(
+        "--decoder-dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number format of the convolutions in the demo's decoder; auto takes the faster one of this processor",
+    )
+    model.add_argument(
+        "--threads",
+        type=whole(1, 1024),
+        metavar="N",
+        help="threads on the CPU; default: as many as this process may use and other processes leave free",
+    )
+    model.add_argument(
+        "--seed",
+        type=whole(0, 2**64 - 1),
+        default=0,
+        metavar="N",
+        help="seed of the noise: the same seed gives the same video",
+    )

@@ -1,0 +1,107 @@
+"""Models for commands: what ``--weights``, ``--device`` and ``--dtype`` mean, with errors of one line."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from rest_fast.cli.terminal import InputError, one_line
+
+
+def check_model(args: Namespace) -> None:
+    """Refuse what no model can be loaded with, or what no model takes, before anything slow is done."""
+    from rest_fast.config import ConfigError, SamplingConfig
+
+    given = {name: getattr(args, name, None) for name in ("steps", "guidance")}
+    try:
+        SamplingConfig(**{name: value for name, value in given.items() if value is not None})
+    except ConfigError as e:
+        raise InputError(str(e).replace("config field sampling.", "--")) from None
+    if args.device == "cpu":
+        _refuse_float16(args.dtype)
+    check_device(args.device)
+    _dtype(args.dtype, args.device)
+    if not _is_hub_id(args.weights):
+        from rest_fast import checkpoint
+        from rest_fast.model import find_checkpoint
+
+        checkpoint.read_config(find_checkpoint(args.weights))
+
+
+def _is_hub_id(weights: str) -> bool:
+    return weights.count("/") == 1 and not os.path.exists(weights)
+
+
+def load_model(args: Namespace) -> Any:
+    import rest_fast
+
+    device, dtype = check_device(args.device), _dtype(args.dtype, args.device)
+    whisper = None if args.whisper is None else _whisper(args.whisper)
+    try:
+        return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper, **_for_the_cpu(args))
+    except ValueError:
+        raise
+    except Exception as e:
+        if not _is_hub_id(args.weights):
+            raise
+        hub = f"expected a folder, or a Hugging Face id that can be downloaded, got {one_line(e)}"  # of any library
+        raise InputError(f"--weights {args.weights}: {hub}") from e
+
+
+def _for_the_cpu(args: Namespace) -> dict[str, Any]:
+    """Arguments of :func:`rest_fast.load` that only some commands have."""
+    import torch
+
+    dtype = getattr(args, "decoder_dtype", "auto")
+    return {
+        "threads": getattr(args, "threads", None),
+        "decoder_dtype": None if dtype == "auto" else getattr(torch, dtype),
+    }
+
+
+def _whisper(name: str) -> Any:
+    """The Whisper model of a folder or hub id; its pickles are not read."""
+    from transformers import WhisperModel  # the 'whisper' extra
+
+    try:
+        return WhisperModel.from_pretrained(name, use_safetensors=True)
+    except OSError as e:
+        raise InputError(
+            f"--whisper {name}: expected a folder or a Hugging Face id of Whisper, got {one_line(e)}"
+        ) from e
+
+
+def check_device(name: str) -> str:
+    if not name.startswith("cuda"):
+        return name
+    import torch
+
+    count = torch.cuda.device_count()  # by NVML, if possible: CUDA stays untouched, and processes can be forked
+    if not count:
+        why = (
+            "rest-fast doctor says more" if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
+        )
+        raise InputError(f"--device {name}: no CUDA device found ({why}); expected cpu or auto")
+    if name.startswith("cuda:") and int(name.removeprefix("cuda:")) >= count:
+        raise InputError(f"--device {name}: expected cuda:0 to cuda:{count - 1}, which are there")
+    return name
+
+
+def _dtype(name: str, device: str) -> Any:
+    """A torch dtype that the device computes in, or None for the device's own choice."""
+    if name == "auto":
+        return None
+    import torch
+
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if not on_cuda:
+        _refuse_float16(name)
+    if name == "bfloat16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--dtype bfloat16: expected float16 or float32 on this GPU, which has no bfloat16")
+    return getattr(torch, name)
+
+
+def _refuse_float16(name: str) -> None:
+    if name == "float16":  # it would run, hundreds of times slower
+        raise InputError("--dtype float16: expected float32 or bfloat16 on the CPU, which has no fast float16")
