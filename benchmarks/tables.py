@@ -83,7 +83,13 @@ def one(make: Callable[[Any], str]) -> Callable[[list[stored.Info]], str]:
 def chunk_time(found: list[stored.Info]) -> str:
     """The one place for a chunk's time, in words."""
     times = found[0]["variants"][found[0]["base"]]
-    return f"{times['median_us'] / 1e3:.0f} ms (p95 {times['p95_us'] / 1e3:.0f}) on {found[0]['environment']['cpu']}"
+    return f"{times['median_us'] / 1e3:.0f} ms (p95 {times['p95_us'] / 1e3:.0f}) on {where(found[0])}"
+
+
+def where(found: dict[str, Any]) -> str:
+    """Machine and commit, in words."""
+    about = found["environment"]
+    return f"{about['cpu']}, commit {about['commit'][:7]}" if about.get("commit") else str(about["cpu"])
 
 
 def startup(results: Results) -> str:
@@ -94,7 +100,7 @@ def startup(results: Results) -> str:
 def demo_command(results: Results) -> str:
     """How long ``rest-fast demo`` takes, in words."""
     found = results.script("startup")
-    return f"{statistics.median(found['seconds']['demo']):.1f} s on {found['environment']['cpu']}"
+    return f"{statistics.median(found['seconds']['demo']):.1f} s on {where(found)}"
 
 
 def busy_table(results: Results) -> str:
@@ -109,6 +115,38 @@ def decoder_dtypes(results: Results) -> str:
     return "\n".join(parts)
 
 
+def gpu(results: Results) -> str:
+    """What ``make gpu-suite`` left on a GPU, in words."""
+    found = []
+    for path in sorted((results.folder / "gpu").glob("*.json")):
+        part = stored.load(path)
+        if part["gpu_used"]:
+            counts = ", ".join(f"{n} {status}" for status, n in part["counts"].items())
+            found.append(f"{path.stem}: {counts} ({stored.source(part['environment'])})")
+    return "; ".join(found) or "none yet"
+
+
+def environments(found: Any) -> list[dict[str, Any]]:
+    """Of a stored file, at whatever depth."""
+    if isinstance(found, list):
+        return [one for value in found for one in environments(value)]
+    if not isinstance(found, dict):
+        return []
+    if "environment" in found:
+        return [found["environment"]]
+    return [one for value in found.values() for one in environments(value)]
+
+
+def measured(results: Results) -> str:
+    """Each stored file and where it comes from."""
+    rows = []
+    for path in sorted(results.folder.glob("*.json")):
+        whole = stored.load(path)
+        sources = dict.fromkeys(map(stored.source, environments(whole)))
+        rows.append([f"`{path.name}`", "; ".join(sources) or "see [VAE](vae.md)"])
+    return stored.table([["file in `benchmarks/results`", "measured on"], *rows])
+
+
 def memory(results: Results) -> str:
     (info,) = results.bench("vae_cpu", "memory")
     return under(vae_tables.memory_table(info), [info["environment"]])
@@ -119,6 +157,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-stream": bench(one(cpu_tables.stream_table), "demo_stream_cpu"),
     "demo-chunk": lambda r: chunk_time(r.bench("demo_stream_cpu")),
     "startup": startup,
+    "gpu": gpu,
+    "measured": measured,
     "demo-command": demo_command,
     "busy": busy_table,
     "decoder-dtype": decoder_dtypes,

@@ -1,4 +1,4 @@
-"""The README's examples, and the toy chain of docs/training.md, run as they stand."""
+"""The examples of the README and the guide, and the toy chain of docs/training.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rest_fast.cli.arguments import build_parser
 from rest_fast.model import ASSETS
 
 ROOT = Path(__file__).parents[1]
-README, TRAINING = ROOT / "README.md", ROOT / "docs" / "training.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+README, GUIDE, TRAINING = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "training.md"
+EXAMPLES = [text for page in (GUIDE, README) for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
 
 
 @pytest.mark.parametrize("index", range(len(EXAMPLES)))
@@ -60,8 +60,9 @@ def test_every_command_can_be_parsed(tmp_path, monkeypatch):
     for name in ("data", "videos"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"^(?:.*\| )?(rest-fast [a-z][^#|\n]*?)(?: {2,}#.*)?$", README.read_text(), re.M)
-    assert len(lines) >= 8
+    text = README.read_text() + GUIDE.read_text()
+    lines = re.findall(r"^(?:.*\| )?(rest-fast [a-z][^#|\n]*?)(?: {2,}#.*)?$", text, re.M)
+    assert len(lines) >= 6
     for line in lines:
         assert build_parser().parse_args(line.split()[1:]).command == line.split()[1]  # else it exits and says why
 
@@ -79,7 +80,15 @@ def test_when_the_first_frames_come():
     says = (
         f"The first frames need {needed:.2f} s of audio; later ones come three blocks at a time, every {chunk:.2f} s."
     )
-    assert says in README.read_text()
+    assert says in GUIDE.read_text()
+    assert f"| sound that is needed before the first frame | {needed:.2f} s |" in README.read_text()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_links_of_the_pages(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    files = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
+    assert not [name for name in files if not (page.parent / name).exists()]
 
 
 def test_links_and_pictures():

@@ -3,7 +3,7 @@
 A library is looked for when its backend is asked for (``use_backend("flash_attn_3")``); what is missing or does not fit
 is a reason. The cache is read where it lies: ``[rows, rings, slots, ...]`` is handed over as rows x rings sequences of
 ``slots`` (no copy), the lane's one is ``row * rings + ring``, a small int32 tensor. A library allocates its own output,
-which is copied to ``out``: only our kernels keep the promise of allocating nothing. Not yet run on a GPU.
+which is copied to ``out``: only our kernels keep the promise of allocating nothing.
 """
 
 from __future__ import annotations
