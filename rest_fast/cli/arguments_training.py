@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rest_fast.cli.parser import Parser, add_behaviour, add_weights, device, existing, finite, whole
+from rest_fast.training.stages import ABOUT
 
 SPLITS = ("train", "validation", "test")
 TRAINING_PRESETS = ("demo", "rest-512", "toy")
-STAGES = {
-    "vae": "the VAE, on pictures; left out of all when --init or --vae gives one",
-    "speech": "SpeechAE: speech features to codes and back",
-    "teacher": "the transformer over whole clips, not streaming",
-    "student": "the streaming transformer with the ID-Context cache",
-    "asd": "Asynchronous Streaming Distillation of the student from the teacher",
-    "all": "all stages above, in this order",
-    "causal-decoder": "on its own: makes the decoder of --vae causal, so that it streams without delay; gives a VAE",
-}
 
 
 def add_synth(add: Callable[..., Parser]) -> None:
@@ -121,11 +113,11 @@ def add_train(add: Callable[..., Parser]) -> None:
   rest-fast render face.png speech.wav -o talking.mp4 --weights run/asd
   torchrun --nproc-per-node 8 -m rest_fast.cli train asd --config demo --data data --out run --resume""",
     )
-    listing = "\n".join(f"  {name:14} {text}" for name, text in STAGES.items())
+    listing = "\n".join(f"  {name:14} {text}" for name, text in ABOUT.items())
     parser.description = (
         f"{parser.description}\n\nStages, each of which starts from the results of those above it:\n{listing}"
     )
-    parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help="one of the stages above")
+    parser.add_argument("stage", choices=tuple(ABOUT), metavar="STAGE", help="one of the stages above")
     what = parser.add_argument_group("training")
     what.add_argument(
         "--config",

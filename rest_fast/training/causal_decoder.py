@@ -34,10 +34,10 @@ from rest_fast.training.flow import autocast, pick, stage_seed, step_generator
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import LOG, read_log
 from rest_fast.training.shards import FRAMES, DataError, Shards
+from rest_fast.training.stages import CAUSAL_DECODER
 
 log = logging.getLogger("rest_fast.training")
 
-STAGE = "causal-decoder"
 TEACHER = "teacher.sha256"  # in the stage's folder: which VAE it began with
 
 
@@ -129,7 +129,7 @@ class Stretches:
 
     def __init__(self, clips: Shards, count: int, config: TrainingConfig):
         self.clips, self.count, self.stage = clips, count, config.causal_decoder
-        self.seed = stage_seed(config.seed, STAGE)
+        self.seed = stage_seed(config.seed, CAUSAL_DECODER)
         self.frames = 1 + TEMPORAL * (self.stage.latents - 1)
 
     def __call__(self, step: int, rows: range) -> Batch:
@@ -282,7 +282,7 @@ class Watch:
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps({"step": step, **{name: float(f"{v:.6g}") for name, v in values.items()}}) + "\n")
         words = "causal decoder to the teacher's {psnr:.2f} dB ({psnr_first:.2f} at the first frame)"
-        log.info("%s: step %d: %s", STAGE, step, words.format(**values))
+        log.info("%s: step %d: %s", CAUSAL_DECODER, step, words.format(**values))
 
 
 # -- the whole of it

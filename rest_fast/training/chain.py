@@ -36,14 +36,14 @@ from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import write_sample
 from rest_fast.training.shards import LEAD, MANIFEST, DataError, Manifest, Shards, encoder_fingerprint, write_shard
 from rest_fast.training.speech import Speech, SpeechData
+from rest_fast.training.stages import CAUSAL_DECODER, STAGES
 from rest_fast.training.student import Student
 from rest_fast.training.teacher import Teacher
 from rest_fast.units import FRAME, RATE
 
 log = logging.getLogger("rest_fast.training")
 
-STAGES = ("vae", "speech", "teacher", "student", "asd")
-ALL = (*STAGES, causal_decoder.STAGE)  # the last one stands alone: from a VAE to a VAE
+ALL = (*STAGES, CAUSAL_DECODER)
 CONFIG = "config.json"
 SAMPLE_SECONDS = 4
 PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack what they switch on
@@ -81,7 +81,7 @@ def run(
     """
     if stage not in (*ALL, "all"):
         raise TrainError(f"train: stage: expected one of {', '.join(ALL)} or all, got {stage!r}")
-    if stage == causal_decoder.STAGE:
+    if stage == CAUSAL_DECODER:
         if init is not None or vae is None:
             raise TrainError(f"train {stage}: expected a VAE to begin with, --vae DIR and no --init; got {init or vae}")
         return _run_causal_decoder(config, data, out, vae, resume, device)
@@ -110,7 +110,7 @@ def run(
 def _run_causal_decoder(
     config: TrainingConfig, data: Path, out: Path, vae: str | Path, resume: bool, device: str
 ) -> Path:
-    name, clips = causal_decoder.STAGE, Shards(data, "train")
+    name, clips = CAUSAL_DECODER, Shards(data, "train")
     teacher = causal_decoder.read_teacher(vae)
     with world(device) as among:
         causal_decoder.check(teacher, config, clips, among)
@@ -132,7 +132,7 @@ def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, star
     for begin in begins:
         trained_on = encoder_fingerprint(model.vae)
         read_parts(model, *begin)
-        again = name in ("student", "asd") and begin != begins[0]
+        again = STAGES[name].again and begin != begins[0]
         if again and encoder_fingerprint(model.vae) != trained_on:
             raise TrainError(f"{begin.folder}: expected the VAE whose latents {begins[0].folder} was trained on")
     folder = out / name
@@ -169,7 +169,7 @@ def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, 
         part.requires_grad_(True)
     trainer = Trainer(stage, settings, config, out / name, among)
     trainer.resume()
-    sample = None if name == "teacher" else sampler(model, clips, out / name, among)
+    sample = sampler(model, clips, out / name, among) if STAGES[name].samples else None
     trainer.run(FlowData(config, clips, latents, settings.batch, stage_seed(config.seed, name)), sample)
 
 
@@ -188,7 +188,7 @@ def whole_model(model: Model, among: World) -> Model | None:
 
 def _before(name: str, out: Path, start: Start | None) -> list[Start]:
     """What a stage begins with: the result of the one before it, and a given VAE; or a given ``init``."""
-    before = STAGES[: STAGES.index(name)][-1:]
+    before = [*STAGES][: [*STAGES].index(name)][-1:]
     done = [Start(out / earlier) for earlier in before if _done(out / earlier)]
     if start is not None:
         return [*done, start] if start.prefix else [start]
@@ -201,12 +201,12 @@ def _expect(name: str, stages: list[str], out: Path, start: Start | None) -> Non
     def there(stage: str) -> bool:
         return stage in stages[: stages.index(name)] or _done(out / stage)
 
-    needed = {"teacher": ["speech"], "student": ["teacher"], "asd": ["teacher", "student"]}.get(name, [])
+    needed, keeps = STAGES[name].needs, STAGES[name].keeps
     if start is not None and not start.prefix and name == stages[0]:
-        needed = [stage for stage in needed if name == "asd" and stage == "teacher"]  # the rest is in --init
+        needed = keeps  # the rest is in --init
     for stage in needed:
         if not there(stage):
-            cure = "" if stage == "teacher" and name == "asd" else ", or give --init MODEL, which has it"
+            cure = "" if stage in keeps else ", or give --init MODEL, which has it"
             raise TrainError(f"{out / stage}: expected the result of the stage {stage}, found none; run it first{cure}")
     if name == "speech" and start is None and not there("vae"):
         raise TrainError(f"train {name}: expected {out / 'vae'} or --vae MODEL, whose VAE it keeps, found neither")
@@ -229,12 +229,11 @@ def check(
         if _done(out / name):
             continue
         _expect(name, stages, out, start)
-        clips.require("video" if name == "vae" else "features")
+        clips.require(STAGES[name].data)
         settings = getattr(config, name)
-        for part in (settings, settings.mixer) if name == "vae" else (settings,):
+        for part in (settings, *(getattr(settings, inner) for inner in STAGES[name].parts)):
             among.rows(part.batch, part.accumulate)
-        flows = name in ("teacher", "student", "asd")
-        if flows and not {"video", "latents"} & clips.fields and not _done_latents(out, clips):
+        if STAGES[name].latents and not {"video", "latents"} & clips.fields and not _done_latents(out, clips):
             raise TrainError(f"{clips.folder}: expected clips with latents or video, found {sorted(clips.fields)}")
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from rest_fast import cli
-from rest_fast.cli.arguments_training import STAGES, TRAINING_PRESETS
+from rest_fast.cli.arguments_training import TRAINING_PRESETS
 from rest_fast.training import chain
 from rest_fast.training.config import PRESETS, training_preset
+from rest_fast.training.stages import ABOUT
 from tests.kit.command import refused
 
 
@@ -152,10 +153,10 @@ def test_train_refusals_of_the_chain_are_one_line(capsys, tmp_path):
 def test_the_words_are_those_of_the_training():
     """Named again in arguments.py, which imports nothing heavy."""
     assert set(TRAINING_PRESETS) == set(PRESETS)
-    assert list(STAGES) == [*chain.STAGES, "all", "causal-decoder"]
+    assert list(ABOUT) == [*chain.STAGES, "all", "causal-decoder"]
 
 
 def test_train_help_names_every_stage(capsys):
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {stage} " in text for stage in STAGES)
+    assert all(f"\n  {stage} " in text for stage in ABOUT)
