@@ -20,7 +20,7 @@ from benchmarks.kit import DTYPES, LAYERS, SIZES, Size
 from benchmarks.roofline import Roof, Work, measure
 from rest_fast import ops
 from rest_fast.ops import functional, rope
-from rest_fast.ops.layouts import halo, haloed
+from rest_fast.ops.memory_layouts import halo, haloed
 
 EPS = 1e-5
 Values = dict[str, Any]  # arguments of an op by name, and what only its eager variant needs

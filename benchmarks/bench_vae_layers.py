@@ -17,7 +17,7 @@ from benchmarks import kit, vae_peers, vae_stages
 from benchmarks.bench_vae import CHUNK, DTYPE, ON_GPU, RELEASES, roof, settings
 from benchmarks.roofline import Work
 from rest_fast import ops
-from rest_fast.ops.layouts import haloed
+from rest_fast.ops.memory_layouts import haloed
 
 __all__ = ["settings"]  # a fixture, used by being here
 

@@ -3,10 +3,10 @@
     y   = sum over taps and channels of weight x window + bias + noise_scale noise
     out = unfold(y) + tiled residual;  normed = silu(norm(out) (1 + scale) + shift);  pictures = to_uint8(out)
 
-Windows are read where the frames lie, inside a border of zeros (``layouts.haloed``): no padding, no copies, no window
-is ever written down. The frames before the piece are read from the history in its place, and a second kernel moves the
-last ones there afterwards. Sums are fp32, in an order that neither the frames of a call nor its streams change; each
-result is rounded once, but for one: where no program sees all channels of a pixel (``plan.py``) the norm reads what was
+Windows are read where the frames lie, inside a border of zeros (``memory_layouts.haloed``): no padding, no copies, no
+window is ever written down. The frames before the piece are read from the history in its place, and a second kernel
+moves the last ones there afterwards. Sums are fp32, in an order that neither the frames of a call nor its streams
+change; each result is rounded once, but for one: where no program sees all channels of a pixel (``plan.py``) the norm reads what was
 rounded into ``out``, or into ``normed`` itself.
 
 Limits: a multiple of 16 channels, weights in ``channels_last_3d`` order, zeros at the border. Split layers take scratch
@@ -27,7 +27,7 @@ from rest_fast.kernels.causal_conv3d.kernel import causal_conv3d_kernel, combine
 from rest_fast.kernels.causal_conv3d.plan import CUDNN_FASTER, Plan, gpu, plan
 from rest_fast.kernels.rows import DTYPES, on
 from rest_fast.ops.dispatch import OpError
-from rest_fast.ops.layouts import CHANNELS_LAST, HALOED, halo
+from rest_fast.ops.memory_layouts import CHANNELS_LAST, HALOED, halo
 
 NAME = "causal_conv3d"
 UNIT = 16  # channels: a step of a tensor core, and 16 bytes at least
@@ -207,7 +207,7 @@ def sources(
 def _bordered(name: str, x: torch.Tensor) -> torch.Tensor:
     whole = halo(x)
     if whole is None:
-        raise OpError(f"{NAME}: argument {name}: expected a tensor made by layouts.haloed, got strides {x.stride()}")
+        raise OpError(f"{NAME}: argument {name}: expected a tensor of memory_layouts.haloed, got strides {x.stride()}")
     return whole
 
 

@@ -16,7 +16,7 @@ from rest_fast.kernels.causal_conv3d import KERNELS, arguments, memory
 from rest_fast.kernels.causal_conv3d.kernel import remember_kernel
 from rest_fast.kernels.causal_conv3d.plan import of_capability, plan
 from rest_fast.kernels.offline import CAPABILITIES, TYPES, Case, as_launched
-from rest_fast.ops.layouts import haloed
+from rest_fast.ops.memory_layouts import haloed
 
 STAGES = ((1024, 1, 16), (512, 2, 32), (256, 4, 64), (128, 8, 128))  # channels, frames of a latent, height and width
 EPS = 1e-8

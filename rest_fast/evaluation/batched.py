@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class StreamRecord:
     """What is kept of a stream of n frames and m latents."""
 
     latents: Array  # [m, T, C], the DiT's own
@@ -70,7 +70,7 @@ class StreamMeasures:
     head_range: float  # deviation of the head's horizontal place, pixels: heads that stand still make no jumps
 
     @classmethod
-    def of(cls, record: Record, talk: Talk, chunk: int) -> StreamMeasures:
+    def of(cls, record: StreamRecord, talk: Talk, chunk: int) -> StreamMeasures:
         """``chunk``: latents of one."""
         known = bool(np.isfinite(record.gap).all() and np.isfinite(talk.gap).all())
         edge, looks = EDGE * FPS, EDGE * FPS // EACH
@@ -125,7 +125,7 @@ def record_streams(
     steps: int | None = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Record]:
+) -> list[StreamRecord]:
     """Stream all talks side by side; one record for each.
 
     Args:
@@ -151,7 +151,7 @@ def record_streams(
             progress(piece + 1, pieces)
     columns = [[np.concatenate(column) for column in zip(*part)] for part in parts]
     lengths = [-(-len(talk.samples) // (TEMPORAL * FRAME)) for talk in talks]
-    return [Record(lane[:n].cpu().numpy(), *column) for lane, n, column in zip(z, lengths, columns)]
+    return [StreamRecord(lane[:n].cpu().numpy(), *column) for lane, n, column in zip(z, lengths, columns)]
 
 
 def _look(
@@ -206,6 +206,9 @@ def _latents(
         made.append(sampler.run(cache, jobs))
         for stream, job, latents in zip(streams, jobs, made[-1]):
             stream.accept(job, latents)
+            for _ in range(job.plan.keep):  # they are shown elsewhere
+                stream.deliver()
+            stream.forget()
     return torch.cat(made, 1).unflatten(1, (-1, model.config.tokens))
 
 

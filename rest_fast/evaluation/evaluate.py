@@ -18,7 +18,7 @@ import numpy as np
 
 from rest_fast.config import TEMPORAL
 from rest_fast.evaluation import batched, charts, measures, tables
-from rest_fast.evaluation.batched import EACH, Record, StreamMeasures
+from rest_fast.evaluation.batched import EACH, StreamMeasures, StreamRecord
 from rest_fast.evaluation.clips import VIDEOS, ClipStudy, by_phase, clip_name
 from rest_fast.evaluation.instruments import Given, Instruments
 from rest_fast.evaluation.sources import EvaluationError, Examples
@@ -148,7 +148,7 @@ def _streams(
     return long, {"drift": drifts, "bend": {"generated": np.mean(bends, 0)}}
 
 
-def _each_second(record: Record) -> Any:
+def _each_second(record: StreamRecord) -> Any:
     """Mean structural drift of each whole second."""
     each = FPS // EACH
     return record.drift[: len(record.drift) // each * each].reshape(-1, each).mean(1)

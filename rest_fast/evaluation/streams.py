@@ -83,7 +83,7 @@ def _played(
 
 
 @dataclass
-class Record:
+class Playback:
     """What is kept of a stream of n frames: readings, mean colours, some frames; memory and times of the machine."""
 
     gap: Array  # [n], pixels
@@ -106,7 +106,7 @@ class Record:
 
 def play(
     model: Model, photo: Array, samples: Array, *, seed: int = 0, reader: PixelReader | None = None, keep: tuple = ()
-) -> Record:
+) -> Playback:
     """Stream sound [n] at 16 kHz second by second; no video is kept but the frames nearest to ``keep`` seconds."""
     gaps, colours = [], []
     kept: dict[int, Array] = {}
@@ -128,7 +128,7 @@ def play(
         stages = session.metrics()
     n = len(samples) // FRAME
     gap = np.concatenate(gaps)[:n] if gaps else np.zeros(0)
-    return Record(gap, np.concatenate(colours)[:n], [kept[i] for i in sorted(kept)], memory, stages)
+    return Playback(gap, np.concatenate(colours)[:n], [kept[i] for i in sorted(kept)], memory, stages)
 
 
 def own_memory() -> list[float]:

@@ -21,7 +21,7 @@ from rest_fast import ops
 from rest_fast.config import Layout, ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.clip_attention import Attend, Context, clip_attention
-from rest_fast.models.dit_block import KV, Block, Branch, Workspace
+from rest_fast.models.dit_block import KV, Branch, DiTBlock, Workspace
 from rest_fast.models.positions import PositionTables
 
 fn = ops.functional
@@ -104,7 +104,7 @@ class StreamingDiT(nn.Module):
         if dit.text_tokens:
             self.caption = nn.Sequential(nn.Linear(dit.text_channels, w), nn.GELU(approximate="tanh"), nn.Linear(w, w))
             self.register_buffer("prompt", torch.zeros(1, dit.text_tokens, dit.text_channels))
-        self.blocks = nn.ModuleList(Block(dit, config.speech.width) for _ in range(dit.layers))
+        self.blocks = nn.ModuleList(DiTBlock(dit, config.speech.width) for _ in range(dit.layers))
         self.positions = PositionTables(config)
         self._initialise()
 

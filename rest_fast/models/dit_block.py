@@ -60,7 +60,7 @@ class CrossAttention(nn.Module):
         return linear(self.out, scratch)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """Self-attention, text attention, audio attention, MLP; AdaLN-single around the first and the last."""
 
     def __init__(self, config: DiTConfig, audio_width: int):

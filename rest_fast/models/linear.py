@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rest_fast.ops.derived import derived, frozen
+from rest_fast.ops.derived import derived
 
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
 ROWS = 128  # what the order is made for: always the same, so that results do not depend on who called first
@@ -40,8 +40,9 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Te
         y = layer(x)
         return F.gelu(y, approximate="tanh") if gelu else y
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph wants no such state
-    if weight.numel() <= SMALL and not traced and frozen(weight):
-        weight = derived(layer, "reordered", (weight,), lambda: _reordered(weight.detach()))
+    if weight.numel() <= SMALL and not traced:
+        source = weight
+        weight = derived(layer, "reordered", (source,), lambda: _reordered(source.detach()), learning=source)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 

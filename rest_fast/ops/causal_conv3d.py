@@ -27,7 +27,7 @@ from rest_fast.ops import library_convolution, triton_kernels
 from rest_fast.ops.depth_to_space import unfold_channels
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.frames_to_uint8 import to_uint8
-from rest_fast.ops.layouts import expect_writable, layout
+from rest_fast.ops.memory_layouts import expect_writable, layout
 from rest_fast.ops.pixel_norm_silu import normed_silu
 
 NAME = "causal_conv3d"

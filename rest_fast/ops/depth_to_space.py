@@ -13,7 +13,7 @@ import torch
 
 from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
-from rest_fast.ops.layouts import expect_writable, layout
+from rest_fast.ops.memory_layouts import expect_writable, layout
 
 NAME = "depth_to_space"
 

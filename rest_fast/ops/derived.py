@@ -10,26 +10,38 @@ import torch
 T = TypeVar("T")
 
 
-def derived(owner: Any, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], T], *what: Any) -> T:
+def derived(
+    owner: Any,
+    name: str,
+    sources: tuple[torch.Tensor, ...],
+    make: Callable[[], T],
+    *what: Any,
+    learning: T | None = None,
+) -> T:
     """``make()``, or what it gave before, as long as ``sources`` and ``what`` are the same as then.
 
     The value is an attribute of ``owner``, a module or a tensor: no parameter, no buffer, in no checkpoint and in no
-    copy. Of weights that are not :func:`frozen` nothing is kept. Changes of a weight through ``.data`` in place or
-    through ``.numpy()`` are not counted by PyTorch, and are therefore not seen.
+    copy. Of weights that are not frozen nothing is kept: they give ``learning``, where it is given, or ``make()`` at
+    every call. Changes of a weight through ``.data`` in place or through ``.numpy()`` are not counted by PyTorch, and
+    are therefore not seen.
     """
-    if not frozen(*sources):
-        return make()
     found = owner.__dict__.get(name)
+    if not _frozen(*sources):
+        if found is not None:
+            del owner.__dict__[name]
+        return make() if learning is None else learning
     if found is None or not found.fits(sources, what):
         with torch.inference_mode(False), torch.no_grad():
-            found = owner.__dict__[name] = Derived(make(), sources, what)
+            found = Derived(sources, what)  # before the value: a change that comes meanwhile is a change
+            found.value = make()
+        owner.__dict__[name] = found
     value: T = found.value
     return value
 
 
-def frozen(*sources: torch.Tensor) -> bool:
-    """Whether a change of these tensors can be seen. That of a tensor which learns cannot, since fused optimisers do
-    not count theirs, nor that of an inference tensor."""
+def _frozen(*sources: torch.Tensor) -> bool:
+    """Whether a change of these tensors would be seen: PyTorch does not count what a fused optimiser does to a tensor
+    that learns, and counts nothing of an inference tensor."""
     for tensor in sources:  # noqa: SIM110 - a generator takes three times as long
         if tensor.requires_grad or tensor.is_inference():
             return False
@@ -48,8 +60,10 @@ class Derived:
     """A value and what it was derived from. The memory of its sources is held, so that their addresses go to no other
     tensor, which would be taken for them."""
 
-    def __init__(self, value: Any, sources: tuple[torch.Tensor, ...], what: tuple):
-        self.value, self.what = value, what
+    value: Any
+
+    def __init__(self, sources: tuple[torch.Tensor, ...], what: tuple):
+        self.what = what
         self.sources = [(s.detach(), s.data_ptr(), s._version, s.dtype) for s in sources]
 
     def fits(self, sources: tuple[torch.Tensor, ...], what: tuple) -> bool:

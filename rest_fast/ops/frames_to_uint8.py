@@ -12,7 +12,7 @@ import torch
 
 from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, Spec, expect, expect_float
-from rest_fast.ops.layouts import layout
+from rest_fast.ops.memory_layouts import layout
 
 NAME = "frames_to_uint8"
 

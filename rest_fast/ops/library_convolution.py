@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from rest_fast.ops import native
 from rest_fast.ops.depth_to_space import depth_to_space
-from rest_fast.ops.derived import derived, frozen
+from rest_fast.ops.derived import derived
 from rest_fast.ops.dispatch import Backend, Spec, use_backend
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
-from rest_fast.ops.layouts import halo
+from rest_fast.ops.memory_layouts import halo
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 
 EPILOGUE = "conv_epilogue"  # of rest_fast._cpu
@@ -163,9 +163,9 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
 
     The same numbers, so the same results. A model may call this at load, so that its first call is as fast as any.
     """
-    if not weight.is_cpu or not frozen(weight):
+    if not weight.is_cpu:
         return weight
-    return derived(weight, "packed", (weight,), lambda: _reordered(weight.detach()))
+    return derived(weight, "packed", (weight,), lambda: _reordered(weight.detach()), learning=weight)
 
 
 def _reordered(weight: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
-from rest_fast.ops.layouts import expect_writable, layout
+from rest_fast.ops.memory_layouts import expect_writable, layout
 
 NAME = "pixel_norm_silu"
 

@@ -20,7 +20,7 @@ from rest_fast.models.dit_block import KV, Workspace
 from rest_fast.models.rest import REST
 from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.schedule import sigmas
-from rest_fast.streaming.timeline import Plan
+from rest_fast.streaming.timeline import ChunkPlan
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ChunkJob:
     codes: torch.Tensor  # [1, F, A, Wa]
     noise: torch.Tensor  # fp32 [1, N, C]
     context: tuple[ContextChunk, ...]  # to be rebuilt first, oldest first; usually nothing
-    plan: Plan  # which latents these are, and which of them are kept
+    plan: ChunkPlan  # which latents these are, and which of them are kept
 
 
 class ChunkSampler:

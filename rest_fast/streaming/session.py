@@ -4,8 +4,8 @@ Nothing here depends on a clock: the same seed and the same samples, segment end
 bit for bit, however the samples were cut. What is computed is the :class:`~rest_fast.streaming.stream.Stream`'s affair.
 
 Two locks: ``_inbox_lock`` guards what other threads touch (inbox, epoch, what was delivered) and is held for
-microseconds; ``_work_lock`` is held while a block is made, by the model's worker, in which all computation takes place.
-So pushing never waits for a chunk.
+microseconds, but for a snapshot; ``_work_lock`` is held while a block is made, by the model's worker, in which all
+computation takes place. So pushing never waits for a chunk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rest_fast.worker import hold_over_fork
 
 
 @dataclass(frozen=True, eq=False)
-class Sound:
+class Pushed:
     """Samples were pushed."""
 
     samples: np.ndarray
@@ -57,7 +57,7 @@ class Interrupt:
     shown: int
 
 
-Event = Sound | SegmentEnd | Delivered | Interrupt
+Event = Pushed | SegmentEnd | Delivered | Interrupt
 
 
 class Session:
@@ -109,7 +109,7 @@ class Session:
             if self._format not in (None, form):
                 raise media.MediaError(f"push_audio: expected samples like the first push {self._format}, got {form}")
             self._format = form
-            self._inbox.append(Sound(samples))
+            self._inbox.append(Pushed(samples))
         self._wake()
 
     def end_segment(self) -> None:
@@ -212,9 +212,10 @@ class Session:
         self._wake()
 
     def _restore(self, state: SessionState) -> None:
+        identity = self.stream.identity()
         with self._work_lock, self._inbox_lock:
             self._require_open("restore")
-            fields = state.fields(self.stream.identity())
+            fields = state.fields(identity)
             content, epoch = self.stream.read(fields), fields.integer("epoch", 0)
             # nothing above has changed the session, and nothing below can fail
             self.stream.put(content)
@@ -255,8 +256,11 @@ class Session:
                 if self.stream.shows():
                     block = self.stream.make_block(epoch)
                     with self._inbox_lock:
-                        if self.epoch == epoch and not self.closed:  # else an interrupt came meanwhile: drop it
+                        wanted = self.epoch == epoch and not self.closed
+                        if wanted:
                             self._ready = block
+                    if not wanted:  # an interrupt or close() came meanwhile
+                        self.stream.unmake(block)
                 elif self.stream.due():
                     self.stream.generate()
                 elif idle:
@@ -272,7 +276,7 @@ class Session:
                 if not self._inbox:
                     return self.epoch, self._ready is not None
                 event = self._inbox.popleft()
-            if isinstance(event, Sound):
+            if isinstance(event, Pushed):
                 self.stream.push(event.samples)
             elif isinstance(event, SegmentEnd):
                 self.stream.end_segment()

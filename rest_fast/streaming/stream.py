@@ -3,11 +3,12 @@
 Whoever runs it (a session, an engine, an evaluation) calls it from the model's worker, in order:
 
     stream.push(samples); stream.end_segment()          # what came
-    job = stream.next_chunk()                           # while stream.due()
-    stream.accept(job, sampler.run(cache, [job])[0])    # a job that is not accepted leaves no trace
     block = stream.make_block(); stream.deliver()       # while stream.shows()
+    job = stream.next_chunk()                           # when nothing is left to show, and stream.due()
+    stream.accept(job, sampler.run(cache, [job])[0])    # or stream.drop(job)
 
-Frames depend on the order of these calls and on nothing else.
+Frames depend on the order of these calls and on nothing else. A job that was not run leaves no trace. One that was run
+has moved the cache on, so it is accepted, or dropped: then the context is rebuilt.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Stream:
         self.timeline.end_segment()
 
     def deliver(self) -> None:
-        """The block that was made last reached the viewer."""
+        """The viewer has got the block of :attr:`upcoming`."""
         self.timeline.deliver()
 
     def back_to(self, shown: int) -> None:
@@ -125,18 +126,24 @@ class Stream:
     def next_chunk(self, idle: bool = False) -> ChunkJob:
         """The next chunk; with ``idle`` one of silence, before what is queued."""
         timeline = self.timeline
-        plan = timeline.plan(idle)
+        assert timeline.waiting <= self.decoder.ahead, "stream: the latents of the last chunk are to be shown first"
         with self.watch("features"):
+            plan = timeline.plan(idle)
             codes = self._codes(plan.first, plan.limit)
-        start = torch.cat([self._noise(timeline.drawn + i, noise.LATENT) for i in range(self.chunk)])[None]
-        return ChunkJob(self.rows, codes, start, self._context() if self.stale else (), plan)
+            start = torch.cat([self._noise(timeline.drawn + i, noise.LATENT) for i in range(self.chunk)])[None]
+            return ChunkJob(self.rows, codes, start, self._context() if self.stale else (), plan)
+
+    def drop(self, job: ChunkJob) -> None:
+        """Give up a job that was run, or may have been."""
+        self.stale = True
 
     def accept(self, job: ChunkJob, latents: torch.Tensor) -> None:
         """The latents fp32 [N, C] that the job gave."""
         plan = job.plan
         pairs = zip(latents.unflatten(0, (self.chunk, -1)), job.codes[0], strict=True)
-        self.history.extend([Latent(z, code, plan.idle) for z, code in pairs][: plan.keep])
+        made = [Latent(z, code, plan.idle) for z, code in pairs][: plan.keep]
         self.timeline.accept(plan)
+        self.history.extend(made)
         self.stale = plan.keep < self.chunk
         self.watch.chunk(plan.keep)
 
@@ -195,19 +202,21 @@ class Stream:
     @property
     def upcoming(self) -> Latent:
         """The latent that :meth:`make_block` shows."""
-        return self.history[-self.timeline.waiting]
+        waiting = self.timeline.waiting
+        assert 0 < waiting <= len(self.history), "stream: expected a latent that waits to be shown"
+        return self.history[-waiting]
 
     @torch.inference_mode()
     def make_block(self, epoch: int = 0) -> Block:
         """Of the first latent that was not delivered."""
         latent, index, timeline = self.upcoming, self.timeline.delivered, self.timeline
-        with self.watch("decode", counts=not self.decoder.looks_ahead):
-            video = self.decoder.take(latent.z, index)
-        self.watch.block(self.model.config.latent_seconds)
         a, b, true_end = timeline.border(index), timeline.border(index + 1), timeline.true_end(index)
         true = 0 if latent.idle else b - a if true_end is None else max(0, true_end - a)
-        pts = index * self.model.config.latent_seconds
-        return Block(video, timeline.sound.raw(a, b), pts, epoch, latent.idle, true_end is not None, true)
+        audio, pts = timeline.sound.raw(a, b), index * self.model.config.latent_seconds
+        with self.watch("decode", counts=not self.decoder.looks_ahead):
+            video = self.decoder.take(latent.z, index)  # last: what was decoded is not to be lost
+        self.watch.block(self.model.config.latent_seconds)
+        return Block(video, audio, pts, epoch, latent.idle, true_end is not None, true)
 
     def unmake(self, block: Block) -> None:
         """Back to the state before this block was made; it is made again."""

@@ -25,7 +25,7 @@ from rest_fast.units import FRAME
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """A chunk that is to be generated: latents from ``first`` on, of which ``keep`` are kept."""
 
     first: int
@@ -113,16 +113,16 @@ class Timeline:
         end = TEMPORAL * (self.generated + self.chunk) * FRAME
         return self.sound.end >= self.sound.needed(end + self.ahead)
 
-    def plan(self, idle: bool = False) -> Plan:
+    def plan(self, idle: bool = False) -> ChunkPlan:
         """The next chunk. Past a segment's end it hears silence, and latents past that end are dropped."""
         first, end = self.generated, self._segment()
         if idle:
-            return Plan(first, self.chunk, self.border(first), True)
+            return ChunkPlan(first, self.chunk, self.border(first), True)
         if end is None:
-            return Plan(first, self.chunk, self.sound.end, False)
-        return Plan(first, min(self.chunk, end - first), self.border(end), False)
+            return ChunkPlan(first, self.chunk, self.sound.end, False)
+        return ChunkPlan(first, min(self.chunk, end - first), self.border(end), False)
 
-    def accept(self, plan: Plan) -> None:
+    def accept(self, plan: ChunkPlan) -> None:
         """The chunk was generated."""
         if plan.idle:  # what is queued comes after
             self.sound.insert_silence(plan.limit, self.border(plan.first + self.chunk) - plan.limit)

@@ -112,7 +112,7 @@ def fold(decoder: nn.Module) -> None:
 
 
 @dataclass
-class Batch:
+class DecoderBatch:
     """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1; row by row the seed of all noise; lengths in latents of the pieces
     that the clips are decoded in."""
 
@@ -120,8 +120,8 @@ class Batch:
     seeds: list[int]
     plan: list[int]
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.frames.to(device, non_blocking=True), self.seeds, self.plan)
+    def to(self, device: torch.device) -> DecoderBatch:
+        return DecoderBatch(self.frames.to(device, non_blocking=True), self.seeds, self.plan)
 
 
 class Stretches:
@@ -132,13 +132,13 @@ class Stretches:
         self.seed = stage_seed(config.seed, CAUSAL_DECODER)
         self.frames = 1 + TEMPORAL * (self.stage.latents - 1)
 
-    def __call__(self, step: int, rows: range) -> Batch:
+    def __call__(self, step: int, rows: range) -> DecoderBatch:
         g, batch = step_generator(self.seed, step), self.stage.batch
         index = pick(self.count, batch, self.seed, step)
         first = torch.randint(FRAMES - self.frames + 1, (batch,), generator=g).tolist()
         plan = draw_plan(self.stage.latents, self.stage.piece, g)
         pixels = [self.clips.pixels(index[row], slice(first[row], first[row] + self.frames)) for row in rows]
-        return Batch(torch.stack(pixels), [self.seed * 1_000_003 + step * batch + row for row in rows], plan)
+        return DecoderBatch(torch.stack(pixels), [self.seed * 1_000_003 + step * batch + row for row in rows], plan)
 
 
 def draw_plan(latents: int, longest: int, g: torch.Generator) -> list[int]:
@@ -178,7 +178,7 @@ class CausalDecoder(nn.Module):
         self.student = causal_copy(teacher, config.causal_decoder.start)
         self.student.decoder.requires_grad_(True)
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, batch: DecoderBatch) -> dict[str, torch.Tensor]:
         truth, weight = batch.frames, self.config.causal_decoder.truth
         z, images = self.latents(batch)
         with torch.no_grad():  # in fp32: what is learned from has no rounding of its own
@@ -210,7 +210,7 @@ class CausalDecoder(nn.Module):
         return {"loss": loss, "teacher": sums[0], "truth": sums[1]}
 
     @torch.no_grad()
-    def latents(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def latents(self, batch: DecoderBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What both decoders read [B, C, 1 + n, h, w], and their noise images [B, H, W] by path, of each row's seed."""
         vae, rows, images = self.teacher, [], []
         moments = vae.encoder(batch.frames, StreamState())

@@ -1,4 +1,4 @@
-"""The stages of training as one table: in their order, each with what it needs and what it is begun from.
+"""The stages of training as one table, in their order, each with what it needs.
 
 Nothing heavy is imported here: the command line reads the table, too.
 """
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stage:
-    """``fields``: of prepared clips, one of which it is trained on, beside the speech features of all but ``vae``."""
+class StageInfo:
+    """A stage begins with the result of the one before it, where there is one."""
 
     about: str  # one line, for the command line
-    needs: tuple[str, ...] = ()  # stages whose results it is begun from
-    keeps: tuple[str, ...] = ()  # of these, those that are needed in OUT even where ``--init`` gives the rest
+    needs: tuple[str, ...] = ()  # stages whose results must be in OUT, unless ``--init`` gives them
+    keeps: tuple[str, ...] = ()  # of these: those that ``--init`` cannot give
     data: str = "features"  # field that the clips must have
-    latents: bool = False  # it is trained on clips that went through the VAE, with which it has to agree from then on
-    again: bool = False  # it goes on from latents that an earlier stage was trained on
-    samples: bool = False  # it shows what its model makes by now
+    latents: bool = False  # it is trained on latents: the clips must have them, or pictures to make them from
+    again: bool = False  # the stage before it was trained on latents, too: the VAE must be the same
+    samples: bool = False  # it writes a video of its model now and then
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -26,18 +26,18 @@ class Stage:
         return ("mixer",) if self.data == "video" else ()
 
 
-STAGES: dict[str, Stage] = {
-    "vae": Stage("the VAE, on pictures; left out of all when --init or --vae gives one", data="video"),
-    "speech": Stage("SpeechAE: speech features to codes and back"),
-    "teacher": Stage("the transformer over whole clips, not streaming", needs=("speech",), latents=True),
-    "student": Stage(
+STAGES: dict[str, StageInfo] = {
+    "vae": StageInfo("the VAE, on pictures; left out of all when --init or --vae gives one", data="video"),
+    "speech": StageInfo("SpeechAE: speech features to codes and back"),
+    "teacher": StageInfo("the transformer over whole clips, not streaming", needs=("speech",), latents=True),
+    "student": StageInfo(
         "the streaming transformer with the ID-Context cache",
         needs=("teacher",),
         latents=True,
         again=True,
         samples=True,
     ),
-    "asd": Stage(
+    "asd": StageInfo(
         "Asynchronous Streaming Distillation of the student from the teacher",
         needs=("teacher", "student"),
         keeps=("teacher",),

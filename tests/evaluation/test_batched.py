@@ -10,7 +10,7 @@ import torch
 
 import rest_fast
 from rest_fast.evaluation import batched, streams
-from rest_fast.evaluation.batched import Record, StreamMeasures
+from rest_fast.evaluation.batched import StreamMeasures, StreamRecord
 from rest_fast.evaluation.streams import Talk
 from tests.kit import toys
 
@@ -95,7 +95,7 @@ def test_records_hold_every_frame_once(model, monkeypatch):
         assert record.seconds[:, -1, -1, 0].tolist() == [k for k in (12, 37, 62) if k < n]
 
 
-def record(n: int = 1500, **changes) -> Record:
+def record(n: int = 1500, **changes) -> StreamRecord:
     """A stream of 60 s in which nothing happens, but for the changes."""
     rng = np.random.default_rng(0)
     values = {
@@ -107,7 +107,7 @@ def record(n: int = 1500, **changes) -> Record:
         "drift": np.zeros(n // 5),
         "seconds": np.zeros((n // 25, 4, 4, 3), np.uint8),
     }
-    return Record(**values | changes)
+    return StreamRecord(**values | changes)
 
 
 def test_measures_of_a_planted_stream():

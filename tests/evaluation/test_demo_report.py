@@ -139,7 +139,7 @@ def test_play_keeps_colours_and_the_asked_frames(model, avatar):
 
 
 def test_memory_growth_is_from_the_tenth_second_on():
-    record = streams.Record(np.zeros(0), np.zeros((0, 3)), memory_mb=[50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0])
+    record = streams.Playback(np.zeros(0), np.zeros((0, 3)), memory_mb=[50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0])
     assert record.memory_growth_mb == 4
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rest_fast import ops
 from rest_fast.ops import library_convolution, native
-from rest_fast.ops.layouts import CHANNELS_LAST, CONTIGUOUS, HALOED, haloed, layout
+from rest_fast.ops.memory_layouts import CHANNELS_LAST, CONTIGUOUS, HALOED, haloed, layout
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls, convolution
 from tests.ops.cpp import LOW, MISSING
@@ -71,7 +71,7 @@ def test_every_form(name, kind):
     if call["pictures"] is not None:
         assert_close(call["pictures"], want["pictures"], atol=0.5 + 2e-3, reason="rounded to nearest, from float32")
     if kind == HALOED and call["normed"] is not None:
-        around = ops.layouts.halo(call["normed"]).clone()
+        around = ops.memory_layouts.halo(call["normed"]).clone()
         around[..., 1:-1, 1:-1] = 0
         assert not around.any(), "the halo stays zero"
 

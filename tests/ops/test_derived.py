@@ -84,6 +84,34 @@ def test_nothing_is_kept_of_weights_that_learn(layer):
     assert made_here.made == 2 and "total" not in vars(made_here)
 
 
+def test_steps_of_a_fused_optimiser_between_two_freezes_are_seen(layer):
+    """They do not count as changes: what was derived before is dropped as soon as it is asked for meanwhile."""
+    total(layer)
+    layer.requires_grad_(True)
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.5, fused=True)
+    total(layer).backward()
+    optimiser.step()
+    layer.requires_grad_(False)
+    torch.testing.assert_close(total(layer).double(), true_total(layer), rtol=1e-6, atol=1e-6)
+
+
+def test_a_change_while_it_is_made_is_a_change(layer):
+    def make():
+        value = layer.weight.sum()
+        layer.weight.add_(1)  # as another thread would
+        return value
+
+    before = derived(layer, "sum", (layer.weight,), make)
+    after = derived(layer, "sum", (layer.weight,), layer.weight.sum)
+    torch.testing.assert_close(after - before, torch.tensor(6.0), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_learn_may_give_something_else(layer):
+    layer.weight.requires_grad_(True)
+    assert derived(layer, "sum", (layer.weight,), layer.weight.sum, learning=layer.weight) is layer.weight
+    assert "sum" not in vars(layer)
+
+
 def test_it_is_an_ordinary_tensor_wherever_it_was_asked_for(layer):
     with torch.inference_mode():
         value = total(layer)

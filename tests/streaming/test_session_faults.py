@@ -154,6 +154,31 @@ def test_close_between_a_block_and_its_delivery(model, avatar, way, monkeypatch)
     assert [b.pts for b in taken] == [0.0]
 
 
+@pytest.mark.parametrize("decode", ["causal", "lookahead(1)"])
+def test_close_while_a_block_is_made_loses_nothing_of_a_snapshot(decode):
+    """The decoder had moved on by a latent that nobody got, and the snapshot could not be restored."""
+    model = toy(vae=preset("toy").replace(vae__causal_decoder=decode == "causal").vae)
+    avatar, samples = model.prepare(photo()), sound(16000, 2.0)
+    with model.session(avatar) as s:
+        want = play(s, samples)
+    s = model.session(avatar)
+    s.push_audio(samples)
+    s.end_segment()
+    first, make_block = next(s.blocks()), s.stream.make_block
+
+    def closed_meanwhile(epoch):
+        block = make_block(epoch)
+        s.close()
+        return block
+
+    s.stream.make_block = closed_meanwhile
+    assert not list(s.blocks())
+    state = s.snapshot()
+    with model.session(avatar) as s:
+        s.restore(state)
+        same(want, [first, *s.blocks()])
+
+
 def make_and_do_not_take(session):
     """As a consumer that is interrupted behind the making of a block."""
 

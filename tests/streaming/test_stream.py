@@ -54,8 +54,8 @@ def test_streams_of_one_pool_show_what_sessions_show(model):
         same(want, got)
 
 
-def test_a_job_that_is_not_accepted_leaves_no_trace(model):
-    """Also one that begins with a rebuilt context, and one that was generated before it was given up."""
+def test_a_job_that_was_not_run_leaves_no_trace(model):
+    """Also one that begins with a rebuilt context."""
     avatar = model.prepare(photo())
     with model.session(avatar, seed=4) as session:
         want = play(session, sound(16000, 1.5)) + play(session, sound(16000, 1.5, seed=1))
@@ -77,6 +77,39 @@ def test_a_job_that_is_not_accepted_leaves_no_trace(model):
         return shown
 
     same(want, model.compute(run))
+
+
+def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model):
+    """Whether it was run or only might have been: what follows is the same."""
+    avatar, samples = model.prepare(photo()), sound(16000, 2.5)
+
+    def stream(given_up: str | None):
+        one, shown = Stream.alone(model, avatar, model.config.sampling, seed=4), []
+        one.push(samples)
+        while one.due():
+            if given_up is not None and len(shown) == 3:
+                job = one.next_chunk()
+                if given_up == "run":
+                    one.sampler.run(one.cache, [job])
+                one.drop(job)
+            one.generate()
+            shown += blocks_of(one)
+        return shown
+
+    plain, run, dropped = (model.compute(stream, how) for how in (None, "run", "not run"))
+    same(run, dropped)
+    same(plain[:3], run[:3])
+    assert len(plain) == len(run) == 6
+    assert not np.array_equal(plain[3].video, run[3].video)  # a rebuilt context is not bit for bit the natural one
+
+
+def test_latents_are_shown_before_the_next_chunk(model):
+    stream = model.compute(Stream.alone, model, model.prepare(photo()), model.config.sampling)
+    with pytest.raises(AssertionError, match="a latent that waits to be shown"):
+        _ = stream.upcoming
+    model.compute(stream.generate, True)
+    with pytest.raises(AssertionError, match="the latents of the last chunk are to be shown first"):
+        stream.next_chunk(idle=True)
 
 
 RATES = [8000, 16000, 22050, 44100, 48000, 96000]

@@ -30,10 +30,10 @@ def config_of(**changes) -> TrainingConfig:
     return training_preset("toy").replace(precision="fp32", **fields)
 
 
-def batch_of(frames: int, plan: list[int], rows: int = 2, dtype: torch.dtype = torch.float32) -> subject.Batch:
+def batch_of(frames: int, plan: list[int], rows: int = 2, dtype: torch.dtype = torch.float32) -> subject.DecoderBatch:
     g = torch.Generator().manual_seed(7)
     pixels = torch.rand(rows, 3, frames, 64, 64, generator=g).to(dtype) * 2 - 1
-    return subject.Batch(pixels, list(range(5, 5 + rows)), plan)
+    return subject.DecoderBatch(pixels, list(range(5, 5 + rows)), plan)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_memory_is_that_of_a_piece():
 def test_rows_do_not_see_each_other():
     """What makes several processes the same as one: a batch's loss is the mean of its rows'."""
     stage, batch = CausalDecoder(teacher_of(**RICH), config_of()), batch_of(17, [1, 2])
-    rows = [subject.Batch(batch.frames[i : i + 1], batch.seeds[i : i + 1], batch.plan) for i in range(2)]
+    rows = [subject.DecoderBatch(batch.frames[i : i + 1], batch.seeds[i : i + 1], batch.plan) for i in range(2)]
     with torch.no_grad():
         means = torch.stack([stage(row)["loss"] for row in rows]).mean()
         torch.testing.assert_close(stage(batch)["loss"], means, rtol=1e-5, atol=0)

@@ -1,7 +1,7 @@
 """What a family of VAEs is: an encoder and a decoder, in a file of their own, and what the decoder says of itself.
 
 A new family is such a file, a configuration with a ``kind`` of its own in :mod:`rest_fast.config`, and a line in
-:data:`rest_fast.models.vae.codec.FAMILIES`. Nothing else asks which family it has.
+:data:`rest_fast.models.vae.codec.FAMILIES`. Nothing that encodes, decodes or streams asks which family it has.
 
 An encoder is a module ``encoder(video, state)``: [B, 3, T, H, W] -> [B, C or more, n, h, w], causal, of which the
 first C channels are the mean. A decoder is a :class:`Decoder`. What either remembers between pieces lies in the

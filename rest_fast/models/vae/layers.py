@@ -17,11 +17,11 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional, triton_kernels
 from rest_fast.ops.derived import derived
-from rest_fast.ops.layouts import haloed
+from rest_fast.ops.memory_layouts import haloed
 
 NORM_EPS = 1e-8
 SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
-Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift [C] behind a norm
+ScaleShift = tuple[torch.Tensor, torch.Tensor]  # scale and shift [C] behind a norm
 
 
 @dataclass
@@ -45,8 +45,8 @@ class DecodeWorkspace:
 
     Memory is that of the longest piece: shorter ones take its beginning, so two tensors that live at once need two
     roles, however their frames differ. On a GPU buffers have a border of zeros
-    (:func:`rest_fast.ops.layouts.haloed`), which is what the Triton kernel reads; on a CPU they are channels last, and
-    oneDNN pads.
+    (:func:`~rest_fast.ops.memory_layouts.haloed`), which is what the Triton kernel reads; on a CPU they are channels
+    last, and oneDNN pads.
     """
 
     def __init__(self, border: bool | None = None):
@@ -162,7 +162,7 @@ class CausalConv3d(nn.Module):
         bias: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
-        modulation: Modulation | None = None,
+        modulation: ScaleShift | None = None,
         out: torch.Tensor | None = None,
         normed: torch.Tensor | None = None,
         pictures: torch.Tensor | None = None,
@@ -224,7 +224,7 @@ class ResBlock(nn.Module):
             self.norm = nn.LayerNorm(channels, eps=SHORTCUT_EPS)
             self.shortcut = nn.Conv3d(channels, wide, 1)
 
-    def modulation(self, embedded: torch.Tensor | None) -> tuple[Modulation | None, Modulation | None]:
+    def modulation(self, embedded: torch.Tensor | None) -> tuple[ScaleShift | None, ScaleShift | None]:
         """(scale, shift) of either norm, from the timestep embedding [4 C] of the stage."""
         if self.table is None or embedded is None:
             return None, None
@@ -248,7 +248,7 @@ class ResBlock(nn.Module):
         piece: Piece,
         *,
         x: torch.Tensor,
-        second: Modulation | None = None,
+        second: ScaleShift | None = None,
         role="middle",
         **results,
     ) -> None:
@@ -275,7 +275,7 @@ def name_memories(module: nn.Module) -> None:
 # is wanted, else the one that writes its result in one pass.
 
 
-def normed_silu(x: torch.Tensor, modulation: Modulation | None = None, *, eps: float) -> torch.Tensor:
+def normed_silu(x: torch.Tensor, modulation: ScaleShift | None = None, *, eps: float) -> torch.Tensor:
     """silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift) of [B, C, T, H, W]."""
     scale, shift = modulation or (None, None)
     if torch.is_grad_enabled() and (x.requires_grad or (scale is not None and scale.requires_grad)):

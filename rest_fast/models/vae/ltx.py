@@ -21,9 +21,9 @@ from rest_fast.models.vae.layers import (
     NORM_EPS,
     Buffer,
     CausalConv3d,
-    Modulation,
     Piece,
     ResBlock,
+    ScaleShift,
     normed_silu,
     unfold_channels,
 )
@@ -184,7 +184,7 @@ class ConvDecoder(Decoder):
             self.time_out = timestep_embedder(2 * channels[-1])
             self.table = nn.Parameter(torch.randn(2, channels[-1]) / channels[-1] ** 0.5)
 
-    def embedded(self) -> tuple[list[torch.Tensor | None], Modulation | None]:
+    def embedded(self) -> tuple[list[torch.Tensor | None], ScaleShift | None]:
         """The timestep embedding of each stage [4 C], and scale and shift of the last norm: constants, since the
         decoder is always told the same noise level (``decode_timestep``)."""
         if self.time is None or self.time_out is None or self.table is None:
@@ -236,10 +236,10 @@ class ConvDecoder(Decoder):
             self.step(z, piece, video=out)
         return out
 
-    def folded(self) -> list[tuple[Modulation | None, Modulation | None]]:
+    def folded(self) -> list[tuple[ScaleShift | None, ScaleShift | None]]:
         """Scale and shift of both norms of each block, and last of the norm before ``conv_out``."""
 
-        def make() -> list[tuple[Modulation | None, Modulation | None]]:
+        def make() -> list[tuple[ScaleShift | None, ScaleShift | None]]:
             embedded, last = self.embedded()
             pairs = [
                 (None, None) if isinstance(block, Upsampler) else block.modulation(embedded[stage])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rest_fast import ops
 from rest_fast.kernels import causal_conv3d as kernels
 from rest_fast.ops.dispatch import OpError, Spec
-from rest_fast.ops.layouts import HALOED, halo, haloed, layout
+from rest_fast.ops.memory_layouts import HALOED, halo, haloed, layout
 from tests.kernels import kit
 from tests.kernels.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager

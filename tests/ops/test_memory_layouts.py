@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rest_fast.ops.dispatch import OpError
-from rest_fast.ops.layouts import halo, haloed, layout
+from rest_fast.ops.memory_layouts import halo, haloed, layout
 from tests.kit.volumes import ORDERS, laid_out
 from tests.ops import calls
 
