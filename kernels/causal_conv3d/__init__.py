@@ -6,8 +6,8 @@
 Windows are read where the frames lie, inside a border of zeros (``memory_layouts.haloed``): no padding, no copies, no
 window is ever written down. The frames before the piece are read from the history in its place, and a second kernel
 moves the last ones there afterwards. Sums are fp32, in an order that neither the frames of a call nor its streams
-change; each result is rounded once, but for one: where no program sees all channels of a pixel (``plan.py``) the norm reads what was
-rounded into ``out``, or into ``normed`` itself.
+change; each result is rounded once, but for one: where no program sees all channels of a pixel (``plan.py``) the norm
+reads what was rounded into ``out``, or into ``normed`` itself.
 
 Limits: a multiple of 16 channels, weights in ``channels_last_3d`` order, zeros at the border. Split layers take scratch
 memory from PyTorch's allocator. See docs/kernels/causal_conv3d.md.

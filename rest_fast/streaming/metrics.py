@@ -17,9 +17,9 @@ class Stopwatch:
     """Durations per stage, and underruns: blocks that took longer to make than they last.
 
     "features" is all that makes a chunk's job: sound, features, codes, noise. A block's time is its decode and its
-    share of the chunk's job and denoising. On an accelerator the stages' own times are those of their launches; a block's
-    time is right, since its pictures are waited for. A decoder that
-    looks ahead decodes a chunk at once: that is one duration of "decode", and the chunk's blocks share it.
+    share of the chunk's job and denoising. On an accelerator the stages' own times are those of their launches; a
+    block's time is right, since its pictures are waited for. A decoder that looks ahead decodes a chunk at once: that
+    is one duration of "decode", and the chunk's blocks share it.
     """
 
     def __init__(self) -> None:
