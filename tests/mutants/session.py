@@ -70,8 +70,12 @@ TIMELINE = [
      "reach = back + self.margin - RATE", DEFAULT),
     ("a block after close()", SESSION, "if self.closed or self._ready is None:", "if self._ready is None:",
      f"{FAULTS}::test_close_between_a_block_and_its_delivery"),
-    ("a block of the old epoch", SESSION, "if self.epoch == epoch and not self.closed:", "if not self.closed:",
-     f"{LIVE}::test_interrupt_during_a_decode_delivers_nothing_old"),
+    ("a block of the old epoch", SESSION, "wanted = self.epoch == epoch and not self.closed",
+     "wanted = not self.closed", f"{LIVE}::test_interrupt_during_a_decode_delivers_nothing_old"),
+    ("a dropped block stays made", SESSION, "self.stream.unmake(block)", "pass",
+     f"{FAULTS}::test_close_while_a_block_is_made_loses_nothing_of_a_snapshot"),
+    ("a dropped job leaves its chunk in the context", STREAM, "self.stale = True", "pass",
+     "tests/streaming/test_stream.py::test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context"),
     ("no reference for a decoder without context", STREAM, "max(self.context, 1)", "self.context", NO_CONTEXT),
 ]  # fmt: skip
 
