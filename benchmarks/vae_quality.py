@@ -60,7 +60,7 @@ def seam_ratio(video: Array, truth: Array) -> float:
 
     Both uint8 [1 + 8n, H, W, 3], n > 1; 1 has no seam. Frame 0, where the photo itself may be shown, does not count.
     """
-    ratios = [measures.border_ratio_of(measures.changes(frames[1:])) for frames in (video, truth)]
+    ratios = [measures.border_ratio(measures.changes(frames[1:])) for frames in (video, truth)]
     return ratios[0] / ratios[1]
 
 

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from rest_fast import media
 from rest_fast.config import TEMPORAL
+from rest_fast.errors import ArgumentError
 from rest_fast.evaluation import batched, measures
 from rest_fast.evaluation.batched import EACH
 from rest_fast.evaluation.heads import HeadTracker
 from rest_fast.evaluation.instruments import Instruments
 from rest_fast.evaluation.mouths import NoFace
+from rest_fast.evaluation.readers import flat
 from rest_fast.evaluation.sources import Example, Examples
 from rest_fast.model import Model
 from rest_fast.models.vae import to_uint8
@@ -41,23 +43,37 @@ class ClipStudy:
         self.changes: dict[str, list[Array]] = {name: [] for name in VIDEOS}
         self.missing: dict[str, str] = {}
 
-    def add(self, clip: int, other: int) -> None:
-        """Measure one clip; ``other`` is the clip whose sound is the wrong one. Seeds of noise are the clips' numbers.
+    def show(self, clip: int, other: int) -> tuple[dict[str, Array], dict[str, torch.Tensor]]:
+        """:data:`VIDEOS` of a clip, uint8 [96, H, W, 3], and latents [12, T C] of all but ``through_vae``: the
+        encoder's of the truth, and the DiT's own of what it generated.
 
-        The DiT makes both videos at once, as lanes of one batch.
+        ``other`` is the clip whose sound is the wrong one. The DiT makes both videos at once, as lanes of one batch;
+        the seed of their noise is the clip's number.
         """
+        if other == clip:
+            raise ArgumentError(f"evaluate: wrong sound: expected that of another clip, got clip {clip}'s own")
         example = self.examples[clip]
         talks = [example.talk(), example.talk(self.examples[other].sound)]
         z = batched.stream_latents(self.model, talks, seeds=[clip, clip], guidance=self.guidance)
         pieces = batched.decode(self.model, np.stack([example.frames[0]] * 2), z)
         generated, wrong = np.concatenate(list(pieces), 1)[:, : len(example.frames) - 1]
-        through = through_vae(self.model, example.frames)
-        shown = dict(zip(VIDEOS, (example.frames[1:], through, generated, wrong)))
-        self._compare(shown["truth"], through, example.frames[0])
+        through, encoded = through_vae(self.model, example.frames)
+        made, made_wrong = z[:, : len(encoded)].flatten(2).float().cpu()
+        videos = dict(zip(VIDEOS, (example.frames[1:], through, generated, wrong)))
+        return videos, {"truth": encoded, "generated": made, "wrong_sound": made_wrong}
+
+    def add(self, clip: int, other: int) -> None:
+        """Measure one clip; ``other`` as in :meth:`show`."""
+        example = self.examples[clip]
+        shown, latents = self.show(clip, other)
+        self._compare(shown["truth"], shown["through_vae"], example.frames[0])
         for name, video in shown.items():
             self._look(name, video, example.frames[0])
         if self.tools.mouths is not None:
             self._read(clip, shown, example)
+        if self.tools.latents is not None and example.gap is not None:
+            for name, z in latents.items():
+                self._row(name, "opening_r_latents", measures.correlation(self.tools.latents(z), example.gap[1:]))
         if self.tools.syncnet is not None:
             for name, sound in (*((n, example.sound) for n in VIDEOS[:3]), (VIDEOS[3], self.examples[other].sound)):
                 confidence, distance = self.tools.syncnet.score(shown[name], sound)
@@ -65,7 +81,7 @@ class ClipStudy:
                 self._row(name, "sync_d", distance)
         for meter in (self.tools.fid, self.tools.fvd):
             if meter is not None:
-                meter.add(shown["truth"], generated)
+                meter.add(shown["truth"], shown["generated"])
         if self.videos is not None:
             for name, video in shown.items():
                 sound = self.examples[other].sound if name == "wrong_sound" else example.sound
@@ -91,8 +107,8 @@ class ClipStudy:
     def _look(self, name: str, video: Array, photo: Array) -> None:
         change = measures.changes(video)
         self.changes[name].append(change)
-        self._row(name, "border_ratio", measures.border_ratio_of(change))
-        self._row(name, "chunk_border_ratio", measures.chunk_ratio_of(change[TEMPORAL - 1 :: TEMPORAL], self.chunk))
+        self._row(name, "border_ratio", measures.border_ratio(change))
+        self._row(name, "chunk_border_ratio", measures.chunk_ratio(change[TEMPORAL - 1 :: TEMPORAL], self.chunk))
         tracker, picks = HeadTracker(photo), video[::EACH]
         self._row(name, "identity_drift", float(tracker.drift(picks, tracker.track(picks)).mean()))
         self._row(name, "colour_change", measures.colour_change(video[-FPS:], photo))
@@ -145,11 +161,13 @@ def by_phase(values: Array, period: int) -> Array:
 
 
 @torch.inference_mode()
-def through_vae(model: Model, frames: Array) -> Array:
-    """Frames uint8 [97, H, W, 3] encoded and decoded, the first as the photo: frames 1..96."""
+def through_vae(model: Model, frames: Array) -> tuple[Array, torch.Tensor]:
+    """Frames uint8 [97, H, W, 3] encoded and decoded, the first as the photo: frames 1..96, and their latents
+    [12, T C]."""
     pixels = torch.cat([model.pixels(frame) for frame in frames], 2)
-    video = model.vae.decode(model.vae.encode(pixels), reference=pixels[:, :, :1])
-    return to_uint8(video)[0, 1:].cpu().numpy()
+    z = model.vae.encode(pixels)
+    video = model.vae.decode(z, reference=pixels[:, :, :1])
+    return to_uint8(video)[0, 1:].cpu().numpy(), flat(z)
 
 
 def write_video(path: Path, video: Array, sound: Array) -> None:

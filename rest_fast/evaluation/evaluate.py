@@ -54,7 +54,7 @@ def evaluate(
         seconds: of each of the long ``streams``, at least 20; no streams where that is 0.
         split: of prepared clips; test, else validation when None.
         reader: of drawn mouths, a fitted one, or a folder of other drawn clips to fit one on (then written to
-            OUT); when None the one beside ``data``, if there is one.
+            OUT, and the mouth is read off the latents, too); when None the one beside ``data``, if there is one.
         landmarks: folder of landmark files of the videos in ``OUT/videos``; ``landmark_command`` makes them
             (:mod:`rest_fast.evaluation.mouths`). Either comes before ``reader``.
         embedder: network of faces, and ``inception``, ``i3d`` (:mod:`rest_fast.evaluation.distances`), ``syncnet``
@@ -69,7 +69,7 @@ def evaluate(
     _check(model, examples, data, count, seconds, streams)
     names = [clip_name(n, video) for n in range(count) for video in VIDEOS]
     given = Given(reader, landmarks, landmark_command, embedder, inception, i3d, syncnet)
-    tools = Instruments.open(given, examples, data, out, names)
+    tools = Instruments.open(given, model, examples, data, out, names)
     talks = examples.talks(streams, seconds) if streams else []
     out.mkdir(parents=True, exist_ok=True)
     chunks = math.ceil(seconds * FPS / (TEMPORAL * model.config.stream.chunk)) if streams else 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -66,22 +65,20 @@ def strip(model: Model, portrait: Path, speech: Path, path: Path, columns: int =
     save(sheet, path)
 
 
-def comparison(clips: list[dict[str, torch.Tensor]], gaps: list[Array], path: Path, columns: int = 10) -> None:
+def comparison(clips: list[dict[str, Array]], gaps: list[Array], path: Path, columns: int = 10) -> None:
     """Rows of frames, one for each video of each clip, where its mouth moves most.
 
     Args:
-        clips: of each clip its videos by name, [3, n, H, W] in -1..1.
+        clips: of each clip its videos by name, uint8 [n, H, W, 3].
         gaps: of each clip the true opening, [n].
     """
     rows = []
     for videos, gap in zip(clips, gaps, strict=True):
-        stride = max(1, min(3, (len(gap) - 1) // columns))
+        stride = max(1, min(3, len(gap) // columns))
         span = stride * (columns - 1) + 1
-        spread = [gap[i : i + span].std() for i in range(1, len(gap) - span + 1)]
-        first = 1 + int(np.argmax(spread))
-        for name, video in videos.items():
-            frames = video[:, first : first + span : stride].permute(1, 2, 3, 0)
-            rows.append((name, list(((frames + 1) * 127.5).round().clamp(0, 255).byte().numpy())))
+        spread = [gap[i : i + span].std() for i in range(len(gap) - span + 1)]
+        first = int(np.argmax(spread))
+        rows += [(name, list(video[first : first + span : stride])) for name, video in videos.items()]
     save(_grid(rows, 96, group=len(clips[0])), path)
 
 

@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 
 from rest_fast.evaluation.distances import FID, FVD, Embedder
 from rest_fast.evaluation.mouths import DrawnMouths, LandmarkCommand, LandmarkFiles, MouthReader
-from rest_fast.evaluation.readers import PixelReader, fit_pixel_reader, training_crops
+from rest_fast.evaluation.readers import LatentReader, PixelReader, fit_pixel_reader, training_crops
 from rest_fast.evaluation.sources import EvaluationError, Examples
 from rest_fast.evaluation.syncnet import SyncNet
+from rest_fast.model import Model
 from rest_fast.training.synthetic.clips import CLIPS, Clips
 
 READER = "reader.safetensors"
@@ -35,6 +36,7 @@ class Instruments:
     """None where something is missing, which ``missing`` names."""
 
     reader: PixelReader | None = None
+    latents: LatentReader | None = None
     mouths: MouthReader | None = None
     embedder: Embedder | None = None
     fid: FID | None = None
@@ -43,14 +45,16 @@ class Instruments:
     missing: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, given: Given, examples: Examples, data: Path, out: Path, names: list[str]) -> Instruments:
+    def open(
+        cls, given: Given, model: Model, examples: Examples, data: Path, out: Path, names: list[str]
+    ) -> Instruments:
         """``names``: of the videos whose mouths are to be read."""
         tools = cls()
         if given.landmarks is not None and given.landmark_command is not None:
             raise EvaluationError("evaluate: landmarks: expected a folder or a command, got both")
         tools.open_networks(given)
         if examples.drawn:
-            tools.reader = _reader(given.reader, data, out)
+            tools.open_readers(given.reader, model, data, out)
         elif given.reader is not None:
             raise EvaluationError(f"evaluate: reader: expected drawn clips to read, got filmed ones in {data}")
         tools.open_mouths(given, examples, out, names)
@@ -74,6 +78,27 @@ class Instruments:
         else:
             self.syncnet = SyncNet(given.syncnet)
 
+    def open_readers(self, given: Path | None, model: Model, data: Path, out: Path) -> None:
+        """Of drawn mouths: a file's; those fitted on a folder of clips, of which that of pixels is written to ``out``;
+        that beside the data; or none."""
+        missing = "lip sync of latents"
+        self.missing[missing] = "no clips to fit a reader of this model's latents on: --reader FOLDER"
+        if given is None or given.is_file():
+            path = data.parent / READER if given is None else given
+            self.reader = _load(path) if path.is_file() else None
+            return
+        if not (given / CLIPS).is_file():
+            raise EvaluationError(f"reader: expected a file, or a folder of drawn clips with {CLIPS}, got {given}")
+        if given.resolve() == data.resolve():
+            raise EvaluationError(f"reader: expected other clips than those to evaluate on, got {given} for both")
+        clips, want = Clips(given), (model.config.height, model.config.width)
+        self.reader = fit_pixel_reader(*training_crops(clips))
+        out.mkdir(parents=True, exist_ok=True)
+        self.reader.save(out / READER)
+        if clips.video.shape[2:4] == want:
+            self.latents = LatentReader.fit(model, clips)
+            del self.missing[missing]
+
     def open_mouths(self, given: Given, examples: Examples, out: Path, names: list[str]) -> None:
         if given.landmarks is not None:
             self.mouths = LandmarkFiles(given.landmarks, names)
@@ -88,23 +113,6 @@ class Instruments:
             self.missing["lip sync"] = f"no landmarks of the videos in {where}: make them, then --landmarks FOLDER"
         if self.reader is None:
             self.missing["lip sync of long streams"] = "the true mouth is known of drawn faces alone, with --reader"
-
-
-def _reader(given: Path | None, data: Path, out: Path) -> PixelReader | None:
-    """A file's; one fitted on a folder of clips and written to ``out``; the one beside the data; or none."""
-    if given is None:
-        beside = data.parent / READER
-        return _load(beside) if beside.is_file() else None
-    if given.is_file():
-        return _load(given)
-    if not (given / CLIPS).is_file():
-        raise EvaluationError(f"reader: expected a file, or a folder of drawn clips with {CLIPS}, got {given}")
-    if given.resolve() == data.resolve():
-        raise EvaluationError(f"reader: expected other clips than those to evaluate on, got {given} for both")
-    reader = fit_pixel_reader(*training_crops(Clips(given)))
-    out.mkdir(parents=True, exist_ok=True)
-    reader.save(out / READER)
-    return reader
 
 
 def _load(path: Path) -> PixelReader:

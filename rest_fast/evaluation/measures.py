@@ -1,6 +1,6 @@
 """Numbers from videos and readings; every one has a known answer on a constructed input.
 
-A video is float [3, n, H, W] in -1..1 with the reference as frame 0; a reading is a curve [n].
+A video is uint8 [n, H, W, 3] without the reference; a reading is a curve [n].
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rest_fast.config import TEMPORAL
@@ -75,33 +74,18 @@ def changes(frames: Array) -> Array:
     return np.array([np.abs(b.astype(np.float32) - a).mean() for a, b in itertools.pairwise(frames)])
 
 
-def border_ratio_of(changes: Array) -> float:
+def border_ratio(changes: Array) -> float:
     """Mean change at latent borders over that inside latents, of the changes [n - 1] between frames 0 .. n - 1 (the
     reference is none of them); 1 is smooth."""
     border = np.arange(len(changes)) % TEMPORAL == TEMPORAL - 1
     return float(changes[border].mean() / changes[~border].mean())
 
 
-def chunk_ratio_of(changes: Array, chunk: int) -> float:
+def chunk_ratio(changes: Array, chunk: int) -> float:
     """Mean of the changes [m - 1] between latents 0 .. m - 1 at borders of chunks over that at other borders; those
     that are NaN do not count."""
     at_chunk = np.arange(len(changes)) % chunk == chunk - 1
     return float(np.nanmean(changes[at_chunk]) / np.nanmean(changes[~at_chunk]))
-
-
-def _changes(video: torch.Tensor) -> Array:
-    """Of the generated frames 1 .. n - 1 of a video."""
-    return video[:, 1:].diff(dim=1).abs().mean((0, 2, 3)).double().numpy()
-
-
-def border_ratio(video: torch.Tensor) -> float:
-    """Change of pixels from frame to frame at latent borders over that inside latents; 1 is smooth."""
-    return border_ratio_of(_changes(video))
-
-
-def chunk_border_ratio(video: torch.Tensor, chunk: int) -> float:
-    """Change at borders of chunks of that many latents over that at the other latent borders."""
-    return chunk_ratio_of(_changes(video)[TEMPORAL - 1 :: TEMPORAL], chunk)
 
 
 def latent_chunk_ratio(latents: Array, chunk: int) -> float:
@@ -110,7 +94,7 @@ def latent_chunk_ratio(latents: Array, chunk: int) -> float:
     The decoder has no part in it.
     """
     step = np.diff(latents.reshape(len(latents), -1), axis=0)
-    return chunk_ratio_of(np.sqrt(np.square(step).mean(1)), chunk)
+    return chunk_ratio(np.sqrt(np.square(step).mean(1)), chunk)
 
 
 def border_bends(place: Array) -> Array:
@@ -125,7 +109,7 @@ def border_bends(place: Array) -> Array:
 def motion_chunk_ratio(place: Array, chunk: int) -> float:
     """:func:`border_bends` at borders of chunks over that at the other latent borders, where a decoder leaves the same
     mark of its own."""
-    return chunk_ratio_of(border_bends(place)[TEMPORAL - 1 :: TEMPORAL], chunk)
+    return chunk_ratio(border_bends(place)[TEMPORAL - 1 :: TEMPORAL], chunk)
 
 
 def colour_change(frames: Array, reference: Array) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rest_fast.avatar import Avatar
-from rest_fast.config import SamplingConfig
-from rest_fast.evaluation.readers import PixelReader
 from rest_fast.model import Model
 from rest_fast.models.dit_block import Workspace
 from rest_fast.models.vae import to_latents
 from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.stream import Stream
 from rest_fast.training.synthetic.clips import generator
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry, neutral
 from rest_fast.training.synthetic.speech import utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
-from rest_fast.units import FPS, FRAME, RATE, from_levels
+from rest_fast.units import FRAME, RATE
 
 Array = NDArray[Any]
 FIRST_IDENTITY = 20_000  # clip of the split `test` whose person speaks first: none of those that were written as clips
@@ -51,46 +47,12 @@ class Talk:
         return cls(draw(person, neutral())[0], said.samples, gap)
 
 
-def generate(
-    model: Model, photo: Array, samples: Array, seed: int, guidance: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A stream from a photo uint8 [H, W, 3] and 16 kHz sound of n frames: [3, 1 + n, H, W] in -1..1, photo first; and
-    the latents that the DiT made for it, [n / 8, T C]."""
-    changes = {} if guidance is None else {"sampling__guidance": guidance}
-    # "center": a face finder would cut another square than the one whose mouth is known
-    avatar, sampling = model.prepare(photo, crop="center"), model.config.replace(**changes).sampling
-    video, latents = model.compute(_played, model, avatar, sampling, seed, samples)
-    return from_levels(torch.from_numpy(np.concatenate([photo[None], *video])).permute(3, 0, 1, 2)), latents
-
-
-def _played(
-    model: Model, avatar: Avatar, sampling: SamplingConfig, seed: int, samples: Array
-) -> tuple[list[Array], torch.Tensor]:
-    """Pictures of all blocks, and their latents [m, T C]."""
-    stream = Stream.alone(model, avatar, sampling, seed=seed)
-    stream.push(samples)
-    stream.end_segment()
-    video, latents = [], []
-    while stream.shows() or stream.due():
-        if not stream.shows():
-            stream.generate()
-            continue
-        latents.append(stream.upcoming.z)
-        video.append(stream.make_block().video)
-        stream.deliver()
-        stream.forget()
-    return video, torch.stack(latents).flatten(1).float().cpu()
-
-
-@dataclass
+@dataclass(frozen=True)
 class Playback:
-    """What is kept of a stream of n frames: readings, mean colours, some frames; memory and times of the machine."""
+    """What one session took of the machine."""
 
-    gap: Array  # [n], pixels
-    colour: Array  # [n, 3], levels of 255
-    frames: list[Array] = field(default_factory=list)  # uint8 [H, W, 3] at the asked seconds
-    memory_mb: list[float] = field(default_factory=list)  # after each second; empty where the system does not tell
-    stages: dict[str, Any] = field(default_factory=dict)
+    memory_mb: list[float]  # after each second; empty where the system does not tell
+    metrics: dict[str, Any]  # of the session
 
     @property
     def memory_growth_mb(self) -> float:
@@ -100,35 +62,23 @@ class Playback:
     @property
     def chunk_ms(self) -> float:
         """Median time of a chunk: features, denoising and the decoding of its latents."""
-        p50 = {name: stage["p50_ms"] for name, stage in self.stages["stages"].items()}
-        return float(p50["features"] + p50["denoise"] + self.stages["blocks"] / self.stages["chunks"] * p50["decode"])
+        p50 = {name: stage["p50_ms"] for name, stage in self.metrics["stages"].items()}
+        return float(p50["features"] + p50["denoise"] + self.metrics["blocks"] / self.metrics["chunks"] * p50["decode"])
 
 
-def play(
-    model: Model, photo: Array, samples: Array, *, seed: int = 0, reader: PixelReader | None = None, keep: tuple = ()
-) -> Playback:
-    """Stream sound [n] at 16 kHz second by second; no video is kept but the frames nearest to ``keep`` seconds."""
-    gaps, colours = [], []
-    kept: dict[int, Array] = {}
+def play(model: Model, photo: Array, samples: Array, *, seed: int = 0) -> Playback:
+    """A session that gets its sound [n] at 16 kHz second by second; no video is kept."""
     memory: list[float] = []
-    wanted = {min(round(s * FPS), len(samples) // FRAME - 1) for s in keep}
-    count = 0
+    # "center": a face finder would cut another square than the one whose mouth is known
     with model.session(model.prepare(photo, crop="center"), seed=seed) as session:
         for start in range(0, len(samples), RATE):
             session.push_audio(samples[start : start + RATE])
             if start + RATE >= len(samples):
                 session.end_segment()
-            for block in session.blocks():
-                if reader is not None:
-                    gaps.append(reader.read(from_levels(torch.from_numpy(block.video).permute(3, 0, 1, 2)))[:, 0])
-                colours.append(block.video.mean((1, 2), dtype=np.float64))
-                kept |= {count + i: frame for i, frame in enumerate(block.video) if count + i in wanted}
-                count += len(block.video)
+            for _ in session.blocks():
+                pass
             memory += own_memory()
-        stages = session.metrics()
-    n = len(samples) // FRAME
-    gap = np.concatenate(gaps)[:n] if gaps else np.zeros(0)
-    return Playback(gap, np.concatenate(colours)[:n], [kept[i] for i in sorted(kept)], memory, stages)
+        return Playback(memory, session.metrics())
 
 
 def own_memory() -> list[float]:
@@ -179,11 +129,13 @@ def streaming_error(model: Model, chunks: int = 4, seed: int = 0) -> float:
 
 @torch.no_grad()
 def decoding_error(model: Model, photo: Array, count: int = 6, seed: int = 0) -> float:
-    """Largest difference of pixels in -1..1: latents decoded one by one, and all at once, behind a photo [H, W, 3]."""
+    """Largest difference of pixels in -1..1: latents decoded one by one, and all at once, behind a photo [H, W, 3].
+
+    In the dtype of the weights: how a lower one rounds depends on the size of a piece.
+    """
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randn(1, count * model.config.tokens, model.config.vae.latent_channels, generator=g)
     z = to_latents(tokens.to(model.device, model.dtype), model.config.grid)
-    reference = model.pixels(photo)
-    stream = model.vae.stream(reference=reference)
-    pieces = torch.cat([stream.decode(piece) for piece in z.split(1, 2)], 2)
-    return float((pieces - model.vae.decode(z, reference=reference)).abs().max())
+    pieces, whole = (model.vae.stream(reference=model.pixels(photo)) for _ in range(2))
+    pieces.dtype = whole.dtype = None
+    return float((torch.cat([pieces.decode(piece) for piece in z.split(1, 2)], 2) - whole.decode(z)).abs().max())

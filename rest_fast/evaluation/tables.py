@@ -6,6 +6,7 @@ from typing import Any
 
 CLIPS = {
     "opening_r": "opening r",
+    "opening_r_latents": "opening r, latents",
     "best_lag": "best lag, frames",
     "amplitude": "amplitude / truth",
     "sync_c": "Sync-C",

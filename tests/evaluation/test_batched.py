@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import rest_fast
-from rest_fast.evaluation import batched, streams
+from rest_fast.evaluation import batched
 from rest_fast.evaluation.batched import StreamMeasures, StreamRecord
 from rest_fast.evaluation.streams import Talk
+from rest_fast.streaming.stream import Stream
 from tests.kit import toys
 
 
@@ -26,6 +27,25 @@ def talks():
     return [Talk.random(0, 1), Talk.random(1, 2)]
 
 
+def played(model, talk, seed, guidance):
+    """What a session's stream makes alone: pictures uint8 [n, H, W, 3] and latents [m, T C]."""
+    changes = {} if guidance is None else {"sampling__guidance": guidance}
+    avatar, sampling = model.prepare(talk.photo, crop="center"), model.config.replace(**changes).sampling
+    stream = Stream.alone(model, avatar, sampling, seed=seed)
+    stream.push(talk.samples)
+    stream.end_segment()
+    video, latents = [], []
+    while stream.shows() or stream.due():
+        if not stream.shows():
+            stream.generate()
+            continue
+        latents.append(stream.upcoming.z)
+        video.append(stream.make_block().video)
+        stream.deliver()
+        stream.forget()
+    return np.concatenate(video), torch.stack(latents).flatten(1).float()
+
+
 @pytest.mark.parametrize(("guidance", "count"), [(None, 2), (1.0, 1)])
 def test_lanes_are_sessions(demo, talks, guidance, count):
     """Latents and pixels of each lane against a session with its seed."""
@@ -33,10 +53,9 @@ def test_lanes_are_sessions(demo, talks, guidance, count):
     z = batched.stream_latents(demo, talks, seeds=[5, 6][:count], guidance=guidance)
     videos = np.concatenate(list(batched.decode(demo, np.stack([t.photo for t in talks]), z)), 1)
     for lane, talk in enumerate(talks):
-        video, latents = streams.generate(demo, talk.photo, talk.samples, 5 + lane, guidance)
+        own, latents = demo.compute(played, demo, talk, 5 + lane, guidance)
         # batched matrix products may sum in another order: 4 steps of 6 blocks on values of about 1
         torch.testing.assert_close(z[lane, : len(latents)].flatten(1), latents, atol=1e-4, rtol=0)
-        own = ((video[:, 1:] + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
         assert abs(videos[lane, : len(own)].astype(int) - own).max() <= 1  # one level
 
 

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import wave
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rest_fast.evaluation import demo_report, figures, measures, readers, streams
+from rest_fast.evaluation import demo_report, figures, instruments, measures, streams
 from rest_fast.evaluation.measures import Bar
 from rest_fast.evaluation.readers import LatentReader, PixelReader
-from rest_fast.models.vae import to_latents
+from rest_fast.training.synthetic.clips import write_clips
 from tests.kit import toys
-
-
-def stepping(steps: list[float]) -> torch.Tensor:
-    """[3, 2 + len(steps), 4, 4]: the frames behind the reference differ by these steps."""
-    level = torch.cat([torch.tensor([9.0, 0.0]), torch.tensor(steps).cumsum(0)])
-    return level[None, :, None, None].expand(3, -1, 4, 4)
 
 
 def test_border_ratios_of_a_constructed_video():
     """48 frames: six latents, two chunks of three. Inner steps 1, latent borders 3, the chunk's border 6."""
-    steps = [1.0] * 47
-    for i in (7, 15, 31, 39):
-        steps[i] = 3.0
-    steps[23] = 6.0
-    video = stepping(steps)
-    assert measures.border_ratio(video) == pytest.approx((4 * 3 + 6) / 5)
-    assert measures.chunk_border_ratio(video, 3) == pytest.approx(2)
+    steps = np.ones(47)
+    steps[[7, 15, 31, 39]] = 3
+    steps[23] = 6
+    levels = np.concatenate([[0], steps]).cumsum().astype(np.uint8)
+    changes = measures.changes(np.broadcast_to(levels[:, None, None, None], (48, 4, 4, 3)))
+    np.testing.assert_array_equal(changes, steps)
+    assert measures.border_ratio(changes) == pytest.approx((4 * 3 + 6) / 5)
+    assert measures.chunk_ratio(changes[7::8], 3) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("lag", [-5, -2, 0, 1, 4])
@@ -125,140 +121,76 @@ def test_decoding_error_gives_both_sides_the_photo(model, monkeypatch):
     assert len(seen) == 2 and all(torch.equal(reference, model.pixels(photo)) for reference in seen)
 
 
-def test_play_keeps_colours_and_the_asked_frames(model, avatar):
-    photo, samples = toys.photo()[:, :80], toys.sound(16000, 2.0)
-    record = streams.play(model, photo, samples, seed=1, keep=(0, 1, 60))
-    with model.session(model.prepare(photo, crop="center"), seed=1) as session:
-        session.push_audio(samples)
-        session.end_segment()
-        video = np.concatenate([block.video for block in session.blocks()])[:50]
-    np.testing.assert_allclose(record.colour, video.mean((1, 2)))
-    assert all(np.array_equal(a, video[i]) for a, i in zip(record.frames, (0, 25, 49), strict=True))
+def test_play_measures_the_session(model, avatar):
+    record = streams.play(model, toys.photo()[:, :80], toys.sound(16000, 2.0), seed=1)
+    assert record.metrics["chunks"] == 3  # 50 frames are seven latents
     assert record.chunk_ms > 0
     assert len(record.memory_mb) in (0, 2)
 
 
 def test_memory_growth_is_from_the_tenth_second_on():
-    record = streams.Playback(np.zeros(0), np.zeros((0, 3)), memory_mb=[50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0])
+    record = streams.Playback([50.0] * 8 + [70.0, 60.0, 61.0, 64.0, 62.0], {})
     assert record.memory_growth_mb == 4
-
-
-# -- clips
-
-
-def test_generated_latents_are_those_that_were_decoded(model):
-    """Decoded again behind the reference they give the video, to rounding."""
-    photo, samples = toys.photo()[:64, :64], toys.sound(16000, 48 / 25)
-    video, made = streams.generate(model, photo, samples, seed=1)
-    assert video.shape[1] == 49 and made.shape == (6, model.config.tokens * model.config.vae.latent_channels)
-    reference = model.prepare(photo, crop="center").reference
-    tokens = torch.cat([reference, made.reshape(-1, model.config.vae.latent_channels)])[None]
-    again = model.vae.decode(to_latents(tokens, model.config.grid), reference=model.pixels(photo))[0, :, 1:]
-    assert (again.clamp(-1, 1) - video[:, 1:]).abs().max() < 1.01 / 127.5
-
-
-def test_latents_of_the_truth_are_the_encoders(model, tmp_path):
-    clips = FakeClips(tmp_path)
-    videos, latents, without = demo_report.four_videos(model, clips, 0, 1)
-    assert tuple(videos) == demo_report.VIDEOS and latents.keys() == {"truth", "generated", "wrong_sound"}
-    assert torch.equal(latents["truth"], readers.latents(model, clips.pixels(0)))
-    assert not torch.equal(latents["generated"], latents["wrong_sound"])
-    assert without.shape == videos["through_vae"].shape
-
-
-def test_the_wrong_sound_is_never_the_clips_own(model, tmp_path, monkeypatch):
-    clips, pairs, videos = FakeClips(tmp_path), [], demo_report.four_videos
-    with pytest.raises(ValueError, match="expected that of another clip, got clip 1's own"):
-        videos(model, clips, 1, 1)
-    monkeypatch.setattr(demo_report, "four_videos", lambda m, c, n, o: pairs.append((n, o)) or videos(m, c, n, o))
-    demo_report.read_clips(model, clips, 1, WideReader().eval().requires_grad_(False), fitted(None, model, clips))
-    assert pairs == [(0, 1)]
-
-
-def test_psnr_leaves_the_given_frame_out(model, tmp_path, monkeypatch):
-    clips = FakeClips(tmp_path)
-    truth = clips.pixels(0)
-    through, without = truth + 0.2, truth + 0.4
-    through[:, 0], without[:, 0] = truth[:, 0], 9
-    videos = dict.fromkeys(demo_report.VIDEOS, truth) | {"through_vae": through}
-    latents = {name: readers.latents(model, truth) for name in ("truth", "generated", "wrong_sound")}
-    monkeypatch.setattr(demo_report, "four_videos", lambda *_: (videos, latents, without))
-    reader = WideReader().eval().requires_grad_(False)
-    result, _ = demo_report.read_clips(model, clips, 1, reader, fitted(None, model, clips))
-    assert result["vae_psnr_db"]["pooled"] == pytest.approx(20, abs=1e-3)
-    assert result["vae_mouth_psnr_db"]["pooled"] == pytest.approx(20, abs=1e-3)
-    assert result["vae_psnr_without_photo_db"]["pooled"] == pytest.approx(measures.psnr(0.16), abs=1e-3)
 
 
 # -- the whole
 
 
-class FakeClips:
-    """Three clips of noise."""
-
-    def __init__(self, folder):
-        self.about = {"split": folder.name}
-        rng = np.random.default_rng(0)
-        self.video = rng.integers(0, 255, (3, 49, 64, 64, 3), dtype=np.uint8)
-        self.geometry = rng.random((3, 49, 4)).astype(np.float32)
-        self.samples = toys.sound(16000, 3 * 48 / 25).reshape(3, -1)
-
-    def __len__(self):
-        return 3
-
-    def pixels(self, clip, frames=slice(None)):
-        return torch.from_numpy(self.video[clip, frames].copy()).permute(3, 0, 1, 2) / 127.5 - 1
-
-    def gap(self, clip):
-        return self.geometry[clip, :, 0]
-
-    def sound(self, clip):
-        return self.samples[clip]
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Folders of clips of the toy's size: two of the split train, two of test."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for split in ("train", "test"):
+        write_clips(folder / split, 2, split=split, size=64, workers=1)
+    return folder
 
 
-class WideReader(PixelReader):
-    """Reads videos of the toy's size."""
+def arguments(drawn, out, **changes):
+    given = {
+        "model": "demo", "train": drawn / "train", "test": drawn / "test", "clips": 2, "stream_seconds": 20,
+        "stream_identities": 1, "sweep": True, "figures": out, "assets": out, "evaluation": None,
+    }  # fmt: skip
+    return argparse.Namespace(**given | changes)
 
-    def read(self, video):
-        return super().read(video.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
-
-def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys, caplog):
-    """Every number is there, the file is json, the pictures are drawn, the table is printed by nobody else."""
-    monkeypatch.setattr(demo_report, "Clips", FakeClips)
+@pytest.fixture
+def untrained(monkeypatch, model):
+    """The toy for the demo, and readers that nobody had to fit: that of pixels needs clips of 128 px."""
+    size = model.config.tokens * model.config.vae.latent_channels
+    latents = LatentReader(torch.randn(40, size), torch.randn(40, 8))
     monkeypatch.setattr(demo_report.rest_fast, "load", lambda *_, **__: model)
-    monkeypatch.setattr(demo_report, "pixel_reader", lambda *_: WideReader().eval().requires_grad_(False))
-    monkeypatch.setattr(demo_report.LatentReader, "fit", classmethod(fitted))
-    monkeypatch.setattr(demo_report, "EDGE", 1)
-    talk = streams.Talk(toys.photo()[:64, :64], toys.sound(16000, 2.0), np.random.default_rng(1).random(50))
-    monkeypatch.setattr(streams.Talk, "random", lambda index, seconds: talk)
+    monkeypatch.setattr(instruments, "training_crops", lambda clips: ())
+    monkeypatch.setattr(instruments, "fit_pixel_reader", PixelReader)
+    monkeypatch.setattr(LatentReader, "fit", classmethod(lambda *_: latents))
+
+
+def test_report_of_a_toy(untrained, model, drawn, monkeypatch, tmp_path, capsys, caplog):
+    """Every number is there, the file is json, the pictures are drawn, nothing is printed but by ``main``."""
+    own = model.config.sampling.guidance
+    monkeypatch.setattr(demo_report, "SWEEP", (1.0, own))
     Image.fromarray(toys.photo()).save(tmp_path / "portrait.png")
     toys_wav(tmp_path / "speech.wav")
-    args = argparse.Namespace(
-        model="demo", train=tmp_path / "train", test=tmp_path / "test", reader=None, clips=2, stream_seconds=2,
-        stream_identities=1, sweep=True, figures=tmp_path, assets=tmp_path,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="--clips: expected at least 20, got 2 of 3"):
-        demo_report.report(args)
+    with pytest.raises(ValueError, match="--clips: expected at least 20, got 2 of 2"):
+        demo_report.report(arguments(drawn, tmp_path))
     caplog.set_level("INFO")
-    result = json.loads(json.dumps(demo_report.report(args, least=2)))
-    assert "clip 2 of 2" in caplog.text and " s in all" in caplog.text
-    assert capsys.readouterr().out == ""
-    assert result["test_clips"] == 2 and result["guidance_sweep"].keys() == {"1", "1.5", "2"}
-    assert result["clips"]["opening_r.pixel.truth"].keys() == {"mean", "std"}
-    assert result["clips"]["vae_psnr_db"].keys() == {"pooled", "mean", "std"}
-    assert result["clips"]["amplitude_over_truth_reading.pixel.truth"] == {"mean": 1, "std": 0}
-    assert all(
-        -1 <= result["clips"][f"opening_r.latent.{video}"]["mean"] <= 1
-        for video in ("truth", "generated", "wrong_sound")
-    )
-    assert "opening_r.latent.through_vae" not in result["clips"]
-    assert len(result["bars"]) == 19
-    growth = next(bar for bar in result["bars"] if bar["name"].startswith("memory growth"))
-    assert growth["high"] == 8 and growth["value"] != growth["value"] and not growth["passed"]  # too short: NaN
-    assert result["streams"].keys() == {"with_sink", "without_sink"}
-    for line in ("| generated |", "| without_sink |", "| best lag, frames |", "| VAE PSNR, dB (without the photo "):
-        assert line in demo_report.table(result)
+    result = json.loads(json.dumps(demo_report.report(arguments(drawn, tmp_path), least=2)))
+    assert " s in all" in caplog.text and capsys.readouterr().out == ""
+    assert result["data"]["clips"] == 2 and result["guidance_sweep"].keys() == {"1", f"{own:g}"}
+    assert result["clips"]["truth"]["amplitude"] == {"mean": 1, "std": 0}
+    for video in ("truth", "generated", "wrong_sound"):
+        assert -1 <= result["clips"][video]["opening_r_latents"]["mean"] <= 1
+    assert "opening_r_latents" not in result["clips"]["through_vae"]
+    assert result["guidance_sweep"][f"{own:g}"]["amplitude"] == result["clips"]["generated"]["amplitude"]
+    assert result["guidance_sweep"]["1"]["amplitude"] != result["clips"]["generated"]["amplitude"]
+    assert result["without_sink"].keys() < result["streams"].keys()
+    assert result["without_sink"]["head_range"] != result["streams"]["head_range"]
+    found = {bar["name"]: bar for bar in result["bars"]}
+    assert len(found) == 19
+    growth = found["memory growth between second 10 and the end, MB"]
+    assert growth["high"] == 8 and growth["passed"] == (growth["value"] <= 8)
+    colour = found["mean colour change at the end, levels"]  # a stream of 20 s has no second 60
+    assert colour["value"] != colour["value"] and not colour["passed"]
+    assert "| VAE PSNR, dB (the still photo " in demo_report.bar_table(result)
     for name in ("demo.png", "demo_comparison.png", "demo_sink.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 100
@@ -267,23 +199,14 @@ def test_report_of_a_toy(model, monkeypatch, tmp_path, capsys, caplog):
         assert picture.size == (12 * 112 + 11 * 8 + 32, 128 + 84 + 32)
 
 
-def fitted(cls, model, clips):
-    size = model.config.tokens * model.config.vae.latent_channels
-    return LatentReader(torch.randn(40, size), torch.randn(40, 8))
-
-
 def toys_wav(path):
-    import wave
-
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(toys.sound(16000, 2.5, dtype=np.int16).tobytes())
 
 
-def test_another_split_is_refused(monkeypatch, model, tmp_path):
-    monkeypatch.setattr(demo_report, "Clips", FakeClips)
-    monkeypatch.setattr(demo_report.rest_fast, "load", lambda *_, **__: model)
-    args = argparse.Namespace(model="demo", train=tmp_path / "test", test=tmp_path / "test")
+def test_another_split_is_refused(untrained, drawn, tmp_path):
+    args = arguments(drawn, tmp_path, train=drawn / "test")
     with pytest.raises(ValueError, match="--train: expected clips of that split, got 'test'"):
         demo_report.report(args)
 

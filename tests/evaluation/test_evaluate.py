@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from rest_fast.evaluation import batched, instruments, measures, readers, tables
 from rest_fast.evaluation import clips as clip_study
-from rest_fast.evaluation import tables
 from rest_fast.evaluation.clips import VIDEOS
 from rest_fast.evaluation.evaluate import evaluate
-from rest_fast.evaluation.readers import PixelReader
+from rest_fast.evaluation.instruments import Instruments
+from rest_fast.evaluation.readers import LatentReader, PixelReader
 from rest_fast.evaluation.sources import EvaluationError, Examples
 from rest_fast.training import shards
 from rest_fast.training.synthetic.clips import LEAD, Clips, write_clips
@@ -92,7 +93,13 @@ def test_evaluation_of_drawn_clips(model, result):
     assert found["streams"]["count"] == 1 and found["streams"]["seconds"] == 20
     assert found["streams"]["colour_change_60"] == {"mean": None, "std": None}  # there is no second 60
     assert [len(s) for s in found["curves"]["drift"]["structure"] + found["curves"]["drift"]["colour"]] == [20, 20]
-    assert set(found["not_measured"]) == {"identity by a face recogniser", "FID", "FVD", "SyncNet"}
+    assert set(found["not_measured"]) == {
+        "identity by a face recogniser",
+        "FID",
+        "FVD",
+        "SyncNet",
+        "lip sync of latents",
+    }
     for name in ("drift", "lag", "borders"):
         with Image.open(out / f"{name}.png") as picture:
             assert len(picture.convert("L").getcolors()) > 10
@@ -114,6 +121,44 @@ def test_the_vaes_measures_are_those_of_the_written_formulas(model, drawn, resul
         found["psnr_db_of_still_photo"].append(peak_signal_noise_ratio(truth[1:], still))
     for name, values in found.items():
         assert result[0]["vae"][name]["mean"] == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_the_latents_of_a_clip_are_those_of_its_videos(model, drawn):
+    """The truth's are the encoder's; those that were generated give the video when they are decoded again."""
+    study = clip_study.ClipStudy(model, Examples(drawn), Instruments(), videos=None, guidance=None)
+    videos, latents = study.show(0, 1)
+    assert tuple(videos) == VIDEOS and latents.keys() == {"truth", "generated", "wrong_sound"}
+    assert torch.equal(latents["truth"], readers.latents(model, Clips(drawn).pixels(0)))
+    photo, tokens = videos["truth"][0] * 0 + Clips(drawn).video[0, 0], model.config.tokens
+    for name in ("generated", "wrong_sound"):
+        z = latents[name].reshape(1, 12, tokens, model.config.vae.latent_channels)
+        again = np.concatenate(list(batched.decode(model, photo[None], z)), 1)[0]
+        assert abs(again.astype(int) - videos[name]).max() <= 1  # one stream and two: sums may round otherwise
+    assert abs(videos["generated"].astype(int) - videos["wrong_sound"]).max() > 1
+    with pytest.raises(ValueError, match="expected that of another clip, got clip 1's own"):
+        study.show(1, 1)
+
+
+def test_a_reader_of_latents_is_fitted_on_other_clips(model, drawn, tmp_path, monkeypatch):
+    """What it says of the truth and of both generated videos is compared with the true mouth."""
+    write_clips(tmp_path / "other", 1, split="train", size=SIZE, workers=1)
+    truth, asked, fitted_on = Clips(drawn).gap(0)[1:], [], []
+
+    def read(z):  # the true gap of clip 0, backwards where the sound was wrong
+        asked.append(z)
+        return truth if len(asked) % 3 else -truth
+
+    monkeypatch.setattr(instruments, "training_crops", lambda clips: ())  # the toy's clips are none of 128 px
+    monkeypatch.setattr(instruments, "fit_pixel_reader", PixelReader)
+    monkeypatch.setattr(LatentReader, "fit", lambda m, clips: fitted_on.append((m, clips.about["split"])) or read)
+    found = evaluate(model, drawn, tmp_path / "out", streams=0, reader=tmp_path / "other")
+    assert fitted_on == [(model, "train")] and "lip sync of latents" not in found["not_measured"]
+    assert torch.equal(asked[0], readers.latents(model, Clips(drawn).pixels(0)))
+    other = measures.correlation(truth, Clips(drawn).gap(1)[1:])
+    for name, sign in (("truth", 1), ("generated", 1), ("wrong_sound", -1)):
+        values = found["clips"][name]["opening_r_latents"]
+        assert values["mean"] == pytest.approx(sign * (1 + other) / 2, abs=1e-6)
+    assert "opening_r_latents" not in found["clips"]["through_vae"]
 
 
 def test_the_table_holds_every_section(result):
