@@ -179,13 +179,13 @@ def eager_pixel_norm_silu(x, eps):
 
 
 def make_depth_to_space(s: Size, draw: Draw) -> Values:
-    (c, t, side), (p1, p2, p3) = s.unfold, s.factors
+    (c, t, side), (p1, p2, p3) = s.upsampled, s.factors
     out = draw.video(1, c // (p1 * p2 * p3), t * p1, side * p2, side * p3)
     return {"x": draw.video(1, c, t, side, side), "out": out, "factors": list(s.factors), "drop": 0}
 
 
 def eager_depth_to_space(x, factors):
-    return (functional.unfold_channels(x, tuple(factors)),)
+    return (functional.depth_to_space(x, tuple(factors)),)
 
 
 def make_frames_to_uint8(s: Size, draw: Draw) -> Values:

@@ -45,7 +45,7 @@ class Size:
     text: int = 0  # text tokens
     conv: tuple[int, int, int] = (64, 4, 32)  # channels, frames, side of a decoder stage
     norm: tuple[int, int, int] = (64, 4, 32)
-    unfold: tuple[int, int, int] = (96, 4, 32)
+    upsampled: tuple[int, int, int] = (96, 4, 32)
     factors: tuple[int, int, int] = (2, 4, 4)
     pixels: tuple[int, int] = (8, 128)  # frames and side of a block of video
 
@@ -78,7 +78,7 @@ SIZES = {
         text=128,
         conv=(512, 2, 32),
         norm=(128, 8, 128),
-        unfold=(1024, 4, 64),
+        upsampled=(1024, 4, 64),
         factors=(2, 2, 2),
         pixels=(8, 512),
     ),

@@ -206,7 +206,7 @@ class Concatenating:
             else:
                 x = self._res_block(x, block, self.embedded[stage])
         x = self._convolve(F.silu(_modulated(_normed(x), self.last)), decoder.conv_out)
-        return _unfolded(x.transpose(3, 4), (1, decoder.patch, decoder.patch)).transpose(3, 4)
+        return _depth_to_space(x.transpose(3, 4), (1, decoder.patch, decoder.patch)).transpose(3, 4)
 
     def _convolve(self, x: torch.Tensor, conv: nn.Module) -> torch.Tensor:
         if self.at == len(self.caches):
@@ -230,8 +230,8 @@ class Concatenating:
         return y + x
 
     def _upsample(self, x: torch.Tensor, block: Upsampler, first: bool) -> torch.Tensor:
-        residual = _unfolded(x, block.stride).repeat(1, block.tiles, 1, 1, 1)
-        x = _unfolded(self._convolve(x, block.conv), block.stride) + residual
+        residual = _depth_to_space(x, block.stride).repeat(1, block.tiles, 1, 1, 1)
+        x = _depth_to_space(self._convolve(x, block.conv), block.stride) + residual
         return x[:, :, block.stride[0] - 1 :] if first else x
 
 
@@ -246,7 +246,7 @@ def _modulated(x: torch.Tensor, modulation: tuple[torch.Tensor, torch.Tensor] | 
     return x * (1 + scale) + shift
 
 
-def _unfolded(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
+def _depth_to_space(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
     """[B, C p1 p2 p3, T, H, W] -> [B, C, T p1, H p2, W p3]."""
     x = x.unflatten(1, (-1, *factors)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

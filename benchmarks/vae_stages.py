@@ -27,7 +27,7 @@ TAPS = 27
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution in a stream; frames, rows and columns of one latent. ``outputs`` before they are unfolded.
+    """One convolution in a stream; frames, rows and columns of one latent. ``outputs`` before depth to space.
 
     ``out``: its result is needed as it is; ``normed``: after the next norm and SiLU; ``pixels``: it ends the decoder.
     """
@@ -48,7 +48,7 @@ class Layer:
     @property
     def ends(self) -> str:
         """What its store does, in words."""
-        parts = {"noise": self.noise, "unfolded": self.factors != (1, 1, 1), "residual": self.residual}
+        parts = {"noise": self.noise, "depth to space": self.factors != (1, 1, 1), "residual": self.residual}
         parts |= {"out": self.out, "normed": self.normed}
         return ", ".join(name for name, there in parts.items() if there)
 
@@ -58,8 +58,8 @@ class Layer:
     def numbers(self, latents: int) -> int:
         """Weights, input, residual and results, each once."""
         pixels = self.frames * self.rows * self.columns * latents
-        unfolded = self.factors != (1, 1, 1)
-        added = (self.channels if unfolded else self.outputs) if self.residual else 0
+        upsamples = self.factors != (1, 1, 1)
+        added = (self.channels if upsamples else self.outputs) if self.residual else 0
         moved = self.channels + added + self.outputs * (self.out + self.normed)
         return TAPS * self.channels * self.outputs + pixels * moved
 
@@ -161,7 +161,7 @@ def our_parts(decoder: ConvDecoder) -> list[tuple[str, nn.Module, str]]:
 
 
 def their_parts(decoder: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """The same of diffusers' decoder; its last norm and the unfolding of patches are its ``rest``."""
+    """The same of diffusers' decoder; its last norm and the rearranging of patches are its ``rest``."""
     parts = [("conv_in", decoder.conv_in, "forward")]
     parts += [("S0", resnet, "forward") for resnet in decoder.mid_block.resnets]
     for i, block in enumerate(decoder.up_blocks):

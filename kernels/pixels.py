@@ -1,6 +1,6 @@
-"""The pixels of tensors [B, C, T, H, W] with any strides: axes folded on the host, addresses found in the kernel.
+"""The pixels of tensors [B, C, T, H, W] with any strides: axes merged on the host, addresses found in the kernel.
 
-Axes that lie behind one another in memory, in every tensor of the call, are folded into one: the compiler then sees
+Axes that lie behind one another in memory, in every tensor of the call, are merged into one: the compiler then sees
 long runs and loads 16 bytes at a time. Of a contiguous tensor two axes are left (clip, pixel), of a
 ``channels_last_3d`` one, of a few frames inside a longer buffer two.
 """
@@ -29,8 +29,8 @@ def pixel_strides(x: torch.Tensor) -> tuple[int, ...]:
     return tuple(x.stride(axis) for axis in (0, 2, 3, 4))
 
 
-def folded(sizes: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[dict[str, int], list[tuple[int, ...]]]:
-    """Fold the axes (B, T, H, W) of these sizes.
+def coalesced(sizes: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[dict[str, int], list[tuple[int, ...]]]:
+    """Merge those of the axes (B, T, H, W) that are one run of memory in every tensor.
 
     Returns AXES (those left, a constant of the kernel), T, H and W (their sizes; what lies above the last one is not
     divided and has none), and per tensor the four strides. An axis that is gone has size 1 and stride 0.

@@ -47,7 +47,7 @@ REST_FAST_INLINE void add_noise(const ConvEpilogueParams& p, const Place& at, in
   for (int64_t o = 0; o < channels; ++o) sums[o] += to_float(strength[o]) * n;
 }
 
-// The sums of some pixels from `at` on, before channels are unfolded: in `memory`, or where they
+// The sums of some pixels from `at` on, before depth to space: in `memory`, or where they
 // are if nothing is added and no bytes are made.
 template <class T>
 REST_FAST_INLINE Run sums_of(const ConvEpilogueParams& p, Place at, int64_t pixels,
@@ -117,17 +117,17 @@ REST_FAST_INLINE void store(const ConvEpilogueParams& p, const Run& run, const P
 // Every `cell`-th number of each pixel, from `depth` on. Known steps become shuffles, not gathers.
 template <int64_t kCell>
 REST_FAST_INLINE void take(const Run& run, int64_t cell, int64_t depth, int64_t channels,
-                           float* __restrict unfolded) {
+                           float* __restrict gathered) {
   const int64_t every = kCell == 0 ? cell : kCell;
   for (int64_t i = 0; i < run.pixels; ++i) {
     const float* __restrict from = run.data + i * run.step + depth;
-    float* __restrict to = unfolded + i * channels;
+    float* __restrict to = gathered + i * channels;
     for (int64_t c = 0; c < channels; ++c) to[c] = from[c * every];
   }
 }
 
 // Where channels (c, depth), c slower, of a pixel go; the frame is negative if it is dropped.
-REST_FAST_INLINE Place unfolded_place(const ConvEpilogueParams& p, const Place& at, int64_t depth) {
+REST_FAST_INLINE Place place_of(const ConvEpilogueParams& p, const Place& at, int64_t depth) {
   const int64_t line = depth / p.factor_w;
   return {at.b, at.t * p.factor_t + line / p.factor_h - p.drop,
           at.y * p.factor_h + line % p.factor_h, at.x * p.factor_w + depth % p.factor_w};
@@ -135,22 +135,22 @@ REST_FAST_INLINE Place unfolded_place(const ConvEpilogueParams& p, const Place& 
 
 template <class T>
 REST_FAST_INLINE void store_numbers(const ConvEpilogueParams& p, const Run& run, const Place& at,
-                                    int64_t cell, float* unfolded) {
+                                    int64_t cell, float* gathered) {
   for (int64_t depth = 0; depth < cell; ++depth) {
-    const Place to = unfolded_place(p, at, depth);
+    const Place to = place_of(p, at, depth);
     if (to.t < 0) continue;
     if (cell == 1) {
       store<T>(p, run, to, 1);
       continue;
     }
     if (cell == 8) {
-      take<8>(run, cell, depth, p.channels, unfolded);
+      take<8>(run, cell, depth, p.channels, gathered);
     } else if (cell == 4) {
-      take<4>(run, cell, depth, p.channels, unfolded);
+      take<4>(run, cell, depth, p.channels, gathered);
     } else {
-      take<0>(run, cell, depth, p.channels, unfolded);
+      take<0>(run, cell, depth, p.channels, gathered);
     }
-    store<T>(p, {unfolded, p.channels, run.pixels}, to, p.factor_w);
+    store<T>(p, {gathered, p.channels, run.pixels}, to, p.factor_w);
   }
 }
 
@@ -162,7 +162,7 @@ REST_FAST_INLINE void store_bytes(const ConvEpilogueParams& p, const float* __re
   const int64_t channels = kColours * cell;
   for (int64_t n = 0; n < pixels * channels; ++n) bytes[n] = to_byte(sums[n]);
   for (int64_t depth = 0; depth < cell; ++depth) {
-    const Place to = unfolded_place(p, at, depth);
+    const Place to = place_of(p, at, depth);
     if (to.t < 0) continue;
     const int64_t row = (to.b * frames + to.t) * p.height * p.factor_h + to.y;
     uint8_t* __restrict target = p.pictures + (row * p.width * p.factor_w + to.x) * kColours;
@@ -183,14 +183,14 @@ REST_FAST_INLINE void run_range(const ConvEpilogueParams& p, int64_t begin, int6
   const int64_t channels = p.channels * cell;
   const int64_t tile = std::clamp<int64_t>(kNumbers / channels, 1, kTile);
   float sums[kMaxConvChannels];
-  float unfolded[kMaxConvChannels];
+  float gathered[kMaxConvChannels];
   uint8_t bytes[kMaxConvChannels];
   for (int64_t item = begin; item < end; ++item) {
     Place at{item / p.height / p.frames, item / p.height % p.frames, item % p.height, 0};
     if ((at.t + 1) * p.factor_t <= p.drop) continue;
     for (; at.x < p.width; at.x += tile) {
       const Run run = sums_of<T>(p, at, std::min(tile, p.width - at.x), channels, sums);
-      if (p.out != nullptr || p.normed != nullptr) store_numbers<T>(p, run, at, cell, unfolded);
+      if (p.out != nullptr || p.normed != nullptr) store_numbers<T>(p, run, at, cell, gathered);
       if (p.pictures != nullptr) store_bytes(p, sums, run.pixels, at, cell, bytes);
     }
   }

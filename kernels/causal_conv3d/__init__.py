@@ -1,7 +1,7 @@
 """3x3x3 convolution of one piece of a stream as an implicit matrix product, and in its store all that follows it.
 
     y   = sum over taps and channels of weight x window + bias + noise_scale noise
-    out = unfold(y) + tiled residual;  normed = silu(norm(out) (1 + scale) + shift);  pictures = to_uint8(out)
+    out = depth_to_space(y) + tiled residual;  normed = silu(norm(out) (1 + scale) + shift);  pictures = to_uint8(out)
 
 Windows are read where the frames lie, inside a border of zeros (``memory_layouts.haloed``): no padding, no copies, no
 window is ever written down. The frames before the piece are read from the history in its place, and a second kernel

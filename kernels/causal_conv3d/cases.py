@@ -41,8 +41,8 @@ class Layer:
     def name(self) -> str:
         added = [n for n in ("noise", "residual") if getattr(self, n)]
         results = [n + (" modulated" if n == "normed" and self.modulated else "") for n in self.results]
-        unfolded = "" if prod(self.factors) == 1 else " by " + " ".join(map(str, self.factors))
-        shape = f"{self.channels} to {self.to}{unfolded} at {self.size} x {self.size}"
+        factors = "" if prod(self.factors) == 1 else " by " + " ".join(map(str, self.factors))
+        shape = f"{self.channels} to {self.to}{factors} at {self.size} x {self.size}"
         return f"{shape}, {', '.join([*added, 'to ' + ' and '.join(results), TYPES[self.dtype][1:]])}"
 
 

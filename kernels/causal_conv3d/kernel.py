@@ -114,7 +114,7 @@ def causal_conv3d_kernel(
     eps,
     C: tl.constexpr,
     OUT: tl.constexpr,  # channels of the result
-    RESIDUAL: tl.constexpr,  # channels of the unfolded residual
+    RESIDUAL: tl.constexpr,  # channels of the residual after depth to space
     P1: tl.constexpr,
     P2: tl.constexpr,
     P3: tl.constexpr,

@@ -57,7 +57,7 @@ def arguments(x: torch.Tensor, out: torch.Tensor, factors: list[int], drop: int)
     channels, cells = deep // (p1 * p2 * p3), b * t * h * w
     out_b, sub_t, sub_h, sub_w = pixels.pixel_strides(out)
     blocks = (out_b, p1 * sub_t, p2 * sub_h, p3 * sub_w)
-    axes, (x_four, out_four) = pixels.folded((b, t, h, w), pixels.pixel_strides(x), blocks)
+    axes, (x_four, out_four) = pixels.coalesced((b, t, h, w), pixels.pixel_strides(x), blocks)
     steps = dict(zip(("x_b", "x_t", "x_h", "x_w", "x_c"), (*x_four, x.stride(1)), strict=True))
     steps |= dict(zip(("out_b", "out_t", "out_h", "out_w", "out_c"), (*out_four, out.stride(1)), strict=True))
     steps |= {"sub_t": sub_t, "sub_h": sub_h, "sub_w": sub_w}

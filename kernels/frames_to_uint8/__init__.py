@@ -30,7 +30,7 @@ def supports(spec: Any) -> tuple[bool, str]:
 def arguments(x: torch.Tensor, out: torch.Tensor) -> dict[str, Any]:
     """Everything that the kernel is called with, by name."""
     b, _, t, h, w = x.shape
-    axes, (four,) = pixels.folded((b, t, h, w), pixels.pixel_strides(x))
+    axes, (four,) = pixels.coalesced((b, t, h, w), pixels.pixel_strides(x))
     steps = {f"x_{axis}": step for axis, step in zip("bthwc", (*four, x.stride(1)), strict=True)}
     return {"x": x, "out": out, "pixels": b * t * h * w, **axes, **steps, "BLOCK": BLOCK, "num_warps": WARPS}
 

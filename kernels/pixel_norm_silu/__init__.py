@@ -47,7 +47,7 @@ def arguments(
 ) -> dict[str, Any]:
     """Everything that the kernel is called with, by name."""
     b, c, t, h, w = x.shape
-    axes, strides = pixels.folded((b, t, h, w), pixels.pixel_strides(x), pixels.pixel_strides(out))
+    axes, strides = pixels.coalesced((b, t, h, w), pixels.pixel_strides(x), pixels.pixel_strides(out))
     steps = {
         f"{name}_{axis}": step
         for name, tensor, four in zip(("x", "out"), (x, out), strides, strict=True)

@@ -38,7 +38,7 @@ class ConvVAEConfig:
     decoder_layers: tuple[int, ...] = (5, 5, 5, 5)
     decoder_up: tuple[Resample, ...] = ("all", "all", "all")
     decoder_widen: bool = False  # 0.9.0: widths change in a block of their own before the upsampler
-    decoder_residual: bool = True  # upsamplers add their own input, unfolded
+    decoder_residual: bool = True  # upsamplers add their own input, rearranged likewise
     decoder_noise: tuple[bool, ...] = (False, False, False, False)  # per stage: noise injected behind convolutions
     decoder_padding: Padding = "zeros"
     causal_decoder: bool = True
@@ -66,7 +66,7 @@ class ConvVAEConfig:
         self._check_channels()
 
     def _check_channels(self) -> None:
-        """The samplers fold cells into channels and average or tile the rest: widths must divide."""
+        """The samplers rearrange cells into channels and average or tile the rest, so widths must divide."""
         for i, kind in enumerate(self.encoder_down if self.encoder_resample == "fold" else ()):
             (a, b), cell = self.encoder_channels[i : i + 2], prod(STRIDES[kind])
             ok = b % cell == 0 and a * cell % b == 0
@@ -110,7 +110,7 @@ class BasisVAEConfig:
     mixer_width: int = 192
     post_channels: int = 64
     post_blocks: int = 2
-    post_patch: tuple[int, int, int] = (2, 4, 4)  # frames, rows, columns folded into channels
+    post_patch: tuple[int, int, int] = (2, 4, 4)  # frames, rows, columns that become channels
     post_norm_eps: float = 1e-4  # features of the post-net are small: 1e-8 would amplify flat areas
 
     def __post_init__(self) -> None:

@@ -132,28 +132,28 @@ def vae_config(description: Description, where: str) -> ConvVAEConfig:
 
 
 def _encoder_fields(description: Description, where: str) -> dict[str, Any]:
-    widths, layers, down, folds = [description.encoder_width], [0], [], set()
+    widths, layers, down, kinds = [description.encoder_width], [0], [], set()
     for step in description.encoder:
         if step.kind == "res":
             layers[-1] += step.layers
         elif step.kind == "resample":
             down.append(step.axes)
-            folds.add(step.fold)
+            kinds.add(step.space_to_depth)
             widths.append(step.width)
             layers.append(0)
-        elif layers[-1] or not down or True in folds or widths[-1] != widths[-2] or step.width == widths[-1]:
+        elif layers[-1] or not down or True in kinds or widths[-1] != widths[-2] or step.width == widths[-1]:
             raise ConvertError(
                 f"{where}: {step.name}: expected a change of width only right behind strides, got another"
             )
         else:
             widths[-1] = step.width
-    if len(folds) > 1:
-        raise ConvertError(f"{where}: encoder: expected one way of downsampling, got both folded and strided ones")
+    if len(kinds) > 1:
+        raise ConvertError(f"{where}: encoder: expected one way of downsampling, got both space to depth and strides")
     return {
         "encoder_channels": tuple(widths),
         "encoder_layers": tuple(layers),
         "encoder_down": tuple(down),
-        "encoder_resample": "fold" if folds != {False} else "stride",
+        "encoder_resample": "fold" if kinds != {False} else "stride",
     }
 
 
@@ -282,7 +282,7 @@ class _Names:
         cell = prod(STRIDES[step.axes])
         if side == "decoder":
             yield from self.conv(f"{step.name}.conv.conv", f"{ours}.conv", width, step.width * cell)
-        elif step.fold:
+        elif step.space_to_depth:
             yield from self.conv(f"{step.name}.conv.conv", f"{ours}.conv", width, step.width // cell)
         else:
             yield from self.conv(f"{step.name}.conv", ours, width, width)

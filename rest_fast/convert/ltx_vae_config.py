@@ -29,7 +29,7 @@ class Step:
     layers: int = 1  # of res
     noise: bool = False  # of res and widen
     axes: Resample = "all"  # of resample
-    fold: bool = True  # resample by folding, else by stride
+    space_to_depth: bool = True  # of resample in an encoder; else strides
     residual: bool = False  # of an upsampler
 
 
@@ -151,7 +151,7 @@ class _Walk:
         axes = kind.removeprefix("compress_").removesuffix("_res")
         if not kind.startswith("compress_") or axes not in AXES:
             raise ConvertError(f"{self.where}: encoder_blocks[{i}]: expected a known block, got {kind!r}")
-        return Step("resample", name, self.width, axes=AXES[axes], fold=kind.endswith("_res"))
+        return Step("resample", name, self.width, axes=AXES[axes], space_to_depth=kind.endswith("_res"))
 
     def up(self, i: int, block: Any) -> Step:
         kind, given = _block(block, self.where)
@@ -262,7 +262,7 @@ def _diffusers_encoder(fields: Fields, widths: list[int]) -> Iterator[Step]:
             yield Step("resample", f"{name}.downsamplers.0", width, axes=_DOWN[kinds[i]])
             continue
         if scaling[i]:
-            yield Step("resample", f"{name}.downsamplers.0", width, fold=False)
+            yield Step("resample", f"{name}.downsamplers.0", width, space_to_depth=False)
         if after != width:
             width = after
             yield Step("widen", f"{name}.conv_out", width)
@@ -325,13 +325,13 @@ def describe_release(source: Source, release: str | None) -> Description:
 
 def _guess(source: Source) -> str:
     has = source.shapes.__contains__
-    timed, folds = has("decoder.last_scale_shift_table"), has("encoder.down_blocks.1.conv.conv.weight")
+    timed, rearranges = has("decoder.last_scale_shift_table"), has("encoder.down_blocks.1.conv.conv.weight")
     strides, widens = has("encoder.down_blocks.1.conv.weight"), has("decoder.up_blocks.4.conv_shortcut.weight")
     if strides and widens and not timed:
         return "0.9.0"
     if strides and timed:
         return "0.9.1"
-    if folds and timed:
+    if rearranges and timed:
         return "0.9.5"
     raise ConvertError(
         f"{source.path}: expected a configuration in the file's metadata, or names as in one of {sorted(RELEASES)}, "

@@ -86,9 +86,9 @@ def own_pcm(pcm: Array) -> NDArray[Any]:
     return np.array(as_array("pcm", pcm))
 
 
-def folded(pcm: Array, channels: int | None = None) -> Float32:
+def stereo_pcm(pcm: Array, channels: int | None = None) -> Float32:
     """Like :func:`check_pcm`, but with two channels left of two or more: float32 ``[n, 1 or 2]``."""
-    return downmix.fold(_floats("pcm", pcm, channels or 1, channels or 8))
+    return downmix.to_stereo(_floats("pcm", pcm, channels or 1, channels or 8))
 
 
 def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
@@ -98,7 +98,7 @@ def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
     ``[n, channels]``, and may be empty. ``channels`` is the number agreed on, ``None`` takes 1..8.
     MediaError: another dtype or shape, NaN or infinity, floats beyond :data:`MAX_PEAK`.
     """
-    return downmix.mono(folded(pcm, channels))
+    return downmix.mono(stereo_pcm(pcm, channels))
 
 
 def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:

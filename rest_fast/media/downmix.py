@@ -1,9 +1,10 @@
 """Any number of channels as one: what the model hears of stereo and surround sound.
 
-Surround is folded to two channels as ITU-R BS.775 does: centre and surrounds go to their sides 3 dB quieter, the bass
-effects (LFE) to neither. Of the two channels, mono is half the sum. Where the sides cancel (one of them is inverted),
-that would be silence, and it is half the difference: decided for each block of :data:`BLOCK` samples by what the
-:data:`WINDOW` blocks before it held, so it depends neither on how the sound was cut nor on what comes later.
+Surround sound is mixed down to two channels as ITU-R BS.775 does: centre and surrounds go to their sides 3 dB quieter,
+the bass effects (LFE) to neither. Mono is half the sum of the two channels. Where they cancel, because one of them is
+inverted, that would be silence, so mono is half their difference there. Which of the two is decided for each block of
+:data:`BLOCK` samples by what the :data:`WINDOW` blocks before it held, so it depends neither on how the sound was cut
+nor on what comes later.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from rest_fast.media.sources import Float32
 
 BLOCK, WINDOW = 160, 50  # samples, and blocks: 10 ms and 0.5 s at 16 kHz
-REACH = (WINDOW + 1) * BLOCK  # samples before a position that can have a say in it
+REACH = (WINDOW + 1) * BLOCK  # samples before a position that can affect it
 CANCELS = 10  # times the energy of the sum, 10 dB: plain stereo, wide or one-sided, stays below
-PIECE = 1 << 18  # samples that are mixed at a time, for the memory
+PIECE = 1 << 18  # samples that are mixed at a time, which bounds the memory
 
 HALF = 0.5**0.5  # 3 dB quieter
-# Share of a channel in the left and the right one.
+# The share of each channel in the left and in the right one.
 SHARES = {
     "FL": (1.0, 0.0), "FR": (0.0, 1.0), "FLC": (1.0, 0.0), "FRC": (0.0, 1.0), "FC": (HALF, HALF), "LFE": (0.0, 0.0),
     "BL": (HALF, 0.0), "BR": (0.0, HALF), "SL": (HALF, 0.0), "SR": (0.0, HALF), "BC": (0.5, 0.5),
 }  # fmt: skip
-# What a number of channels means where nobody says: the order of WAV files.
+# The channels of a sound that does not name them, by their number: the order of WAV files.
 LAYOUTS = {
     3: ("FL", "FR", "FC"),
     4: ("FL", "FR", "BL", "BR"),
@@ -37,7 +38,7 @@ LAYOUTS = {
 }
 
 
-def fold(samples: Float32, layout: Sequence[str] = ()) -> Float32:
+def to_stereo(samples: Float32, layout: Sequence[str] = ()) -> Float32:
     """``[n, channels]`` as ``[n, 2]``, or as it is with one or two channels; ``layout`` names them as FFmpeg does.
 
     Channels of which nothing is known count alike: both sides are their mean.
@@ -56,9 +57,9 @@ def fold(samples: Float32, layout: Sequence[str] = ()) -> Float32:
 
 
 def mono(samples: Float32, start: int = 0, first: int = 0) -> Float32:
-    """Folded ``samples`` ``[n, 1 or 2]``, of which the first has position ``start``, as ``[m]`` from ``first`` on.
+    """``samples`` ``[n, 1 or 2]``, of which the first has position ``start``, as ``[m]`` from ``first`` on.
 
-    The same for any ``start`` up to ``first`` - :data:`REACH`. Nothing is assumed before the first sample but silence.
+    The result is the same for any ``start`` up to ``first`` - :data:`REACH`. Before the first sample is silence.
     """
     if samples.shape[1] == 1:
         return samples[first - start :, 0]
@@ -92,7 +93,7 @@ def _energy(channel: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def whole(samples: Float32, layout: Sequence[str] = ()) -> Float32:
     """All of a sound ``[n, channels]`` as ``[n]``. Surround whose sum would be too loud is turned down as a whole."""
-    mixed = mono(fold(samples, layout))
+    mixed = mono(to_stereo(samples, layout))
     if samples.shape[1] <= 2 or not mixed.size:
         return mixed
     return mixed / np.float32(max(1.0, mixed.max(), -mixed.min()))

@@ -7,8 +7,8 @@ Afterwards it holds the ``past`` frames before frame ``keep`` of the piece: ``ke
 the last frames are provisional and come again. On the result y follow, all in one rounding where the backend fuses:
 
     y += noise_scale noise                        one image per stream (LTX-Video 0.9.1)
-    y  = unfold_channels(y, factors, drop)        the upsampler's
-    y += residual                                 unfolded, too, and tiled over the channels
+    y  = depth_to_space(y, factors, drop)         the upsampler's
+    y += residual                                 rearranged likewise, and tiled over the channels
     out = y;  normed = silu(pixel_norm(y) (1 + scale) + shift);  pictures = to_uint8(y)
 
 Each result is optional; ``normed`` is what the next convolution reads, written where it reads it. The history never
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import library_convolution, triton_kernels
-from rest_fast.ops.depth_to_space import unfold_channels
+from rest_fast.ops.depth_to_space import functional_depth_to_space
 from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.frames_to_uint8 import to_uint8
 from rest_fast.ops.memory_layouts import expect_writable, layout
@@ -112,8 +112,8 @@ def check(
     return Spec(buffer.device.type, buffer.dtype, dims)
 
 
-def _check_operands(bias, noise, noise_scale, residual, scale, shift, shape, folded, cell, same) -> None:
-    b, o, t, h, w = folded
+def _check_operands(bias, noise, noise_scale, residual, scale, shift, shape, convolved, cell, same) -> None:
+    b, o, t, h, w = convolved
     if (noise is None) != (noise_scale is None):
         raise OpError(f"{NAME}: argument noise: expected noise and noise_scale together, got one of them")
     if (scale is None) != (shift is None):
@@ -159,9 +159,9 @@ def reference(
     y, kept = causal_convolution(x, weight, bias, before, past=past, keep=keep, reflect=reflect)
     if noise is not None:
         y = y + noise_scale.view(-1, 1, 1, 1) * noise[:, None, None]
-    y = unfold_channels(y, tuple(factors), drop)
+    y = functional_depth_to_space(y, tuple(factors), drop)
     if residual is not None:
-        added = unfold_channels(residual, tuple(factors), drop)
+        added = functional_depth_to_space(residual, tuple(factors), drop)
         y = y + added.repeat(1, y.shape[1] // added.shape[1], 1, 1, 1)
     if normed is not None:
         normed.copy_(normed_silu(y, scale, shift, eps=eps))

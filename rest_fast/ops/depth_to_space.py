@@ -18,7 +18,7 @@ from rest_fast.ops.memory_layouts import expect_writable, layout
 NAME = "depth_to_space"
 
 
-def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
+def functional_depth_to_space(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
     """Functional reference: [B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3]. Differentiable."""
     b, c, t, h, w = x.shape
     p1, p2, p3 = factors
@@ -26,8 +26,8 @@ def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 
     return x.reshape(b, -1, t * p1, h * p2, w * p3)[:, :, drop:]
 
 
-def fold_channels(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
-    """The inverse with ``drop = 0`` (space to depth): [B, C, T p1, H p2, W p3] -> [B, C p1 p2 p3, T, H, W]."""
+def space_to_depth(x: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
+    """The inverse, for ``drop = 0``: [B, C, T p1, H p2, W p3] -> [B, C p1 p2 p3, T, H, W]."""
     b, c, t, h, w = x.shape
     p1, p2, p3 = factors
     x = x.reshape(b, c, t // p1, p1, h // p2, p2, w // p3, p3).permute(0, 1, 3, 5, 7, 2, 4, 6)
@@ -62,7 +62,7 @@ def reference(x: torch.Tensor, out: torch.Tensor, *, factors: Sequence[int], dro
         drop: leading output frames that are left out, 0 to T p1 - 1.
     """
     p1, p2, p3 = factors
-    out.copy_(unfold_channels(x, (p1, p2, p3), drop))
+    out.copy_(functional_depth_to_space(x, (p1, p2, p3), drop))
 
 
 def _cpp(x, out, *, factors, drop) -> None:

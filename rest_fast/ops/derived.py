@@ -1,4 +1,4 @@
-"""What is derived from frozen weights once and then kept: another order in memory, folded constants, a hash."""
+"""What is derived from frozen weights once and then kept: another order in memory, constants, a hash."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures,
 def _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps) -> None:
     if noise is not None:
         y.addcmul_(noise_scale.view(-1, 1, 1, 1), noise[:, None, None])
-    y, added = (None if x is None else _unfolded(x, factors, drop) for x in (y, residual))
+    y, added = (None if x is None else _rearranged(x, factors, drop) for x in (y, residual))
     if added is not None:
         y.unflatten(1, (-1, added.shape[1])).add_(added[:, None])
     if out is not None:
@@ -147,8 +147,8 @@ def _compose(y, noise, noise_scale, residual, scale, shift, out, normed, picture
         frames_to_uint8(y, pictures)
 
 
-def _unfolded(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
-    """:func:`unfold_channels` with channels innermost; frames of x where nothing is unfolded."""
+def _rearranged(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
+    """``depth_to_space`` into a new tensor with channels innermost; with factors of 1 some frames of x itself."""
     if list(factors) == [1, 1, 1]:
         return x[:, :, drop:]
     (b, c, t, h, w), (p1, p2, p3) = x.shape, factors

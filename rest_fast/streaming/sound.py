@@ -87,7 +87,7 @@ class SoundTimeline:
         """fp32 [b - a], all channels as one (:mod:`rest_fast.media.downmix`); zeros before 0 and from ``limit`` on."""
         low, high = max(a, 0), max(min(b, limit), max(a, 0))
         start = max(self.start, low - downmix.REACH)
-        piece = downmix.mono(media.folded(self.raw(start, high)), start, low)
+        piece = downmix.mono(media.stereo_pcm(self.raw(start, high)), start, low)
         return np.pad(piece, (low - a, b - high))
 
     def needed(self, end16: int) -> int:

@@ -86,7 +86,8 @@ def causal_copy(teacher: TemporalVAE, start: str) -> TemporalVAE:
 
     Args:
         start: ``unchanged`` keeps the decoder's weights, so that each convolution shows the frame before the one it
-            is to show; ``folded`` see :func:`fold`.
+            is to show. ``folded`` adds the weights for the frame to come to those for the present one
+            (:func:`merge_future_taps`).
     """
     config = dataclasses.replace(cast(ConvVAEConfig, teacher.config), causal_decoder=True)
     student = TemporalVAE(config).to(teacher.latents_mean)
@@ -94,14 +95,16 @@ def causal_copy(teacher: TemporalVAE, start: str) -> TemporalVAE:
     student.encoder = teacher.encoder
     student.latents_mean, student.latents_std = teacher.latents_mean, teacher.latents_std
     if start == "folded":
-        fold(student.decoder)
+        merge_future_taps(student.decoder)
     return student.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def fold(decoder: nn.Module) -> None:
-    """Symmetric taps (w0, w1, w2) of frames t-1, t, t+1 become causal ones (0, w0, w1 + w2) of t-2, t-1, t, in place:
-    each convolution shows what it showed where its input stood still."""
+def merge_future_taps(decoder: nn.Module) -> None:
+    """Turn symmetric taps (w0, w1, w2) of frames t-1, t, t+1 into causal (0, w0, w1 + w2) of t-2, t-1, t, in place.
+
+    Where the input stands still, each convolution gives what it gave before.
+    """
     for conv in decoder.modules():
         if isinstance(conv, CausalConv3d):
             before, now, after = conv.weight.unbind(2)

@@ -27,7 +27,7 @@ kit, roofline, peers = module("kit"), module("roofline"), module("peers")
 bench_ops, bench_attention, bench_block = module("bench_ops"), module("bench_attention"), module("bench_block")
 
 TINY = kit.Size(
-    heads=2, side=2, head_dim=10, depth=2, channels=5, text=20, conv=(3, 2, 4), norm=(5, 2, 3), unfold=(24, 2, 3),
+    heads=2, side=2, head_dim=10, depth=2, channels=5, text=20, conv=(3, 2, 4), norm=(5, 2, 3), upsampled=(24, 2, 3),
     factors=(2, 3, 2), pixels=(2, 6),
 )  # fmt: skip
 

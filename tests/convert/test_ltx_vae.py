@@ -253,7 +253,10 @@ def test_a_mix_of_stages(tmp_path, model):
         (blocks((1, ["compress_all", {"multiplier": 2}])), ("one kind",)),
         (blocks((0, ["res_x_y", {}])), ("decoder.up_blocks.6", "nor timestep")),
         ({"decoder_blocks": [["res_x", 1], *blocks()["decoder_blocks"]]}, ("one run of blocks a stage",)),
-        ({"encoder_blocks": [["compress_all", {}], *metadata("0.9.5")["encoder_blocks"]]}, ("folded and strided",)),
+        (
+            {"encoder_blocks": [["compress_all", {}], *metadata("0.9.5")["encoder_blocks"]]},
+            ("space to depth and strides",),
+        ),
     ):
         refuses(single_file(file, "0.9.5", model, **changed), tmp_path, *words)
 

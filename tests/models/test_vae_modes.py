@@ -281,7 +281,7 @@ def test_timestep_constants_follow_the_weights():
     module = randomise(TemporalVAE(LAYOUTS["0.9.5"]).double(), 6).requires_grad_(False)
     z = latents(module, 2)
     before = module.decode(z)
-    assert module.decoder.folded() is module.decoder.folded()
+    assert module.decoder.modulations() is module.decoder.modulations()
     with torch.no_grad():
         module.decoder.time[1][2].bias.add_(0.5)
     changed = module.decode(z)

@@ -236,14 +236,14 @@ def causal_conv3d(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Call:
-    """``out`` channels after unfolding, of which the residual has one part in ``tiles`` (None: one channel).
+    """``out`` channels after depth to space, of which the residual has one part in ``tiles`` (None: one channel).
 
     ``pictures`` where ``out`` is 3. Room for the history in the buffer holds NaN.
     """
     g = torch.Generator().manual_seed(seed)
     cell = factors[0] * factors[1] * factors[2]
-    folded = (batch, out * cell // (tiles or out), frames, *size)
-    unfolded = (frames * factors[0] - drop, size[0] * factors[1], size[1] * factors[2])
+    residual = (batch, out * cell // (tiles or out), frames, *size)
+    size_out = (frames * factors[0] - drop, size[0] * factors[1], size[1] * factors[2])
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g).to(dtype)
@@ -255,12 +255,12 @@ def causal_conv3d(
         "bias": normal(out * cell),
         "noise": normal(batch, *size),
         "noise_scale": normal(out * cell),
-        "residual": normal(*folded),
+        "residual": normal(*residual),
         "scale": normal(out),
         "shift": normal(out),
-        "out": nans(batch, out, *unfolded, dtype=dtype),
-        "normed": nans(batch, out, *unfolded, dtype=dtype),
-        "pictures": torch.full((batch, *unfolded, 3), 77, dtype=torch.uint8) if out == 3 else None,
+        "out": nans(batch, out, *size_out, dtype=dtype),
+        "normed": nans(batch, out, *size_out, dtype=dtype),
+        "pictures": torch.full((batch, *size_out, 3), 77, dtype=torch.uint8) if out == 3 else None,
         "factors": list(factors),
         "drop": drop,
         "keep": frames - 1 if keep is None else keep,

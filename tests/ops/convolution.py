@@ -1,4 +1,4 @@
-"""What ``causal_conv3d`` has to give, by other means: indices for padding, strided slices for folds, F.rms_norm."""
+"""What ``causal_conv3d`` has to give, by other means: indices for padding, strided slices, F.rms_norm."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FORMS: dict[str, tuple[dict, list[str]]] = {
     "mirrored, symmetric": ({"reflect": True, "past": 1, "size": (2, 3)}, []),
     "one frame": ({"frames": 1, "drop": 0}, []),
     "most frames dropped": ({"drop": 5}, []),
-    "not unfolded": ({"factors": (1, 1, 1), "drop": 0, "tiles": 1}, []),
-    "not unfolded, frames dropped": ({"factors": (1, 1, 1), "drop": 1, "tiles": 1}, []),
+    "not rearranged": ({"factors": (1, 1, 1), "drop": 0, "tiles": 1}, []),
+    "not rearranged, frames dropped": ({"factors": (1, 1, 1), "drop": 1, "tiles": 1}, []),
     "one batch": ({"batch": 1, "out": 12, "tiles": 3, "factors": (2, 2, 2)}, []),
     "wide": ({"channels": 40, "out": 36, "tiles": 2, "factors": (1, 2, 2), "size": (3, 19)}, []),
     "plain": ({"drop": 0}, ["bias", "noise", "noise_scale", "residual", "scale", "shift", "normed", "pictures"]),
@@ -49,7 +49,7 @@ def widened(call: calls.Call) -> calls.Call:
     return wide | {n: call[n].clone() for n in ("pictures",) if call[n] is not None}
 
 
-def unfolded(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
+def rearranged(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
     (p1, p2, p3), (b, c, t, h, w) = factors, x.shape
     out = x.new_full((b, c // (p1 * p2 * p3), t * p1, h * p2, w * p3), torch.nan)
     for i in range(p1):
@@ -72,9 +72,9 @@ def expected(call: calls.Call) -> dict[str, torch.Tensor]:
     y = F.conv3d(around, wide["weight"], wide["bias"])
     if call["noise"] is not None:
         y = y + torch.einsum("o,bhw->bohw", wide["noise_scale"], wide["noise"])[:, :, None]
-    y = unfolded(y, call["factors"], call["drop"])
+    y = rearranged(y, call["factors"], call["drop"])
     if call["residual"] is not None:
-        added = unfolded(wide["residual"], call["factors"], call["drop"])
+        added = rearranged(wide["residual"], call["factors"], call["drop"])
         y = y + torch.cat([added] * (y.shape[1] // added.shape[1]), 1)
     weight = None if call["scale"] is None else 1 + wide["scale"]
     normed = F.rms_norm(y.movedim(1, -1), y.shape[1:2], weight, call["eps"])

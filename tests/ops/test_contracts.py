@@ -231,8 +231,8 @@ def differentiable() -> dict:
         "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
         "mirrored": (functional.mirrored, wide(conv, "x")),
         "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),
-        "unfold_channels": (lambda x: functional.unfold_channels(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),
-        "fold_channels": (lambda x: functional.fold_channels(x, (3, 2, 3)), wide(calls.depth_to_space(), "x")),
+        "depth_to_space": (lambda x: functional.depth_to_space(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),
+        "space_to_depth": (lambda x: functional.space_to_depth(x, (3, 2, 3)), wide(calls.depth_to_space(), "x")),
         "rms_norm": (lambda x, weight: functional.rms_norm(x, weight, 1e-6), wide(cross, "q", "q_weight")),
     }
 

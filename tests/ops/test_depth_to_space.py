@@ -32,15 +32,15 @@ def by_index(x: torch.Tensor, factors: tuple[int, int, int], drop: int) -> torch
 def test_functional_is_index_arithmetic(factors):
     x = numbered(2, 3 * torch.Size(factors).numel(), 3, 2, 3)
     for drop in range(factors[0] + 1):
-        assert_same_bits(functional.unfold_channels(x, factors, drop), by_index(x, factors, drop), f"drop {drop}")
+        assert_same_bits(functional.depth_to_space(x, factors, drop), by_index(x, factors, drop), f"drop {drop}")
 
 
 @FACTORS
-def test_fold_and_unfold_are_inverse(factors):
+def test_space_to_depth_is_the_inverse(factors):
     x = numbered(2, 2 * torch.Size(factors).numel(), 3, 2, 3)
     y = numbered(2, 2, 3 * factors[0], 2 * factors[1], 3 * factors[2])
-    assert torch.equal(functional.fold_channels(functional.unfold_channels(x, factors), factors), x)
-    assert torch.equal(functional.unfold_channels(functional.fold_channels(y, factors), factors), y)
+    assert torch.equal(functional.space_to_depth(functional.depth_to_space(x, factors), factors), x)
+    assert torch.equal(functional.depth_to_space(functional.space_to_depth(y, factors), factors), y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)

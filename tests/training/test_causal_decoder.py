@@ -15,7 +15,7 @@ from rest_fast.models.vae.ltx import Upsampler
 from rest_fast.models.vae.state import StreamState
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import losses
-from rest_fast.training.causal_decoder import CausalDecoder, Stretches, fold, measure, share
+from rest_fast.training.causal_decoder import CausalDecoder, Stretches, measure, merge_future_taps, share
 from rest_fast.training.config import TrainingConfig, training_preset
 from rest_fast.training.flow import pick, stage_seed
 from rest_fast.training.shards import Manifest, Shards
@@ -44,12 +44,12 @@ def clips(tmp_path_factory) -> Shards:
 # -- what it begins with
 
 
-def test_a_folded_convolution_shows_the_newest_frame_as_if_it_stayed():
+def test_a_convolution_with_merged_taps_shows_the_newest_frame_as_if_it_stayed():
     """What the symmetric one would show of the newest frame if the clip ended there, its last frame repeated."""
     torch.manual_seed(0)
     conv, x = CausalConv3d(3, 4).double().requires_grad_(False), torch.randn(1, 3, 6, 5, 5, dtype=torch.float64)
     want = torch.cat([conv(x[:, :, : t + 1], StreamState(1))[:, :, -1:] for t in range(6)], 2)
-    fold(conv)
+    merge_future_taps(conv)
     torch.testing.assert_close(conv(x, StreamState(2)), want, rtol=0, atol=1e-13)
 
 

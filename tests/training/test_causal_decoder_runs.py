@@ -19,7 +19,7 @@ from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae.ltx import ConvDecoder
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import chain
-from rest_fast.training.causal_decoder import CausalDecoderError, causal_copy, fold, save
+from rest_fast.training.causal_decoder import CausalDecoderError, causal_copy, merge_future_taps, save
 from rest_fast.training.chain import TrainError
 from rest_fast.training.config import TrainingConfig, read_config, training_preset
 from rest_fast.training.loop import Trainer
@@ -76,7 +76,7 @@ def test_only_the_decoder_is_another(folder):
             assert_same_bits(tensor, before[name], name)
         assert tensor.isfinite().all() and tensor.dtype == torch.float32
     trained = teacher_of(**RICH).decoder
-    fold(trained)
+    merge_future_taps(trained)
     assert all(not torch.equal(after[f"decoder.{name}"], t) for name, t in trained.state_dict().items())
     configs = [ConvVAEConfig.from_json((place / "config.json").read_text()) for place in (folder / "vae", made)]
     assert configs[1] == dataclasses.replace(configs[0], causal_decoder=True) != configs[0]

@@ -17,7 +17,7 @@ from torch import nn
 from rest_fast.config import TEMPORAL, BasisVAEConfig
 from rest_fast.models.linear import linear
 from rest_fast.models.vae.family import Decoder
-from rest_fast.models.vae.layers import CausalConv3d, Piece, ResBlock, normed_silu, to_uint8, unfold_channels
+from rest_fast.models.vae.layers import CausalConv3d, Piece, ResBlock, depth_to_space, normed_silu, to_uint8
 from rest_fast.models.vae.state import REFERENCE, StreamState
 from rest_fast.ops import functional
 
@@ -42,13 +42,13 @@ class SpaceTimeBasis(nn.Module):
     def blocks(self, video: torch.Tensor) -> torch.Tensor:
         """[B, 3, 8n, H, W] -> [B, n, P, 8, pixels]."""
         p = self.patch
-        x = functional.fold_channels(video, (1, p, p)).unflatten(2, (-1, TEMPORAL))  # [B, pixels, n, 8, h, w]
+        x = functional.space_to_depth(video, (1, p, p)).unflatten(2, (-1, TEMPORAL))  # [B, pixels, n, 8, h, w]
         return x.flatten(4).permute(0, 2, 4, 3, 1)
 
     def pictures(self, blocks: torch.Tensor) -> torch.Tensor:
         """[B, n, P, 8, pixels] -> [B, 3, 8n, H, W]."""
         x = blocks.permute(0, 4, 1, 3, 2).flatten(2, 3).unflatten(-1, self.grid)
-        return unfold_channels(x, (1, self.patch, self.patch))
+        return depth_to_space(x, (1, self.patch, self.patch))
 
     def coefficients(self, blocks: torch.Tensor) -> torch.Tensor:
         """[B, n, P, 8, pixels] -> frame by frame [B, n, P, 8, rank]."""
@@ -145,19 +145,19 @@ class PostNet(nn.Module):
 
     def __init__(self, config: BasisVAEConfig, size: tuple[int, int]):
         super().__init__()
-        t, h, w = self.fold = config.post_patch
-        folded, channels = 3 * t * h * w, config.post_channels
+        t, h, w = self.patch = config.post_patch
+        pixels, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
         self.dtype: torch.dtype | None = None  # of ``step`` on fp32 pictures in a new stream; None: fp32, too
-        self.conv_in = CausalConv3d(folded + 3 * h * w, channels)
+        self.conv_in = CausalConv3d(pixels + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
-        self.out_channels = folded, t * h * w, 2 * t  # correction, gate, field
+        self.out_channels = pixels, t * h * w, 2 * t  # correction, gate, field
         self.conv_out = CausalConv3d(channels, sum(self.out_channels))
         nn.init.zeros_(self.conv_out.weight)
         assert self.conv_out.bias is not None
         nn.init.zeros_(self.conv_out.bias)
-        nn.init.constant_(self.conv_out.bias[folded : folded + t * h * w], -4)  # starts close to the identity
+        nn.init.constant_(self.conv_out.bias[pixels : pixels + t * h * w], -4)  # starts close to the identity
 
     def forward(self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState) -> torch.Tensor:
         """Basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W] -> picture."""
@@ -168,24 +168,24 @@ class PostNet(nn.Module):
         self, picture: torch.Tensor, reference: torch.Tensor, state: StreamState
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Correction [B, 3, 8n, H, W], gate [B, 1, 8n, H, W] in 0..1 and moved reference [B, 3, 8n, H, W]."""
-        _, h, w = self.fold
-        folded = functional.fold_channels(picture, self.fold)
-        still = functional.fold_channels(reference, (1, h, w)).expand(-1, -1, folded.shape[2], -1, -1)
-        x = self.conv_in(torch.cat([folded, still], 1), state) + self.position
+        _, h, w = self.patch
+        patches = functional.space_to_depth(picture, self.patch)
+        still = functional.space_to_depth(reference, (1, h, w)).expand(-1, -1, patches.shape[2], -1, -1)
+        x = self.conv_in(torch.cat([patches, still], 1), state) + self.position
         for block in self.blocks:
             x = block(x, state)
         return self._split(self.conv_out(normed_silu(x, eps=self.eps), state), picture, reference)
 
     def step(self, picture: torch.Tensor, reference: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The same in place."""
-        (t, h, w), (b, _, frames, height, width) = self.fold, picture.shape
+        (t, h, w), (b, _, frames, height, width) = self.patch, picture.shape
         like = picture.new_empty(0, dtype=piece.dtype if picture.dtype == torch.float32 else None)
         grid, channels = (frames // t, height // h, width // w), self.conv_in.weight.shape[0]
-        source = piece.buffer("post folded", (b, self.conv_in.weight.shape[1], *grid), like)
-        folded, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)
+        source = piece.buffer("post patches", (b, self.conv_in.weight.shape[1], *grid), like)
+        patches, still = source.frames.split([self.out_channels[0], 3 * h * w], 1)
         parts = picture.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
-        folded.unflatten(1, (3, t, h, w)).copy_(parts.permute(0, 1, 3, 5, 7, 2, 4, 6))
-        still.copy_(functional.fold_channels(reference, (1, h, w)).expand_as(still))
+        patches.unflatten(1, (3, t, h, w)).copy_(parts.permute(0, 1, 3, 5, 7, 2, 4, 6))
+        still.copy_(functional.space_to_depth(reference, (1, h, w)).expand_as(still))
         x = piece.work.plain("post stream", (b, channels, *grid), like)
         ready = piece.buffer("post ready", (b, channels, *grid), like)
         results = {"out": x, "normed": ready.frames}
@@ -201,12 +201,12 @@ class PostNet(nn.Module):
     def _split(
         self, y: torch.Tensor, picture: torch.Tensor, reference: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        t = self.fold[0]
+        t = self.patch[0]
         correction, gate, field = y.split(self.out_channels, 1)
-        field = MOVE * unfold_channels(field, (t, 1, 1)).tanh()
+        field = MOVE * depth_to_space(field, (t, 1, 1)).tanh()
         return (
-            unfold_channels(correction, self.fold),
-            unfold_channels(gate, self.fold).sigmoid(),
+            depth_to_space(correction, self.patch),
+            depth_to_space(gate, self.patch).sigmoid(),
             move(reference, field).to(picture.dtype),
         )
 

@@ -285,10 +285,10 @@ def normed_silu(x: torch.Tensor, modulation: ScaleShift | None = None, *, eps: f
     return out
 
 
-def unfold_channels(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
+def depth_to_space(x: torch.Tensor, factors: tuple[int, int, int], drop: int = 0) -> torch.Tensor:
     """[B, C p1 p2 p3, T, H, W] -> [B, C, T p1 - drop, H p2, W p3], with rows and columns in memory as in x."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return functional.unfold_channels(x, factors, drop)
+        return functional.depth_to_space(x, factors, drop)
     (b, c, t, h, w), (p1, p2, p3) = x.shape, factors
     c, t, h, w = c // (p1 * p2 * p3), t * p1 - drop, h * p2, w * p3
     turned = x.stride(3) < x.stride(4)

@@ -24,8 +24,8 @@ from rest_fast.models.vae.layers import (
     Piece,
     ResBlock,
     ScaleShift,
+    depth_to_space,
     normed_silu,
-    unfold_channels,
 )
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional
@@ -67,8 +67,8 @@ class Downsampler(nn.Module):
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         if not state.started:  # the first frame stands alone: complete its group with copies
             x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
-        residual = functional.fold_channels(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
-        return functional.fold_channels(self.conv(x, state), self.stride) + residual
+        residual = functional.space_to_depth(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
+        return functional.space_to_depth(self.conv(x, state), self.stride) + residual
 
 
 class Upsampler(nn.Module):
@@ -94,10 +94,10 @@ class Upsampler(nn.Module):
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         drop = 0 if state.started else self.stride[0] - 1
-        y = unfold_channels(self.conv(x, state), self.stride, drop)
+        y = depth_to_space(self.conv(x, state), self.stride, drop)
         if not self.residual:
             return y
-        residual = unfold_channels(x, self.stride, drop).unsqueeze(1)
+        residual = depth_to_space(x, self.stride, drop).unsqueeze(1)
         return (y.unflatten(1, (self.tiles, -1)) + residual).flatten(1, 2)
 
     def shape(self, x: torch.Tensor, first: bool) -> tuple[int, int, int, int, int]:
@@ -112,11 +112,11 @@ class Upsampler(nn.Module):
 
 def patchify(x: torch.Tensor, p: int) -> torch.Tensor:
     """[B, C, T, H p, W p] -> [B, C p p, T, H, W]; LTX-Video's channel order is (c, column, row)."""
-    return functional.fold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+    return functional.space_to_depth(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
 
 
 def unpatchify(x: torch.Tensor, p: int) -> torch.Tensor:
-    return unfold_channels(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
+    return depth_to_space(x.transpose(3, 4), (1, p, p)).transpose(3, 4)
 
 
 class ConvEncoder(nn.Module):
@@ -219,7 +219,7 @@ class ConvDecoder(Decoder):
     # -- in place
 
     def pack(self) -> None:
-        self.folded()
+        self.modulations()
         self.pixel_order()
         for conv in self.convolutions():
             if conv is not self.conv_out:
@@ -236,7 +236,7 @@ class ConvDecoder(Decoder):
             self.step(z, piece, video=out)
         return out
 
-    def folded(self) -> list[tuple[ScaleShift | None, ScaleShift | None]]:
+    def modulations(self) -> list[tuple[ScaleShift | None, ScaleShift | None]]:
         """Scale and shift of both norms of each block, and last of the norm before ``conv_out``."""
 
         def make() -> list[tuple[ScaleShift | None, ScaleShift | None]]:
@@ -257,7 +257,7 @@ class ConvDecoder(Decoder):
         self, z: torch.Tensor, piece: Piece, *, video: torch.Tensor | None = None, pictures: torch.Tensor | None = None
     ) -> None:
         """In place: latents [B, C, n, h, w] into ``video`` [B, 3, T, H, W] or ``pictures`` uint8 [B, T, H, W, 3]."""
-        constants = self.folded()
+        constants = self.modulations()
         (b, _, t, h, w), width = z.shape, self.config.decoder_channels[0]
         source = piece.buffer("latents", tuple(z.shape), z)
         source.frames.copy_(z)

@@ -80,7 +80,7 @@ class _SoundTrack:
             self._push(np.zeros((round(late * self._rate), 2), np.float32))
         for block in self._packed.resample(frame):
             values = np.asarray(block.to_ndarray(), np.float32).reshape(-1, block.layout.nb_channels)
-            self._push(downmix.fold(values, [channel.name for channel in block.layout.channels]))
+            self._push(downmix.to_stereo(values, [channel.name for channel in block.layout.channels]))
 
     def _push(self, sound: Float32, last: bool = False) -> None:
         if not np.isfinite(sound).all():

@@ -167,7 +167,7 @@ def test_each_part_of_the_store(names, dtype):
 
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
 @pytest.mark.parametrize("to, residual", [(16, 1), (24, 3), (6, 2)])
-def test_unfolded(to, residual, dtype):
+def test_depth_to_space(to, residual, dtype):
     """One place of the cell a tile; of few channels all of them. The residual is tiled."""
     sizes = {"factors": UP, "residual": residual, "dtype": dtype}
     check(call_of(16, to, 1, (3, 4), **sizes))

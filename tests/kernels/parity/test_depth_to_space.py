@@ -28,7 +28,7 @@ def numbered(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def check(x: torch.Tensor, factors: tuple[int, int, int], drop: int, layout: str, out_layout: str) -> None:
-    want = functional.unfold_channels(x, factors, drop).contiguous()
+    want = functional.depth_to_space(x, factors, drop).contiguous()
     source, _ = placed(x, layout, kit.DEVICE)
     out, buffer = placed(torch.zeros_like(want), out_layout, kit.DEVICE)
     with ops.use_backend("triton"):
