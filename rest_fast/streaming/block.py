@@ -19,7 +19,7 @@ class Block:
     idle: bool  # made from silence because nothing was due
     segment_end: bool
     true_samples: int  # how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
-    degraded: bool = False  # made with less work than the preset asks for (never here; an engine may, when allowed)
+    degraded: bool = False  # made with less work than the preset asks for; a session never does that
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
     slots of a cache row:  [ sink (reference) | chunk | chunk | ... ]   context_chunks + 1 chunks
 
 The current chunk is written into the slots of the chunk that is being evicted, so what a query may see is always the
-dense range ``[0, n_valid)``. Commit moves one integer per row and, once the window is full, turns the context keys back
-by one chunk. No roll, no copy, no concatenation.
+dense range ``[0, n_valid)``. Commit advances one integer per row and, once the window is full, rotates the context keys
+back by one chunk. Nothing is rolled, copied or concatenated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class IDContextCache:
     def open(self, row: int, sink_k: torch.Tensor, sink_v: torch.Tensor) -> None:
         """Start a stream in a row, used before or not: sink [L, T, H, D] into every ring, context empty."""
         self._check([row], opened=False)
-        first = 0 if self.sink else self.chunk  # without a sink: behind the first chunk, where the second will be
+        first = 0 if self.sink else self.chunk  # without a sink: where the second chunk will be written
         for cache, sink, name in ((self.k, sink_k, "sink_k"), (self.v, sink_v, "sink_v")):
             want = (self.k.shape[0], self.reference, *self.k.shape[-2:])
             if tuple(sink.shape) != want:
@@ -96,7 +96,7 @@ class IDContextCache:
         )
 
     def _base(self, row: int) -> int:
-        """Where the table of times has the current chunk of this row."""
+        """The index in the table of times where the current chunk of this row begins."""
         position, chunk = self._positions.base(self.committed[row]), self.stream.chunk
         if self.stream.positions == "window":
             return position
@@ -105,7 +105,7 @@ class IDContextCache:
         return here.start
 
     def commit(self, rows: list[int]) -> None:
-        """What was written becomes context; the oldest context's slots become current."""
+        """Make the chunk that was written context; the slots of the oldest context become the current ones."""
         self._check(rows)
         full = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
         for row in rows:
@@ -122,7 +122,7 @@ class IDContextCache:
             )
 
     def snapshot(self, row: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """(k, v, committed) of one row; :meth:`restore` continues bit-equal, in any row of any pool."""
+        """(k, v, committed) of one row; :meth:`restore` continues from it bit for bit, in any row of any pool."""
         self._check([row])
         return self.k[:, row].clone(), self.v[:, row].clone(), self.committed[row]
 

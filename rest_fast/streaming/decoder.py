@@ -1,7 +1,8 @@
-"""Latents of a session to pictures: each latent's 8 frames once and in order, with a way back.
+"""Decodes the latents of a stream to pictures, 8 frames for each, once and in order; blocks can be taken back.
 
-A causal decoder shows a latent when its block is asked for. One that looks ahead takes a chunk at a time, as soon as it
-is generated, and its last L latents again with the next one: their pictures come then, or when the segment ends.
+A causal decoder decodes a latent when its block is asked for. A decoder that looks ahead decodes a whole chunk as soon
+as it is generated, but its last L latents only provisionally: it decodes them again with the next chunk, or when the
+segment ends, and only then are their pictures shown.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +21,26 @@ from rest_fast.models.vae import to_latents
 from rest_fast.models.vae.state import REFERENCE, StreamState
 from rest_fast.streaming.snapshot import Fields
 
-Read = tuple[deque[tuple[int, StreamState]], deque[np.ndarray], tuple[int, bool], torch.dtype]  # of a snapshot
+
+class DecoderContent(NamedTuple):
+    """What a snapshot holds of a decoder, read and checked; see :meth:`BlockDecoder.read`."""
+
+    states: deque[tuple[int, StreamState]]
+    made: deque[np.ndarray]
+    fed: tuple[int, bool]
+    dtype: torch.dtype
 
 
 class BlockDecoder:
-    """Args:
-    picture: the photo as the model crops it, uint8 [H, W, 3].
-    reference: its latent [T, C], which stands before the first frame.
-    mode: of :meth:`rest_fast.models.vae.TemporalVAE.stream`.
-    lead: blocks that can be taken back.
+    """A decode stream that remembers enough states to go back by ``lead`` blocks.
+
+    Latents are *final* once their pictures will not change any more; those decoded to look ahead are *provisional*.
+
+    Args:
+        picture: the photo as the model crops it, uint8 [H, W, 3].
+        reference: its latent [T, C], which stands before the first frame.
+        mode: of :meth:`rest_fast.models.vae.TemporalVAE.stream`.
+        lead: blocks that can be taken back.
     """
 
     def __init__(self, model: REST, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
@@ -35,18 +48,19 @@ class BlockDecoder:
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead
         self.looks_ahead = self._stream.mode.name == "lookahead"
-        self._made: deque[np.ndarray] = deque()  # by looking ahead: pictures of latents that are not taken yet
-        self.fed = 0, True
-        self._behind: list[torch.Tensor] = []  # latents that were shown, to be decoded again after a way back
-        self._whole = True  # the stream is in the latest of these states, after so many final latents
+        self._made: deque[np.ndarray] = deque()  # pictures of final latents that wait to be taken (look-ahead only)
+        self.fed = 0, True  # latents that :meth:`feed` was told of last, and whether a segment ends with them
+        self._behind: list[torch.Tensor] = []  # shown latents to decode again, after going back to an earlier state
+        # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
         self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())], maxlen=lead + 2)
+        self._at_latest = True  # whether the stream itself is in the latest of these states
         with torch.no_grad():
-            if self.looks_ahead:  # the reference waits for the first chunk; what such a call needs is made now
+            if self.looks_ahead:  # a trial run allocates what the first chunk, which the reference leads, will need
                 self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
-            else:  # the decoder is primed: the reference stands before the first frame
+            else:  # prime the decoder: the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
-        # what a stream that has begun remembers, to know a snapshot by; a mixed decoder's convolutions have their dtype
+        # shapes and dtypes of the memory of a stream that has begun: a snapshot has to have the same
         self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
         own = model.vae.decoder.mixed and model.dtype == torch.float32
         self._convolutions = {conv.path for conv in model.vae.decoder.convolutions()} if own else set()
@@ -54,13 +68,14 @@ class BlockDecoder:
             self._stream.reset()
 
     def has_next(self) -> bool:
-        """Whether the next latent that was generated can be shown."""
+        """Whether the next generated latent can be shown."""
         return not self.looks_ahead or bool(self._made)
 
     def feed(self, latents: Sequence[torch.Tensor], end: int, last: bool) -> None:
-        """Latents up to ``end`` exist, here the latest of them [T, C]; ``last``: the segment ends with them.
+        """Decode ahead, given that ``end`` latents exist; ``last``: a segment ends with them.
 
-        Each (``end``, ``last``) once; ``fed`` is the latest. A call that failed may be repeated.
+        ``latents`` [T, C] are the latest of them. Call it once for each (``end``, ``last``), which is then ``fed``. A
+        call that failed may be repeated.
         """
         self._catch_up()
         final = self._states[-1][0]
@@ -78,22 +93,22 @@ class BlockDecoder:
         return self._advance([latent], 0, index + 1)
 
     def put_back(self, frames: np.ndarray) -> None:
-        """What was taken last is to be taken again."""
+        """Undo the last :meth:`take`, which gave these frames."""
         if self.looks_ahead:
             self._made.appendleft(frames)
         else:
             self._states.pop()
-            self._whole = False
+            self._at_latest = False
 
     def back_to(self, shown: int, latents: Sequence[torch.Tensor]) -> None:
-        """Forget latents from ``shown`` on; ``latents`` ends with the one before. Decodes nothing: cannot fail."""
+        """Forget latents from ``shown`` on; ``latents`` ends with the one before. Cannot fail: it decodes nothing."""
         self._made.clear()
         while self._states[-1][0] > shown:
             self._states.pop()
         final = self._states[-1][0]
-        # behind a state of a chunk's border come the latents up to the one that was shown last
+        # States of a decoder that looks ahead lie at chunk borders: decode again from there to the last shown latent.
         self._behind = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
-        self.fed, self._whole = (shown, True), False
+        self.fed, self._at_latest = (shown, True), False
 
     def _catch_up(self) -> None:
         if self._behind:
@@ -102,21 +117,24 @@ class BlockDecoder:
             self._behind = []
 
     def _advance(self, latents: Sequence[torch.Tensor], provisional: int, final: int) -> np.ndarray:
-        """Pictures of the final ones; then so many latents are final. A call that failed may be repeated."""
-        if not self._whole:
+        """Decode latents, the last ``provisional`` of them provisionally: the pictures of the others.
+
+        Afterwards ``final`` latents are final. A call that failed may be repeated.
+        """
+        if not self._at_latest:
             self._stream.restore(self._states[-1][1])
-        self._whole = False
+        self._at_latest = False
         frames = self._stream.piece(self._latents(latents), provisional, pictures=True)
         pictures: np.ndarray = frames[0].cpu().numpy()
         self._states.append((final, self._stream.snapshot()))
-        self._whole = True
+        self._at_latest = True
         return pictures
 
     def _latents(self, latents: Sequence[torch.Tensor]) -> torch.Tensor:
         return to_latents(torch.cat(list(latents))[None].to(self.model.dtype), self.model.config.grid)
 
     def states(self) -> list[StreamState]:
-        """Those that an interrupt may go back to, oldest first."""
+        """The states that an interrupt may go back to, oldest first."""
         return [state for _, state in self._states]
 
     # -- as data
@@ -128,7 +146,7 @@ class BlockDecoder:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the convolutions of a mixed decoder; None: that of the rest. A snapshot brings its own."""
+        """The dtype of a mixed decoder's convolutions; None: that of its weights. A snapshot brings its own."""
         return self._stream.dtype
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
@@ -141,8 +159,8 @@ class BlockDecoder:
             tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
         return tensors
 
-    def read(self, fields: Fields, floor: int, delivered: int, generated: int) -> Read:
-        """What :meth:`put` takes, from :meth:`to_tensors` under ``decoder.``, of a stream with these counts of latents.
+    def read(self, fields: Fields, floor: int, delivered: int, generated: int) -> DecoderContent:
+        """Read what :meth:`to_tensors` wrote, under the prefix ``decoder.``, of a stream with these counts of latents.
 
         Raises: :class:`StateError`.
         """
@@ -151,7 +169,7 @@ class BlockDecoder:
         rising = all(a < b for a, b in pairwise([least - 1, *finals]))
         ok = rising and 0 < len(finals) <= (self._states.maxlen or 0) and finals[0] <= floor
         fields.require(ok, name, f"counts that rise from {floor} or less", finals)
-        waiting = max(finals[-1], 0) - delivered  # latents whose pictures were made and not taken
+        waiting = max(finals[-1], 0) - delivered  # latents whose pictures were made but not taken
         ok = (waiting >= 0 if self.looks_ahead else waiting == 0) and finals[-1] <= generated
         fields.require(ok, name, f"the last from {delivered} to {generated}", finals)
         dtype = fields.tensor("decoder.dtype", (1,), self.model.dtype, torch.bfloat16).dtype
@@ -164,10 +182,10 @@ class BlockDecoder:
         fits = not self.looks_ahead or max(least, 0) <= max(finals[-1], 0) <= end
         ok = 0 <= end <= generated and last in (0, 1) and fits
         fields.require(ok, "decoder.fed", f"a count up to {generated} that fits {name} {finals}, and 0 or 1", fed)
-        return deque(states, self._states.maxlen), deque(made), (end, bool(last)), dtype
+        return DecoderContent(deque(states, self._states.maxlen), deque(made), (end, bool(last)), dtype)
 
     def _read_state(self, fields: Fields, i: int, final: int, dtype: torch.dtype) -> StreamState:
-        """State ``i``, behind ``final`` latents, of a decoder that convolves in ``dtype``."""
+        """State ``i``, after ``final`` latents, of a decoder that convolves in ``dtype``."""
         state, memory = StreamState(self._stream.mode.past, {}, final >= 0), self._memory
         if state.started:
             state.counters, state.size = [(self._stream.seed, final + 1)], self.model.config.grid
@@ -181,7 +199,7 @@ class BlockDecoder:
             state.histories[path] = fields.tensor(f"decoder.{i}.{path}", shape, kind).to(self.model.device)
         return state
 
-    def put(self, read: Read) -> None:
-        """Continue from there."""
-        self._states, self._made, self.fed, self._stream.dtype = read
-        self._whole, self._behind = False, []
+    def put(self, content: DecoderContent) -> None:
+        """Continue from this content."""
+        self._states, self._made, self.fed, self._stream.dtype = content
+        self._at_latest, self._behind = False, []

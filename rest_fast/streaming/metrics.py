@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
-KEPT = 1000  # latest durations of a stage
+KEPT = 1000  # latest durations of a stage that are kept
 
 
 class Stopwatch:
     """Durations per stage, and underruns: blocks that took longer to make than they last.
 
-    "features" is all that makes a chunk's job: sound, features, codes, noise. A block's time is its decode and its
-    share of the chunk's job and denoising. On an accelerator the stages' own times are those of their launches; a
-    block's time is right, since its pictures are waited for. A decoder that looks ahead decodes a chunk at once: that
-    is one duration of "decode", and the chunk's blocks share it.
+    The stage "features" is all that a chunk's job takes: sound, features, codes, noise. A block's time is that of its
+    own decode and its share of the chunk's job and denoising. On an accelerator the times of stages are those of their
+    launches, but a block's time is right, because its pictures are waited for. A decoder that looks ahead decodes a
+    chunk at once: that counts as one duration of "decode", which the chunk's blocks share.
     """
 
     def __init__(self) -> None:
         self.stages: dict[str, deque[float]] = {}
         self.chunks = self.blocks = self.underruns = 0
-        self.since, self._share = 0.0, 0.0  # seconds of stages not yet booked; a block's share of its chunk
+        self.since = 0.0  # seconds of stages that no block has been charged with yet
+        self._share = 0.0  # seconds of its chunk that each block is charged with
 
     @contextlib.contextmanager
     def __call__(self, stage: str, counts: bool = True) -> Iterator[None]:
@@ -38,16 +39,16 @@ class Stopwatch:
         self.since += seconds
 
     def chunk(self, blocks: int) -> None:
-        """A chunk is generated, of which this many blocks are kept."""
+        """Record that a chunk was generated, of which this many blocks are kept."""
         self.chunks += 1
         self.share(blocks)
 
     def share(self, blocks: int, more: bool = False) -> None:
-        """What was done since is for this many blocks; ``more``: beside what they share already."""
+        """Charge what was done since to this many blocks; ``more``: on top of what they share already."""
         self._share, self.since = self.since / max(blocks, 1) + (self._share if more else 0), 0.0
 
     def block(self, duration: float) -> None:
-        """A block of this duration is decoded."""
+        """Record that a block of this duration was decoded."""
         self.blocks += 1
         self.underruns += self._share + self.since > duration
         self.since = 0.0

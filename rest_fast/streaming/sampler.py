@@ -1,4 +1,4 @@
-"""The loop over denoising steps of one chunk (paper section 3.4): thin, over the cache and the step of the DiT.
+"""The loop over the denoising steps of a chunk (paper section 3.4), around the cache and the step of the DiT.
 
 Guidance branches are lanes: lane s is the conditional, lane S + s the unconditional branch of session s, both fed the
 same noise. Guidance 1 needs no unconditional branch, and then none is computed.
@@ -33,7 +33,7 @@ class Branches:
 
 @dataclass(frozen=True, eq=False)
 class ContextChunk:
-    """Latents of a chunk that was shown, to be made context again."""
+    """Latents of a chunk that was shown and that is to become context again."""
 
     latents: torch.Tensor  # fp32 [1, N, C]
     codes: torch.Tensor  # [1, F, A, Wa]
@@ -42,12 +42,12 @@ class ContextChunk:
 
 @dataclass(frozen=True, eq=False)
 class ChunkJob:
-    """What it takes to generate a stream's next chunk of F latents, N tokens."""
+    """All that is needed to generate a stream's next chunk of F latents, N tokens."""
 
     rows: Branches
     codes: torch.Tensor  # [1, F, A, Wa]
     noise: torch.Tensor  # fp32 [1, N, C]
-    context: tuple[ContextChunk, ...]  # to be rebuilt first, oldest first; usually nothing
+    context: tuple[ContextChunk, ...]  # to be rebuilt before, oldest first; usually empty
     plan: ChunkPlan  # which latents these are, and which of them are kept
 
 
@@ -65,7 +65,7 @@ class ChunkSampler:
 
     @classmethod
     def of(cls, model: REST, sampling: SamplingConfig) -> ChunkSampler:
-        """That of a model: its last bits do not depend on the number of threads."""
+        """The sampler of a model, computed so that its last bits do not depend on the number of threads."""
         return model.compute_once(cls, model.dit, sampling, model.text)
 
     def run(self, cache: IDContextCache, jobs: Sequence[ChunkJob]) -> torch.Tensor:
@@ -73,7 +73,7 @@ class ChunkSampler:
         for job in jobs:
             for part in job.context:
                 self.rebuild(cache, [job.rows], part.latents, part.noise, part.codes)
-        if len(jobs) == 1:  # nothing is copied, and so a matrix product meets its rows in the order in memory
+        if len(jobs) == 1:  # not copied: with another order in memory a matrix product may round differently
             noise, codes = jobs[0].noise, jobs[0].codes
         else:
             noise, codes = torch.cat([job.noise for job in jobs]), torch.cat([job.codes for job in jobs])
@@ -109,7 +109,7 @@ class ChunkSampler:
         noise: torch.Tensor,
         codes: torch.Tensor,
     ) -> None:
-        """Make given latents [S, N, C] the next context chunk: evaluated at the level their own would have had."""
+        """Make given latents [S, N, C] the next context chunk, evaluated at the noise level that sampling would use."""
         self._check(cache, sessions, latents, codes)
         if noise.shape != latents.shape:
             raise ArgumentError(
@@ -133,7 +133,7 @@ class ChunkSampler:
         work: Workspace,
         audio: list[KV | None],
     ) -> None:
-        """One evaluation for the sake of the slots that it writes."""
+        """One evaluation, of which only the slots that it writes are of use."""
         lanes = cache.lanes(rows, ring)
         self.dit.step(z.to(self.dtype), self.modulations[index], lanes, work, self.text, audio)
 

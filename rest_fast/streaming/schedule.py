@@ -10,7 +10,7 @@ TABLE = 1000  # timesteps of the CANS table
 
 
 def sigmas(steps: int, shift_mu: float) -> torch.Tensor:
-    """fp64 [steps + 1]: 1 down to 0, uniform steps u moved by sigma = s u / (1 + (s - 1) u) with s = exp(shift_mu)."""
+    """fp64 [steps + 1], from 1 down to 0: uniform u, shifted to s u / (1 + (s - 1) u) with s = exp(shift_mu)."""
     u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     s = math.exp(shift_mu)
     return s * u / (1 + (s - 1) * u)

@@ -1,11 +1,11 @@
 """Session: one viewer's mailbox. Push sound, take blocks of 8 frames with exactly their sound.
 
 Nothing here depends on a clock: the same seed and the same samples, segment ends and idle chunks give the same frames,
-bit for bit, however the samples were cut. What is computed is the :class:`~rest_fast.streaming.stream.Stream`'s affair.
+bit for bit, however the samples were cut. The :class:`~rest_fast.streaming.stream.Stream` does the computing.
 
-Two locks: ``_inbox_lock`` guards what other threads touch (inbox, epoch, what was delivered) and is held for
-microseconds, but for a snapshot; ``_work_lock`` is held while a block is made, by the model's worker, in which all
-computation takes place. So pushing never waits for a chunk.
+There are two locks. ``_inbox_lock`` guards what other threads touch (the inbox, the epoch, what was delivered); it is
+held for microseconds, and longer only by a snapshot. ``_work_lock`` is held while the model's worker, in which all
+computation takes place, makes a block. So pushing never waits for a chunk.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Session:
 
         Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`SessionClosed`.
         """
-        samples = media.own_pcm(pcm)  # a copy: the caller may reuse his
+        samples = media.own_pcm(pcm)  # a copy: the caller may reuse the array
         form = (samples.dtype, samples.shape[1:])
         with self._inbox_lock:
             self._require_open("push_audio")
@@ -157,18 +157,18 @@ class Session:
 
     @property
     def lookahead_ms(self) -> float:
-        """Sound that must follow a chunk before all of it is shown: features, resampler, latents of the decoder."""
+        """Milliseconds of sound that must follow a chunk before all of it is shown."""
         return self.stream.lookahead_ms
 
     def blocks(self, *, idle: bool = False) -> Iterator[Block]:
-        """What the samples so far allow; never waits. With ``idle``, one chunk of silence when that is nothing."""
+        """The blocks that the samples so far allow; never waits. With none, ``idle`` makes a chunk of silence."""
         block = self._next_block() or (self._next_block(idle=True) if idle else None)
         while block is not None:
             yield block
             block = self._next_block()
 
     async def ablocks(self) -> AsyncIterator[Block]:
-        """Blocks as they become possible, until :meth:`close`; made in a thread. A cancelled wait loses nothing."""
+        """Blocks as they become possible, until :meth:`close`, made in another thread. A cancelled wait loses none."""
         entry = (asyncio.get_running_loop(), asyncio.Event())
         self._waiting.add(entry)
         try:
@@ -188,7 +188,7 @@ class Session:
         return self.stream.watch.report()
 
     def snapshot(self) -> SessionState:
-        """Everything that is this stream's; :meth:`restore` continues bit-equal, in this process or another."""
+        """The whole state of this stream; :meth:`restore` continues it bit for bit, in this process or another."""
         return self.model.compute(self._snapshot)
 
     def _snapshot(self) -> SessionState:
@@ -253,7 +253,7 @@ class Session:
                 if ready:
                     return True
                 self.stream.forget()
-                if self.stream.shows():
+                if self.stream.prepare_block():
                     block = self.stream.make_block(epoch)
                     with self._inbox_lock:
                         wanted = self.epoch == epoch and not self.closed
@@ -270,7 +270,7 @@ class Session:
             return False
 
     def _read_inbox(self) -> tuple[int, bool]:
-        """Hand what came on to the stream, in order; the epoch that it belongs to, and whether a block is ready."""
+        """Pass all events on to the stream, in order. Returns: the epoch reached, and whether a block is ready."""
         while True:
             with self._inbox_lock:
                 if not self._inbox:

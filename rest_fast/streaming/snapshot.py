@@ -1,5 +1,7 @@
-"""A live stream as data: tensors and a few values, to continue elsewhere bit-equal. Read field by field, and refused by
-name where no session can have written it."""
+"""A live stream as data: tensors and a few values, from which it continues elsewhere, bit for bit.
+
+A snapshot is read field by field. A value that no session can have written is refused, by the name of its field.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class SessionState:
         return cls(tensors, meta)
 
     def fields(self, identity: dict[str, Any]) -> Fields:
-        """For reading, in a stream of this identity; StateError where the snapshot is of another."""
+        """The fields, for a stream of this identity. Raises: :class:`StateError` for a snapshot of another stream."""
         theirs = self.meta.get("identity")
         if not isinstance(theirs, dict):
             raise StateError(f"restore: identity: expected {', '.join(identity)}, got {theirs!r}")
@@ -71,7 +73,7 @@ class Fields:
         return bool(value)
 
     def array(self, name: str, kind: type) -> list[Any]:
-        """A list of values of exactly that type."""
+        """A list of values of exactly this type."""
         value = self.values.get(name)
         ok = isinstance(value, list) and all(type(x) is kind for x in value)
         self.require(ok, name, f"a list of {kind.__name__}", repr(value))
@@ -80,10 +82,10 @@ class Fields:
     def pairs(self, name: str) -> list[tuple[int, int]]:
         """A list of pairs of integers."""
         value = self.values.get(name)
-        rows: list[Any] = value if isinstance(value, list) else [None]
-        ok = all(isinstance(row, list | tuple) and [type(x) for x in row] == [int, int] for row in rows)
+        pairs: list[Any] = value if isinstance(value, list) else [None]
+        ok = all(isinstance(pair, list | tuple) and [type(x) for x in pair] == [int, int] for pair in pairs)
         self.require(ok, name, "a list of pairs of int", repr(value))
-        return [(a, b) for a, b in rows]
+        return [(a, b) for a, b in pairs]
 
     def shaped(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> torch.Tensor:
         """A tensor of this shape (-1: any) and one of these dtypes."""
@@ -98,7 +100,7 @@ class Fields:
         return found
 
     def tensor(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> torch.Tensor:
-        """The same without NaN and infinities."""
+        """The same, refused if it holds NaN or an infinity."""
         found = self.shaped(name, shape, *dtypes)
         self.finite(name, found)
         return found
@@ -108,5 +110,5 @@ class Fields:
         self.require(bad == 0, name, "finite numbers", f"{bad} that are not")
 
     def integers(self, name: str) -> list[int]:
-        """Of a tensor int64 [n]."""
+        """The integers of a tensor int64 [n]."""
         return [int(i) for i in self.tensor(name, (-1,), torch.int64)]

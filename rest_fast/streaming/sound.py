@@ -12,11 +12,11 @@ from rest_fast.errors import ArgumentError
 from rest_fast.media import downmix
 from rest_fast.units import RATE
 
-MARGIN = RATE // 100  # resampler's neighbourhood: past 10 ms, soxr HQ windows agree with the whole file to 3e-5
+MARGIN = RATE // 100  # samples around a window, for the resampler: with 10 ms it agrees with the whole file to 3e-5
 
 
 class SoundTimeline:
-    """Samples from the start of the stream; what is no longer needed is dropped.
+    """The samples of a stream from its start on; those that are no longer needed are dropped.
 
     Positions are absolute sample indices at ``rate``. Resampling works on fixed windows that start at a whole second,
     where every rate has a sample, so it keeps no state: it can be repeated, rolled back and moved.
@@ -26,7 +26,7 @@ class SoundTimeline:
         if isinstance(rate, bool) or not isinstance(rate, int) or not 8000 <= rate <= 96000:
             raise ArgumentError(f"session: sample_rate: expected an integer in 8000..96000 Hz, got {rate!r}")
         self.rate = rate
-        self.start = self.end = 0  # absolute indices of what is kept
+        self.start = self.end = 0  # the kept samples are [start, end)
         self.fixed = False  # whether a push has set dtype and channels
         self._pieces: deque[np.ndarray] = deque()  # as pushed: a long queue is never copied to take from its front
         self._like = np.zeros(0, np.float32)  # dtype and channels of silence
@@ -61,17 +61,17 @@ class SoundTimeline:
         self._replace(self.raw(self.start, max(self.start, min(position, self.end))))
 
     def drop_before(self, position: int) -> None:
-        """Forget pieces that end before, and that have no say in the mix of what comes after."""
+        """Forget the pieces that end before, and that do not affect the mix of what comes after."""
         while self._pieces and self.start + len(self._pieces[0]) <= position - downmix.REACH:
             self.start += len(self._pieces.popleft())
 
     def oldest(self, frame: int, back: int) -> int:
-        """A sample before all that windows read which begin ``back`` samples at 16 kHz before this frame, or later."""
+        """A position before all that windows read which begin ``back`` 16 kHz samples before this frame, or later."""
         reach = back + self.margin + RATE  # windows start at a whole second
         return self.sample_of(frame) - reach * self.rate // RATE - 1
 
     def raw(self, a: int, b: int) -> np.ndarray:
-        """The caller's own samples [a, b); zeros beyond the end."""
+        """The samples [a, b) as the caller pushed them; zeros beyond the end."""
         assert a >= self.start, f"sound: sample {a} was dropped (kept from {self.start})"
         out, at = self._silence(b - a), self.start
         for piece in self._pieces:
@@ -91,7 +91,7 @@ class SoundTimeline:
         return np.pad(piece, (low - a, b - high))
 
     def needed(self, end16: int) -> int:
-        """Samples that must be there for 16 kHz positions before ``end16``."""
+        """Number of samples that must be there to compute the 16 kHz positions before ``end16``."""
         return -(-(end16 + self.margin) * self.rate // RATE)
 
     @property

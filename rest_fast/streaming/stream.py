@@ -3,12 +3,12 @@
 Whoever runs it (a session, an engine, an evaluation) calls it from the model's worker, in order:
 
     stream.push(samples); stream.end_segment()          # what came
-    block = stream.make_block(); stream.deliver()       # while stream.shows()
-    job = stream.next_chunk()                           # when nothing is left to show, and stream.due()
+    block = stream.make_block(); stream.deliver()       # while stream.prepare_block()
+    job = stream.next_chunk()                           # when there is no further block, and stream.due()
     stream.accept(job, sampler.run(cache, [job])[0])    # or stream.drop(job)
 
-Frames depend on the order of these calls and on nothing else. A job that was not run leaves no trace. One that was run
-has moved the cache on, so it is accepted, or dropped: then the context is rebuilt.
+Frames depend on the order of these calls and on nothing else. A job that was not run leaves no trace. A job that was
+run has advanced the cache, so it has to be accepted or dropped; after a drop the context is rebuilt.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from rest_fast.models.rest import REST
 from rest_fast.models.speech import speech_window
 from rest_fast.streaming.block import Block, Latent
 from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.decoder import BlockDecoder
-from rest_fast.streaming.decoder import Read as DecoderContent
+from rest_fast.streaming.decoder import BlockDecoder, DecoderContent
 from rest_fast.streaming.metrics import Stopwatch
 from rest_fast.streaming.sampler import Branches, ChunkJob, ChunkSampler, ContextChunk
 from rest_fast.streaming.snapshot import Fields, SessionState
@@ -39,7 +38,7 @@ from rest_fast.units import RATE
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """A snapshot, read and found to fit; see :meth:`Stream.read`."""
+    """What a snapshot holds of a stream, read and checked; see :meth:`Stream.read`."""
 
     timeline: Timeline
     stale: bool
@@ -50,7 +49,7 @@ class Content:
 
 class Stream:
     """Args:
-    sampler, cache, rows: what generates its chunks, and the cache rows that are its own.
+    sampler, cache, rows: the sampler that generates its chunks, a cache, and this stream's own rows of it.
     rate: of the sound, Hz.
     seed: of the noise.
     decode: how the VAE sees time; see :meth:`rest_fast.models.vae.TemporalVAE.stream`.
@@ -81,10 +80,11 @@ class Stream:
         with torch.inference_mode():
             silent = Latent(avatar.reference.to(model.device), self._codes(-self.chunk, 0)[0, 0])
             self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode, self.lead)
-        # the latest latents, generated and kept; before the stream there was the reference, silent
-        self.before = max(self.context, 1)  # one for a decoder that begins with it
-        kept = self.before + self.lead + self.chunk + self.decoder.ahead
-        self.history = deque([silent] * self.before, maxlen=kept)
+        # The latest latents. What stands before the first one is the reference, silent: as often as a context needs
+        # it, and at least once, for a decoder that begins with it.
+        self.leading_references = max(self.context, 1)
+        longest = self.leading_references + self.lead + self.chunk + self.decoder.ahead
+        self.history = deque([silent] * self.leading_references, maxlen=longest)
         self.watch = Stopwatch()
 
     @classmethod
@@ -108,7 +108,7 @@ class Stream:
         self.timeline.deliver()
 
     def back_to(self, shown: int) -> None:
-        """Forget latents from ``shown`` on: timeline, queued speech, decoder; the context is rebuilt when needed."""
+        """Forget the latents from ``shown`` on and all queued speech; the context is rebuilt with the next chunk."""
         taken_back = self.timeline.generated - shown
         self.timeline.back_to(shown)
         for _ in range(taken_back):
@@ -124,7 +124,7 @@ class Stream:
 
     @torch.inference_mode()
     def next_chunk(self, idle: bool = False) -> ChunkJob:
-        """The next chunk; with ``idle`` one of silence, before what is queued."""
+        """The next chunk; with ``idle`` a chunk of silence, which comes before what is queued."""
         timeline = self.timeline
         assert timeline.waiting <= self.decoder.ahead, "stream: the latents of the last chunk are to be shown first"
         with self.watch("features"):
@@ -138,7 +138,7 @@ class Stream:
         self.stale = True
 
     def accept(self, job: ChunkJob, latents: torch.Tensor) -> None:
-        """The latents fp32 [N, C] that the job gave."""
+        """Take over the latents fp32 [N, C] that the job gave."""
         plan = job.plan
         pairs = zip(latents.unflatten(0, (self.chunk, -1)), job.codes[0], strict=True)
         made = [Latent(z, code, plan.idle) for z, code in pairs][: plan.keep]
@@ -149,7 +149,7 @@ class Stream:
 
     @torch.inference_mode()
     def generate(self, idle: bool = False) -> None:
-        """The next chunk by this stream's own sampler."""
+        """Generate the next chunk with this stream's own sampler."""
         job = self.next_chunk(idle)
         with self.watch("denoise"):
             latents = self.sampler.run(self.cache, [job])[0]
@@ -170,9 +170,9 @@ class Stream:
             self.cache.open(self.rows.uncond, *self.model.null_sink)
 
     def _context(self) -> tuple[ContextChunk, ...]:
-        """Rows as at the start, and the latest latents that are to be their context; positions start anew.
+        """Reset the cache rows, and give the latest latents that are to become their context; positions start anew.
 
-        A stream that is back at its start has none: its first chunk sees the sink and itself, as any first chunk.
+        A stream that is back at its start has no context: its first chunk sees the sink and itself, as any first chunk.
         """
         self._open_rows()
         count = min(-(-self.timeline.generated // self.chunk) * self.chunk, self.context)
@@ -188,10 +188,13 @@ class Stream:
     # -- one block
 
     @torch.inference_mode()
-    def shows(self) -> bool:
-        """Whether a latent that was generated can be shown; a decoder that looks ahead is fed with the latest."""
+    def prepare_block(self) -> bool:
+        """Decode what the next block needs; False when no generated latent can be shown yet.
+
+        Only a decoder that looks ahead has something to do here: it is fed with the latest latents.
+        """
         while self.timeline.waiting and not self.decoder.has_next():
-            known = self.timeline.generated, self.timeline.complete
+            known = self.timeline.generated, self.timeline.at_segment_end
             if self.decoder.fed == known:
                 return False
             with self.watch("decode"):
@@ -208,18 +211,18 @@ class Stream:
 
     @torch.inference_mode()
     def make_block(self, epoch: int = 0) -> Block:
-        """Of the first latent that was not delivered."""
+        """The block of the first latent that was not delivered."""
         latent, index, timeline = self.upcoming, self.timeline.delivered, self.timeline
         a, b, true_end = timeline.border(index), timeline.border(index + 1), timeline.true_end(index)
         true = 0 if latent.idle else b - a if true_end is None else max(0, true_end - a)
         audio, pts = timeline.sound.raw(a, b), index * self.model.config.latent_seconds
         with self.watch("decode", counts=not self.decoder.looks_ahead):
-            video = self.decoder.take(latent.z, index)  # last: what was decoded is not to be lost
+            video = self.decoder.take(latent.z, index)  # the last call that can fail, so that no decoded block is lost
         self.watch.block(self.model.config.latent_seconds)
         return Block(video, audio, pts, epoch, latent.idle, true_end is not None, true)
 
     def unmake(self, block: Block) -> None:
-        """Back to the state before this block was made; it is made again."""
+        """Return to the state before this block was made; it will be made again."""
         self.decoder.put_back(block.video)
 
     def forget(self) -> None:
@@ -228,7 +231,10 @@ class Stream:
 
     @property
     def lookahead_ms(self) -> float:
-        """Sound that must follow a chunk before all of it is shown: features, resampler, latents of the decoder."""
+        """Milliseconds of sound that must follow a chunk before all of it is shown.
+
+        The features, the resampler and a decoder that looks ahead ask for it.
+        """
         sound = (self.model.features.ahead + self.timeline.sound.margin) / RATE
         return 1000 * (sound + self.decoder.ahead * self.model.config.latent_seconds)
 
@@ -246,7 +252,7 @@ class Stream:
         }
 
     def snapshot(self, **more: Any) -> SessionState:
-        """Everything that is this stream's, and ``more`` values beside it."""
+        """The whole state of this stream, and ``more`` values with it."""
         tensors: dict[str, torch.Tensor] = {}
         committed = []
         for i, row in enumerate(self._row_numbers()):
@@ -266,7 +272,7 @@ class Stream:
         return SessionState(tensors, meta | self.timeline.to_meta() | more)
 
     def read(self, fields: Fields) -> Content:
-        """What :meth:`put` takes. Raises: :class:`rest_fast.StateError`; the stream stays as it was."""
+        """Read what :meth:`put` takes. Raises: :class:`rest_fast.StateError`; the stream stays as it was."""
         timeline = self.timeline.read(fields)
         stale, history = fields.flag("_stale_context"), self._read_history(fields, timeline)
         timeline.idle = history[-1].idle
@@ -274,7 +280,7 @@ class Stream:
         return Content(timeline, stale, history, decoder, self._read_rows(fields, timeline))
 
     def put(self, content: Content) -> None:
-        """Continue from there. Cannot fail."""
+        """Continue from this content. Cannot fail."""
         for row, state in content.rows.items():
             self.cache.restore(row, state)
         self.decoder.put(content.decoder)
@@ -285,11 +291,11 @@ class Stream:
         return [row for row in (self.rows.cond, self.rows.uncond) if row is not None]
 
     def _read_history(self, fields: Fields, timeline: Timeline) -> list[Latent]:
-        """The latest latents, and before the first the reference as often as a context or the decoder needs it."""
+        """The latest latents, with the leading references as far as they are still in the history."""
         idle, config, device = fields.array("idle", bool), self.model.config, self.model.device
         z, code = (config.tokens, config.vae.latent_channels), (config.speech.tokens, config.speech.width)
-        low = self.before + timeline.generated - timeline.floor
-        high = min(self.before + timeline.generated, self.history.maxlen or 0)
+        low = self.leading_references + timeline.generated - timeline.floor
+        high = min(self.leading_references + timeline.generated, self.history.maxlen or 0)
         fields.require(low <= len(idle) <= high, "idle", f"{low} to {high} of them", len(idle))
         wide = [torch.float32] + [torch.float64] * (self.model.dtype == torch.float64)
         return [
@@ -302,7 +308,7 @@ class Stream:
         ]
 
     def _read_rows(self, fields: Fields, timeline: Timeline) -> dict[int, tuple[torch.Tensor, torch.Tensor, int]]:
-        """Contents of the cache rows. What no step reads before it is written may be anything."""
+        """Contents of the cache rows. Slots that are written before they are read may hold anything."""
         cache, rows = self.cache, self._row_numbers()
         most = timeline.drawn // self.chunk + self.model.config.stream.context_chunks
         committed = fields.array("committed", int)

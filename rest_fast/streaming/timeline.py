@@ -1,4 +1,4 @@
-"""Which latents of a stream exist, which are due, and the sound that goes with them. Integers and samples only.
+"""Which latents of a stream exist, which are due, and the sound that goes with them: only integers and samples.
 
 Time is counted in latents of 8 frames from the start of the stream:
 
@@ -26,12 +26,12 @@ from rest_fast.units import FRAME
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """A chunk that is to be generated: latents from ``first`` on, of which ``keep`` are kept."""
+    """A chunk to generate: the latents from ``first`` on, of which the first ``keep`` are kept."""
 
     first: int
     keep: int
-    limit: int  # the sample from which on it hears silence
-    idle: bool  # it hears nothing but silence from its first frame on
+    limit: int  # the chunk hears silence from this sample on
+    idle: bool  # it hears silence from its first frame on, since nothing was due
 
 
 class Timeline:
@@ -39,7 +39,7 @@ class Timeline:
     rate: of the sound, Hz.
     chunk: latents that are generated at once.
     lead: delivered latents that an interrupt can take back.
-    back, ahead: samples at 16 kHz that the features need before a chunk's past and behind its end.
+    back, ahead: samples at 16 kHz that the features need before and after the frames they are computed for.
     """
 
     def __init__(self, rate: int, *, chunk: int, lead: int, back: int, ahead: int):
@@ -47,18 +47,19 @@ class Timeline:
         self.chunk, self.lead, self.back, self.ahead = chunk, lead, back, ahead
         self.segments: deque[tuple[int, int]] = deque()  # (latent where it ends, its last true sample), not yet passed
         self.drawn = self.generated = self.delivered = self.floor = 0
-        self.idle = False  # whether the latest chunk is
+        self.idle = False  # whether the latest chunk is idle
 
     # -- what comes in, in order
 
     def end_segment(self) -> None:
-        """The sound so far is complete: silence fills it up to the next latent border."""
+        """End a segment: silence fills the sound up to the next latent border."""
         end = self.sound.end
         recorded = self.segments[-1][0] if self.segments else 0
         latent = start = max(self.generated, recorded)
         while self.border(latent) < end:
             latent += 1
-        ends_here = start > recorded and self.waiting > 0 and not self.idle  # on the chunk's border
+        # sound that ends on the latest chunk's border leaves no latent to generate, but still ends a segment
+        ends_here = start > recorded and self.waiting > 0 and not self.idle
         if latent > start or ends_here:
             self.segments.append((latent, end))
             self.sound.pad_to(self.border(latent))
@@ -82,7 +83,7 @@ class Timeline:
         return self.generated - self.delivered
 
     @property
-    def complete(self) -> bool:
+    def at_segment_end(self) -> bool:
         """Whether a segment ends with the latest latent."""
         return any(end == self.generated for end, _ in self.segments)
 
@@ -101,7 +102,7 @@ class Timeline:
         self.sound.drop_before(self._oldest(self.floor))
 
     def _oldest(self, floor: int) -> int:
-        """A sample before all that the features of latents from ``floor`` on hear."""
+        """A sample that lies before all sound that the features of the latents from ``floor`` on read."""
         return self.sound.oldest(TEMPORAL * (floor - 1), self.back)
 
     # -- what comes next
@@ -123,15 +124,15 @@ class Timeline:
         return ChunkPlan(first, min(self.chunk, end - first), self.border(end), False)
 
     def accept(self, plan: ChunkPlan) -> None:
-        """The chunk was generated."""
-        if plan.idle:  # what is queued comes after
+        """Record that the chunk was generated."""
+        if plan.idle:  # what is queued comes after it
             self.sound.insert_silence(plan.limit, self.border(plan.first + self.chunk) - plan.limit)
         self.drawn += self.chunk
         self.generated += plan.keep
         self.idle = plan.idle
 
     def _segment(self) -> int | None:
-        """Latent where the segment of the next latent ends; None while it is open."""
+        """The latent where the segment that holds the next latent ends; None while that segment is open."""
         return next((end for end, _ in self.segments if end > self.generated), None)
 
     # -- as data
@@ -148,7 +149,7 @@ class Timeline:
         }
 
     def read(self, fields: Fields) -> Timeline:
-        """A timeline as :meth:`to_meta` and the tensor ``sound`` tell, for the same model and rate.
+        """The timeline that :meth:`to_meta` and the tensor ``sound`` describe, for the same model and rate.
 
         Raises: :class:`rest_fast.StateError`.
         """
@@ -163,7 +164,7 @@ class Timeline:
         return found
 
     def _read_sound(self, fields: Fields) -> SoundTimeline:
-        """From no later than the oldest window that can be asked for, to no earlier than the last latent."""
+        """The kept sound: from before the oldest window that can be asked for, at least to the end of the latents."""
         fixed = fields.flag("sound_fixed")
         try:
             samples = media.own_pcm(fields.tensors.get("sound"))
@@ -177,7 +178,7 @@ class Timeline:
         return SoundTimeline.restore(self.sound.rate, start, samples, fixed)
 
     def _read_segments(self, fields: Fields) -> deque[tuple[int, int]]:
-        """In order, and within the sound."""
+        """Ends of segments, in order and within the sound."""
         pairs, before, end = fields.pairs("segments"), 0, self.sound.end
         for latent, last in pairs:
             ok = before < latent and self.border(latent - 1) < last <= self.border(latent) <= end

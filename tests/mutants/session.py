@@ -107,7 +107,8 @@ RESTORING = [
 ]  # fmt: skip
 
 DECODING = [
-    ("the decoder goes on from where it was", DECODER, "(shown, True), False", "(shown, True), self._whole", DEFAULT),
+    ("the decoder goes on from where it was", DECODER, "(shown, True), False", "(shown, True), self._at_latest",
+     DEFAULT),
     ("what was shown is not decoded again", DECODER, "if self._behind:", "if False:", AHEAD),
     ("a segment's last latents stay provisional", DECODER, "provisional = 0 if last else self.ahead",
      "provisional = self.ahead", AHEAD),

@@ -19,7 +19,7 @@ from tests.kit.toys import photo, sound
 def blocks_of(stream: Stream) -> list:
     """Blocks that are ready."""
     blocks = []
-    while stream.shows():
+    while stream.prepare_block():
         blocks.append(stream.make_block())
         stream.deliver()
         stream.forget()
@@ -146,7 +146,7 @@ def test_a_segment_ends_at_the_next_border_and_its_chunk_hears_nothing_more():
     plan = timeline.plan()
     assert (plan.first, plan.keep, plan.limit, plan.idle) == (0, 2, 2 * 5120, False)
     timeline.accept(plan)
-    assert (timeline.generated, timeline.drawn, timeline.complete) == (2, 3, True)
+    assert (timeline.generated, timeline.drawn, timeline.at_segment_end) == (2, 3, True)
     assert (timeline.true_end(0), timeline.true_end(1)) == (None, 5121)
     heard = timeline.sound.window16(0, 2 * 5120, plan.limit)
     assert heard[:5121].all() and not heard[5121:].any()
