@@ -1,4 +1,4 @@
-"""The networks. :class:`TemporalVAE` is of use on its own, with the memory and the scratch of its streams; the others
+"""The networks. :class:`TemporalVAE` can be used on its own, with the memory and the scratch of its streams; the others
 are parts of :class:`rest_fast.Model`."""
 
 from rest_fast.models.vae import TemporalVAE

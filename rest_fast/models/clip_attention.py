@@ -1,4 +1,4 @@
-"""Self-attention of a whole clip in the three layouts: the functional reference of what a cache does chunk by chunk.
+"""Self-attention of a whole clip in three layouts: the functional reference of what the cache does chunk by chunk.
 
 ``full``: every token sees every token. ``teacher``: all frames at once, the reference isolated. ``streaming``: chunk i
 sees the reference, the chunks of its context and itself, at the positions that it has in the window. Without a sink
@@ -28,7 +28,7 @@ class Context:
     """How training treats the context that chunks of the ``streaming`` layout see."""
 
     gradient: bool = True  # whether a chunk's error reaches the context that it saw
-    keys_values: dict[int, KeysValues] | None = None  # by layer: context of another pass, in place of this one's
+    keys_values: dict[int, KeysValues] | None = None  # by layer: taken as context instead of this pass's own
     record: dict[int, KeysValues] | None = None  # filled by layer with this pass's keys and values
 
 

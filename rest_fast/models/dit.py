@@ -29,7 +29,7 @@ fn = ops.functional
 
 @dataclass
 class Lanes:
-    """The slots of a cache as one step sees them; what varies per lane are int32 [B] on the device."""
+    """The slots of a cache as one step sees them. What differs from lane to lane is int32 [B] on the device."""
 
     k: torch.Tensor  # [L, rows, rings, slots, H, D]
     v: torch.Tensor
@@ -37,7 +37,7 @@ class Lanes:
     row_index: torch.Tensor
     ring_index: torch.Tensor
     write_slot: torch.Tensor
-    base: torch.Tensor  # row of rope_t where the chunk's first frame stands
+    base: torch.Tensor  # index in rope_t of the position of the chunk's first frame
     n_valid: torch.Tensor
     host_n_valid: list[int]
 
@@ -81,7 +81,7 @@ class Modulation:
     final: torch.Tensor
 
     def block(self, i: int, lanes: int) -> torch.Tensor:
-        """[6, lanes, F, W]: vectors of one evaluation may be shared by all lanes (B = 1)."""
+        """[6, lanes, F, W]. With B = 1 all lanes share the same vectors."""
         return self.blocks[i].expand(-1, lanes, -1, -1)
 
 
@@ -109,7 +109,7 @@ class StreamingDiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Start as a near identity: open gates, no modulation, small branches, zero output and audio."""
+        """Start close to the identity: open gates, no modulation, small branches, zero output and zero audio."""
         depth = 0.02 / math.sqrt(2 * len(self.blocks))
         for block in self.blocks:
             nn.init.ones_(block.table[2].data)
@@ -128,7 +128,7 @@ class StreamingDiT(nn.Module):
         """Keys and values of the fixed prompt [1, 1, tokens, H, D], per block: constants of the model."""
         if not self.config.text_tokens:
             return [None] * len(self.blocks)
-        projected = self.caption(self.prompt)[:, None]  # to attention, one frame that all tokens see
+        projected = self.caption(self.prompt)[:, None]  # text attention sees it as one frame that all tokens attend to
         return [block.text.keys_values(projected) for block in self.blocks]
 
     def audio_kv(self, codes: torch.Tensor | None) -> list[KV | None]:

@@ -13,7 +13,7 @@ from rest_fast.models.linear import linear
 
 fn = ops.functional
 KV = tuple[torch.Tensor, torch.Tensor]
-Branch = tuple[torch.Tensor | None, torch.Tensor | None]  # what is to be added to the residual stream, and its gate
+Branch = tuple[torch.Tensor | None, torch.Tensor | None]  # what will be added to the residual stream, and its gate
 
 
 class Workspace:
@@ -86,7 +86,7 @@ class DiTBlock(nn.Module):
         codes: torch.Tensor | None,
     ) -> torch.Tensor:
         """x [B, N, W], six [B, F, 6, W], prompt [1, tokens, W], codes [B, F, A, Wa]. Differentiable."""
-        # FSDP has the block's weights whole while this runs, and at no other time: nothing of them is used elsewhere
+        # FSDP gathers the block's weights only while this runs, so nothing outside of this method may use them.
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(six)
         y = fn.norm_modulate(x, scale1, shift1, self.eps)
         x = fn.gated_residual(x, self.attn.out(attend(self.attn.qkv(y))), gate1)
@@ -108,9 +108,9 @@ class DiTBlock(nn.Module):
         audio: KV | None,
         pending: Branch,
     ) -> Branch:
-        """The same in place on ``work.x``, to which the branch of the block before is added on the way to the norm.
+        """The same in place on ``work.x``. The first norm also adds ``pending``, the last branch of the block before.
 
-        ``work.y`` is scratch. Returns the last branch and its gate: the next block's, or the end's, to add.
+        ``work.y`` is scratch. Returns this block's last branch and its gate, which the next block, or the end, adds.
         """
         x, y = work.x, work.y
         shift1, scale1, gate1, shift2, scale2, gate2 = mod

@@ -1,8 +1,8 @@
-"""Linear layers: without gradients, and on the CPU, through oneDNN, with the GELU behind one inside the product.
+"""Linear layers. On the CPU and without gradients, oneDNN computes them, together with a GELU that follows.
 
-PyTorch takes MKL for float32, half as fast as oneDNN on an AMD processor (docs/measured_facts.md), and a separate GELU
-costs half of the product before it. Small frozen weights are kept a second time in oneDNN's order, others are reordered
-as they are read, which a large product hides.
+For float32 PyTorch would take MKL, which is half as fast on an AMD processor (docs/measured_facts.md), and a separate
+GELU costs half as much as the product before it. Small frozen weights are kept a second time in oneDNN's order; others
+are reordered as they are read, which takes little time beside a large product.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import nn
 from rest_fast.ops.derived import derived
 
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
-ROWS = 128  # what the order is made for: always the same, so that results do not depend on who called first
+ROWS = 128  # of x that the order is made for: always the same, so that results do not depend on the first call
 
 
 def _dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN multiplies on this processor; bfloat16 wants AVX-512. Measured and tested on x86-64 alone."""
+    """Dtypes that oneDNN multiplies on this processor; bfloat16 needs AVX-512. Measured and tested on x86-64 only."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return ()
@@ -39,7 +39,7 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Te
     if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, bias, x):
         y = layer(x)
         return F.gelu(y, approximate="tanh") if gelu else y
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph wants no such state
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph must not keep weights
     if weight.numel() <= SMALL and not traced:
         source = weight
         weight = derived(layer, "reordered", (source,), lambda: _reordered(source.detach()), learning=source)
@@ -47,7 +47,7 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Te
 
 
 def _plain(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> bool:
-    """Whether nothing but the product is asked for."""
+    """Whether the layer is nothing but a product: no gradient, no hooks, no subclass, no autocast."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return False
     bare = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks

@@ -1,8 +1,8 @@
 """Where latent frames and tokens stand: the rotary tables of a configuration, built once.
 
 The height and the width of the grid never change. In time there are two kinds of positions
-(``StreamConfig.positions``): those of the ``window`` stop growing once it is full, since commit turns the context keys
-back by a chunk; ``absolute`` ones go on for as long as the stream lasts.
+(``StreamConfig.positions``). Those of the ``window`` stop growing once it is full, since commit rotates the context
+keys back by a chunk. ``absolute`` positions grow for as long as the stream lasts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PositionTables(nn.Module):
     y: torch.Tensor  # [h, n, 2]
     x: torch.Tensor  # [w, n, 2]
     window: torch.Tensor  # [frames of the window, n, 2]
-    chunk_back: torch.Tensor  # [n, 2]: what commit turns context keys by
+    chunk_back: torch.Tensor  # [n, 2]: the rotation that commit applies to context keys
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -56,7 +56,7 @@ class PositionTables(nn.Module):
         return rope.token_table(self.time(times), self.y, self.x, self.width)
 
     def base(self, chunk: int) -> int:
-        """Position of the first frame of chunk i: window positions stop growing when the window is full."""
+        """Position of the first frame of a chunk, by its number; those of the window stop growing when it is full."""
         if self.stream.positions == "window":
             chunk = min(chunk, self.stream.context_chunks)
         return 1 + self.stream.chunk * chunk

@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 class REST(nn.Module):
-    """VAE, SpeechAE encoder and DiT of one configuration. Holds nothing of a stream: streams share it.
+    """VAE, SpeechAE encoder and DiT of one configuration. It holds nothing of a stream, so streams share it.
 
-    ``threads``: of a CPU, for what it computes; see :func:`rest_fast.load`.
+    ``threads``: CPU threads for what it computes; see :func:`rest_fast.load`.
     """
 
     def __init__(self, config: ModelConfig, *, whisper: Any = None, threads: int | None = None):
@@ -56,17 +56,17 @@ class REST(nn.Module):
         return worker(self.device)
 
     def team(self) -> tuple[int, bool]:
-        """OpenMP threads for a job of this model: how many at most, and whether fewer may do.
+        """The largest number of OpenMP threads for a job of this model, and whether fewer are allowed.
 
-        The frames of a model of the demo's sizes do not depend on the number (tested); at other sizes MKL may share
-        one sum among threads, and the last bits of bfloat16 products depend on it at any.
+        The frames of a model of the demo's sizes do not depend on the number, which is tested. At other sizes MKL may
+        divide one sum between threads, and in bfloat16 the last bits of products depend on the number at any size.
         """
         if self.threads is not None:
             return self.threads, False
         return min(torch.get_num_threads(), self._cores), self._any_threads and self.dtype == torch.float32
 
     def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """``job(*args, **kwargs)``, done by the model's worker and waited for."""
+        """``job(*args, **kwargs)`` in the model's worker; waits for the result."""
         return self.worker.run(*self.team(), job, *args, **kwargs)
 
     def submit(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
@@ -74,9 +74,9 @@ class REST(nn.Module):
         return self.worker.submit(*self.team(), job, *args, **kwargs)
 
     def compute_once(self, job: Callable[..., T], *args: Any) -> T:
-        """What a stream starts from, done in one thread, so that its last bits do not depend on the number of cores.
+        """Compute what streams start from in one thread, so that its last bits do not depend on the number of cores.
 
-        MKL computes it, and may share its longest sums: 768 inputs of 16 tokens with AVX2.
+        MKL computes it and may divide its longest sums between threads: with AVX2 those of 768 inputs and 16 tokens.
         """
         return self.worker.run(1, False, job, *args)
 
@@ -136,7 +136,7 @@ class REST(nn.Module):
         return (*self.parameters(), *self.buffers())
 
     def _apply(self, function, recurse=True):
-        """Another device or dtype: what was derived from the weights goes, with its memory."""
+        """On a change of device or dtype, drop what was derived from the weights, and free its memory."""
         forget(self)
         return super()._apply(function, recurse)
 

@@ -1,8 +1,8 @@
 """Speech: streaming features and SpeechAE (paper section 3.2; READ section 3.1).
 
-A video frame of 40 ms sees a window of feature positions, some past and some future, so the look-ahead is a constant.
-Features of a run of frames depend on a fixed window of 16 kHz samples around them and on nothing else: how the caller
-cut the sound cannot matter, and training data is made by the same call.
+A video frame of 40 ms sees a window of feature positions, some past and some future, so the look-ahead is constant.
+The features of a run of frames depend only on a fixed window of 16 kHz samples around them. So it does not matter how
+the caller cut the sound, and training data is made by the same call.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ class SpeechFeatures(Protocol):
 
 @dataclass(frozen=True)
 class SpeechWindow:
-    """The sound that the codes of a run of latents hear."""
+    """The sound that the codes of a run of latents depend on."""
 
-    start: int  # samples at 16 kHz from frame 0 on; negative before the stream
+    start: int  # in samples at 16 kHz from frame 0 on; negative before the stream
     end: int
     missing: int  # video frames before the stream, whose features are zero
 
 
 def speech_window(features: SpeechFeatures, first: int, frames: int) -> SpeechWindow:
-    """Of ``frames`` video frames from ``first`` on: theirs, those of the latent before (the encoder's past), and what
-    the features see on both sides. The one rule for sessions, evaluation and training data."""
+    """The window of ``frames`` video frames from ``first`` on; sessions, evaluation and training data all use it.
+
+    It covers these frames, those of the latent before, which the encoder sees as its past, and the samples that the
+    features need on both sides.
+    """
     past = first - TEMPORAL
     missing = max(0, min(TEMPORAL + frames, -past))
     return SpeechWindow(past * FRAME - features.back, (first + frames) * FRAME + features.ahead, missing)
@@ -139,8 +142,8 @@ def _frames(samples: torch.Tensor, back: int, ahead: int) -> int:
 class SpeechEncoder(nn.Module):
     """Features of 8 (k + 1) frames -> codes of the last k latent frames.
 
-    Three stride-2 convolutions that look one step back, so a code sees its own 8 frames and 7 before them: the first 8
-    frames of the input are that past (zeros at the start of a stream, where the reference's frame stands apart).
+    Each of three stride-2 convolutions looks one step back, so a code sees its own 8 frames and 7 before them. That is
+    why the input begins 8 frames early; at the start of a stream, where the reference stands alone, these are zeros.
     """
 
     def __init__(self, config: SpeechConfig):

@@ -1,9 +1,9 @@
 """Temporal VAE: 8 video frames and a square of pixels to one latent cell.
 
-A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Families behind one
+A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Two families share one
 interface (:mod:`~rest_fast.models.vae.family`): LTX-Video's (:mod:`~rest_fast.models.vae.ltx`) and the small one of the
-demo model (:mod:`~rest_fast.models.vae.basis`). A decode is ``causal`` where the decoder is: then piece by piece equals
-the whole. The released LTX-Video decoders are not; their stream looks ahead (docs/vae.md).
+demo model (:mod:`~rest_fast.models.vae.basis`). If a decoder is causal, decoding in pieces equals decoding the whole
+clip. The released LTX-Video decoders are not causal; their streams look ahead (docs/vae.md).
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class TemporalVAE(Codec):
 
     @property
     def causal(self) -> bool:
-        """Whether a decode piece by piece equals that of the whole."""
+        """Whether decoding in pieces equals decoding the whole clip."""
         return self.decoder.causal
 
     def pack(self) -> TemporalVAE:
-        """Weights of convolutions in the order in which they are read, constants derived: not to be done by a first
-        decode. For frozen weights; changing them later is allowed."""
+        """Reorder frozen weights as they are read and derive constants from them, so that no first decode has to.
+
+        The weights may still change later.
+        """
         for module in self.modules():
             weight = getattr(module, "weight", None)
             if hasattr(module, "path") and isinstance(weight, torch.nn.Parameter):
@@ -74,8 +76,8 @@ class TemporalVAE(Codec):
     ) -> torch.Tensor:
         """A clip: latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 8n, H, W], about -1..1.
 
-        ``exact`` is the whole clip at once. Other modes show what :meth:`stream` would give for it: lookahead in calls
-        of [reference, 3 new], then of 3 new latents, the plan of a session.
+        ``exact`` decodes the whole clip at once. Other modes give what :meth:`stream` would: lookahead decodes the
+        reference with 3 new latents, then 3 new latents in each call, as a session does.
         """
         stream = self._stream(read_mode(mode, self.causal, whole=True), reference, seed)
         if stream.mode.name != "lookahead":
@@ -98,10 +100,10 @@ class TemporalVAE(Codec):
         Args:
             mode: ``causal`` or, for a decoder that is not, ``lookahead(L)`` with L latents of delay; None for the one
                 that fits the checkpoint, with L = 1. Never switched silently.
-            reference: the true first frame [B, 3, 1, H, W] in -1..1: the demo's decoder takes what stands still from
-                it, LTX-Video's has no use for it. Without it the first latent has to do.
+            reference: the true first frame [B, 3, 1, H, W] in -1..1. The demo's decoder takes what stands still from
+                it, or from the first latent without it; LTX-Video's decoder does not use it.
             seed: of the decoder's own noise (LTX-Video 0.9.1 and later).
-            workspace: scratch to share among streams that decode in turn.
+            workspace: scratch that streams which decode in turn may share.
         """
         return self._stream(read_mode(mode, self.causal), reference, seed, workspace)
 
@@ -116,9 +118,9 @@ class TemporalVAE(Codec):
         return DecodeStream(self, mode, kept, seed, workspace)
 
     def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
-        """In which dtype the demo's decoder, in fp32 otherwise, convolves while no gradient is wanted; None: fp32, too.
+        """Set the dtype in which the demo's fp32 decoder convolves when no gradient is needed; None: fp32, too.
 
-        Streams that are open keep theirs.
+        Open streams keep their dtype.
 
         Raises: ValueError for LTX-Video's, which computes in the dtype of its weights throughout.
         """

@@ -1,11 +1,12 @@
-"""The demo model's VAE: a linear space-time basis per latent position; a mixer and a post-net behind its decoder.
+"""The demo model's VAE: a linear space-time basis per latent position, and a mixer and a post-net in its decoder.
 
 A block of 8 frames x 32 x 32 pixels is projected frame by frame on ``spatial_rank`` components, and the 8 x rank
 coefficients on ``latent_channels``; each position has its own bases, since a portrait's parts stay in place. The first
-frame of a clip stands for a block of 8 copies. The bases are orthonormal, so the linear decoder is the transpose. What
-a block cannot know alone (seams, steps at latent borders, motion that the basis leaves out) is put back twice: the
-mixer, a small transformer, corrects the coefficients from those of all blocks of this latent and the one before; the
-post-net, a causal convolution, corrects the picture, and takes what stands still from the reference photo itself.
+frame of a clip stands for a block of 8 copies. The bases are orthonormal, so the linear decoder is the transpose. A
+block alone cannot avoid seams and steps at latent borders, nor show motion that the basis leaves out. Two networks
+correct that. The mixer, a small transformer, corrects the coefficients, given those of all blocks of this latent and
+of the one before. The post-net, a causal convolution, corrects the picture, and takes what stands still from the
+reference photo itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MOVE = 12.0  # pixels that the reference can be moved at most, along either axis
 
 
 class SpaceTimeBasis(nn.Module):
-    """Orthonormal bases per position P = h w: what one block of pixels keeps."""
+    """Orthonormal bases of blocks of pixels, for each of the P = h w positions."""
 
     def __init__(self, config: BasisVAEConfig, grid: tuple[int, int]):
         super().__init__()
@@ -71,7 +72,7 @@ class SpaceTimeBasis(nn.Module):
         return torch.einsum("bnpfr,pxr->bnpfx", coefficients, self.spatial) + self.mean[:, None]
 
     def weigh_motion(self, frames: torch.Tensor, power: int = 1) -> torch.Tensor:
-        """Scale what changes over the 8 frames of [..., 8, rank] against their mean; power -1 is the inverse."""
+        """Scale the deviation from the mean over the 8 frames of [..., 8, rank]; power -1 is the inverse."""
         mean = frames.mean(-2, keepdim=True)
         return mean + self.motion_weight**power * (frames - mean)
 
@@ -113,7 +114,7 @@ class MixerLayer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Corrects the coefficients of all blocks together; one token for each frame of each block."""
+    """Corrects the coefficients of all blocks together; each frame of each block is a token."""
 
     def __init__(self, config: BasisVAEConfig, positions: int):
         super().__init__()
@@ -123,7 +124,7 @@ class Mixer(nn.Module):
         self.layers = nn.ModuleList(MixerLayer(width, config.mixer_heads) for _ in range(config.mixer_layers))
         self.norm = nn.LayerNorm(width)
         self.proj_out = nn.Parameter(torch.zeros(positions, width, rank))  # starts as the identity
-        self.reach = nn.Parameter(torch.ones(positions, 1, rank))  # how far a coefficient is corrected
+        self.reach = nn.Parameter(torch.ones(positions, 1, rank))  # scale of each coefficient's correction
 
     def forward(self, coefficients: torch.Tensor, state: StreamState) -> torch.Tensor:
         """[B, n, P, 8, rank] -> the same."""
@@ -137,10 +138,10 @@ class Mixer(nn.Module):
 
 
 class PostNet(nn.Module):
-    """Causal convolutional repair of the basis picture; knows where it is through a table of positions.
+    """A causal convolutional network that corrects the basis picture; a table tells it the position of each pixel.
 
-    It sees the reference picture, too, and may show it instead, pixel by pixel, moved by a smooth field: what stands
-    still or only moves stays sharp.
+    It also sees the reference picture. A gate blends that in, pixel by pixel, moved by a smooth field, so that what
+    stands still or only moves stays sharp.
     """
 
     def __init__(self, config: BasisVAEConfig, size: tuple[int, int]):
@@ -148,7 +149,7 @@ class PostNet(nn.Module):
         t, h, w = self.patch = config.post_patch
         pixels, channels = 3 * t * h * w, config.post_channels
         self.eps = config.post_norm_eps
-        self.dtype: torch.dtype | None = None  # of ``step`` on fp32 pictures in a new stream; None: fp32, too
+        self.dtype: torch.dtype | None = None  # of the convolutions in ``step`` in new streams; None: that of pictures
         self.conv_in = CausalConv3d(pixels + 3 * h * w, channels)
         self.position = nn.Parameter(torch.zeros(channels, 1, size[0] // h, size[1] // w))
         self.blocks = nn.ModuleList(ResBlock(channels, eps=self.eps) for _ in range(config.post_blocks))
@@ -234,7 +235,7 @@ class BasisDecoder(Decoder):
 
     def __init__(self, config: BasisVAEConfig, basis: SpaceTimeBasis, grid: tuple[int, int]):
         super().__init__()
-        # held in a tuple: the weights are the encoder's, and belong in a checkpoint once
+        # in a tuple, so that the weights, which are the encoder's, are in a checkpoint only once
         self._basis = (basis,)
         self.mixer = Mixer(config, grid[0] * grid[1])
         self.post = PostNet(config, (grid[0] * config.patch_size, grid[1] * config.patch_size))
@@ -264,10 +265,10 @@ class BasisDecoder(Decoder):
         self.post.dtype = dtype
 
     def linear(self, latents: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the post-net gets: basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W]."""
+        """The post-net's inputs: basis picture [B, 3, 8n, H, W] and reference [B, 3, 1, H, W]."""
         (basis,) = self._basis
         picture = basis.pictures(basis.synthesise(self.mixer(basis.expand(latents), state)))
-        # without the true one the reference is the first picture as far as the latents tell it
+        # Without the true first frame, the picture decoded from the first latent is the reference.
         reference = state.histories.setdefault(REFERENCE, picture[:, :, TEMPORAL - 1 : TEMPORAL].clone())
         return picture, reference.to(picture.dtype).expand(len(picture), -1, -1, -1, -1)
 

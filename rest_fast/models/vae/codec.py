@@ -23,9 +23,10 @@ FAMILIES: dict[str, Callable[[Any, tuple[int, int] | None], tuple[nn.Module, Dec
 
 
 class Codec(nn.Module):
-    """Latents are normalised by the statistics.
+    """An encoder, a decoder and the statistics by which latents are normalised.
 
-    From the configuration of a model pictures have its size; from that of a VAE alone any whole number of cells.
+    With the configuration of a model, pictures have the model's size; with that of a VAE alone they may have any whole
+    number of cells.
     """
 
     latents_mean: torch.Tensor
@@ -43,10 +44,10 @@ class Codec(nn.Module):
         name_memories(self)
 
     def denormalised(self, latents: torch.Tensor, index: int, seed: int) -> torch.Tensor:
-        """What the decoder reads: noise mixed in where the checkpoint says so, then mean and deviation undone.
+        """The decoder's input: mix in noise if the checkpoint asks for it, then undo the normalisation.
 
-        In this order, as LTX-Video does it. The noise of a latent is a function of the seed and its place in the
-        stream, so that neither pieces nor neighbours change it.
+        The order is LTX-Video's. The noise of a latent depends on the seed and on its place in the stream alone, so
+        neither the cutting into pieces nor other lanes change it.
         """
         share = self.decoder.noise_share
         if share:

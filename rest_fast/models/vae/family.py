@@ -1,11 +1,11 @@
-"""What a family of VAEs is: an encoder and a decoder, in a file of their own, and what the decoder says of itself.
+"""The interface of a family of VAEs: an encoder and a decoder in a file of their own.
 
 A new family is such a file, a configuration with a ``kind`` of its own in :mod:`rest_fast.config`, and a line in
 :data:`rest_fast.models.vae.codec.FAMILIES`. Nothing that encodes, decodes or streams asks which family it has.
 
-An encoder is a module ``encoder(video, state)``: [B, 3, T, H, W] -> [B, C or more, n, h, w], causal, of which the
-first C channels are the mean. A decoder is a :class:`Decoder`. What either remembers between pieces lies in the
-:class:`~rest_fast.models.vae.state.StreamState`, under the path of the part that remembers.
+An encoder is a causal module ``encoder(video, state)``: [B, 3, T, H, W] -> [B, C or more, n, h, w], where the first C
+channels are the mean. A decoder is a :class:`Decoder`. What either remembers between pieces lies in the
+:class:`~rest_fast.models.vae.state.StreamState`, under the path of the module that remembers it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rest_fast.models.vae.state import StreamState
 class Decoder(nn.Module):
     """Latents [B, C, n, h, w] -> video [B, 3, 8n, H, W], at the start of a stream without its first 7 frames."""
 
-    causal = True  # whether piece by piece equals the whole
+    causal = True  # whether decoding in pieces equals decoding the whole clip
     takes_photo = False  # whether it reads the true first frame, which then is the history ``REFERENCE``
-    noise_share = 0.0  # of noise that is mixed into normalised latents before it reads them
+    noise_share = 0.0  # share of noise that is mixed into normalised latents before it reads them
     mixed = False  # whether its convolutions may have another dtype than its float32 weights
-    dtype: torch.dtype | None = None  # which one, in new streams; None: that of the weights
+    dtype: torch.dtype | None = None  # of the convolutions in new streams; None: that of the weights
 
     def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
         """The functional reference, differentiable."""
@@ -35,11 +35,11 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def images(self, z: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-        """Injected noise [B, H, W] of each convolution that has some: one image per stream, by module path."""
+        """The injected noise [B, H, W] of each convolution that has some, by module path: one image per stream."""
         return {}
 
     def pack(self) -> None:
-        """Derive from frozen weights what :meth:`run` reads, so that no first decode has to."""
+        """Derive from frozen weights what :meth:`run` reads, so that the first decode need not do it."""
         for conv in self.convolutions():
             conv.ordered(self.dtype or conv.weight.dtype)
 

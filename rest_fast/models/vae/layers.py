@@ -1,8 +1,8 @@
-"""Convolutions of a temporal decoder, which remember the frames before, and their buffers; blocks of both families.
+"""What both families of decoders are built of: convolutions that remember the frames before, and their buffers.
 
-Two passes over the same weights. ``forward(x, state)`` is the functional reference and what training uses:
-differentiable, histories replaced. ``step`` is for inference, in place: histories of a fixed size, activations in a
-:class:`DecodeWorkspace` where the next convolution reads them.
+There are two passes over the same weights. ``forward(x, state)`` is the functional reference, which training uses: it
+is differentiable and replaces histories. ``step`` is for inference and works in place: histories have a fixed size, and
+activations lie in a :class:`DecodeWorkspace`, where the next convolution reads them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from rest_fast.ops.memory_layouts import haloed
 
 NORM_EPS = 1e-8
 SHORTCUT_EPS = 1e-6  # of the LayerNorm before a shortcut that changes the width
-ScaleShift = tuple[torch.Tensor, torch.Tensor]  # scale and shift [C] behind a norm
+ScaleShift = tuple[torch.Tensor, torch.Tensor]  # scale and shift [C] after a norm
 
 
 @dataclass
 class Buffer:
-    """Input of a convolution: ``whole`` [B, C, T + 2, H, W] has room for the history beside the piece's ``frames``."""
+    """Input of a convolution: ``whole`` [B, C, T + 2, H, W] holds the piece's T ``frames`` and room for the history."""
 
     whole: torch.Tensor
     frames: torch.Tensor
 
 
 def new_tensor(shape: tuple[int, ...], like: torch.Tensor, bordered: bool) -> torch.Tensor:
-    """Channels last, in a border of zeros or not: an ordinary tensor, so that any later call may write into it."""
+    """A new channels-last tensor, inside a border of zeros if ``bordered``.
+
+    It is no inference tensor, so that any later call may write into it.
+    """
     with torch.inference_mode(False):
         if bordered:
             return haloed(shape, dtype=like.dtype, device=like.device)  # type: ignore[arg-type]
@@ -41,11 +44,11 @@ def new_tensor(shape: tuple[int, ...], like: torch.Tensor, bordered: bool) -> to
 
 
 class DecodeWorkspace:
-    """Scratch of one decode at a time: activations by role, made when first asked for, then reused.
+    """Scratch memory of one decode at a time: activations by role, allocated when first asked for, then reused.
 
-    Memory is that of the longest piece: shorter ones take its beginning, so two tensors that live at once need two
-    roles, however their frames differ. On a GPU buffers have a border of zeros
-    (:func:`~rest_fast.ops.memory_layouts.haloed`), which is what the Triton kernel reads; on a CPU they are channels
+    Each role has the memory of its longest piece, and shorter pieces use its beginning. So two tensors that are needed
+    at the same time must have two roles, even if they differ in their number of frames. On a GPU buffers have a border
+    of zeros (:func:`~rest_fast.ops.memory_layouts.haloed`), which the Triton kernel reads; on a CPU they are channels
     last, and oneDNN pads.
     """
 
@@ -88,7 +91,7 @@ class DecodeWorkspace:
 
 @dataclass
 class Piece:
-    """One call of a decoder in place: whose memory, which scratch, and the dtype of the demo's convolutions."""
+    """What one in-place call of a decoder works with: memory, scratch, and the dtype of the demo's convolutions."""
 
     state: StreamState
     work: DecodeWorkspace
@@ -102,15 +105,15 @@ class Piece:
         return self.work.buffer(role, shape, self.state.past, like)
 
     def history(self, path: str, shape: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """The history [B, C, past, H, W] of a convolution in its place, laid out as its buffer ``like``, and whether it
-        is yet to be filled."""
+        """The history [B, C, past, H, W] of a convolution, in its fixed place and laid out as its buffer ``like``, and
+        whether it still has to be filled."""
         state = self.state
         found, place = state.histories.get(path), state.places.get(path)
         if found is None and state.started:
             raise ArgumentError(f"decode state: expected a history of {path}, got a state without")
         if place is None or place.shape != shape or (place.dtype, place.device) != (like.dtype, like.device):
             place = state.places[path] = new_tensor(shape, like, self.work.bordered(like))
-        if found is not None and found is not place:  # from another pass, or restored
+        if found is not None and found is not place:  # written by the functional pass, or restored
             if found.shape != place.shape:
                 raise ArgumentError(f"decode state: {path}: expected {list(shape)}, got {list(found.shape)}")
             place.copy_(found)
@@ -119,7 +122,7 @@ class Piece:
 
 
 class CausalConv3d(nn.Module):
-    """3x3x3 convolution over the present and two past frames; in a symmetric decode over one past and one later.
+    """3x3x3 convolution over the present frame and two past ones, or (symmetric) over one past and one later frame.
 
     ``rate``: its frames per latent. ``reflect``: rows and columns mirrored at the border, else zeros.
     """
@@ -140,12 +143,12 @@ class CausalConv3d(nn.Module):
             keep=state.kept(x.shape[2], self.rate),
             reflect=self.reflect,
         )
-        # a view would keep the whole input of the convolution alive; a gradient does that anyway
+        # A view would keep the whole input of the convolution alive, unless a gradient does that anyway.
         state.histories[self.path] = history if history.requires_grad else history.clone()
         return y
 
     def ordered(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight in channels-last order and bias, in a dtype: as :meth:`step` reads them."""
+        """The weight in channels-last order and the bias, in a dtype, as :meth:`step` reads them."""
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             weight = self.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
@@ -198,7 +201,7 @@ class CausalConv3d(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv2(silu(norm(conv1(silu(norm(x)))))), the norms modulated, noise behind the convolutions."""
+    """x + conv2(silu(norm(conv1(silu(norm(x)))))), with modulated norms and noise added after the convolutions."""
 
     def __init__(
         self,
@@ -235,9 +238,10 @@ class ResBlock(nn.Module):
         first, second = self.modulation(embedded)
         y = _noised(self.conv1(normed_silu(x, first, eps=self.eps), state), self.noise1, self.conv1, state)
         y = _noised(self.conv2(normed_silu(y, second, eps=self.eps), state), self.noise2, self.conv2, state)
-        return y + self._beside(x)
+        return y + self._skip(x)
 
-    def _beside(self, x: torch.Tensor) -> torch.Tensor:
+    def _skip(self, x: torch.Tensor) -> torch.Tensor:
+        """What the residual connection adds: x, or its projection to the new width."""
         if self.norm is None or self.shortcut is None:
             return x
         return self.shortcut(self.norm(x.movedim(1, -1)).movedim(-1, 1))
@@ -252,27 +256,27 @@ class ResBlock(nn.Module):
         role="middle",
         **results,
     ) -> None:
-        """In place: ``x`` the residual stream, ``source`` the same after the first norm; results as of the op."""
+        """In place: ``x`` is the residual stream, ``source`` is x after the first norm; results are those of the op."""
         b, _, t, h, w = x.shape
         middle = piece.buffer(role, (b, self.channels, t, h, w), source.whole)
         self.conv1.step(source, piece, noise=self.noise1, modulation=second, normed=middle.frames, eps=self.eps)
-        self.conv2.step(middle, piece, noise=self.noise2, residual=self._beside(x), eps=self.eps, **results)
+        self.conv2.step(middle, piece, noise=self.noise2, residual=self._skip(x), eps=self.eps, **results)
 
 
 def _noised(y: torch.Tensor, scale: torch.Tensor | None, conv: CausalConv3d, state: StreamState) -> torch.Tensor:
-    """Noise is one image per stream and convolution, the same for all frames: drawn anew it would jump."""
+    """Add noise: one image per stream and convolution, the same for all frames, since fresh noise would flicker."""
     return y if scale is None else y + scale.view(-1, 1, 1, 1) * state.images[conv.path][:, None, None]
 
 
 def name_memories(module: nn.Module) -> None:
-    """Tell each part that remembers its path, the key of its history."""
+    """Set the ``path`` of each module that remembers something: the key of its history."""
     for path, child in module.named_modules():
         if hasattr(child, "path"):
             child.path = path
 
 
-# Both faces of an op give the same numbers, but for fp32 roundings: the one that keeps what a gradient needs where one
-# is wanted, else the one that writes its result in one pass.
+# Each function below picks one of the two faces of its op: the functional one where a gradient is needed, else the
+# in-place one, which writes its result in one pass. They agree up to fp32 rounding.
 
 
 def normed_silu(x: torch.Tensor, modulation: ScaleShift | None = None, *, eps: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Encoder and decoder of the LTX-Video family, from the configuration of a checkpoint (0.9.0, 0.9.1, 0.9.5 to 0.9.8).
 
-The encoder is causal. The decoder's convolutions see time as the :class:`~rest_fast.models.vae.state.StreamState`
-says: two past frames, or one past and one later. Norms are statistics of a single pixel, in fp32.
+The encoder is causal. The :class:`~rest_fast.models.vae.state.StreamState` decides what the decoder's convolutions see:
+two past frames, or one past and one later frame. Norms take their statistics from a single pixel, in fp32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rest_fast.ops.derived import derived
 
 
 class StridedConv(nn.Module):
-    """Causal 3x3x3 convolution with strides: how the encoders of 0.9.0 and 0.9.1 go down."""
+    """Causal 3x3x3 convolution with strides, by which the encoders of 0.9.0 and 0.9.1 downsample."""
 
     def __init__(self, channels: int, stride: tuple[int, int, int], reflect: bool):
         super().__init__()
@@ -65,7 +65,7 @@ class Downsampler(nn.Module):
         self.conv = CausalConv3d(channels, out_channels // cell, reflect=reflect)
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
-        if not state.started:  # the first frame stands alone: complete its group with copies
+        if not state.started:  # the first frame stands alone, so copies complete its group
             x = torch.cat([x[:, :, : self.stride[0] - 1], x], 2)
         residual = functional.space_to_depth(x, self.stride).unflatten(1, (-1, self.group)).mean(2)
         return functional.space_to_depth(self.conv(x, state), self.stride) + residual
@@ -101,7 +101,7 @@ class Upsampler(nn.Module):
         return (y.unflatten(1, (self.tiles, -1)) + residual).flatten(1, 2)
 
     def shape(self, x: torch.Tensor, first: bool) -> tuple[int, int, int, int, int]:
-        """Of the result for an input [B, C, T, H, W]."""
+        """Shape of the result for an input [B, C, T, H, W]."""
         (b, _, t, h, w), (p1, p2, p3) = x.shape, self.stride
         return b, self.channels, t * p1 - (p1 - 1 if first else 0), h * p2, w * p3
 
@@ -162,7 +162,7 @@ class ConvDecoder(Decoder):
         reflect, modulated, rate = config.decoder_padding == "reflect", config.timestep_conditioning, 1
         self.conv_in = CausalConv3d(config.latent_channels, channels[0], reflect=reflect)
         self.blocks = nn.ModuleList()
-        self.stages: list[int] = []  # of each block
+        self.stages: list[int] = []  # the stage of each block
         for i, layers in enumerate(config.decoder_layers):
             if i > 0:
                 width, stride = channels[i - 1], STRIDES[config.decoder_up[i - 1]]
@@ -185,8 +185,10 @@ class ConvDecoder(Decoder):
             self.table = nn.Parameter(torch.randn(2, channels[-1]) / channels[-1] ** 0.5)
 
     def embedded(self) -> tuple[list[torch.Tensor | None], ScaleShift | None]:
-        """The timestep embedding of each stage [4 C], and scale and shift of the last norm: constants, since the
-        decoder is always told the same noise level (``decode_timestep``)."""
+        """The timestep embedding of each stage [4 C], and scale and shift of the last norm.
+
+        They are constants, since the decoder is always told the same noise level (``decode_timestep``).
+        """
         if self.time is None or self.time_out is None or self.table is None:
             return [None] * len(self.config.decoder_channels), None
         device = self.table.device
@@ -237,7 +239,7 @@ class ConvDecoder(Decoder):
         return out
 
     def modulations(self) -> list[tuple[ScaleShift | None, ScaleShift | None]]:
-        """Scale and shift of both norms of each block, and last of the norm before ``conv_out``."""
+        """Scale and shift of both norms of each block; the last entry is for the norm before ``conv_out``."""
 
         def make() -> list[tuple[ScaleShift | None, ScaleShift | None]]:
             embedded, last = self.embedded()
@@ -257,32 +259,32 @@ class ConvDecoder(Decoder):
         self, z: torch.Tensor, piece: Piece, *, video: torch.Tensor | None = None, pictures: torch.Tensor | None = None
     ) -> None:
         """In place: latents [B, C, n, h, w] into ``video`` [B, 3, T, H, W] or ``pictures`` uint8 [B, T, H, W, 3]."""
-        constants = self.modulations()
+        modulations = self.modulations()
         (b, _, t, h, w), width = z.shape, self.config.decoder_channels[0]
         source = piece.buffer("latents", tuple(z.shape), z)
         source.frames.copy_(z)
         shape: tuple[int, ...] = (b, width, t, h, w)
         convolve, stage = self.conv_in.step, 0
         for i, block in enumerate(self.blocks):
-            # What lies before this block writes what this block reads: the stream as it is, or normed. Stages have
-            # buffers of their own, for an upsampler reads those of one while it writes those of the next.
+            # The convolution before this block writes what the block reads: the residual stream as it is, or normed.
+            # Each stage has its own buffers, since an upsampler reads those of one stage and writes those of the next.
             ready = piece.buffer(f"ready {stage}", shape, z)
             if isinstance(block, Upsampler):
                 convolve(source, piece, out=ready.frames)
                 shape, convolve, stage = block.shape(ready.frames, piece.first), block.step, stage + 1
             else:
                 x = piece.work.plain(f"stream {stage}", shape, z)
-                convolve(source, piece, out=x, normed=ready.frames, modulation=constants[i][0])
-                convolve = functools.partial(block.step, x=x, second=constants[i][1], role=f"middle {stage}")
+                convolve(source, piece, out=x, normed=ready.frames, modulation=modulations[i][0])
+                convolve = functools.partial(block.step, x=x, second=modulations[i][1], role=f"middle {stage}")
                 shape = (shape[0], block.channels, *shape[2:])
             source = ready
         ready = piece.buffer(f"ready {stage}", shape, z)
-        convolve(source, piece, normed=ready.frames, modulation=constants[-1][0])
+        convolve(source, piece, normed=ready.frames, modulation=modulations[-1][0])
         p, (weight, bias) = self.patch, self.pixel_order()
         self.conv_out.step(ready, piece, weight=weight, bias=bias, out=video, pictures=pictures, factors=(1, p, p))
 
     def pixel_order(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``conv_out`` with output channels (c, row, column): then unpatchify is a depth-to-space."""
+        """``conv_out`` with its output channels in the order (c, row, column): then unpatchify is a depth to space."""
         weight, bias, p = self.conv_out.weight, self.conv_out.bias, self.patch
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:

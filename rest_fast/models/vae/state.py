@@ -1,4 +1,4 @@
-"""How a decode sees time, and what it remembers from piece to piece."""
+"""Which frames a decode depends on, and what it remembers from piece to piece."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import torch
 
 from rest_fast.errors import ArgumentError
 
-REFERENCE = "reference"  # among a stream's histories: the first frame, for decoders that look at it
-WITHHELD = "withheld"  # and the latents that were decoded provisionally
+# Two entries of a stream's histories that belong to no convolution:
+REFERENCE = "reference"  # the first frame, for decoders that read it
+WITHHELD = "withheld"  # the latents that were decoded provisionally
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a decode sees time: ``causal``, ``lookahead`` with ``ahead`` provisional latents, or ``exact``."""
+    """Which latents the frames of a latent depend on.
+
+    ``causal``: on none that follow. ``lookahead``: on the next ``ahead``, which are decoded provisionally. ``exact``:
+    on the whole clip.
+    """
 
     name: str
     ahead: int = 0
 
     @property
     def past(self) -> int:
-        """Frames of history of a convolution."""
+        """Number of past frames that a convolution remembers."""
         return 2 if self.name == "causal" else 1
 
     def __str__(self) -> str:
@@ -30,10 +35,11 @@ class Mode:
 
 
 def read_mode(text: str | None, causal: bool, *, whole: bool = False) -> Mode:
-    """The mode that is asked of a decoder which is ``causal`` or not; None is the one for live streams.
+    """The mode that ``text`` names, for a decoder that is ``causal`` or not; None means the mode for live streams.
 
-    ``whole``: all latents are there, so ``exact`` is possible. Raises: ValueError for words that are no mode, and for a
-    mode that the checkpoint's decoder was not made for.
+    ``whole``: all latents are there, so ``exact`` is possible.
+
+    Raises: ValueError for a text that names no mode, and for a mode that this decoder was not made for.
     """
     fits = "causal" if causal else "lookahead(L) with L from 0 to 999"
     expected = f"mode: expected {fits}{' or exact' if whole else ''}"
@@ -55,27 +61,27 @@ def read_mode(text: str | None, causal: bool, *, whole: bool = False) -> Mode:
 
 @dataclass
 class StreamState:
-    """Memory of a decode or encode, of a fixed size: what each convolution saw last, keyed by module path.
+    """Memory of a decode or encode, of a fixed size: the last frames that each convolution saw, by module path.
 
-    A fresh state is the start of a clip: histories repeat the first frame, upsamplers drop what lies before it. All
-    lanes of a state (axis 0 of every tensor) have got the same number of latents.
+    A fresh state is the start of a clip: histories repeat the first frame, and upsamplers drop the frames before it.
+    All lanes of a state (axis 0 of every tensor) have seen the same number of latents.
     """
 
     past: int = 2
     histories: dict[str, torch.Tensor] = field(default_factory=dict)
     started: bool = False
-    counters: list[tuple[int, int]] = field(default_factory=list)  # of each lane's own noise: seed, latents committed
-    size: tuple[int, int] | None = None  # rows and columns of what comes in
-    provisional: int = 0  # latents at the end of the present piece that come again
-    images: dict[str, torch.Tensor] = field(default_factory=dict)  # injected noise [B, H, W] by path: of the seed alone
-    places: dict[str, torch.Tensor] = field(default_factory=dict)  # where histories lie that are written in place
+    counters: list[tuple[int, int]] = field(default_factory=list)  # of each lane: its seed, its number of final latents
+    size: tuple[int, int] | None = None  # rows and columns of the input
+    provisional: int = 0  # latents at the end of the current piece that will come again
+    images: dict[str, torch.Tensor] = field(default_factory=dict)  # injected noise [B, H, W] by path; from seeds alone
+    places: dict[str, torch.Tensor] = field(default_factory=dict)  # memory of the histories that are written in place
 
     def kept(self, frames: int, rate: int) -> int:
-        """Of a piece's frames, at ``rate`` frames a latent, those that are final."""
+        """How many of a piece's frames are final, at ``rate`` frames a latent."""
         return frames - rate * self.provisional
 
     def reset(self) -> None:
-        """The start of a clip again."""
+        """Return to the start of a clip."""
         self.started, self.counters, self.size, self.histories, self.images = False, [], None, {}, {}
 
     def expect(self, name: str, x: torch.Tensor) -> None:
@@ -85,12 +91,12 @@ class StreamState:
             raise ArgumentError(f"{name}: expected lanes, rows and columns {before} as before, got {now}")
 
     def snapshot(self) -> StreamState:
-        """A copy that later pieces leave alone."""
+        """A copy that later pieces do not change."""
         copies = {path: clone(tensor) for path, tensor in self.histories.items()}
         return StreamState(self.past, copies, self.started, list(self.counters), self.size, images=self.images)
 
     def restore(self, state: StreamState) -> None:
-        """Continue from a copy. What is written in place keeps its place; what a caller brought is never written to."""
+        """Continue from a copy of ``state``, which is never written to. Histories stay in the places that they have."""
         self._check(state)
         found = {}
         for path, tensor in state.histories.items():
@@ -104,27 +110,28 @@ class StreamState:
 
     def lane(self, lane: int) -> StreamState:
         """A copy of one lane, as a state of its own."""
-        row = self._row(lane)
-        copies = {path: clone(tensor[row]) for path, tensor in self.histories.items()}
-        return StreamState(self.past, copies, self.started, self.counters[row], self.size)
+        only = self._only(lane)
+        copies = {path: clone(tensor[only]) for path, tensor in self.histories.items()}
+        return StreamState(self.past, copies, self.started, self.counters[only], self.size)
 
     def put(self, lane: int, state: StreamState) -> None:
-        """Continue a lane from a state of one lane: what another viewer's stream begins with.
+        """Replace one lane by a state of a single lane, so that another viewer's stream can begin in it.
 
-        Raises: ValueError if this is no such lane, or the other state is of another kind, size or beginning.
+        Raises: ValueError if there is no such lane, or the two states differ in kind, in size or in having begun.
         """
         self._check(state)
-        row = self._row(lane)
+        only = self._only(lane)
         mine, theirs = (
             (s.started, s.size, {path: tensor.shape[1:] for path, tensor in s.histories.items()}) for s in (self, state)
         )
         if mine != theirs or len(state.counters) != 1:
             raise ArgumentError("decode state: expected one lane that has begun as this state has, got another")
         for path, tensor in state.histories.items():
-            self.histories[path][row].copy_(tensor)
-        self.counters[row], self.images = state.counters, {}  # images follow from the counters
+            self.histories[path][only].copy_(tensor)
+        self.counters[only], self.images = state.counters, {}  # images follow from the counters
 
-    def _row(self, lane: int) -> slice:
+    def _only(self, lane: int) -> slice:
+        """The slice of axis 0 that is this lane."""
         if not 0 <= lane < len(self.counters):
             raise ArgumentError(f"decode state: lane: expected 0..{len(self.counters) - 1}, got {lane}")
         return slice(lane, lane + 1)
@@ -138,9 +145,9 @@ class StreamState:
         return sum(tensor.nbytes for tensor in self.histories.values())
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Copies, by name."""
+        """Copies of all tensors by path, and the other values as the tensor ``facts``."""
         counters = [(seed >> 32, seed & 0xFFFFFFFF, index) for seed, index in self.counters]
-        facts = [self.past, self.started, *(self.size or (0, 0)), *(word for row in counters for word in row)]
+        facts = [self.past, self.started, *(self.size or (0, 0)), *(word for counter in counters for word in counter)]
         return {path: clone(tensor) for path, tensor in self.histories.items()} | {"facts": torch.tensor(facts)}
 
     @classmethod
@@ -153,6 +160,6 @@ class StreamState:
 
 
 def clone(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that is no inference tensor: a later call may write into it."""
+    """A copy that is no inference tensor, so that a later call may write into it."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.empty_like(tensor).copy_(tensor)

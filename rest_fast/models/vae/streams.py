@@ -1,4 +1,4 @@
-"""The two ends of a stream through the temporal VAE: an encode and a decode with memory, in pieces."""
+"""Streams of the temporal VAE: encoding and decoding in pieces, with memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rest_fast.models.vae.state import REFERENCE, WITHHELD, Mode, StreamState, c
 
 
 class EncodeStream:
-    """A causal encode in pieces: first 1 + 8n frames, then 8n each; any such pieces give the latents of the whole."""
+    """A causal encode in pieces of first 1 + 8n, then 8n frames; any such pieces give the latents of the whole clip."""
 
     def __init__(self, vae: Codec):
         self.vae, self.state = vae, StreamState()
@@ -47,11 +47,13 @@ class DecodeStream:
     """One streaming decode, of one viewer or of several in lockstep (axis 0).
 
     The first latent gives 1 frame, every further one 8. ``causal``: each call gives all frames of its latents.
-    ``lookahead(L)``: the last L latents are decoded provisionally and withheld until the next call or :meth:`flush`, so
-    frames come L latents late and in the end none is missing; what comes depends a little on how latents were grouped.
-    ``dtype`` is that of a mixed decoder's convolutions (``TemporalVAE.convolve_in``), None that of the rest.
-    Memory is of a fixed size and written in place: after a call that failed, restore a snapshot. With trainable weights
-    and outside ``no_grad`` a gradient reaches back through all pieces.
+    ``lookahead(L)``: the last L latents are decoded provisionally, and their frames are withheld until the next call or
+    :meth:`flush`. So frames come L latents late, but none is missing in the end; they depend a little on how latents
+    were grouped into calls. ``dtype`` is that of a mixed decoder's convolutions (``TemporalVAE.convolve_in``); None
+    means that of its weights.
+
+    The memory has a fixed size and is written in place: after a call that failed, restore a snapshot. With trainable
+    weights and outside ``no_grad`` a gradient reaches back through all pieces.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class DecodeStream:
     ):
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.vae, self.mode, self.seed = vae, mode, seed
-        self.reference = None if reference is None else clone(reference)  # the caller may write into his
+        self.reference = None if reference is None else clone(reference)  # the caller may reuse the tensor
         self.work = workspace or DecodeWorkspace()
         self.dtype: torch.dtype | None = vae.decoder.dtype
         self.state = StreamState(mode.past)
@@ -79,13 +81,14 @@ class DecodeStream:
         return self._decode(self._checked(latents), self.mode.ahead, pictures=True)
 
     def flush(self, *, pictures: bool = False) -> torch.Tensor:
-        """What is withheld, final now: 8 L frames (fewer if fewer came). Later latents follow as after a cut."""
+        """The withheld frames, now final: 8 L, or fewer if fewer latents came. Later latents follow as after a cut."""
         return self._decode(None, 0, pictures)
 
     def prime(self, latents: torch.Tensor) -> None:
-        """What stands before the first latent to be shown, as a rule the reference's latent; at the start, once.
+        """Give, once and at the start, what stands before the first latent to be shown: usually the reference's latent.
 
-        Causal decodes it now, for its memory. With lookahead it waits for the first call, whose first frames are its.
+        A causal decoder decodes it now, for its memory. With lookahead it is decoded with the first call, which then
+        gives its frames first.
         """
         state = self.state
         if state.started or WITHHELD in state.histories:
@@ -104,21 +107,21 @@ class DecodeStream:
         return self.state.snapshot()
 
     def restore(self, state: StreamState) -> None:
-        """Raises: ValueError for a state of another mode, or one that lacks a memory of this decoder."""
+        """Continue from a copy. Raises: ValueError for a state of another mode, or without this decoder's histories."""
         self.check(state)
         self.state.restore(state)
 
     def check(self, state: StreamState) -> None:
-        """Raise ValueError for a state that this stream cannot go on from."""
+        """Raise ValueError for a state that this stream cannot continue from."""
         want = {module.path for module in self.vae.decoder.modules() if hasattr(module, "path")}
         lacking = sorted(want - set(state.histories)) if state.started else []
         if lacking:
             raise ArgumentError(f"decode state: expected one of this decoder, got one without {lacking[:3]}")
 
     def piece(self, latents: torch.Tensor, provisional: int = 0, *, pictures: bool = False) -> torch.Tensor:
-        """Decode latents of which the last ``provisional`` are to come again: the frames of the others.
+        """Decode latents, of which the last ``provisional`` will come again, and give the frames of the others.
 
-        For callers that keep what is withheld themselves. Returns video, or pictures as :meth:`pictures` does.
+        For callers that keep the withheld latents themselves. Returns: video, or pictures as :meth:`pictures` does.
         """
         state, count = self.state, self._checked(latents).shape[2]
         if not 0 <= provisional < count or (provisional and self.mode.name != "lookahead"):
@@ -165,18 +168,18 @@ class DecodeStream:
         state.size, state.counters = (z.shape[3], z.shape[4]), state.counters or [(self.seed, 0)] * len(z)
 
     def _denormalised(self, latents: torch.Tensor, counters: list[tuple[int, int]]) -> torch.Tensor:
-        """Lanes that began together share their noise; others, and viewers who came later, have their own."""
+        """Undo the normalisation; lanes of one seed that began together share their noise, others have their own."""
         if len(set(counters)) == 1:
             return self.vae.denormalised(latents, counters[0][1], counters[0][0])
-        rows = zip(latents.split(1), counters, strict=True)
-        return torch.cat([self.vae.denormalised(row, index, seed) for row, (seed, index) in rows])
+        lanes = zip(latents.split(1), counters, strict=True)
+        return torch.cat([self.vae.denormalised(lane, index, seed) for lane, (seed, index) in lanes])
 
     def _images(self, z: torch.Tensor, counters: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         found = self.state.images
         if found and next(iter(found.values())).dtype == z.dtype:
             return found
-        rows = [self.vae.decoder.images(row, seed) for row, (seed, _) in zip(z.split(1), counters, strict=True)]
-        return {path: torch.cat([row[path] for row in rows]) for path in rows[0]}
+        lanes = [self.vae.decoder.images(lane, seed) for lane, (seed, _) in zip(z.split(1), counters, strict=True)]
+        return {path: torch.cat([lane[path] for lane in lanes]) for path in lanes[0]}
 
     def _run(self, z: torch.Tensor, counters: list[tuple[int, int]], pictures: bool) -> torch.Tensor:
         decoder, state = self.vae.decoder, self.state
@@ -189,7 +192,7 @@ class DecodeStream:
             return decoder.run(z, Piece(state, self.work, self.dtype), pictures=pictures)
 
     def _nothing(self, pictures: bool) -> torch.Tensor:
-        """No frames: what a call gives whose latents are all withheld."""
+        """An empty result, for a call whose latents are all withheld."""
         state, mean = self.state, self.vae.latents_mean
         h, w = (n * self.vae.config.spatial for n in state.size) if state.size else self.vae.size or (0, 0)
         b = len(state.counters) or 1
