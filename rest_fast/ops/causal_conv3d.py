@@ -1,19 +1,20 @@
 """``causal_conv3d``: 3x3x3 convolution of one piece of a stream, with all that a decoder does to its result.
 
-The frames of a piece lie in ``buffer [B, C, T + 2, H, W]`` behind room for the ``past`` frames before them, which
-``history`` keeps from call to call: 2 for a causal convolution, 1 for a symmetric one, whose window ends one frame
-later and repeats the last frame of the piece there. On the first call the history is the first frame, repeated.
-Afterwards it holds the ``past`` frames before frame ``keep`` of the piece: ``keep = T`` in a causal stream; less where
-the last frames are provisional and come again. On the result y follow, all in one rounding where the backend fuses:
+The frames of a piece lie in ``buffer [B, C, T + 2, H, W]`` after room for the ``past`` frames before them, which
+``history`` keeps from call to call. A causal convolution has 2 past frames. A symmetric one has 1 and looks one frame
+ahead; at the end of the piece the last frame is repeated. On the first call the history is the first frame, repeated.
+After a call it holds the ``past`` frames before frame ``keep`` of the piece: ``keep`` is T in a causal stream, and less
+if the last frames are provisional and will come again. These steps follow on the result y, with a single rounding if
+the backend fuses them:
 
     y += noise_scale noise                        one image per stream (LTX-Video 0.9.1)
     y  = depth_to_space(y, factors, drop)         the upsampler's
     y += residual                                 rearranged likewise, and tiled over the channels
     out = y;  normed = silu(pixel_norm(y) (1 + scale) + shift);  pictures = to_uint8(y)
 
-Each result is optional; ``normed`` is what the next convolution reads, written where it reads it. The history never
-moves through the buffer of another call, so a state is 2 frames a convolution whatever T is, and the buffer is scratch
-that all convolutions of a shape share.
+Each result is optional. ``normed`` is the input of the next convolution, and is written where that reads it. What has
+to last between calls is in the history alone: a state is 2 frames for each convolution, whatever T is, and the buffer
+is scratch that all convolutions of one shape share.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def causal_convolution(
     history: torch.Tensor | None,  # [B, C, past, H, W]; None: the first frame, repeated
     *,
     past: int = 2,  # 2: causal; 1: symmetric, the last frame repeated behind the piece
-    keep: int | None = None,  # frames of x that do not come again; None: all
-    reflect: bool = False,  # rows and columns are mirrored at the border; else zeros
+    keep: int | None = None,  # frames of x that will not come again; None: all
+    reflect: bool = False,  # mirror rows and columns at the border, instead of padding with zeros
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Functional reference: (conv [B, O, T, H, W], history for the next call). Differentiable."""
     if history is None:

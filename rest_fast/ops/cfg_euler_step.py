@@ -2,10 +2,10 @@
 
     v = v_u + g (v_c - v_u),   z <- z + (t_next - t) v
 
-with velocity ``v = eps - z_0``, so that z_t = (1 - t) z_0 + t eps (paper section 3.1). Guidance and step are per lane
-pair and live on the device: lanes of one launch may be at different steps.
+with velocity ``v = eps - z_0``, so that z_t = (1 - t) z_0 + t eps (paper section 3.1). Guidance and step size are given
+for each session, on the device, so the sessions of one launch may be at different steps.
 
-One rounding mode: fp32 inside whatever the dtypes, z rounded once, as the functional reference does.
+There is one rounding mode: fp32 inside whatever the dtypes, and z rounded once, as the functional reference does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``depth_to_space``: channels into frames, rows and columns (the decoder's upsampler).
 
 Channel order is (c, p1, p2, p3), c slowest, as in LTX-Video. ``drop`` leading output frames are left out: the first
-call of a causal stream drops the ``p1 - 1`` frames that lie before its start. ``out`` is apart from ``x``; both may
-have any strides and any dtype.
+call of a causal stream drops the ``p1 - 1`` frames that lie before its start. ``out`` shares no memory with ``x``; both
+may have any strides and any dtype.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def reference(x: torch.Tensor, out: torch.Tensor, *, factors: Sequence[int], dro
 
     Args:
         x: [B, C p1 p2 p3, T, H, W] of any dtype, any strides.
-        out: [B, C, T p1 - drop, H p2, W p3], any strides without overlap, apart from x. Written.
+        out: [B, C, T p1 - drop, H p2, W p3], any strides without overlap, in other memory than x. Written.
         factors: p1, p2, p3.
         drop: leading output frames that are left out, 0 to T p1 - 1.
     """
@@ -81,7 +81,7 @@ def _cpp(x, out, *, factors, drop) -> None:
 
 
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    # a complex tensor may be a conjugate that is still to be taken
+    # A complex tensor may be a view that PyTorch conjugates only when it reads it.
     return native.supports(spec, [] if spec.dtype.is_complex else [spec.dtype])
 
 

@@ -1,4 +1,4 @@
-"""What is derived from frozen weights once and then kept: another order in memory, constants, a hash."""
+"""Values that are derived from frozen weights once and then kept: another order in memory, constants, a hash."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def derived(
     *what: Any,
     learning: T | None = None,
 ) -> T:
-    """``make()``, or what it gave before, as long as ``sources`` and ``what`` are the same as then.
+    """``make()``, or what an earlier call gave if ``sources`` and ``what`` have not changed since.
 
-    The value is an attribute of ``owner``, a module or a tensor: no parameter, no buffer, in no checkpoint and in no
-    copy. Of weights that are not frozen nothing is kept: they give ``learning``, where it is given, or ``make()`` at
-    every call. Changes of a weight through ``.data`` in place or through ``.numpy()`` are not counted by PyTorch, and
-    are therefore not seen.
+    The value is kept as an attribute of ``owner``, a module or a tensor. It is neither a parameter nor a buffer, and is
+    not part of checkpoints or copies. For weights that are not frozen nothing is kept: the result is ``learning`` if
+    given, else ``make()`` at every call. PyTorch does not count changes of a weight in place through ``.data`` or
+    through ``.numpy()``, so these go unnoticed.
     """
     found = owner.__dict__.get(name)
     if not _frozen(*sources):
@@ -32,7 +32,7 @@ def derived(
         return make() if learning is None else learning
     if found is None or not found.fits(sources, what):
         with torch.inference_mode(False), torch.no_grad():
-            found = Derived(sources, what)  # before the value: a change that comes meanwhile is a change
+            found = Derived(sources, what)  # before the value, so that a change during make() is noticed
             found.value = make()
         owner.__dict__[name] = found
     value: T = found.value
@@ -40,8 +40,8 @@ def derived(
 
 
 def _frozen(*sources: torch.Tensor) -> bool:
-    """Whether a change of these tensors would be seen: PyTorch does not count what a fused optimiser does to a tensor
-    that learns, and counts nothing of an inference tensor."""
+    """Whether changes of these tensors are noticed: PyTorch does not count those of a fused optimiser to a tensor that
+    requires a gradient, nor any of an inference tensor."""
     for tensor in sources:  # noqa: SIM110 - a generator takes three times as long
         if tensor.requires_grad or tensor.is_inference():
             return False
@@ -49,7 +49,7 @@ def _frozen(*sources: torch.Tensor) -> bool:
 
 
 def forget(module: torch.nn.Module) -> None:
-    """Drop what was derived from a module's own or its children's weights, and with it the memory."""
+    """Drop what was derived from the weights of a module and of its children, and free its memory."""
     for part in module.modules():
         for owner in (part, *part.parameters(recurse=False)):
             for name in [name for name, value in owner.__dict__.items() if isinstance(value, Derived)]:
@@ -57,8 +57,10 @@ def forget(module: torch.nn.Module) -> None:
 
 
 class Derived:
-    """A value and what it was derived from. The memory of its sources is held, so that their addresses go to no other
-    tensor, which would be taken for them."""
+    """A value and what it was derived from.
+
+    It holds the memory of its sources: otherwise another tensor might get their address and be taken for one of them.
+    """
 
     value: Any
 
@@ -75,7 +77,7 @@ class Derived:
         return True
 
     def __deepcopy__(self, memo: dict) -> None:
-        """A copied owner derives its own."""
+        """Copies of the owner derive a value of their own."""
 
     def __reduce__(self) -> Any:
         return type(None), ()

@@ -18,8 +18,8 @@ import torch
 
 from rest_fast.errors import OpError as OpError
 
-MOST_DECISIONS = 4096  # per op; shapes are few, lengths of a filling window a handful
-KINDS: dict[str, tuple[Any, str]] = {  # of a schema -> Python types, words
+MOST_DECISIONS = 4096  # kept per op; there are few shapes, and a handful of lengths while a window fills
+KINDS: dict[str, tuple[Any, str]] = {  # of arguments in a schema: their Python types, and words for them
     "Tensor": (torch.Tensor, "a tensor"),
     "int": (int, "an integer"),
     "bool": (bool, "True or False"),
@@ -52,7 +52,8 @@ class Spec(NamedTuple):
 class Backend:
     """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason).
 
-    One with ``by_name``, a reason or what gives one (or "") for a call, runs that call only when asked for by name.
+    ``by_name`` is a reason why it runs only when it is asked for by name, or a function that gives such a reason, or ""
+    if there is none, for a call.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Backend:
     by_name: str | Callable[[Spec], str] = ""
 
     def reluctance(self, spec: Spec) -> str:
-        """Why it does not run such a call by itself, though it can; empty if it does."""
+        """Why it is not chosen by itself for such a call, which it supports; empty if it is."""
         return self.by_name if isinstance(self.by_name, str) else self.by_name(spec)
 
 
@@ -101,7 +102,7 @@ class Op:
         self._kinds = [(a.name, str(a.type)) for a in self._registered._schema.arguments]
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        # The dispatcher costs microseconds: only who records or fakes tensor operations has to see this one.
+        # PyTorch's dispatcher costs microseconds. Only tracers and fake tensors have to see this op, so only they pay.
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             if torch.is_grad_enabled():
                 self._refuse_gradients((*args, *kwargs.values()))
@@ -130,7 +131,7 @@ class Op:
                 *kwargs,
             )
             decided = self.decided.get(key)
-        except TypeError:  # something that has no hash is no argument of an op
+        except TypeError:  # no op takes an argument that cannot be hashed
             self._check_kinds(args, kwargs)
             raise
         if decided is None:
@@ -164,7 +165,7 @@ class Op:
             raise OpError(f"{self.name}: argument {name}: expected {words}, got {value!r:.60} ({type(value).__name__})")
 
     def forget(self) -> None:
-        """Decide anew which backend runs which call: after something was installed or replaced."""
+        """Forget which backend runs which call, for example after something was installed."""
         self.decided.clear()
 
     def _fake(self, *args: Any, **kwargs: Any) -> None:
@@ -205,7 +206,7 @@ class Op:
 
 
 def _trait(value: Any) -> Any:
-    """What a decision may depend on: layout, dtype and device of a tensor, the value of anything else."""
+    """What a decision may depend on: layout, dtype and device of a tensor; the value of anything else."""
     if isinstance(value, torch.Tensor):
         conjugate = value.dtype.is_complex and value.is_conj()
         return value.shape, value.stride(), value.dtype, value.device, value.is_neg(), conjugate
@@ -221,7 +222,7 @@ def forced_backend() -> str | None:
 def use_backend(name: str | None) -> Iterator[None]:
     """Allow only this backend, or the first that can of several ("cpp,reference"), to every op called inside.
 
-    An op that none of them can run raises :class:`OpError`. None: free choice again.
+    An op that none of them can run raises :class:`OpError`. None restores the free choice.
     """
     token = _FORCED.set(name)
     try:
@@ -250,7 +251,7 @@ def expect(
         raise OpError(f"{op}: argument {name}: expected {dtype}, got {tensor.dtype}")
     if device is not None and tensor.device != device:
         raise OpError(f"{op}: argument {name}: expected device {device}, got {tensor.device}")
-    if tensor.is_neg() or tensor.is_conj():  # torch would negate when it reads; whoever takes addresses would not
+    if tensor.is_neg() or tensor.is_conj():  # PyTorch negates or conjugates such a view as it reads; kernels do not
         raise OpError(
             f"{op}: argument {name}: expected plain memory, got a negated or conjugated view: resolve it first"
         )

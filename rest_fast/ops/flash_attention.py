@@ -1,9 +1,10 @@
 """Optional adapters: FlashAttention 3 and 4 as backends of ``sink_ring_attention``, never required, only by name.
 
-A library is looked for when its backend is asked for (``use_backend("flash_attn_3")``); what is missing or does not fit
-is a reason. The cache is read where it lies: ``[rows, rings, slots, ...]`` is handed over as rows x rings sequences of
-``slots`` (no copy), the lane's one is ``row * rings + ring``, a small int32 tensor. A library allocates its own output,
-which is copied to ``out``: only our kernels keep the promise of allocating nothing.
+A library is looked for when its backend is asked for (``use_backend("flash_attn_3")``). If it is missing or does not
+fit, that is the reason why the backend is not supported. The cache is read in place: ``[rows, rings, slots, ...]`` is
+passed without a copy as rows x rings sequences of ``slots``, and a small int32 tensor names each lane's sequence,
+``row * rings + ring``. A library allocates its own output, which is copied to ``out``, so these backends do not keep
+the promise of allocating nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OP = "sink_ring_attention"
 
 @dataclass(frozen=True)
 class Library:
-    """One function of a library and what it takes."""
+    """One function of a library, and what it accepts."""
 
     backend: str
     module: str

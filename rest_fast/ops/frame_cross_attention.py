@@ -4,10 +4,10 @@
 
 Keys (normed) and values are computed once per chunk. Paper section 3.2: frame-level audio cross-attention, no cache.
 Text attention is the same with one frame: all tokens see all keys, and all lanes share them (a batch of 1).
-The residual is the next ``gate_norm_modulate``'s, after the output projection.
+The next ``gate_norm_modulate`` adds the residual, after the output projection.
 
-One rounding mode: fp32 inside, out rounded once, as the functional reference does; but for Triton with 9 keys or
-more, whose tensor cores take normed queries and weights in the dtype of q.
+There is one rounding mode: fp32 inside, and out rounded once, as the functional reference does. Triton with 9 keys or
+more is the exception: its tensor cores take normed queries and weights in the dtype of q.
 """
 
 from __future__ import annotations

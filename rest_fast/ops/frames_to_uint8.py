@@ -2,7 +2,7 @@
 
     out = round(clamp((x + 1) 127.5, 0, 255)),  ties to even, NaN to 0
 
-In this order, the sum before the product, because no compiler can contract it into a fused multiply-add: every
+The sum comes before the product because no compiler can contract that into a fused multiply-add. So every
 implementation gives the same bytes.
 """
 

@@ -1,13 +1,14 @@
-"""``gate_norm_modulate``: the glue between two branches of a block, in one pass over the residual stream.
+"""``gate_norm_modulate``: what stands between two branches of a block, in one pass over the residual stream.
 
     x <- x + gate branch,   out = rms_norm(x) (1 + scale) + shift
 
 Gate, scale and shift are per latent frame (AdaLN-single). Without a gate the branch is added as it is; without a
 branch the op is norm and modulation alone; without ``out`` it is the gated residual alone.
 
-Two roundings: ``fused`` computes all of it in fp32 from the loaded values, rounds ``x`` and ``out`` once each, and
-norms the sum before it is rounded. ``eager`` rounds where eager PyTorch does (the functional reference): the product,
-the sum, ``1 + scale`` and ``out``, and norms the rounded ``x``. In fp32 and float64 the two are the same formula.
+There are two rounding modes. ``fused`` computes everything in fp32 from the loaded values, norms the sum before it is
+rounded, and rounds ``x`` and ``out`` once each. ``eager`` rounds where eager PyTorch, the functional reference, does:
+the product, the sum, ``1 + scale`` and ``out``; and it norms the rounded ``x``. In fp32 and float64 the two are the
+same formula.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def reference(
         x: [B, N, W], floating. Written where there is a branch.
         branch: [B, N, W], or None: x stays as it is.
         gate: [B, F, W] with F dividing N, rows contiguous, or None: the branch is added as it is.
-        scale, shift: as gate, of one shape; needed beside out.
+        scale, shift: like gate, of one shape; required if there is an out.
         out: [B, N, W], or None: no norm. Written.
         eps: of the norm.
         rounding: ``fused`` or ``eager``; see the module.
@@ -106,7 +107,7 @@ def _address(tensor: torch.Tensor | None) -> int:
 
 
 def _strides(vector: torch.Tensor | None) -> tuple[int, int]:
-    """Of lane and frame."""
+    """The strides of lane and frame."""
     return (0, 0) if vector is None else (vector.stride(0), vector.stride(1))
 
 

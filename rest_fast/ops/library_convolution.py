@@ -1,12 +1,12 @@
-"""Backend ``library`` of ``causal_conv3d``: oneDNN on the CPU, cuDNN on a GPU, and nothing copied but the history.
+"""Backend ``library`` of ``causal_conv3d``: oneDNN on the CPU, cuDNN on a GPU; only the history is copied.
 
-The history goes to the front of the buffer, one convolution reads the whole of it, and what follows is one pass: in C++
-on the CPU, ops on a GPU. Fast are buffers with channels innermost (``channels_last`` or ``haloed``); others are
-reordered by the library at every call. A ``haloed`` buffer is read with its halo, which has to be zero.
+The history goes to the front of the buffer, and one convolution reads the whole buffer. What follows is one pass in C++
+on the CPU, and a sequence of ops on a GPU. Buffers with channels innermost (``channels_last`` or ``haloed``) are fast;
+the library reorders others at every call. A ``haloed`` buffer is read with its halo, which has to be zero.
 
-oneDNN is called by its own name, because ``F.conv3d`` takes a loop four times slower for a single small piece
-(64 channels, 6 frames of 32 x 32). A frozen weight is kept a second time in oneDNN's order where reordering it costs a
-tenth of the convolution: where it is small, or the pixels are few (:func:`packed`).
+oneDNN is called directly, because ``F.conv3d`` takes a loop that is four times slower for a single small piece
+(64 channels, 6 frames of 32 x 32). A frozen weight is kept a second time in oneDNN's order if reordering it would cost
+a tenth of the convolution, that is, if the weight is small or there are few pixels (:func:`packed`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rest_fast.ops.memory_layouts import halo
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 
 EPILOGUE = "conv_epilogue"  # of rest_fast._cpu
-MOST_CHANNELS = 8192  # that it takes: kMaxConvChannels in csrc/ops/conv_epilogue.h
+MOST_CHANNELS = 8192  # that the epilogue takes: kMaxConvChannels in csrc/ops/conv_epilogue.h
 SMALL = 1 << 20  # numbers of a weight: a second copy of all of a small decoder costs a few megabytes
-FEW = 1024  # pixels of a call; for more, reordering even the widest weight hides behind the convolution
-SEEN = (1, 5, 32, 32)  # batch and buffer that an order is made for: always the same, whoever calls first
+FEW = 1024  # pixels of a call; with more, the convolution takes much longer than reordering even the widest weight
+SEEN = (1, 5, 32, 32)  # batch and buffer that the order is made for: always the same, whatever the first call has
 
 
 def _cpu_dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN convolves on this processor; bfloat16 wants AVX-512. Measured and tested on x86-64 alone."""
+    """Dtypes that oneDNN convolves on this processor; bfloat16 needs AVX-512. Measured and tested on x86-64 only."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return ()
@@ -129,7 +129,7 @@ def follow_in_cpp(
 
 def follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps) -> None:
     """The same, composed of ops: for a GPU, and for layouts that the compiled pass does not take."""
-    with use_backend("triton,cpp,reference"):  # theirs: whoever asks for "library" means the convolution
+    with use_backend("triton,cpp,reference"):  # for these ops: a caller who asked for "library" meant the convolution
         _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps)
 
 
@@ -159,9 +159,9 @@ def _rearranged(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """A frozen CPU weight [O, C, 3, 3, 3] in oneDNN's order, kept with the tensor until it changes; others as they are.
+    """A frozen CPU weight [O, C, 3, 3, 3] in oneDNN's order, kept with the tensor until it changes; others unchanged.
 
-    The same numbers, so the same results. A model may call this at load, so that its first call is as fast as any.
+    The numbers are the same, and so are the results. A model may call this at load, to make its first call fast, too.
     """
     if not weight.is_cpu:
         return weight

@@ -1,4 +1,4 @@
-"""How the tensors [B, C, T, H, W] of the VAE lie in memory: names for a :class:`Spec`, and what no output may be."""
+"""Names for the memory layouts of the VAE's tensors [B, C, T, H, W], for a :class:`Spec`, and checks of layouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layout(x: torch.Tensor) -> str:
 
 def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
     """Raise :class:`OpError` for an output whose elements share memory: expanded, or of overlapping windows."""
-    end = 0  # of what one step along the axes so far, from the narrowest on, covers
+    end = 0  # offset of the last element along the axes seen so far, from the smallest stride on
     for stride, size in sorted((s, n) for s, n in zip(out.stride(), out.shape, strict=True) if n > 1):
         if stride <= end:
             raise OpError(f"{op}: argument {name}: expected elements that share no memory, got strides {out.stride()}")
@@ -30,7 +30,7 @@ def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
 
 
 def haloed(shape: tuple[int, int, int, int, int], **options) -> torch.Tensor:
-    """Zeros [B, C, T, H, W], channels innermost, inside rows and columns that are one longer at either end.
+    """Zeros [B, C, T, H, W], channels innermost, inside a border that is one row or column wide on each side.
 
     What surrounds the tensor stays zero as long as writes go through it: a convolution can address pixels as rows of
     one matrix [T, (H + 2) (W + 2), C] and finds its zero padding there.
@@ -42,7 +42,7 @@ def haloed(shape: tuple[int, int, int, int, int], **options) -> torch.Tensor:
 def halo(x: torch.Tensor) -> torch.Tensor | None:
     """The whole [B, C, T, H + 2, W + 2] of a tensor made by :func:`haloed`, or of some of its frames; None for others.
 
-    Only the strides can tell: a crop of a larger picture, whose surroundings are no zeros, looks the same.
+    Only the strides tell: a crop of a larger picture, which has no zeros around it, looks the same.
     """
     if x.ndim != 5:
         return None

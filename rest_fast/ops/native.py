@@ -43,7 +43,7 @@ def set_threads(count: int) -> int | None:
     Without the compiled module there is only PyTorch's own setting, which is of the whole process: then the number
     before is returned, for :func:`restore_threads`.
     """
-    before = torch.get_num_threads()  # PyTorch sets its number in a thread that is new to it: before, not after this
+    before = torch.get_num_threads()  # in a thread that is new to PyTorch this also sets the number, so it comes first
     compiled = module()[0]
     if compiled is None:
         torch.set_num_threads(count)
@@ -51,7 +51,7 @@ def set_threads(count: int) -> int | None:
     compiled.set_threads(count)
     local = _mkl_local()
     if local is not None:
-        local(0)  # OpenMP's number counts in MKL, too
+        local(0)  # so that MKL follows OpenMP's number
     return None
 
 
@@ -63,8 +63,10 @@ def restore_threads(before: int | None) -> None:
 
 @functools.cache
 def _mkl_local() -> Any:
-    """Sets MKL's number of the calling thread, which ``torch.set_num_threads`` fixes in new threads and which would
-    hide OpenMP's; None where PyTorch has no MKL."""
+    """MKL's function for the number of threads of the calling thread; None where PyTorch has no MKL.
+
+    ``torch.set_num_threads`` sets that number in new threads, where it would take precedence over OpenMP's.
+    """
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     return getattr(ctypes.CDLL(str(path)), "MKL_Set_Num_Threads_Local", None) if path.exists() else None
 
@@ -78,7 +80,7 @@ def thread_seconds(count: int) -> float:
 
 def call(op: str, *args: Any) -> None:
     """Call the op in C++; a non-zero code becomes an :class:`OpError`."""
-    torch.get_num_threads()  # OpenMP's limit belongs to a thread: this makes it PyTorch's in a thread that is new to it
+    torch.get_num_threads()  # OpenMP has a limit per thread; in a new thread this sets it to PyTorch's
     _call(op, "_cpu", args)
 
 

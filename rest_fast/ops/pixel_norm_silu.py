@@ -2,8 +2,8 @@
 
     out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift)
 
-LTX-Video's decoder norm; statistics in fp32 (squares overflow in fp16). One rounding, at the end. ``out`` is apart from
-``x``; both may have any strides, and what is fast is pixels in a row (contiguous) or channels in a row (channels last).
+This is the norm of LTX-Video's decoder. Statistics are fp32, since squares overflow in fp16, and there is one rounding,
+at the end. ``out`` shares no memory with ``x``. Both may have any strides; contiguous and channels-last ones are fast.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def reference(
     Args:
         x: [B, C, T, H, W], floating, any strides.
         scale, shift: [C], or both None.
-        out: as x, any strides without overlap, apart from x. Written.
+        out: like x, any strides without overlap, in other memory than x. Written.
         eps: of the norm.
     """
     out.copy_(normed_silu(x, scale, shift, eps=eps))

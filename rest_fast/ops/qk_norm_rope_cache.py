@@ -3,7 +3,7 @@
     q' = rope(rms_norm(q) q_weight),  k' = rope(rms_norm(k) k_weight),  v' = v
 
 The norm spans the full width, before the head split; statistics and rotation are fp32, with one rounding at the end.
-This is the pattern for the other ops: functional reference, checks, in-place reference, backends, :class:`Op`.
+The other ops follow the pattern of this file: functional reference, checks, in-place reference, backends, :class:`Op`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _arguments(
     base,
     eps,
 ) -> tuple[int | float, ...]:
-    """What csrc/ops/qk_norm_rope_cache.h lists: addresses, sizes, strides."""
+    """The arguments that csrc/ops/qk_norm_rope_cache.h lists: addresses, sizes, strides."""
     rows, rings, slots, heads, dim = k_cache.shape
     return (
         *(

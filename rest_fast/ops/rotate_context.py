@@ -1,10 +1,10 @@
 """``rotate_context``: at commit, move the context keys back by one chunk, in place.
 
-Positions are relative to the window: when a full window moves on, what was the current chunk becomes context and its
-keys must stand one chunk earlier. Rotations compose, so one fixed rotation of the time pairs does it; values and the
+Positions are relative to the window: when a full window moves on, what was the current chunk becomes context, and its
+keys must move one chunk back. Rotations compose, so one fixed rotation of the time pairs does that; values and the
 other pairs stay. Lanes whose window is still filling pass ``enabled = 0``, and only those may share a row.
 
-One rounding mode: fp32 inside, each key rounded once, as the functional reference does.
+There is one rounding mode: fp32 inside, and each key rounded once, as the functional reference does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "rotate_context"
 def shift_keys(k: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Functional reference: rotate the time pairs of rotated keys k [..., H, D] by shift [n, 2]. Differentiable.
 
-    The other pairs stay as they are, bit for bit: times one and plus zero, an infinity makes NaN of its neighbour.
+    The other pairs are copied, not rotated by zero, which would turn an infinity into a NaN in its neighbour.
     """
     flat, n, wide = k.flatten(-2), shift.shape[0], torch.float64 if k.dtype == torch.float64 else torch.float32
     first = flat.shape[-1] - 6 * n

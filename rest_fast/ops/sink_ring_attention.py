@@ -1,9 +1,10 @@
-"""``sink_ring_attention``: one softmax over the valid slots of each lane's cache row, where they lie.
+"""``sink_ring_attention``: one softmax over the valid slots of each lane's cache row, read in place.
 
     out = softmax(scale q K[:n_valid]^T) V[:n_valid]
 
-The ring keeps no order: softmax does not care, and writing the current chunk into the evicted chunk's slots makes the
-visible keys the dense range ``[0, n_valid)``. Queries and keys arrive rotated.
+The slots of the ring are in no particular order, which makes no difference to softmax. The current chunk is written
+into the slots of the evicted chunk, so the visible keys are the dense range ``[0, n_valid)``. Queries and keys arrive
+rotated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_fl
 
 NAME = "sink_ring_attention"
 MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/ops/sink_ring_attention.h
-LARGE = 1 << 26  # products of one kind: a millisecond of an AVX-512 core
+LARGE = 1 << 26  # multiplications of one of the two products: a millisecond of an AVX-512 core
 
 
 def attention(
@@ -86,7 +87,7 @@ def reference(
 ) -> None:
     """out = softmax(scale q K[:n_valid]^T) V[:n_valid] of B lanes of N tokens, each over the slots of its cache row.
 
-    Here a float32 (float64 for float64) softmax over a mask, which needs no lengths on the host.
+    The reference computes a masked softmax in float32 (float64 for float64), which needs no lengths on the host.
 
     Args:
         q: [B, N, H, D], floating, rotated.
@@ -134,10 +135,10 @@ def _cpp(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_val
 
 
 def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
-    """Stock attention on views of the cache; the log-sum-exp, which SDPA keeps, is computed apart.
+    """PyTorch's attention on views of the cache; the log-sum-exp, which it does not return, is computed separately.
 
-    SDPA has no ``out=``, so its result is copied once. It takes all lanes in one call where they are a batch: of one
-    length, in rows that lie one step apart.
+    SDPA has no ``out=``, so its result is copied once. One call takes all lanes if a view can show them as a batch: if
+    they have one length, and lie in the cache at even distances.
     """
     rings = k_cache.shape[1]
     places = [row * rings + ring for row, ring in zip(row_index.tolist(), ring_index.tolist(), strict=True)]
@@ -153,7 +154,7 @@ def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_va
 
 
 def _batches(places: list[int], lengths: list[int]) -> Iterator[tuple[slice, slice]]:
-    """(lanes, their places in a flat cache) of each call: one for all if that is a view, else one a lane."""
+    """(lanes, their places in a flat cache) of each call: one call for all if a view shows them, else one per lane."""
     step = places[1] - places[0] if len(places) > 1 else 0
     even = all(b - a == step for a, b in pairwise(places))
     if even and step >= 0 and len(set(lengths)) == 1:
@@ -164,7 +165,7 @@ def _batches(places: list[int], lengths: list[int]) -> Iterator[tuple[slice, sli
 
 
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    """Everything but what an Intel matrix unit does.
+    """Everything but what is faster with an Intel matrix unit (AMX).
 
     On a Zen 5 core SDPA takes 1.0 to 2.9 times as long at all sizes tried, from one query (1.0, memory-bound) over the
     demo model's 2 x 48 (2.3 in fp32, 2.7 in bf16) to rest-512's 2 x 768 over 1792 slots (1.9, 2.1); with only AVX2 1.0

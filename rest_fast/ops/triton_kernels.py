@@ -1,4 +1,4 @@
-"""The Triton kernels in ``rest_fast.kernels``: imported when first used; their absence is a reason and not a crash."""
+"""The Triton kernels in ``rest_fast.kernels``, imported at first use; their absence is a reason, not a crash."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def backend(op: str) -> Backend:
         kernel(op).launch(*args, **kwargs)
 
     def by_name(spec: Spec) -> str:
-        """Where a kernel's package measured another backend faster, it says so."""
+        """The reason that a kernel's package gives where another backend was measured to be faster."""
         slower = getattr(kernel(op), "slower", None)
         return slower(spec) if slower else ""
 
