@@ -1,8 +1,8 @@
-"""A causal decoder for the latents of a VAE whose own is not causal, as none is that LTX-Video has released.
+"""Distils a causal decoder from one that is not causal, such as all that LTX-Video has released.
 
-The student has the teacher's layers and sees two past frames where the teacher sees one past and one later. It decodes
-a clip in pieces of random length with a carried memory and learns to show what the teacher shows of the whole clip.
-Encoder and statistics of the latents stay: whatever makes latents for the one decoder makes them for the other.
+The student has the teacher's layers, but sees two past frames where the teacher sees one past and one later frame. It
+decodes a clip in pieces of random length, carrying its memory from piece to piece, and learns to show what the teacher
+shows of the whole clip. The encoder and the statistics of the latents stay, so both decoders take the same latents.
 """
 
 from __future__ import annotations
@@ -57,20 +57,22 @@ def read_teacher(source: str | Path) -> TemporalVAE:
     return TemporalVAE.from_pretrained(folder)
 
 
-def check(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, among: World) -> None:
-    """All that can be known before hours of work. Of the training's ``model`` nothing is used."""
+def check(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, world: World) -> None:
+    """Check before hours of work all that can be checked. The training's ``model`` plays no part."""
     clips.require("video")
     size, cell = (clips.manifest.height, clips.manifest.width), teacher.config.spatial
     if teacher.size not in (None, size) or size[0] % cell or size[1] % cell:
         want = f"{teacher.size[0]} x {teacher.size[1]}" if teacher.size else f"rows and columns divisible by {cell}"
         raise DataError(f"{clips.folder}: expected clips of {want} for this VAE, got {size[0]} x {size[1]}")
     held_out(clips)
-    among.rows(config.causal_decoder.batch, config.causal_decoder.accumulate)
+    world.rows(config.causal_decoder.batch, config.causal_decoder.accumulate)
 
 
 def held_out(clips: Shards) -> tuple[Shards, int, int]:
-    """Folder and index of a clip that is measured and never trained on, and how many of ``clips`` are trained on: the
-    first one of the split ``validation``, or else the last of ``clips``."""
+    """Shards and index of a clip that is measured and never trained on, and how many of ``clips`` are trained on.
+
+    That clip is the first one of the split ``validation``, or else the last of ``clips``.
+    """
     if any(entry.get("split") == "validation" for entry in clips.manifest.shards):
         return Shards(clips.folder, "validation"), 0, len(clips)
     if len(clips) < 2:
@@ -78,7 +80,7 @@ def held_out(clips: Shards) -> tuple[Shards, int, int]:
     return clips, len(clips) - 1, len(clips) - 1
 
 
-# -- what the student begins with
+# -- how the student begins
 
 
 def causal_copy(teacher: TemporalVAE, start: str) -> TemporalVAE:
@@ -111,24 +113,23 @@ def merge_future_taps(decoder: nn.Module) -> None:
             conv.weight.copy_(torch.stack([torch.zeros_like(before), before, now + after], 2))
 
 
-# -- what a step sees
+# -- the batches
 
 
 @dataclass
 class DecoderBatch:
-    """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1; row by row the seed of all noise; lengths in latents of the pieces
-    that the clips are decoded in."""
+    """B clips, and how the step decodes them."""
 
-    frames: torch.Tensor
-    seeds: list[int]
-    plan: list[int]
+    frames: torch.Tensor  # fp32 [B, 3, 1 + 8 n, H, W] in -1..1
+    seeds: list[int]  # for each clip, of all its noise
+    plan: list[int]  # lengths, in latents, of the pieces that all clips are decoded in
 
     def to(self, device: torch.device) -> DecoderBatch:
         return DecoderBatch(self.frames.to(device, non_blocking=True), self.seeds, self.plan)
 
 
 class Stretches:
-    """Stretches of the first ``count`` clips that begin anywhere, each the start of a clip to the decoder."""
+    """Stretches that begin anywhere in the first ``count`` clips; to the decoder each is the start of a clip."""
 
     def __init__(self, clips: Shards, count: int, config: TrainingConfig):
         self.clips, self.count, self.stage = clips, count, config.causal_decoder
@@ -145,7 +146,7 @@ class Stretches:
 
 
 def draw_plan(latents: int, longest: int, g: torch.Generator) -> list[int]:
-    """Lengths of 1 to ``longest`` that make up ``latents``."""
+    """Random lengths of 1 to ``longest`` whose sum is ``latents``."""
     plan: list[int] = []
     while (left := latents - sum(plan)) > 0:
         plan.append(int(torch.randint(1, min(longest, left) + 1, (), generator=g)))
@@ -155,8 +156,8 @@ def draw_plan(latents: int, longest: int, g: torch.Generator) -> list[int]:
 # -- the stage
 
 
-class _Known(torch.autograd.Function):
-    """A loss whose gradients have been computed already: hands them on."""
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients have been computed already; backward passes them on."""
 
     @staticmethod
     def forward(ctx: Any, loss: torch.Tensor, gradients: list[torch.Tensor], *_: torch.Tensor) -> torch.Tensor:
@@ -171,8 +172,8 @@ class _Known(torch.autograd.Function):
 class CausalDecoder(nn.Module):
     """Distillation of the causal decoder: ``forward(batch)`` gives the losses by name, ``loss`` is minimised.
 
-    A piece's gradients are computed before the next piece begins, and none reaches the one before it, so that memory
-    is that of the longest piece however long the clip is. All frames count, the first one too.
+    The gradients of a piece are computed before the next piece begins, and none reaches the piece before. So memory is
+    that of the longest piece, however long the clip is. All frames count, including the first one.
     """
 
     def __init__(self, teacher: TemporalVAE, config: TrainingConfig):
@@ -184,7 +185,7 @@ class CausalDecoder(nn.Module):
     def forward(self, batch: DecoderBatch) -> dict[str, torch.Tensor]:
         truth, weight = batch.frames, self.config.causal_decoder.truth
         z, images = self.latents(batch)
-        with torch.no_grad():  # in fp32: what is learned from has no rounding of its own
+        with torch.no_grad():  # in fp32, so that the targets are not rounded
             shown = self.teacher.decoder(z, StreamState(1, images=images))
         state, total, at = StreamState(2, images=images), truth.shape[2], 0
         parameters = list(self.student.decoder.parameters())
@@ -196,44 +197,44 @@ class CausalDecoder(nn.Module):
                 made = self.student.decoder(piece, state).float()
             here = slice(at, at := at + made.shape[2])
             errors = [made - wanted[:, :, here] for wanted in (shown, truth)]
-            parts = torch.stack([share(error, last, total) for error, last in zip(errors, before, strict=True)])
+            parts = torch.stack([piece_loss(error, last, total) for error, last in zip(errors, before, strict=True)])
             if torch.is_grad_enabled():
                 found = torch.autograd.grad(parts[0] + weight * parts[1], parameters)
                 if gradients:
                     torch._foreach_add_(gradients, found)
                 else:
-                    gradients = [gradient.clone() for gradient in found]  # two may lie in one memory
+                    gradients = [gradient.clone() for gradient in found]  # cloned, since two may share memory
             sums += parts.detach()
             before = [error[:, :, -1:].detach() for error in errors]
             state.histories = {path: history.detach().clone() for path, history in state.histories.items()}
             state.started = True
         loss = sums[0] + weight * sums[1]
         if gradients:
-            loss = _Known.apply(loss, gradients, *parameters)
+            loss = _WithGradients.apply(loss, gradients, *parameters)
         return {"loss": loss, "teacher": sums[0], "truth": sums[1]}
 
     @torch.no_grad()
     def latents(self, batch: DecoderBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What both decoders read [B, C, 1 + n, h, w], and their noise images [B, H, W] by path, of each row's seed."""
-        vae, rows, images = self.teacher, [], []
+        """The latents that both decoders read [B, C, 1 + n, h, w], and their noise images [B, H, W] by path."""
+        vae, latents, images = self.teacher, [], []
         moments = vae.encoder(batch.frames, StreamState())
-        for row, seed in zip(moments.split(1), batch.seeds, strict=True):
-            z, log_variance = row.split([vae.config.latent_channels, 1], 1)
+        for clip, seed in zip(moments.split(1), batch.seeds, strict=True):
+            z, log_variance = clip.split([vae.config.latent_channels, 1], 1)
             if self.config.causal_decoder.sampled:
                 noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
                 z = z + (0.5 * log_variance).exp() * noise.to(z)
-            rows.append(vae.denormalised((z - vae.latents_mean) / vae.latents_std, 0, seed))
+            latents.append(vae.denormalised((z - vae.latents_mean) / vae.latents_std, 0, seed))
             images.append(vae.decoder.images(z, seed))
-        return torch.cat(rows), {path: torch.cat([one[path] for one in images]) for path in images[0]}
+        return torch.cat(latents), {path: torch.cat([one[path] for one in images]) for path in images[0]}
 
 
-def share(error: torch.Tensor, before: torch.Tensor | None, frames: int) -> torch.Tensor:
-    """What a piece adds to :func:`rest_fast.training.losses.pixel_loss` of its clip, of which it is a part.
+def piece_loss(error: torch.Tensor, before: torch.Tensor | None, frames: int) -> torch.Tensor:
+    """The share of a piece in :func:`rest_fast.training.losses.pixel_loss` of its whole clip.
 
     Args:
         error: got - wanted, [B, 3, n, H, W].
-        before: that of the one frame before the piece; None at the start of the clip.
-        frames: of the whole clip.
+        before: the error of the frame before the piece; None at the start of the clip.
+        frames: number of frames of the whole clip.
     """
     height, width = error.shape[-2:]
     top, bottom, left, right = (side * n // 128 for side, n in zip(losses.MOUTH, (height, height, width, width)))
@@ -245,13 +246,13 @@ def share(error: torch.Tensor, before: torch.Tensor | None, frames: int) -> torc
     return still * (error.shape[2] / frames) + joined.diff(dim=2).abs().sum() / each
 
 
-# -- how far it has come
+# -- measuring the student
 
 
 @torch.no_grad()
 def measure(stage: CausalDecoder, frames: torch.Tensor) -> dict[str, float]:
-    """PSNR in dB of a clip [3, 1 + 8 n, H, W]: student to teacher over all frames, at the first and at the worst one,
-    and of both to the clip itself."""
+    """PSNR in dB for a clip [3, 1 + 8 n, H, W]: between student and teacher over all frames, at the first and at the
+    worst frame, and between each of them and the clip."""
     teacher, student = stage.teacher, stage.student
     truth = frames[None].to(teacher.latents_mean.device)
     z = teacher.encode(truth)
@@ -269,16 +270,18 @@ def measure(stage: CausalDecoder, frames: torch.Tensor) -> dict[str, float]:
 
 
 class Watch:
-    """Adds a line of :func:`measure` of the held-out clip to the log: before the first step, after the last, and every
-    ``sample_every`` steps. The weights measured are the running averages."""
+    """Logs :func:`measure` of the held-out clip before the first step, after the last and every ``sample_every`` steps.
 
-    def __init__(self, stage: CausalDecoder, clips: Shards, index: int, folder: Path, among: World):
-        self.stage, self.folder, self.among = stage, folder, among
+    It measures the running averages of the weights.
+    """
+
+    def __init__(self, stage: CausalDecoder, clips: Shards, index: int, folder: Path, world: World):
+        self.stage, self.folder, self.world = stage, folder, world
         self.frames = clips.pixels(index, slice(0, 1 + TEMPORAL * (stage.config.causal_decoder.latents - 1)))
 
     def __call__(self, step: int) -> None:
         done = any(line["step"] == step and "psnr" in line for line in read_log(self.folder))
-        if not self.among.first or done:
+        if not self.world.first or done:
             return
         values = measure(self.stage, self.frames)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -288,27 +291,27 @@ class Watch:
         log.info("%s: step %d: %s", CAUSAL_DECODER, step, words.format(**values))
 
 
-# -- the whole of it
+# -- training
 
 
-def train(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, folder: Path, among: World) -> None:
-    """Train, and leave a folder that :meth:`TemporalVAE.from_pretrained` takes; resumed if ``folder`` has a state."""
+def train(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, folder: Path, world: World) -> None:
+    """Train, or resume from a state in ``folder``; leaves a VAE there for :meth:`TemporalVAE.from_pretrained`."""
     stage = CausalDecoder(teacher, config)
-    trainer = Trainer(stage, config.causal_decoder, config, folder, among)
+    trainer = Trainer(stage, config.causal_decoder, config, folder, world)
     shards, index, count = held_out(clips)
-    watch = Watch(stage, shards, index, folder, among)
+    watch = Watch(stage, shards, index, folder, world)
     if trainer.resume() == 0:
         watch(0)
     trainer.run(Stretches(clips, count, config), watch)
     watch(config.causal_decoder.steps)
-    if among.first:
+    if world.first:
         save(stage.student, folder)
         shutil.rmtree(folder / "state", ignore_errors=True)
-    among.barrier()
+    world.barrier()
 
 
-def claim(teacher: TemporalVAE, folder: Path, among: World) -> None:
-    """Remember the VAE that this stage begins with; refuse to go on with another one."""
+def claim(teacher: TemporalVAE, folder: Path, world: World) -> None:
+    """Write down which VAE this stage begins with; refuse to resume with another one."""
     digest = hashlib.sha256(repr(teacher.config).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -317,12 +320,12 @@ def claim(teacher: TemporalVAE, folder: Path, among: World) -> None:
         raise CausalDecoderError(
             f"{folder}: expected the VAE that it began with, got another one; choose another --out"
         )
-    among.barrier()
-    if among.first:
+    world.barrier()
+    if world.first:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(digest.hexdigest())
 
 
 def save(vae: TemporalVAE, folder: Path) -> None:
-    """A VAE alone, fp32."""
+    """Write a VAE alone, in fp32."""
     checkpoint.write(vae.state_dict(), cast(ConvVAEConfig, vae.config), folder)

@@ -1,4 +1,4 @@
-"""The stages in their order, each from a folder of prepared clips to a whole checkpoint that the next one starts from.
+"""Runs the stages in their order. Each makes a whole checkpoint, from which the next one starts.
 
 OUT/config.json          the training's configuration; a folder belongs to one
 OUT/STAGE/               config.json and model.safetensors: a checkpoint as ``rest_fast.load`` takes it
@@ -30,7 +30,7 @@ from rest_fast.training import causal_decoder, states
 from rest_fast.training import vae as vae_stage
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, read_config
-from rest_fast.training.distributed import World, whole, world
+from rest_fast.training.distributed import World, full_tensor, join_world
 from rest_fast.training.flow import FlowData, FlowStage, stage_seed
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import write_sample
@@ -46,11 +46,11 @@ log = logging.getLogger("rest_fast.training")
 ALL = (*STAGES, CAUSAL_DECODER)
 CONFIG = "config.json"
 SAMPLE_SECONDS = 4
-PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack what they switch on
+PARTS_OF_DIT = {"layout", "audio", "text_tokens", "text_channels"}  # a checkpoint may lack the parts they switch on
 
 
 class Start(NamedTuple):
-    """A checkpoint, and how the names of the weights begin that are taken from it."""
+    """A checkpoint to take weights from: those whose names begin with ``prefix``."""
 
     folder: Path
     prefix: str = ""
@@ -94,16 +94,16 @@ def run(
     config = without_labels(config, clips)
     if start is not None:
         config = config.with_vae(checkpoint.read_vae_config(start.folder))
-    with world(device) as among:
-        check(stages, config, clips, out, start, among)
-        _claim(out, config, stages, resume, among)
+    with join_world(device) as world:
+        check(stages, config, clips, out, start, world)
+        _claim(out, config, stages, resume, world)
         for name in stages:
             if not _done(out / name):
                 begins = start if name == stages[0] or vae is not None else None
-                _run_stage(name, config, clips, out, begins, among)
-            elif among.first:
+                _run_stage(name, config, clips, out, begins, world)
+            elif world.first:
                 log.info("%s: done already", name)
-        among.barrier()
+        world.barrier()
     return out / stages[-1]
 
 
@@ -112,51 +112,51 @@ def _run_causal_decoder(
 ) -> Path:
     name, clips = CAUSAL_DECODER, Shards(data, "train")
     teacher = causal_decoder.read_teacher(vae)
-    with world(device) as among:
-        causal_decoder.check(teacher, config, clips, among)
-        _claim(out, config, [name], resume, among)
-        causal_decoder.claim(teacher, out / name, among)
+    with join_world(device) as world:
+        causal_decoder.check(teacher, config, clips, world)
+        _claim(out, config, [name], resume, world)
+        causal_decoder.claim(teacher, out / name, world)
         if not _done(out / name):
-            causal_decoder.train(teacher, config, clips, out / name, among)
-        elif among.first:
+            causal_decoder.train(teacher, config, clips, out / name, world)
+        elif world.first:
             log.info("%s: done already", name)
-        among.barrier()
+        world.barrier()
     return out / name
 
 
-def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World) -> None:
+def _run_stage(name: str, config: TrainingConfig, clips: Shards, out: Path, start: Start | None, world: World) -> None:
     """Train one stage from the result of those before it."""
-    torch.manual_seed(config.seed)  # what is not in the result of an earlier stage begins the same everywhere
+    torch.manual_seed(config.seed)  # so that new weights are the same in every process
     model = Model(config.model).requires_grad_(False)
     begins = _before(name, out, start)
     for begin in begins:
         trained_on = encoder_fingerprint(model.vae)
         read_parts(model, *begin)
-        again = STAGES[name].again and begin != begins[0]
-        if again and encoder_fingerprint(model.vae) != trained_on:
+        same_vae = STAGES[name].same_vae and begin != begins[0]
+        if same_vae and encoder_fingerprint(model.vae) != trained_on:
             raise TrainError(f"{begin.folder}: expected the VAE whose latents {begins[0].folder} was trained on")
     folder = out / name
     if name == "vae":
-        vae_stage.train(model, config, clips, folder, among, fresh=not begins)
+        vae_stage.train(model, config, clips, folder, world, fresh=not begins)
     elif name == "speech":
         labels = clips.read("labels", [0]).shape[-1] if config.speech.labels else 0
         trained = Speech(model, config, labels)
         trained.encoder.requires_grad_(True)
-        trainer = Trainer(trained, config.speech, config, folder, among)
+        trainer = Trainer(trained, config.speech, config, folder, world)
         trainer.resume()
         trainer.run(SpeechData(config, clips))
     else:
-        _train_flow(name, model, config, clips, out, among)
-    result = whole_model(model, among)
+        _train_flow(name, model, config, clips, out, world)
+    result = whole_model(model, world)
     if result is not None:
         checkpoint.save(result, config.model, folder, torch.float32)
         for part in (folder, folder / "mixer"):
             shutil.rmtree(part / "state", ignore_errors=True)
-    among.barrier()
+    world.barrier()
 
 
-def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, out: Path, among: World) -> None:
-    latents = find_latents(model.to(among.device), clips, out, among)
+def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, out: Path, world: World) -> None:
+    latents = find_latents(model.to(world.device), clips, out, world)
     settings = getattr(config, name)
     stage: FlowStage
     if name == "asd":
@@ -167,27 +167,27 @@ def _train_flow(name: str, model: Model, config: TrainingConfig, clips: Shards, 
         stage = {"teacher": Teacher, "student": Student}[name](model, config)
     for part in (model.dit, model.speech):
         part.requires_grad_(True)
-    trainer = Trainer(stage, settings, config, out / name, among)
+    trainer = Trainer(stage, settings, config, out / name, world)
     trainer.resume()
-    sample = sampler(model, clips, out / name, among) if STAGES[name].samples else None
+    sample = sampler(model, clips, out / name, world) if STAGES[name].samples else None
     trainer.run(FlowData(config, clips, latents, settings.batch, stage_seed(config.seed, name)), sample)
 
 
-def whole_model(model: Model, among: World) -> Model | None:
+def whole_model(model: Model, world: World) -> Model | None:
     """The model with all of its weights in the first process, None in the others. Called by all processes."""
     state = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):
-        return model if among.first else None
-    result = Model(model.config).requires_grad_(False).to(model.device) if among.first else None
+        return model if world.first else None
+    result = Model(model.config).requires_grad_(False).to(model.device) if world.first else None
     for name, tensor in (result or model).state_dict().items():
-        found = whole(state[name])  # one at a time: in the others it is gone at once
+        found = full_tensor(state[name])  # one at a time: the other processes drop it at once
         if result is not None:
             tensor.copy_(found)
     return result
 
 
 def _before(name: str, out: Path, start: Start | None) -> list[Start]:
-    """What a stage begins with: the result of the one before it, and a given VAE; or a given ``init``."""
+    """The checkpoints a stage begins with: that of the stage before and a given VAE, or a given ``init`` alone."""
     before = [*STAGES][: [*STAGES].index(name)][-1:]
     done = [Start(out / earlier) for earlier in before if _done(out / earlier)]
     if start is not None:
@@ -196,24 +196,24 @@ def _before(name: str, out: Path, start: Start | None) -> list[Start]:
 
 
 def _expect(name: str, stages: list[str], out: Path, start: Start | None) -> None:
-    """A stage has what it begins with, once those before it in this run are done."""
+    """TrainError if a stage will lack what it begins with, even after the stages before it in this run."""
 
-    def there(stage: str) -> bool:
+    def available(stage: str) -> bool:
         return stage in stages[: stages.index(name)] or _done(out / stage)
 
-    needed, keeps = STAGES[name].needs, STAGES[name].keeps
+    needed, always = STAGES[name].needs, STAGES[name].always_needs
     if start is not None and not start.prefix and name == stages[0]:
-        needed = keeps  # the rest is in --init
+        needed = always  # --init takes the place of the rest
     for stage in needed:
-        if not there(stage):
-            cure = "" if stage in keeps else ", or give --init MODEL, which has it"
+        if not available(stage):
+            cure = "" if stage in always else ", or give --init MODEL, which has it"
             raise TrainError(f"{out / stage}: expected the result of the stage {stage}, found none; run it first{cure}")
-    if name == "speech" and start is None and not there("vae"):
+    if name == "speech" and start is None and not available("vae"):
         raise TrainError(f"train {name}: expected {out / 'vae'} or --vae MODEL, whose VAE it keeps, found neither")
 
 
 def without_labels(config: TrainingConfig, clips: Shards) -> TrainingConfig:
-    """Recorded people come without labels of their lips: then the speech encoder is trained without them."""
+    """The configuration without the loss on lip labels, if the clips have no such labels (as recorded people)."""
     if config.speech.labels and "labels" not in clips.fields:
         log.info("%s: no labels of the lips, so speech.labels is 0", clips.folder)
         return config.replace(speech__labels=0.0)
@@ -221,9 +221,9 @@ def without_labels(config: TrainingConfig, clips: Shards) -> TrainingConfig:
 
 
 def check(
-    stages: list[str], config: TrainingConfig, clips: Shards, out: Path, start: Start | None, among: World
+    stages: list[str], config: TrainingConfig, clips: Shards, out: Path, start: Start | None, world: World
 ) -> None:
-    """All that can be known before hours of work: data, batches, and what each stage begins with."""
+    """Check before hours of work all that can be checked: data, batches, and what each stage begins with."""
     clips.require_model(config.model)
     for name in stages:
         if _done(out / name):
@@ -232,7 +232,7 @@ def check(
         clips.require(STAGES[name].data)
         settings = getattr(config, name)
         for part in (settings, *(getattr(settings, inner) for inner in STAGES[name].parts)):
-            among.rows(part.batch, part.accumulate)
+            world.rows(part.batch, part.accumulate)
         if STAGES[name].latents and not {"video", "latents"} & clips.fields and not _done_latents(out, clips):
             raise TrainError(f"{clips.folder}: expected clips with latents or video, found {sorted(clips.fields)}")
 
@@ -243,7 +243,7 @@ def _done_latents(out: Path, clips: Shards) -> bool:
 
 
 def kept(out: Path) -> list[str]:
-    """What a training that was stopped has left, in words."""
+    """What a training that was stopped has left in ``out``, in words."""
     found = []
     for name in ALL:
         if _done(out / name):
@@ -265,8 +265,8 @@ def _whole(folder: Path) -> Path:
     return folder
 
 
-def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, among: World) -> None:
-    """Make the folder this training's own, or make sure that it is."""
+def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, world: World) -> None:
+    """Write this training's configuration into the folder, or refuse a folder that belongs to another training."""
     path = out / CONFIG
     begun = [name for name in ALL if (out / name).exists()]
     held = essence(read_config(str(path)), begun) if path.is_file() and begun else {}
@@ -278,25 +278,28 @@ def _claim(out: Path, config: TrainingConfig, stages: list[str], resume: bool, a
     busy = [s for s in stages if (out / s).exists()]
     if busy and not resume:
         raise TrainError(f"{out}: expected no {', '.join(busy)} there yet; --resume goes on with it")
-    among.barrier()
-    if among.first:
+    world.barrier()
+    if world.first:
         out.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(config.to_json() + "\n")
         partial.replace(path)
-    among.barrier()
+    world.barrier()
 
 
 def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
-    """Weights of a checkpoint as far as the model has them; of a configuration that means the same by them.
+    """Copy those weights of a checkpoint that the model has, if both configurations mean the same by them.
 
-    For the ``prefix`` "vae." the folder of a VAE alone will do. What is lacking is logged, and stays as it was.
-    TrainError: a tensor of another shape, none in common, or one missing under a ``prefix``: half a part means nothing.
+    With the ``prefix`` "vae." the folder may hold a VAE alone. Weights that the checkpoint lacks are logged and stay as
+    they were.
+
+    Raises: TrainError for a tensor of another shape, for no common tensor, and for one that is missing under a
+        ``prefix``, since half a network is of no use.
     """
     path = folder / checkpoint.WEIGHTS
     found = checkpoint.read_vae_config(folder) if prefix else checkpoint.read_config(folder)
     _compare(found, model.config, folder, prefix)
-    bare = "" if isinstance(found, ModelConfig) else prefix  # what its names lack
+    bare = "" if isinstance(found, ModelConfig) else prefix  # the prefix that names in the file lack
     want = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     with safe_open(path, framework="pt") as file:
         names = {bare + name for name in file.keys()}  # noqa: SIM118
@@ -314,7 +317,7 @@ def read_parts(model: Model, folder: Path, prefix: str = "") -> None:
 
 
 def _compare(found: ModelConfig | ConvVAEConfig, want: ModelConfig, folder: Path, prefix: str) -> None:
-    """Numbers of heads, frequencies and sizes of windows are in no tensor's shape."""
+    """Compare configurations: heads, frequencies and sizes of windows cannot be seen in the shapes of tensors."""
     parts = ("vae",) if prefix else ("vae", "speech", "dit")
     for name in parts:
         one, other = (dataclasses.asdict(getattr(config, name, config)) for config in (found, want))
@@ -325,7 +328,7 @@ def _compare(found: ModelConfig | ConvVAEConfig, want: ModelConfig, folder: Path
 
 
 def essence(config: TrainingConfig, stages: list[str]) -> dict[str, Any]:
-    """What decides the weights of these stages: not where and how often they are computed, reported or saved."""
+    """The settings that decide the weights of these stages, without those of parallelism, reports and saving."""
     raw = json.loads(config.to_json())
     for name in ("parallel", "checkpointing", "report_every", "save_every", "sample_every", "keep"):
         raw.pop(name)
@@ -337,17 +340,17 @@ def essence(config: TrainingConfig, stages: list[str]) -> dict[str, Any]:
     return raw
 
 
-def find_latents(model: Model, clips: Shards, out: Path, among: World) -> Shards:
-    """The clips' latents of this model's VAE: the prepared ones, or those made once for this training."""
+def find_latents(model: Model, clips: Shards, out: Path, world: World) -> Shards:
+    """The clips' latents by this model's VAE: the prepared ones, or those made once for this training."""
     if "latents" in clips.fields and clips.manifest.vae == encoder_fingerprint(model.vae):
         return clips
     folder = out / "latents"
-    if among.first and not (folder / MANIFEST).is_file():
+    if world.first and not (folder / MANIFEST).is_file():
         if "video" not in clips.fields:
             clips.require_encoder(model)
         log.info("latents: %d clips through the VAE", len(clips))
         encode(model, clips, folder)
-    among.barrier()
+    world.barrier()
     latents = Shards(folder)
     latents.require_encoder(model)
     if latents.manifest.of != clips.digest:
@@ -369,8 +372,11 @@ def encode(model: Model, clips: Shards, folder: Path, each: int = 100) -> None:
     manifest.save(folder)
 
 
-def sampler(model: Model, clips: Shards, folder: Path, among: World) -> Callable[[int], None] | None:
-    """Writes a video of the first clip's sound and photo, where the data has them. Called by all processes."""
+def sampler(model: Model, clips: Shards, folder: Path, world: World) -> Callable[[int], None] | None:
+    """A function that writes a sample video for the first clip's sound and photo; None if the data lacks them.
+
+    All processes have to call that function.
+    """
     if not {"samples", "video"} <= clips.fields:
         return None
     if model.config.speech.features == "whisper":
@@ -380,7 +386,7 @@ def sampler(model: Model, clips: Shards, folder: Path, among: World) -> Callable
     sound = clips.read("samples", [0])[0, LEAD + FRAME :][: SAMPLE_SECONDS * RATE].numpy()
 
     def sample(step: int) -> None:
-        shown = whole_model(model, among)
+        shown = whole_model(model, world)
         if shown is None:
             return
         with shown.session(shown.prepare(photo, crop="center")) as session:

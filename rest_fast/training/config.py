@@ -26,7 +26,7 @@ class Stage:
     batch: int = 4  # the paper: 1 on each GPU, accumulated 4 times
     accumulate: int = 4
     warmup: int = 100  # D: steps
-    constant: float = 1.0  # D: share of the steps before the rate falls as a cosine, to a fiftieth
+    constant: float = 1.0  # D: share of the steps before the rate falls to a fiftieth, as a cosine
     weight_decay: float = 0.0  # D
     clip: float = 1.0  # D: largest norm of a gradient
     ema: float = 0.999  # D: decay of the running average, which is what a stage hands on
@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class VAEStage(Stage):
-    """The VAE on pixels. REST takes LTX-Video's as it is: this stage is for a VAE of one's own."""
+    """A VAE on pixels. REST takes LTX-Video's unchanged, so this stage is for a new VAE."""
 
     rate: float = 1e-4  # D
     pieces: int = 3  # D: latent frames of one training example
@@ -102,14 +102,14 @@ class ASDStage(StudentStage):
 
 @dataclass(frozen=True)
 class CausalDecoderStage(Stage):
-    """A causal decoder for a VAE that has none, distilled from its own. All numbers are D: nobody has published any."""
+    """A causal decoder, distilled from a VAE's own. All numbers are D, since nobody has published any."""
 
     steps: int = 20_000
     rate: float = 5e-5
-    start: Literal["folded", "unchanged"] = "folded"  # what becomes of the weights for the frame to come
+    start: Literal["folded", "unchanged"] = "folded"  # how the weights for the later frame are used; see causal_copy
     latents: int = 10  # latent frames of one training example
     piece: int = 4  # latent frames that are decoded at once, at most: bounds the memory
-    truth: float = 0.1  # weight of the clip's own frames beside the teacher's
+    truth: float = 0.1  # weight of the error to the clip's own frames, added to that to the teacher's
     sampled: bool = False  # latents drawn from the posterior rather than its mean
 
     def __post_init__(self) -> None:
@@ -121,12 +121,12 @@ class CausalDecoderStage(Stage):
 
 @dataclass(frozen=True)
 class Corruption:
-    """What a clip loses in training: noise is CANS with the model's ``sampling.train_mu`` and ``train_sigma``."""
+    """What training drops from clips. Its noise is CANS with the model's ``sampling.train_mu`` and ``train_sigma``."""
 
-    reference: float = 0.1  # share of clips without the reference alone
-    audio: float = 0.1  # without sound alone
-    both: float = 0.1  # D: without either: joint guidance needs the joint branch trained
-    synchronous: float = 0.5  # all chunks share one timestep ("motion prior dropout")
+    reference: float = 0.1  # share of clips that lose the reference only
+    audio: float = 0.1  # share that loses the sound only
+    both: float = 0.1  # D: share that loses both, since joint guidance needs that branch trained
+    synchronous: float = 0.5  # share in which all chunks have one timestep ("motion prior dropout")
     mouth: float = 1.0  # D: how often tokens of the lower face count in L_FM
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class TrainingConfig:
     student: StudentStage = field(default_factory=StudentStage)
     asd: ASDStage = field(default_factory=ASDStage)
     corruption: Corruption = field(default_factory=Corruption)
-    causal_decoder: CausalDecoderStage = field(default_factory=CausalDecoderStage)  # of its own, not of a chain
+    causal_decoder: CausalDecoderStage = field(default_factory=CausalDecoderStage)  # a stage outside of the chain
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"  # of the computation; weights and averages stay fp32
     parallel: Literal["replicate", "shard"] = "replicate"  # DDP, or FSDP2 where a GPU does not hold the weights
@@ -166,9 +166,9 @@ class TrainingConfig:
         require(latents % chunk == 0, "training.model.stream.chunk", f"a divisor of a clip's {latents} latents", chunk)
 
     def with_vae(self, found: ModelConfig | ConvVAEConfig) -> TrainingConfig:
-        """The decoder, and what surrounds it, of a VAE that is given, where the model's own makes the same latents.
+        """A copy with the given VAE's configuration, if its encoder is that of the model's own; else unchanged.
 
-        A preset cannot know which release that is, nor whether its decoder has been made causal.
+        A preset cannot know which release is given, nor whether its decoder has been made causal.
         """
         given, own = found.vae if isinstance(found, ModelConfig) else found, self.model.vae
         if isinstance(given, BasisVAEConfig) or encoder_of(given) != encoder_of(own):
@@ -205,7 +205,7 @@ class TrainingConfig:
 
 
 def build(base: Any, values: Any, where: str) -> Any:
-    """A dataclass from JSON values, over its defaults; or a copy of an instance with them, as a part's defaults are."""
+    """A dataclass made of its defaults and JSON values; or a copy of an instance (the default of a part) with them."""
     require(isinstance(values, dict), where, "an object", values)
     fields = {f.name: f for f in dataclasses.fields(base)}
     unknown = sorted(set(values) - set(fields))

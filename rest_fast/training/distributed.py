@@ -1,4 +1,4 @@
-"""One process or many: torchrun's process group, DDP or FSDP2 around a stage, and what a process has of a batch."""
+"""Training in one process or many: torchrun's process group, DDP or FSDP2, and each process's share of a batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process, one of those that train together."""
 
     rank: int = 0
     size: int = 1
@@ -34,10 +34,10 @@ class World:
         return self.rank == 0
 
     def rows(self, batch: int, accumulate: int) -> list[range]:
-        """Rows of a global batch that are this process's, one range for each accumulated part.
+        """The clips ("rows") of a global batch that are this process's, as one range for each accumulated part.
 
-        Parts are cut first, so that a part's rows lie together over all processes: how many processes there are changes
-        who computes a row, and not which rows make a step.
+        The batch is cut into parts first, and each part into shares for the processes. So the number of processes
+        decides which of them computes a row, but not which rows make a part.
         """
         if batch % (accumulate * self.size):
             raise ArgumentError(
@@ -62,7 +62,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def join_world(device: str = "auto") -> Iterator[World]:
     """The processes that ``torchrun`` started, or this one alone; NCCL on GPUs, gloo on the CPU."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
@@ -84,24 +84,24 @@ def world(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def distribute(stage: nn.Module, blocks: list[nn.Module], kind: Literal["replicate", "shard"], among: World) -> Any:
-    """What is called in place of the stage.
+def distribute(stage: nn.Module, blocks: list[nn.Module], kind: Literal["replicate", "shard"], world: World) -> Any:
+    """Wrap a stage in DDP (``replicate``) or FSDP2 (``shard``); the result is called in its place.
 
-    ``blocks`` are sharded one by one: no process holds all weights at once. A stage that names none is small, and
-    replicated whatever ``kind`` says.
+    ``blocks`` are sharded one by one, so that no process holds all weights at once. A stage without blocks is small and
+    is replicated in either case.
     """
-    if among.size == 1:
+    if world.size == 1:
         return stage
     if kind == "replicate" or not blocks:
-        device_ids = [among.device.index] if among.device.type == "cuda" else None
-        # buffers are constants; gradients that are views of what is exchanged cost the memory of one copy less
+        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        # Buffers are constants. Gradients as views of the exchanged buckets save the memory of a second copy.
         return DistributedDataParallel(
             stage, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(among.device.type, (among.size,))
+    mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(stage, mesh=mesh)
@@ -110,17 +110,17 @@ def distribute(stage: nn.Module, blocks: list[nn.Module], kind: Literal["replica
 def last_part(stage: Any, last: bool) -> Any:
     """A context in which replicas exchange gradients for the last accumulated part only.
 
-    Shards exchange every part's: what waits for the last one would be a whole gradient in every process.
+    Shards exchange those of every part: otherwise each process would have to hold a whole gradient until the last one.
     """
     waits = isinstance(stage, DistributedDataParallel) and not last
     return stage.no_sync() if waits else contextlib.nullcontext()
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor."""
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor. Called by all processes where it is sharded."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor. If it is sharded, all processes have to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

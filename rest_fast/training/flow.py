@@ -1,4 +1,4 @@
-"""What the three stages of the DiT share: what a step draws, a batch of clips, and the DiT's view of it."""
+"""What the three stages of the DiT share: random draws of a step, batches of clips, and the networks trained."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ LATENTS = 1 + (FRAMES - 1) // TEMPORAL
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """Of one stage of a training: stages of the same length must not see the same noise on the same clips again."""
+    """The seed of one stage, so that two stages of a training do not see the same noise on the same clips."""
     return _hashed(seed, stage)
 
 
 def step_generator(seed: int, step: int, row: int = -1) -> torch.Generator:
-    """The source of what a step draws, or one row of it: the same after a resume, and on any number of processes."""
+    """The generator of a step, or of its clip ``row``: the same after a resume and in any number of processes."""
     return torch.Generator().manual_seed(_hashed(seed, step, row))
 
 
 def _hashed(*key: int | str) -> int:
-    """32 bits, all that the CPU's generator takes: of neighbouring keys they have nothing in common."""
+    """A hash of 32 bits, all that the CPU's generator uses; those of neighbouring keys are unrelated."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big")
 
 
@@ -52,7 +52,7 @@ def autocast(config: TrainingConfig, device: torch.device) -> Any:
     """The precision of the computation; weights stay fp32."""
     if config.precision == "fp32":
         return contextlib.nullcontext()
-    # no cache of cast weights: those of a pass without gradients would be used by the one with them
+    # No cache of cast weights: a pass with gradients would use those that a pass without gradients has left there.
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
@@ -66,10 +66,10 @@ class Batch:
     features: torch.Tensor  # fp32 [B, 8 (F - 1), positions, channels]
     keep_reference: torch.Tensor  # fp32 [B], 0 or 1
     keep_audio: torch.Tensor  # fp32 [B], 0 or 1
-    roll: torch.Tensor  # fp32 [B], one uniform number of the whole step: whether its context is the student's own
+    roll: torch.Tensor  # fp32 [B], one uniform number for the whole step; it decides on ``self_rollout``
 
     def noised(self) -> torch.Tensor:
-        """z_t = (1 - t) z0 + t noise, [B, F T, C]; the reference clean, or zero where it is dropped."""
+        """z_t = (1 - t) z0 + t noise, [B, F T, C]; the reference is clean, or zero if it is dropped."""
         tokens = self.z0.shape[1] // self.t.shape[1]
         t = self.t.repeat_interleave(tokens, 1)[..., None]
         z = (1 - t) * self.z0 + t * self.noise
@@ -81,7 +81,7 @@ class Batch:
 
 
 class FlowData:
-    """Batches of a prepared folder for one configuration; every row of a step is drawn, whoever computes it."""
+    """Batches of a prepared folder for one configuration. What a step draws does not depend on the processes."""
 
     def __init__(self, config: TrainingConfig, clips: Shards, latents: Shards, batch: int, seed: int | None = None):
         clips.require("features")
@@ -104,7 +104,7 @@ class FlowData:
         t = draw_cans(self.table, self.batch, chunks, stream.chunk, g, config.corruption.synchronous)
         roll = torch.rand(1, generator=g).expand(self.batch)
         z0 = self.latents.read("latents", index).float()
-        # row by row, so that a process draws its own alone
+        # one generator per clip, so that a process draws noise for its own clips only
         sources = [step_generator(self.seed, step, row) for row in rows]
         noise = torch.stack([torch.randn(z0.shape[1:], generator=source) for source in sources])
         here = slice(rows.start, rows.stop)
@@ -140,19 +140,19 @@ class Network(nn.Module):
 
 
 def clip_codes(speech: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Codes [B, F - 1, A, Wa] of features of frames 1..96; frame 0 and what lies before it is the zero vector."""
+    """Codes [B, F - 1, A, Wa] of the features of frames 1..96; frame 0 and those before it count as zero vectors."""
     codes: torch.Tensor = speech(torch.cat([torch.zeros_like(features[:, :TEMPORAL]), features], 1))
     return codes
 
 
 def flow_loss(v: torch.Tensor, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-    """L_FM of velocities [B, F T, C]; ``weight`` [T] of the tokens, mean 1."""
+    """L_FM of velocities [B, F T, C]; ``weight`` [T] of the tokens, with mean 1."""
     v, z0, noise = (x.unflatten(1, (-1, len(weight)))[:, 1:] for x in (v, batch.z0, batch.noise))
     return losses.flow_matching(v, z0, noise, weight)
 
 
 def frames_behind(v: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Velocities [B, F T, C] -> those of the frames behind the reference, flat: [B, F - 1, T C]."""
+    """Velocities [B, F T, C] -> those of the frames after the reference, flattened: [B, F - 1, T C]."""
     return v.unflatten(1, (-1, tokens))[:, 1:].flatten(2)
 
 

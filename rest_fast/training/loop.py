@@ -1,6 +1,7 @@
 """The loop that every stage shares: accumulated steps, running averages, reports, states to resume from.
 
-A step depends on its own number and on nothing else, so a training that was killed and resumed is the one that was not.
+A step depends on its own number and on nothing else, so a training that was killed and resumed gives the same result as
+one that was not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from rest_fast.errors import DivergedError as DivergedError
 from rest_fast.training import states
 from rest_fast.training.config import Stage, TrainingConfig
-from rest_fast.training.distributed import World, distribute, last_part, local, whole
+from rest_fast.training.distributed import World, distribute, full_tensor, last_part, local_part
 from rest_fast.training.reports import Reports
 
 log = logging.getLogger("rest_fast.training")
@@ -37,13 +38,13 @@ def learning_rate(step: int, stage: Stage) -> float:
 
 
 class Trainer:
-    """Trains the parameters of a module that want gradients. ``module(batch)`` gives a dict with ``loss``."""
+    """Trains those parameters of a module that require gradients. ``module(batch)`` gives a dict with ``loss``."""
 
-    def __init__(self, module: nn.Module, stage: Stage, config: TrainingConfig, folder: Path, among: World):
-        self.stage, self.config, self.folder, self.among = stage, config, folder, among
-        self.module = module.to(among.device)
+    def __init__(self, module: nn.Module, stage: Stage, config: TrainingConfig, folder: Path, world: World):
+        self.stage, self.config, self.folder, self.world = stage, config, folder, world
+        self.module = module.to(world.device)
         blocks = module.blocks() if hasattr(module, "blocks") else []
-        self.forward = distribute(self.module, blocks, config.parallel, among)
+        self.forward = distribute(self.module, blocks, config.parallel, world)
         named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
         decay = stage.weight_decay
@@ -58,19 +59,19 @@ class Trainer:
         self.step = 0
 
     def resume(self) -> int:
-        """Go on from the newest state; the step that comes next."""
-        self.step = states.load(self.folder / "state", self.tensors, self.among)
+        """Continue from the newest state. Returns: the next step."""
+        self.step = states.load(self.folder / "state", self.tensors, self.world)
         for state in self.optimiser.state.values():
             state["step"].fill_(float(self.step))
         return self.step
 
     def run(self, batches: Batches, sample: Callable[[int], None] | None = None) -> None:
-        """Train to the last step of the stage; at the end the averages are the parameters."""
+        """Train to the last step of the stage; afterwards the parameters are the running averages."""
         stage, config = self.stage, self.config
-        parts = self.among.rows(stage.batch, stage.accumulate)
+        parts = self.world.rows(stage.batch, stage.accumulate)
         sums: dict[str, torch.Tensor] = {}
         since = 0
-        with Reports(self.folder, self.step, stage.steps, self.among) as reports:
+        with Reports(self.folder, self.step, stage.steps, self.world) as reports:
             while self.step < stage.steps:
                 for name, value in self._step(batches, parts).items():
                     sums[name] = sums.get(name, 0) + value
@@ -78,7 +79,7 @@ class Trainer:
                 reports.tick()
                 last = self.step == stage.steps
                 if last or self.step % config.report_every == 0:
-                    means = {name: float(self.among.mean(value) / since) for name, value in sums.items()}
+                    means = {name: float(self.world.mean(value) / since) for name, value in sums.items()}
                     self._check(means)
                     reports.write(self.step, means, learning_rate(self.step - 1, stage))
                     sums, since = {}, 0
@@ -93,7 +94,7 @@ class Trainer:
             p.requires_grad_(False)
 
     def _step(self, batches: Batches, parts: list[range]) -> dict[str, torch.Tensor]:
-        """One step of the optimiser; the means over this process's parts of what the module returns."""
+        """One step of the optimiser. Returns: what the module returns, averaged over this process's parts."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.stage)
         self.optimiser.zero_grad()
@@ -101,13 +102,13 @@ class Trainer:
         for i, rows in enumerate(parts):
             batch = batches(self.step, rows)
             if hasattr(batch, "to"):
-                batch = batch.to(self.among.device)
+                batch = batch.to(self.world.device)
             with last_part(self.forward, i + 1 == len(parts)):
                 terms = self.forward(batch)
                 (terms["loss"] / len(parts)).backward()
             for name, value in terms.items():
                 shown[name] = shown.get(name, 0) + value.detach().float() / len(parts)
-        shown["gradient"] = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip))
+        shown["gradient"] = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip))
         self.optimiser.step()
         decay = min(self.stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -115,12 +116,12 @@ class Trainer:
         return shown
 
     def save(self) -> None:
-        """A state of whole numbers only: a slope that is none spoils weights before any loss says so."""
-        finite = torch.stack([local(p.detach()).isfinite().all() for p in self.parameters]).all()
-        if self.among.mean(finite.float()) < 1:
+        """Write a state, unless a weight is not finite: a gradient with NaN spoils weights before any loss shows it."""
+        finite = torch.stack([local_part(p.detach()).isfinite().all() for p in self.parameters]).all()
+        if self.world.mean(finite.float()) < 1:
             raise DivergedError(self._diverged("a weight is no number"))
         self.tensors["step"].fill_(self.step)
-        states.save(self.folder / "state", self.step, self.tensors, self.among, self.config.keep)
+        states.save(self.folder / "state", self.step, self.tensors, self.world, self.config.keep)
 
     def _check(self, means: dict[str, float]) -> None:
         if not math.isfinite(means["loss"]):
@@ -133,7 +134,7 @@ class Trainer:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Parameters and averages change places."""
+        """Exchange parameters and running averages."""
         for p, average in zip(self.parameters, self.average, strict=True):
             kept = p.detach().clone()
             p.copy_(average)

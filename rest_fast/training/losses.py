@@ -1,6 +1,6 @@
 """The losses of REST, each a pure function (paper sections 3.2 to 3.4 and appendix; READ section 3.1).
 
-B clips, f latent frames behind the reference, D values of a frame. Velocities are ``noise - z0``.
+B clips, f latent frames after the reference, D values of a frame. Velocities are ``noise - z0``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rest_fast.errors import ArgumentError
 
-MOUTH = (60, 108, 36, 92)  # of 128: rows and columns of the lower face, where errors of pixels count more
+MOUTH = (60, 108, 36, 92)  # rows and columns of the lower face in 128ths, where errors of pixels count more
 
 
 def flow_matching(v: torch.Tensor, z0: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -41,8 +41,8 @@ def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float
 def smooth(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """L_SMO = mean over i = 2..f-1 of (D2 s_i - D2 t_i)^2 with D2 v_i = v_(i+1) - 2 v_i + v_(i-1).
 
-    Second differences in time of velocities [B, f, D], the reference left out: none of them holds its velocity, which
-    means nothing. The mean is over values too, so that the weight does not depend on D.
+    Second differences in time of velocities [B, f, D]. The reference is left out, since its velocity has no meaning.
+    The mean is over values, too, so that the weight of this loss does not depend on D.
     """
     if student.shape[1] < 3:
         raise ArgumentError(f"smooth loss: expected at least 3 latent frames, got {student.shape[1]}")
@@ -63,7 +63,7 @@ def frame_contrastive(got: torch.Tensor, want: torch.Tensor, temperature: float 
 
 
 def pixel_loss(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """L1 with the mouth three times, and L1 of differences along time, rows and columns: [B, 3, n, H, W] -> scalar."""
+    """L1, the mouth weighted by 3, and L1 of differences along time, rows and columns: [B, 3, n, H, W] -> scalar."""
     error = got - want
     height, width = want.shape[-2:]
     top, bottom, left, right = (side * n // 128 for side, n in zip(MOUTH, (height, height, width, width)))

@@ -1,4 +1,4 @@
-"""What a stage says while it runs: a progress bar, ``log.jsonl``, and TensorBoard where it is installed."""
+"""The reports of a running stage: a progress bar, ``log.jsonl``, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LOG = "log.jsonl"
 
 
 class Reports:
-    """Written by the first process alone. Lines of steps that a resumed run does again are taken out first."""
+    """Written by the first process only. Lines of steps that a resumed run repeats are removed first."""
 
-    def __init__(self, folder: Path, step: int, steps: int, among: World):
-        self.folder, self.first, self.steps = folder, among.first, steps
+    def __init__(self, folder: Path, step: int, steps: int, world: World):
+        self.folder, self.first, self.steps = folder, world.first, steps
         self.start, self.begun = time.monotonic(), step
         if not self.first:
             return
@@ -51,7 +51,7 @@ class Reports:
             for name, value in values.items():
                 self.board.add_scalar(f"{self.folder.name}/{name}", value, step)
         self.bar.set_postfix(loss=f"{means['loss']:.4g}")
-        if self.bar.disable:  # no terminal: a line in its place
+        if self.bar.disable:  # without a terminal: a line instead of the bar
             shown = f"loss {means['loss']:.4g}, {seconds:.2f} s a step"
             log.info("%s: step %d of %d, %s", self.folder.name, step, self.steps, shown)
 
@@ -66,7 +66,7 @@ class Reports:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a stage's log, a torn last one left out."""
+    """The lines of a stage's log, without a last one that was cut off."""
     path = folder / LOG
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
@@ -86,7 +86,7 @@ def write_sample(folder: Path, step: int, video: NDArray[np.uint8], samples: NDA
     height, width = video.shape[1:3]
     with media.VideoWriter(place / f"step_{step:08d}.mp4", width, height, 25, rate) as writer:
         writer.write(video, samples)
-    # a folder of its own: TensorBoard reads the newest file of a folder, and would never see scalars that come later
+    # In a folder of its own: TensorBoard reads only the newest file of a folder and would miss later scalars.
     board = _board(folder / "tensorboard" / "samples")
     if board is None:
         return
@@ -102,8 +102,8 @@ def write_sample(folder: Path, step: int, video: NDArray[np.uint8], samples: NDA
 
 
 def _board(folder: Path, first: int | None = None) -> Any:
-    """A TensorBoard writer, or None where the package is not installed; what was written from step ``first`` on is
-    done again, and no longer shown."""
+    """A TensorBoard writer, or None if the package is not installed. What was written from step ``first`` on is hidden,
+    because those steps are repeated."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

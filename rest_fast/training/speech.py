@@ -1,4 +1,4 @@
-"""SpeechAE pre-training (paper section 3.2; READ section 3.1): features through codes and back."""
+"""SpeechAE pre-training (paper section 3.2; READ section 3.1): features to codes and back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SpeechData:
 
 
 class Speech(nn.Module):
-    """Encoder, and the decoder and the head of labels that are not kept. fp32: it is small."""
+    """The encoder, and a decoder and a head for labels that serve training only. It is small, so it trains in fp32."""
 
     def __init__(self, model: Model, config: TrainingConfig, labels: int = 0):
         super().__init__()

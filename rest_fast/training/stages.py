@@ -1,6 +1,6 @@
-"""The stages of training as one table, in their order, each with what it needs.
+"""The stages of training as one table, in their order.
 
-Nothing heavy is imported here: the command line reads the table, too.
+It imports nothing heavy, because the command line reads it, too.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageInfo:
-    """A stage begins with the result of the one before it, where there is one."""
+    """What a stage needs and does. It begins with the weights of the stage before it, if there is one."""
 
-    about: str  # one line, for the command line
-    needs: tuple[str, ...] = ()  # stages whose results must be in OUT, unless ``--init`` gives them
-    keeps: tuple[str, ...] = ()  # of these: those that ``--init`` cannot give
-    data: str = "features"  # field that the clips must have
-    latents: bool = False  # it is trained on latents: the clips must have them, or pictures to make them from
-    again: bool = False  # the stage before it was trained on latents, too: the VAE must be the same
-    samples: bool = False  # it writes a video of its model now and then
+    about: str  # one line for the command line
+    needs: tuple[str, ...] = ()  # stages whose results must be in OUT; ``--init`` may take their place
+    always_needs: tuple[str, ...] = ()  # those of ``needs`` whose place ``--init`` cannot take
+    data: str = "features"  # the field that the clips must have
+    latents: bool = False  # whether it trains on latents; the clips need these, or video to make them from
+    same_vae: bool = False  # whether the stage before trained on latents, too, so that the VAE must be the same
+    samples: bool = False  # whether it writes a sample video from time to time
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Settings with a batch of their own, below those of the stage."""
+        """Names of the parts of the stage's settings that have a batch of their own."""
         return ("mixer",) if self.data == "video" else ()
 
 
@@ -34,20 +34,20 @@ STAGES: dict[str, StageInfo] = {
         "the streaming transformer with the ID-Context cache",
         needs=("teacher",),
         latents=True,
-        again=True,
+        same_vae=True,
         samples=True,
     ),
     "asd": StageInfo(
         "Asynchronous Streaming Distillation of the student from the teacher",
         needs=("teacher", "student"),
-        keeps=("teacher",),
+        always_needs=("teacher",),
         latents=True,
-        again=True,
+        same_vae=True,
         samples=True,
     ),
 }
 
-CAUSAL_DECODER = "causal-decoder"  # stands alone: from a VAE to a VAE
+CAUSAL_DECODER = "causal-decoder"  # no part of the chain: it makes a VAE out of a VAE
 ABOUT = {name: stage.about for name, stage in STAGES.items()} | {
     "all": "all stages above, in this order",
     CAUSAL_DECODER: "on its own: makes the decoder of --vae causal, so that it streams without delay; gives a VAE",

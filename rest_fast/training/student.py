@@ -32,7 +32,7 @@ class Student(FlowStage):
 
     @torch.no_grad()
     def own_context(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values by layer when every chunk is what the student makes of it in one step, noised again."""
+        """Keys and values by layer of the student's own output: every chunk denoised in one step, then noised again."""
         z, t = batch.noised(), batch.t.repeat_interleave(self.tokens, 1)[..., None]
         made = z - t * self.network.velocity(z, batch, "streaming")
         again = torch.where(t > 0, (1 - t) * made + t * batch.noise, z)  # the reference stays

@@ -1,6 +1,6 @@
-"""The VAE on pixels: a convolutional one as a whole, or the demo's (``vae_basis``): basis, then mixer, then post-net.
+"""Trains a VAE on pixels: a convolutional one at once, or the demo's (``vae_basis``): basis, mixer, then post-net.
 
-REST takes LTX-Video's VAE as it is (paper section 3.1); this stage is for a VAE of one's own.
+REST takes LTX-Video's VAE unchanged (paper section 3.1); this stage is for a new VAE.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from rest_fast.training.flow import LATENTS, autocast, pick, step_generator
 from rest_fast.training.loop import Trainer
 from rest_fast.training.shards import FRAMES, Shards
 
-STATISTICS = 200  # clips whose latents give mean and deviation
+STATISTICS = 200  # clips from whose latents mean and deviation are computed
 
 
-def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, among: World, fresh: bool = True) -> None:
+def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, world: World, fresh: bool = True) -> None:
     """Train the VAE of a model in place, from random weights if ``fresh``; states in ``folder``, resumed if there."""
     clips.require("video")
     if isinstance(model.vae.encoder, ConvEncoder):
-        model.vae.to(among.device)
+        model.vae.to(world.device)
         stage = ConvVAE(model, config, fresh).requires_grad_(True)
-        _run(stage, config.vae, config, Clip(clips, config), folder, among)
+        _run(stage, config.vae, config, Clip(clips, config), folder, world)
         measure_latents(model, clips)
         return
     pieces = vae_basis.PieceData(clips, config)
-    vae_basis.fit_or_load(model, clips, config, folder / "basis.safetensors", among)
+    vae_basis.fit_or_load(model, clips, config, folder / "basis.safetensors", world)
     mixer = vae_basis.MixerStage(model, config)
     mixer.decoder.mixer.requires_grad_(True)
-    _run(mixer, config.vae.mixer, config, pieces.of(config.vae.mixer), folder / "mixer", among)
+    _run(mixer, config.vae.mixer, config, pieces.of(config.vae.mixer), folder / "mixer", world)
     pixels = vae_basis.PixelStage(model, config)
     pixels.decoder.requires_grad_(True)
-    _run(pixels, config.vae, config, pieces.of(config.vae), folder, among)
+    _run(pixels, config.vae, config, pieces.of(config.vae), folder, world)
 
 
-def _run(module: nn.Module, stage: Stage, config: TrainingConfig, data, folder: Path, among: World) -> None:
-    trainer = Trainer(module, stage, config, folder, among)
+def _run(module: nn.Module, stage: Stage, config: TrainingConfig, data, folder: Path, world: World) -> None:
+    trainer = Trainer(module, stage, config, folder, world)
     trainer.resume()
     trainer.run(data)
     module.requires_grad_(False)
@@ -53,7 +53,7 @@ def _run(module: nn.Module, stage: Stage, config: TrainingConfig, data, folder: 
 
 @dataclass
 class Video:
-    """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1, and row by row the seed of what else the step draws."""
+    """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1, and for each clip the seed of what else the step draws."""
 
     frames: torch.Tensor
     seeds: list[int]
@@ -63,7 +63,7 @@ class Video:
 
 
 class Clip:
-    """Stretches of 1 + 8 n frames that begin anywhere."""
+    """Stretches of 1 + 8 n frames that begin anywhere in a clip."""
 
     def __init__(self, clips: Shards, config: TrainingConfig):
         self.clips, self.seed, self.batch = clips, config.seed, config.vae.batch
@@ -78,17 +78,17 @@ class Clip:
 
 
 class ConvVAE(nn.Module):
-    """Sampled latents, decoded: pixel loss, and the divergence of the posterior from a unit normal."""
+    """Decodes sampled latents: pixel loss, and the divergence of the posterior from a unit normal."""
 
     def __init__(self, model: Model, config: TrainingConfig, fresh: bool = True):
         super().__init__()
         self.encoder, self.decoder, self.config = model.vae.encoder, model.vae.decoder, config
-        self.past = 2 if model.vae.causal else 1  # frames of history: a whole clip, so one later frame is there
+        self.past = 2 if model.vae.causal else 1  # frames of history; a symmetric decoder also sees one later frame
         last, self.channels = self.encoder.conv_out, model.config.vae.latent_channels
         if fresh:
             with torch.no_grad():
                 last.weight[-1].zero_()
-                last.bias[-1] = -5.0  # deviation 0.08: unit noise would drown the first means
+                last.bias[-1] = -5.0  # a deviation of 0.08: unit noise would hide the first means
 
     def forward(self, video: Video) -> dict[str, torch.Tensor]:
         x = video.frames
@@ -103,7 +103,7 @@ class ConvVAE(nn.Module):
 
 @torch.no_grad()
 def measure_latents(model: Model, clips: Shards) -> None:
-    """Mean and deviation of every channel into the VAE: latents are then normalised."""
+    """Measure mean and deviation of every channel of the latents, by which the VAE then normalises them."""
     vae = model.vae
     vae.latents_mean.zero_()
     vae.latents_std.fill_(1)

@@ -1,4 +1,4 @@
-"""The demo model's VAE: principal components for the basis, the mixer on coefficients, then everything on pixels."""
+"""Trains the demo model's VAE: principal components for the basis, the mixer on coefficients, then all on pixels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from rest_fast.training.distributed import World
 from rest_fast.training.flow import LATENTS, autocast, pick, step_generator, token_weights
 from rest_fast.training.shards import FRAMES, DataError, Shards
 
-NOISE = 0.5  # at most, standard deviation of what is added to latents (of variance about 1): generated ones are not
-# exact, and neighbours contradict each other, which only the decoder can settle
-CALIBRATION = 200  # pieces that the mixer's first scales come from
+# Largest standard deviation of the noise that is added to latents, whose variance is about 1. Generated latents are not
+# exact, and neighbouring positions contradict each other, which only the decoder can correct.
+NOISE = 0.5
+CALIBRATION = 200  # pieces from which the mixer's first scales are computed
 
 
 def parts(model: Model) -> tuple[SpaceTimeBasis, BasisDecoder]:
@@ -34,19 +35,19 @@ def parts(model: Model) -> tuple[SpaceTimeBasis, BasisDecoder]:
 # -- the basis
 
 
-def fit_or_load(model: Model, clips: Shards, config: TrainingConfig, path: Path, among: World) -> None:
-    """Basis and the mixer's first scales, from the file or fitted and written there."""
+def fit_or_load(model: Model, clips: Shards, config: TrainingConfig, path: Path, world: World) -> None:
+    """Take the basis and the mixer's first scales from a file, or fit them and write that file."""
     basis, decoder = parts(model)
     held = {**{f"basis.{k}": v for k, v in basis.state_dict().items()}}
     held |= {"mixer.proj_in": decoder.mixer.proj_in.data, "mixer.reach": decoder.mixer.reach.data}
-    if among.first and not path.is_file():
+    if world.first and not path.is_file():
         fit_basis(basis, clips, config.vae.fit_clips, config.seed)
         calibrate_mixer(model, *calibration_pieces(model, clips, config))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file({k: v.contiguous() for k, v in held.items()}, partial)
         partial.replace(path)
-    among.barrier()
+    world.barrier()
     for name, tensor in load_file(path).items():
         held[name].copy_(tensor)
 
@@ -55,7 +56,7 @@ def fit_or_load(model: Model, clips: Shards, config: TrainingConfig, path: Path,
 def fit_basis(basis: SpaceTimeBasis, clips: Shards, count: int, seed: int = 0) -> None:
     """Principal components per position: of single frames, then of the 8 frames' coefficients."""
     rank, channels = basis.spatial.shape[2], basis.temporal.shape[2]
-    each = 3 * TEMPORAL // (TEMPORAL // 4)  # frames of a clip that the spatial fit takes
+    each = 3 * TEMPORAL // (TEMPORAL // 4)  # frames of a clip that the spatial fit uses
     if each * min(len(clips), count) < rank + 16:
         need = -(-(rank + 16) // each)
         raise DataError(f"{clips.folder}: expected at least {need} clips for {rank} components, got {len(clips)}")
@@ -65,7 +66,7 @@ def fit_basis(basis: SpaceTimeBasis, clips: Shards, count: int, seed: int = 0) -
     for clip in rng.choice(len(clips), min(len(clips), count), replace=False).tolist():
         starts = rng.integers(0, FRAMES - TEMPORAL, 2).tolist()
         pieces = [clips.pixels(clip, slice(s, s + TEMPORAL)) for s in starts]
-        still = clips.pixels(clip, slice(0, 1)).expand(-1, TEMPORAL, -1, -1)  # what stands for a first frame
+        still = clips.pixels(clip, slice(0, 1)).expand(-1, TEMPORAL, -1, -1)  # as the first frame of a clip is encoded
         blocks.append(basis.blocks(torch.cat([*pieces, still], 1)[None])[0].half())
     x = torch.cat(blocks)  # [M, P, 8, pixels]
     for p in range(x.shape[1]):
@@ -85,7 +86,7 @@ def fit_basis(basis: SpaceTimeBasis, clips: Shards, count: int, seed: int = 0) -
 
 @torch.no_grad()
 def calibration_pieces(model: Model, clips: Shards, config: TrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coefficients [M, n, P, 8, rank] of random pieces: what the linear decoder has of them, and the true ones."""
+    """Coefficients [M, n, P, 8, rank] of random pieces: as the linear decoder restores them, and the true ones."""
     basis, _ = parts(model)
     data = PieceData(clips, config, CALIBRATION)
     truth = torch.cat([basis.coefficients(basis.blocks(data(0, range(i, i + 1)).frames)) for i in range(CALIBRATION)])
@@ -124,7 +125,7 @@ class Pieces:
 
 
 class PieceData:
-    """Pieces of ``config.vae.pieces`` latents that begin at any of a clip."""
+    """Pieces of ``config.vae.pieces`` latents that begin at any latent of a clip."""
 
     def __init__(self, clips: Shards, config: TrainingConfig, batch: int | None = None):
         self.clips, self.config, self.batch = clips, config, batch or config.vae.batch
@@ -148,14 +149,14 @@ class PieceData:
 
 
 def frames_of(clips: Shards, clip: int, first: int, pieces: int) -> torch.Tensor:
-    """The frames that a piece stands for; a clip's first latent stands for 8 copies of frame 0."""
+    """The frames of a piece of latents; a clip's first latent stands for 8 copies of frame 0."""
     low = 1 + TEMPORAL * (first - 1)
     frames = clips.pixels(clip, slice(max(low, 0), low + pieces * TEMPORAL))
     return torch.cat([frames[:, :1].expand(-1, max(0, -low), -1, -1), frames], 1)
 
 
 class MixerStage(nn.Module):
-    """Squared error of coefficients (that of pixels, as the basis is orthonormal), and of their change in time."""
+    """Squared error of coefficients, which is that of pixels in an orthonormal basis, and of their change in time."""
 
     weight: torch.Tensor
 
@@ -165,7 +166,7 @@ class MixerStage(nn.Module):
         self.config, self.pixels = config, self.basis.spatial.shape[1]
         rows, _ = model.config.grid
         weight = token_weights(model.config, 3.0).view(model.config.grid).clone()
-        weight[rows // 2 + 1 :] = weight[0, 0]  # the lips are in one row of blocks
+        weight[rows // 2 + 1 :] = weight[0, 0]  # the lips lie in a single row of blocks
         self.register_buffer("weight", (weight / weight.mean()).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Pieces) -> dict[str, torch.Tensor]:
@@ -175,7 +176,7 @@ class MixerStage(nn.Module):
         with autocast(self.config, want.device):
             got = self.decoder.mixer(self.basis.expand(_latents(self.basis, want) + batch.noise), state)
         error = got.float() - want
-        changes = error.permute(0, 2, 1, 3, 4).flatten(2, 3).diff(dim=2)  # over latent borders too
+        changes = error.permute(0, 2, 1, 3, 4).flatten(2, 3).diff(dim=2)  # across the borders of latents, too
         terms = {"coefficients": error, "changes": changes}
         sums = {k: (self.weight * e.square()).sum(-1).mean() / self.pixels for k, e in terms.items()}
         return {"loss": sums["coefficients"] + sums["changes"], **sums}
@@ -192,7 +193,7 @@ class PixelStage(nn.Module):
     def forward(self, batch: Pieces) -> dict[str, torch.Tensor]:
         latents = self.basis.project(self.basis.blocks(batch.frames)) + batch.noise
         state = StreamState()
-        state.started = True  # all 8 frames of the first latent; those of a clip's first latent are copies
+        state.started = True  # so that all 8 frames of the first latent count; of a clip's first latent they are copies
         state.histories[REFERENCE] = batch.photo
         with autocast(self.config, latents.device):
             picture, reference = self.decoder.linear(latents, state)
@@ -200,8 +201,7 @@ class PixelStage(nn.Module):
         got = picture + correction + gate * (moved - picture)
         terms = {
             "pixels": losses.pixel_loss(got.float(), batch.frames),
-            "moved": (moved.float() - batch.frames)
-            .abs()
-            .mean(),  # where the gate is shut the field learns nothing else
+            # without this term the field learns nothing where the gate is closed
+            "moved": (moved.float() - batch.frames).abs().mean(),
         }
         return {"loss": terms["pixels"] + 0.5 * terms["moved"], **terms}

@@ -15,7 +15,7 @@ from rest_fast.models.vae.ltx import Upsampler
 from rest_fast.models.vae.state import StreamState
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import losses
-from rest_fast.training.causal_decoder import CausalDecoder, Stretches, measure, merge_future_taps, share
+from rest_fast.training.causal_decoder import CausalDecoder, Stretches, measure, merge_future_taps, piece_loss
 from rest_fast.training.config import TrainingConfig, training_preset
 from rest_fast.training.flow import pick, stage_seed
 from rest_fast.training.shards import Manifest, Shards
@@ -109,7 +109,7 @@ def test_pieces_add_up_to_the_loss_of_the_clip():
     for lengths in ([17], [1, 16], [1, 8, 8], [9, 8]):
         before, total = None, torch.zeros(())
         for error in (got - want).split(lengths, 2):
-            total, before = total + share(error, before, 17), error[:, :, -1:]
+            total, before = total + piece_loss(error, before, 17), error[:, :, -1:]
         torch.testing.assert_close(total, losses.pixel_loss(got, want), rtol=1e-6, atol=0)
 
 
@@ -215,8 +215,8 @@ def test_each_piece_adds_its_own_gradient():
     wanted = stage.teacher.decode(z, mode="exact", seed=batch.seeds[0])
     with torch.no_grad():
         first = streams[0].decode(z[:, :, :1]).float() - wanted[:, :, :1]
-    share(streams[1].decode(z[:, :, :1]).float() - wanted[:, :, :1], None, 17).backward()
-    share(streams[0].decode(z[:, :, 1:]).float() - wanted[:, :, 1:], first, 17).backward()
+    piece_loss(streams[1].decode(z[:, :, :1]).float() - wanted[:, :, :1], None, 17).backward()
+    piece_loss(streams[0].decode(z[:, :, 1:]).float() - wanted[:, :, 1:], first, 17).backward()
     for name, p in parameters.items():
         torch.testing.assert_close(got[name], p.grad, rtol=1e-5, atol=1e-6 * p.grad.abs().max().item(), msg=name)
 

@@ -27,7 +27,7 @@ from rest_fast import cli
 from rest_fast.training import chain, states
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, training_preset
-from rest_fast.training.distributed import World, whole, world
+from rest_fast.training.distributed import World, full_tensor, join_world
 from rest_fast.training.flow import FlowData
 from rest_fast.training.loop import Trainer
 from rest_fast.training.reports import read_log
@@ -63,21 +63,21 @@ def configuration(parallel: str, parts: int) -> TrainingConfig:
     return config.replace(student__self_rollout=0.5, asd__cache_gradient=False)
 
 
-def trainer(stage: str, parallel: str, data: Path, folder: Path, among: World, parts: int) -> tuple[Trainer, FlowData]:
+def trainer(stage: str, parallel: str, data: Path, folder: Path, world: World, parts: int) -> tuple[Trainer, FlowData]:
     config = configuration(parallel, parts)
     model = toy(0)
     module = ASD(model, toy(1), config) if stage == "asd" else Student(model, config)
     model.dit.requires_grad_(True), model.speech.requires_grad_(True)
     clips = Shards(data, "train")
-    return Trainer(module, getattr(config, stage), config, folder, among), FlowData(config, clips, clips, BATCH)
+    return Trainer(module, getattr(config, stage), config, folder, world), FlowData(config, clips, clips, BATCH)
 
 
-def train(stage: str, parallel: str, data: Path, folder: Path, among: World, parts: int) -> dict[str, torch.Tensor]:
+def train(stage: str, parallel: str, data: Path, folder: Path, world: World, parts: int) -> dict[str, torch.Tensor]:
     """Weights, averages and moments at the end, whole; from a state where the folder has one."""
-    made, batches = trainer(stage, parallel, data, folder, among, parts)
+    made, batches = trainer(stage, parallel, data, folder, world, parts)
     made.resume()
     made.run(batches)
-    return {name: whole(tensor).clone() for name, tensor in made.tensors.items()}
+    return {name: full_tensor(tensor).clone() for name, tensor in made.tensors.items()}
 
 
 @contextlib.contextmanager
@@ -97,22 +97,22 @@ def touched(folder: Path):
     on[0] = False
 
 
-def work_all(folder: Path, among: World) -> None:
+def work_all(folder: Path, world: World) -> None:
     """Every case from the start and from one process's state; then the chain, with samples and a checkpoint."""
     data = folder / "data"
     for stage, parallel in CASES:
         for name in ("fresh", "resumed"):
             place = folder / f"{stage}-{parallel}-{name}"
             with touched(place) as found:
-                result = train(stage, parallel, data, place, among, 1)
-            save_file(result, folder / f"{place.name}.{among.rank}.safetensors")
-            (folder / f"{place.name}.{among.rank}.touched").write_text("\n".join(sorted(found)))
+                result = train(stage, parallel, data, place, world, 1)
+            save_file(result, folder / f"{place.name}.{world.rank}.safetensors")
+            (folder / f"{place.name}.{world.rank}.touched").write_text("\n".join(sorted(found)))
     chain.SAMPLE_SECONDS = 1
     for parallel in ("replicate", "shard"):
         place = folder / f"chain-{parallel}"
         with touched(place) as found:
             run_chain(folder, parallel, place, 1)
-        (folder / f"{place.name}.{among.rank}.touched").write_text("\n".join(sorted(found)))
+        (folder / f"{place.name}.{world.rank}.touched").write_text("\n".join(sorted(found)))
 
 
 def run_chain(folder: Path, parallel: str, out: Path, parts: int, samples: int = STEPS) -> Path:
@@ -120,13 +120,13 @@ def run_chain(folder: Path, parallel: str, out: Path, parts: int, samples: int =
     return chain.run("student", config, folder / "data", out, init=folder / "toy")
 
 
-def work_kill(folder: Path, among: World) -> None:
+def work_kill(folder: Path, world: World) -> None:
     """Train until the second state, of which the second process writes nothing."""
     write = HuggingFaceStorageWriter.write_data
 
     def stopping(self, plan, planner):
         step_4 = "step_00000004" in str(self.path)
-        if step_4 and not among.first:
+        if step_4 and not world.first:
             (folder / "stopped.1").touch()
             time.sleep(600)
         written = write(self, plan, planner)
@@ -136,22 +136,22 @@ def work_kill(folder: Path, among: World) -> None:
         return written
 
     HuggingFaceStorageWriter.write_data = stopping
-    train("student", "shard", folder / "data", folder / "killed", among, 1)
+    train("student", "shard", folder / "data", folder / "killed", world, 1)
 
 
-def work_die(folder: Path, among: World) -> None:
+def work_die(folder: Path, world: World) -> None:
     """The second process is gone before the third step."""
-    made, batches = trainer("student", "replicate", folder / "data", folder / "died", among, 1)
+    made, batches = trainer("student", "replicate", folder / "data", folder / "died", world, 1)
 
     def dying(step: int, rows: range):
-        if step == 2 and not among.first:
+        if step == 2 and not world.first:
             os.kill(os.getpid(), signal.SIGKILL)
         return batches(step, rows)
 
     made.run(dying)
 
 
-def work_halt(folder: Path, among: World) -> None:
+def work_halt(folder: Path, world: World) -> None:
     """A command of the command line, stopped once the state of half of the steps is whole."""
     save = states.save
 
@@ -366,5 +366,5 @@ def test_torchrun_then_one_process(alone, tmp_path):
 
 
 if __name__ == "__main__":
-    with world("cpu") as here:
+    with join_world("cpu") as here:
         {"all": work_all, "kill": work_kill, "die": work_die, "halt": work_halt}[sys.argv[1]](Path(sys.argv[2]), here)

@@ -18,8 +18,8 @@ Square = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Framing:
-    """How far a detector's face is from the picture that a model is trained on: the square's side and how much higher
-    its centre lies, in sides of the face."""
+    """How the square of a training picture follows from a detector's face, in sides of that face: ``wider`` is the side
+    of the square, ``up`` is how much higher its centre lies."""
 
     wider: float
     up: float
@@ -43,9 +43,9 @@ def given_crop(box: Sequence[float], width: int, height: int, least: int) -> Squ
 def face_crop(looks: Sequence[Sequence[Box]], framing: Framing, width: int, height: int, least: int) -> Square:
     """The square around the extremes of a face's box over time; ``looks`` has the faces of each sampled picture.
 
-    The side is that of a still head's portrait plus the way that the face moves. Moved into the picture where it sticks
-    out, shrunk where it does not fit; the picture's whole shorter side where it is nearly that (as for photos).
-    Dropped: by the rules about faces.
+    The side is that of a still head's portrait plus the distance that the face moves. A square that sticks out is moved
+    into the picture, and shrunk if it does not fit; one that has nearly the picture's shorter side gets all of it, as
+    for photos. Raises: Dropped, by the rules about faces.
     """
     track = _follow(looks)
     face = median(map(_side, track))
@@ -67,7 +67,7 @@ def face_crop(looks: Sequence[Sequence[Box]], framing: Framing, width: int, heig
 
 
 def _follow(looks: Sequence[Sequence[Box]]) -> list[Box]:
-    """The face that is there most of the time, in the pictures that have it."""
+    """The face that is present most of the time, in each picture that shows it."""
     seen = [max(faces, key=lambda box: (_side(box), -box[1], -box[0])) for faces in looks if faces]
     if len(seen) < (1 - MISSING) * len(looks):
         raise Dropped("no_face", f"expected a face in every picture, got one in {len(seen)} of {len(looks)}")

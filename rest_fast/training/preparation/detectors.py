@@ -1,7 +1,7 @@
-"""Where the faces of a picture are: OpenCV's cascade in this process, or mediapipe's landmarks in another Python.
+"""Finds the faces of a picture: OpenCV's cascade in this process, or mediapipe's landmarks in another Python.
 
-mediapipe's release with models inside wants numpy < 2, so it has an environment of its own, whose interpreter the
-variable ``REST_FAST_MEDIAPIPE_PYTHON`` names.
+The release of mediapipe that contains its models needs numpy < 2. So it has an environment of its own, whose
+interpreter the variable ``REST_FAST_MEDIAPIPE_PYTHON`` names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Detector(Protocol):
 
 
 def choose(name: str) -> str:
-    """The detector that ``auto`` means here, checked to work. ValueError: none, or not the one that was asked for."""
+    """The detector's name, with ``auto`` resolved, after a trial start. Raises: ValueError if it does not start."""
     if name not in DETECTORS:
         raise ArgumentError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
     if name == "auto":
@@ -54,7 +54,7 @@ def choose(name: str) -> str:
 
 
 def open_detector(name: str) -> Detector:
-    """DetectorError: it cannot be started."""
+    """Start a detector. Raises: DetectorError if it cannot be started."""
     return Cascade() if name == "opencv" else Landmarks()
 
 
@@ -113,7 +113,7 @@ class Landmarks:
 
     def faces(self, picture: UInt8) -> list[Box]:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it ended: the answer that does not come says why
+        with contextlib.suppress(OSError):  # the process has ended: reading its answer, below, tells why
             self._process.stdin.write(struct.pack("<II", *picture.shape[:2]))
             self._process.stdin.write(picture.tobytes())
             self._process.stdin.flush()
@@ -135,9 +135,9 @@ class Landmarks:
             ) from None
 
     def close(self) -> None:
-        """End the other Python, too."""
+        """End the other Python process."""
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # what it did not read any more
+                with contextlib.suppress(OSError):  # something was left that it did not read
                     pipe.close()
         self._process.wait()

@@ -1,8 +1,8 @@
 """One video file on one clock: pictures at 25 a second, sound at 16 kHz, both from the first picture's time on.
 
-Frame k stands at k / 25 s and is the picture whose timestamp is nearest, of two equally near the earlier one; the last
-picture lasts as long as the median one. Sound position p stands at p / 16000 s, so frame k covers [640 k, 640 (k + 1)),
-whatever the two streams' rates and starts.
+Frame k is at k / 25 s. It is the picture with the nearest timestamp, or the earlier one of two equally near; the last
+picture lasts as long as the median one. Sound position p is at p / 16000 s. So frame k covers [640 k, 640 (k + 1)),
+whatever the rates and starts of the two streams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rest_fast.media.sources import Float32, UInt8, is_empty
 from rest_fast.training.preparation.rules import SAMPLE, Dropped
 from rest_fast.units import FPS, RATE
 
-LOOSE = Fraction(1, 50)  # s by which timestamps of sound may be off its samples; beyond, silence is missing or too much
+LOOSE = Fraction(1, 50)  # s by which timestamps of sound may be off its samples; beyond, sound is missing or repeated
 THUMB = 32  # px: side of the small pictures that are compared to find cuts
 
 
@@ -56,7 +56,7 @@ class _SoundTrack:
     def __init__(self) -> None:
         self.start = Fraction(0)  # s, of the first sample
         self._rate = self._count = 0
-        self._recent = np.zeros((0, 2), np.float32)  # the last samples in two channels, as far as they have a say
+        self._recent = np.zeros((0, 2), np.float32)  # the last samples in two channels, as far as the mix needs them
         self._pieces: list[Float32] = []
         self._packed = av.AudioResampler(format="flt")  # not planar: PyAV crashes over 8 planes
 
@@ -93,7 +93,7 @@ class _SoundTrack:
         self._pieces.append(self._soxr.resample_chunk(mono, last=last))
 
     def finish(self, origin: Fraction) -> Sound:
-        """All of it, with positions counted from ``origin`` seconds."""
+        """The whole track, with positions counted from ``origin`` seconds."""
         if not self._count:
             raise Dropped("no_sound", "expected a sound track, got one without samples")
         self._push(np.zeros((0, 2), np.float32), last=True)
@@ -113,7 +113,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
                     raise Dropped("no_video", f"expected a video stream, got {_kinds(container)}")
                 if audio is None:
                     raise Dropped("no_sound", f"expected a sound stream, got {_kinds(container)}")
-                video.codec_context.thread_count = 1  # files run beside each other
+                video.codec_context.thread_count = 1  # several files are read at the same time
                 yield container, video, audio
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -127,8 +127,10 @@ def _kinds(container: Any) -> str:
 def pictures(
     decoded: Iterable[Any], sound: _SoundTrack | None = None, damaged: set[int] | None = None
 ) -> Iterator[Any]:
-    """The pictures among decoded frames, checked for order; the others go to the sound. ``damaged`` gets the times of
-    those that FFmpeg could only guess, and of all that are built on them."""
+    """The pictures among decoded frames, checked for order; the other frames go to ``sound``.
+
+    ``damaged`` collects the times of pictures that FFmpeg could only guess, and of those that depend on them.
+    """
     before, guessed = None, False
     for frame in decoded:
         if isinstance(frame, av.AudioFrame):
@@ -150,12 +152,12 @@ def pictures(
 
 
 def at_25(frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-    """Picture of each frame at 25 a second, and the seconds between their times. Holds one picture at a time."""
+    """For each frame at 25 a second its picture, and how many seconds away that is. Holds one picture at a time."""
     before: Any = None
     origin, position, k = 0, 0, 0
     gaps: list[int] = []
     for frame in frames:
-        # in units of time_base / 25, where both pictures and frames stand at whole numbers
+        # in units of time_base / 25, so that the times of pictures and of frames are integers
         unit = Fraction(frame.time_base) * FPS
         if before is None:
             origin, scale, step = frame.pts, unit.numerator, unit.denominator
@@ -194,31 +196,29 @@ def upright(frame: Any, aspect: Fraction = Fraction(1)) -> UInt8:
 
 
 def pixel_aspect(stream: Any) -> Fraction:
-    """Width of a pixel in heights; 1 where the file does not say."""
+    """Width of a pixel divided by its height; 1 if the file does not say."""
     return Fraction(getattr(stream, "sample_aspect_ratio", None) or stream.codec_context.sample_aspect_ratio or 1)
 
 
 @dataclass
 class Film:
-    """What one reading of a file tells, n frames at 25 a second: ``away`` [n] seconds to the nearest picture,
-    ``change`` [n] mean difference in levels from the frame before, ``damaged`` [n]; ``looks`` has what ``look`` said of
-    the sampled frames; ``size`` is (width, height) of the upright picture."""
+    """What one reading of a file has found about its n frames at 25 a second."""
 
     sound: Sound
-    size: tuple[int, int]
-    away: NDArray[np.float64]
-    change: NDArray[np.float64]
-    damaged: NDArray[np.bool_]
-    looks: dict[int, Any] = field(default_factory=dict)
+    size: tuple[int, int]  # (width, height) of the upright picture
+    away: NDArray[np.float64]  # [n], seconds to the nearest picture
+    change: NDArray[np.float64]  # [n], mean difference in levels from the frame before
+    damaged: NDArray[np.bool_]  # [n]
+    looks: dict[int, Any] = field(default_factory=dict)  # results of ``look`` for the sampled frames
 
     def __len__(self) -> int:
         return len(self.away)
 
 
 def survey(path: Path, clip: int, look: Callable[[UInt8], Any] | None = None) -> Film:
-    """Read a file once; ``look`` sees every 4th frame of each ``clip`` frames. Dropped: what cannot be read."""
+    """Read a file once; ``look`` gets every 4th frame of each ``clip`` frames. Raises: Dropped if it cannot be read."""
     track, looks, size, first = _SoundTrack(), dict[int, Any](), (0, 0), None
-    rows, damaged = list[tuple[float, float, bool]](), set[int]()
+    found, damaged = list[tuple[float, float, bool]](), set[int]()
     shown, small = None, np.zeros((0,), np.float32)
     with opened(path) as (container, video, audio):
         aspect = pixel_aspect(video)
@@ -233,9 +233,9 @@ def survey(path: Path, clip: int, look: Callable[[UInt8], Any] | None = None) ->
                 small, shown = thumb, frame
             if look is not None and k % clip % SAMPLE == 0:
                 looks[k] = look(upright(frame, aspect))
-            rows.append((away, change, frame.pts in damaged))
+            found.append((away, change, frame.pts in damaged))
     assert first is not None
-    away_, change_, damaged_ = (np.array(column) for column in zip(*rows))
+    away_, change_, damaged_ = (np.array(column) for column in zip(*found))
     return Film(track.finish(first), size, away_, change_, damaged_, looks)
 
 

@@ -1,4 +1,4 @@
-"""What is done already: one line of JSON for each finished source, so that a killed preparation goes on."""
+"""A record of what is done: one line of JSON for each finished source, so that a killed preparation can resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Journal:
         self._file = file
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Write an entry down, on the disk when this returns."""
+        """Write an entry; it is on the disk when this returns."""
         self.done[entry["source"]] = _write(self._file, entry)
 
 
@@ -36,8 +36,8 @@ class Journal:
 def open_journal(folder: Path, arguments: dict[str, Any]) -> Iterator[Journal]:
     """Begin a journal, or go on with one that was begun with the same arguments.
 
-    A last line that was torn by a kill is cut off; sources whose shards are not there as written down are done again.
-    ValueError: other arguments, another program at work in this folder, a folder of something else.
+    A last line that a kill left incomplete is removed; sources whose shards are not as recorded are done again.
+    Raises: ValueError for other arguments, for a folder that another run writes, and for a folder of something else.
     """
     arguments = json.loads(json.dumps(arguments))
     path = folder / JOURNAL

@@ -1,4 +1,4 @@
-"""Training data from videos, or from drawn clips: ``rest-fast prepare-data``. In parallel, restartable."""
+"""Training data from videos or from drawn clips: ``rest-fast prepare-data``, in parallel and restartable."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _check_drawn(units: Sequence[Unit], config: ModelConfig) -> None:
 
 
 def _check_models(job: Job) -> str | None:
-    """Load once what every process will load; the VAE's fingerprint."""
+    """Load once what every process will load, to find errors early. Returns: the VAE's fingerprint."""
     load_features(job.config, job.whisper, job.device)
     if job.weights is None:
         return None
@@ -149,7 +149,7 @@ def _check_models(job: Job) -> str | None:
 
 
 def _arguments(job: Job, units: Sequence[Unit], vae: str | None, validation: float) -> dict[str, Any]:
-    """All that the shards depend on."""
+    """Everything that the shards depend on."""
     speech = {f"speech.{name}": value for name, value in dataclasses.asdict(job.config.speech).items()}
     return speech | {
         "height": job.config.height,
@@ -169,7 +169,7 @@ def _arguments(job: Job, units: Sequence[Unit], vae: str | None, validation: flo
 
 def _work(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Entry]:
     """Entries of all units as they are finished."""
-    # a GPU holds one process's models, and is busy with them
+    # one process for each GPU: it keeps the GPU busy, and a second copy of the models might not fit
     usual = max(1, torch.cuda.device_count()) if job.device == "cuda" else os.cpu_count() or 1
     workers = min(workers or usual, len(units))
     if workers > 1:
@@ -181,7 +181,7 @@ def _work(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in the processes: the number of threads may change the last bits of latents."""
+    """One thread, as in the processes, since the number of threads may change the last bits of latents."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,7 +191,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _work_parallel(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Entry]:
-    """Each process has a pipe of its own, so that one that is killed is noticed, and its source named."""
+    """Entries from several processes. Each has a pipe of its own, so a killed one is noticed and its source named."""
     context = multiprocessing.get_context("spawn")
     waiting, busy = list(reversed(units)), dict[Any, tuple[Any, Unit]]()
     processes = []
@@ -236,8 +236,8 @@ def _receive(pipe: Any, process: Any, unit: Unit) -> Entry:
 
 
 def _serve(job: Job, pipe: Connection) -> None:
-    """What a process does: units in, entries out, until the pipe ends; the text of an error instead of an entry."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    """What a process does: take units and send entries, or the text of an error, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["OPENCV_FOR_THREADS_NUM"] = "1"  # read when OpenCV is imported; the processes share the cores already
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):

@@ -1,4 +1,4 @@
-"""By which rules files and clips are dropped, and the report of what was kept and what was not."""
+"""The rules by which files and clips are dropped, and the report of what was kept and what was dropped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 REPORT = "report.json"
 SHOWN = 20  # drops that the terminal lists one by one
 
-# name -> what it says; the first four drop a whole file, "unreadable" and "no_sound" a single clip, too
+# Name of a rule: why it drops. The first four drop a whole file; "unreadable" and "no_sound" also drop single clips.
 RULES = {
     "unreadable": "FFmpeg cannot read it to its end",
     "no_video": "no video in it",
@@ -66,17 +66,16 @@ class Drop:
 
 @dataclasses.dataclass
 class Report:
-    """What a preparation made of a folder. ``splits`` counts clips, ``rules`` what each rule dropped (files and clips),
-    ``skipped`` what was no video; ``rest`` are the seconds at the ends of files that make no clip of 3.88 s."""
+    """What a preparation made of a folder."""
 
     sources: int
     clips: int
     seconds: float
-    rest: float
+    rest: float  # seconds at the ends of files that are too short for a clip of 3.88 s
     bytes: int
-    splits: dict[str, int]
-    rules: dict[str, int]
-    skipped: dict[str, int]
+    splits: dict[str, int]  # clips of each split
+    rules: dict[str, int]  # files and clips that each rule dropped
+    skipped: dict[str, int]  # files that are no videos, by kind
     drops: list[Drop]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a source holds: videos, or clips of ``rest-fast synth``, each a unit of work in a fixed order."""
+"""Divides a source, of videos or of clips of ``rest-fast synth``, into units of work in a fixed order."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ SUFFIXES = (
 
 @dataclass(frozen=True)
 class Unit:
-    """One video (``count`` 0), or clips ``first .. first + count - 1`` of a folder of drawn ones. ``name`` is unique in
-    the source; ``bytes`` tells a changed file."""
+    """One video (``count`` 0), or clips ``first .. first + count - 1`` of a folder of drawn ones."""
 
     index: int
-    name: str
+    name: str  # unique in the source
     path: Path
     split: str
-    bytes: int
+    bytes: int  # its size, which tells whether a file has changed
     first: int = 0
     count: int = 0
 
 
 def find_units(source: Path, validation: float) -> tuple[list[Unit], dict[str, int]]:
-    """The units of a source in order, and how many files were skipped for what. ValueError: nothing to prepare.
+    """The units of a source in order, and how many files were skipped and why. Raises: ValueError if there are none.
 
     A source is a video; a folder of videos with all its subfolders, sorted by their names; a folder that ``rest-fast
     synth`` wrote, or a folder of such folders.
@@ -65,7 +64,7 @@ def _kind(name: str) -> str:
 
 
 def _video(index: int, name: str, path: Path, validation: float) -> Unit:
-    """The split depends on the name alone: more files later, or fewer, move no file to another split."""
+    """A unit of one video. Its split depends on its name alone, so other files may be added and removed."""
     place = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
     return Unit(index, name, path, "validation" if place < validation else "train", path.stat().st_size)
 
@@ -90,7 +89,7 @@ def _drawn(source: Path, folders: Sequence[Path]) -> list[Unit]:
 
 
 def open_clips(folder: Path) -> Clips:
-    """A folder of ``rest-fast synth``; one error for all that can be wrong with it."""
+    """Open a folder of ``rest-fast synth``; whatever is wrong with it gives the same kind of error."""
     try:
         clips = Clips(folder)
         counts = {len(array) for array in (clips.video, clips.samples, clips.motion, clips.geometry)}

@@ -1,4 +1,4 @@
-"""One source becomes shards: reads it, applies the rules clip by clip, encodes what is left."""
+"""Makes shards of one source: reads it, applies the rules clip by clip, and encodes the clips that pass."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """What all sources of one preparation have in common; every process gets a copy. ``detector`` None: boxes alone;
-    ``least``: smallest side of a crop in pixels."""
+    """What all sources of one preparation have in common; every process gets a copy."""
 
     out: Path
     config: ModelConfig
@@ -41,18 +40,18 @@ class Job:
     whisper: str | None
     video: bool
     boxes: dict[str, list[float]] | None
-    detector: str | None
-    least: int
+    detector: str | None  # None: only given boxes
+    least: int  # smallest side of a crop in pixels
     device: str
 
 
 def load_vae(folder: Path, device: str) -> TemporalVAE:
-    """The VAE of a checkpoint, without the rest of it, or that of a folder of its own. CheckpointError."""
+    """The VAE of a model's checkpoint or of a folder of its own. Raises: CheckpointError."""
     return TemporalVAE.from_pretrained(folder, device=device)
 
 
 def load_features(config: ModelConfig, whisper: str | None, device: str) -> SpeechFeatures:
-    """The extractor; ``whisper`` is a folder or a hub id of transformers. ValueError: missing, or not the right one."""
+    """The extractor. ``whisper``: folder or hub id for transformers. Raises: ValueError if missing or another one."""
     if (config.speech.features == "whisper") != (whisper is not None):
         need = "--whisper MODEL (a folder or hub id; extra whisper)" if whisper is None else "no Whisper model"
         raise ArgumentError(f"whisper: expected {need} for speech.features {config.speech.features!r}, got {whisper}")
@@ -70,7 +69,7 @@ def load_features(config: ModelConfig, whisper: str | None, device: str) -> Spee
 def clip_features(sound: Callable[[int, int], Float32], extract: SpeechFeatures, chunk: int) -> torch.Tensor:
     """fp16 [96, positions, channels] of frames 1..96; ``sound(a, b)`` are the 16 kHz positions a..b from frame 0 on.
 
-    One call for each chunk, on the samples that a session would take for it: those of its frames and of the 8 before.
+    It extracts chunk by chunk, from the samples that a session would use: those of the chunk's frames and of 8 before.
     """
     pieces = []
     for first in range(1, FRAMES, TEMPORAL * chunk):
@@ -95,8 +94,8 @@ class Worker:
             self.detector.close()
 
     def run(self, unit: Unit) -> dict[str, Any]:
-        """The unit's entry in the journal: its shards as the manifest lists them, ``drops`` as (start in seconds or
-        None, rule, message), ``rest`` in seconds."""
+        """Returns: the unit's entry in the journal, with its shards as the manifest lists them, its ``drops`` as (start
+        in seconds or None, rule, message) and its ``rest`` in seconds."""
         return self._drawn(unit) if unit.count else self._film(unit)
 
     # -- clips of rest-fast synth
@@ -128,7 +127,7 @@ class Worker:
         return entry
 
     def _survey(self, unit: Unit) -> tuple[Film, Square | None]:
-        """What the file holds, and its given box; Dropped: by a rule about files."""
+        """The contents of the file, and the crop of its given box. Raises: Dropped, by a rule about files."""
         box = (self.job.boxes or {}).get(unit.name)
         if box is None and self.job.detector is None:
             raise Dropped("no_box", "expected a box among those given, got none")
@@ -143,12 +142,12 @@ class Worker:
             self.detector = detectors.open_detector(self.job.detector)
         try:
             return self.detector.faces(picture)
-        except detectors.DetectorError as error:  # a fresh one for the next file; if there is none, all ends here
+        except detectors.DetectorError as error:  # a new one for the next file; if that fails, all ends
             self.detector = detectors.open_detector(self.job.detector)
             raise Dropped("no_face", f"expected faces of a detector that goes on, got {error}") from error
 
     def _choose(self, film: Film, given: Square | None) -> tuple[dict[int, Square], list[tuple[float, str, str]]]:
-        """The crop of each clip that stays, by its number, and the others as (start, rule, message)."""
+        """The crop of each clip that passes, by its number, and the others as (start, rule, message)."""
         crops, drops = dict[int, Square](), []
         for clip in range(len(film) // FRAMES):
             first = clip * FRAMES
