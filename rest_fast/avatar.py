@@ -1,4 +1,4 @@
-"""Avatar: a photo made ready once; what a session needs to know of a face."""
+"""Avatar: a photo that was prepared once, with all that a session needs to know of a face."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "rest_fast avatar 1"
 class Avatar:
     """The crop, its latent and its sink; tied to one model by the fingerprint of the weights.
 
-    ``photo`` is there for pasting back: the whole picture, its longer side at most 1920 px (11 MB at most).
+    ``photo`` serves paste-back: the whole picture, its longer side at most 1920 px (11 MB at most).
     """
 
     picture: np.ndarray  # uint8 [H, W, 3], the crop at the model's size
@@ -37,13 +37,15 @@ class Avatar:
 
     @functools.cached_property
     def identity(self) -> str:
-        """What makes it this avatar: the crop of the photo and the model's weights. Not the numbers that were computed
-        from them, whose last bits depend on the processor."""
+        """A hash of the photo's crop and the model's weights.
+
+        It leaves out the numbers that were computed from them, because their last bits depend on the processor.
+        """
         picture = np.ascontiguousarray(self.picture)
         return hashlib.sha256(f"{self.fingerprint} {picture.shape}".encode() + picture.tobytes()).hexdigest()
 
     def paste_back(self) -> PasteBack:
-        """What blends generated frames into the photo. AvatarError: this avatar came without its photo."""
+        """The object that blends generated frames into the photo. Raises: AvatarError if there is no photo."""
         if self.photo is None or self.photo_box is None:
             raise AvatarError("paste_back: expected an avatar with its photo, got one saved without (prepare it again)")
         return PasteBack(self.photo, self.photo_box)
@@ -57,7 +59,7 @@ class Avatar:
             )
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file; with the photo, where there is one."""
+        """Write one safetensors file, including the photo if there is one."""
         tensors = {
             "picture": torch.from_numpy(self.picture.copy()),
             "reference": self.reference,
@@ -72,7 +74,7 @@ class Avatar:
 
     @classmethod
     def load(cls, path: str | Path) -> Avatar:
-        """What :meth:`save` wrote. AvatarError: no such file, or another kind of file."""
+        """Read what :meth:`save` wrote. Raises: AvatarError for no such file or another kind of file."""
         try:
             with safe_open(path, framework="pt") as file:
                 meta = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Nothing else loads, pickles least of all."""
+"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Nothing else is loaded; pickles never are."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def save(module: nn.Module, config: ModelConfig, folder: str | Path, dtype: torc
 
 
 def write(tensors: dict[str, torch.Tensor], config: ModelConfig | ConvVAEConfig, folder: str | Path) -> None:
-    """A checkpoint folder, of a whole model or of a VAE alone; tensors in their dtypes. The configuration comes last,
-    so that a folder which has it is whole."""
+    """Write a checkpoint folder, of a whole model or of a VAE alone, with tensors in their dtypes.
+
+    The configuration is written last, so a folder that has one is complete.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -58,7 +60,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def _refuse_others(folder: str | Path, text: str) -> None:
-    """CheckpointError for the configurations that are mistaken for a model's."""
+    """CheckpointError for configurations that are easily mistaken for a model's."""
     with contextlib.suppress(json.JSONDecodeError):
         raw = json.loads(text)
         if isinstance(raw, dict) and "kind" in raw:
@@ -71,7 +73,7 @@ def _refuse_others(folder: str | Path, text: str) -> None:
 
 
 def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:
-    """Of a VAE alone, whose configuration says its kind at once, or of a whole model."""
+    """The configuration of a VAE alone, which has a field ``kind``, or of a whole model."""
     path = Path(folder) / CONFIG
     try:
         raw = json.loads(path.read_text()) if path.is_file() else None
@@ -83,10 +85,11 @@ def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:
 
 
 class Unfilled(TorchFunctionMode):
-    """Within it modules leave the weights they begin with undrawn, since :func:`read_weights` replaces every one.
+    """A context in which new modules have weights without values, since :func:`read_weights` replaces all of them.
 
-    That saves time (the demo's bases begin with QR decompositions, which on a busy machine take seconds) and leaves the
-    caller's random numbers alone. The meta device would do it too, but its first use imports half of torch.compile.
+    That saves time (the demo's bases begin with QR decompositions, which take seconds on a busy machine) and does not
+    advance the caller's random numbers. The meta device would do it, too, but its first use imports half of
+    torch.compile.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,7 +158,7 @@ def differences(want: set[str], have: set[str], shown: int = 10) -> str:
 
 
 def fingerprint(module: nn.Module, config: ModelConfig) -> str:
-    """sha256 of the configuration and all tensors as they are in memory: what a prepared avatar depends on."""
+    """sha256 of the configuration and of all tensors as they are in memory, on which a prepared avatar depends."""
     digest = hashlib.sha256(json.dumps(config.to_json()).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

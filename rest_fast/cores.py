@@ -1,6 +1,6 @@
 """How many cores this process may use, and how many of them other processes leave free.
 
-Linux says both; elsewhere the limit is the number of cores and nothing is known of the neighbours.
+Both are known on Linux. Elsewhere the limit is the number of cores, and nothing is known of other processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def affinity() -> int:
 
 
 def allowed() -> int:
-    """Threads that can run at once: the cores of the affinity, and no more than a container's CPU quota pays for."""
+    """Threads that can run at once: the cores of the affinity, but no more than a container's CPU quota allows."""
     limit = quota()
     return affinity() if limit is None else max(1, min(affinity(), math.floor(limit.cores)))
 
@@ -31,7 +31,7 @@ class Quota:
     """CPU time a control group may use."""
 
     cores: float  # seconds of CPU time a second
-    usage: Path  # file that counts what was used
+    usage: Path  # file with the CPU time used so far
 
     def used(self) -> float:
         """Seconds of CPU time that all processes of the group have used so far."""
@@ -58,7 +58,7 @@ def _quotas() -> Iterator[Quota]:
 
 
 def _unified(path: str) -> Iterator[Quota]:
-    """Quotas of a group of version 2 and of those around it, which bind it, too."""
+    """Quotas of a version 2 group and of the groups that contain it, which limit it, too."""
     for root in (CGROUPS, CGROUPS / "unified"):
         for folder in _upwards(root, path):
             limit, *period = " ".join(_lines(folder / "cpu.max")).split() or ["max"]
@@ -71,13 +71,13 @@ def _version_1(controllers: str, path: str) -> Iterator[Quota]:
         limit, *period = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")] or ["-1"]
         if int(limit) > 0:
             usage = folder / "cpuacct.usage"
-            if not usage.exists():  # that controller has a mount of its own
+            if not usage.exists():  # the controller cpuacct is mounted separately
                 usage = CGROUPS / "cpuacct" / folder.relative_to(CGROUPS / controllers) / "cpuacct.usage"
             yield Quota(int(limit) / int(period[0]), usage)
 
 
 def _upwards(root: Path, path: str) -> Iterator[Path]:
-    """The folder ``path`` below ``root``, and those around it up to ``root``."""
+    """The folder ``path`` below ``root``, and its parents up to ``root``."""
     folder = root / path
     yield folder
     while folder != root:
@@ -93,15 +93,17 @@ def _lines(path: Path) -> list[str]:
 
 
 class FreeCores:
-    """Cores that this process could have had since the last look: what was idle, and what it used itself."""
+    """The cores that this process could have used since the last look: idle ones, and those that it used."""
 
     def __init__(self) -> None:
         self.quota = quota()
         self._last: tuple[float, float, float, float] | None = None
 
     def look(self, own: float) -> float:
-        """Cores, from the seconds of CPU time ``own`` that the caller's threads have used so far; infinity at the first
-        look, and where the system does not say."""
+        """Number of cores, given the CPU seconds ``own`` that the caller's threads have used so far.
+
+        Infinity at the first look, and where the system does not tell.
+        """
         idle = _idle_seconds()
         if idle is None:
             return math.inf
@@ -116,12 +118,12 @@ class FreeCores:
 
 
 def _idle_seconds() -> float | None:
-    """Seconds that the cores of the affinity have been idle, in all."""
+    """Idle seconds of all cores of the affinity together."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     names = {f"cpu{i}" for i in os.sched_getaffinity(0)}
     fields = [line.split() for line in _lines(STAT) if line.startswith("cpu")]
-    rows = [row for row in fields if row[0] in names]
-    # columns 4 and 5: idle, and idle while a disk is waited for
-    ticks = sum(int(row[4]) + int(row[5]) for row in rows)
-    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None  # a sandbox may make this file up, of zeros
+    lines = [line for line in fields if line[0] in names]
+    # fields 4 and 5: idle, and idle while waiting for a disk
+    ticks = sum(int(line[4]) + int(line[5]) for line in lines)
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None  # a sandbox may show a file of zeros

@@ -1,4 +1,4 @@
-"""What is installed, what runs and how to fix what does not: look here first, and send it along with a question."""
+"""A report of what is installed, what runs and how to fix what does not; worth sending along with a question."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rest_fast import cores, ops, processor
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import Spec, forced_backend
 
-# Extra of this package: the modules that it brings, what they are for.
+# Extras of this package: the modules that each brings, and what they are for.
 EXTRAS = {
     "whisper": (("transformers",), "speech features from Whisper, for models that are built on them"),
     "synth": (("skia", "espeakng_loader"), "rest-fast synth: drawn faces and synthetic voices"),
@@ -29,15 +29,15 @@ EXTRAS = {
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
-# Packages that are used where they are there.
+# Packages that are used if they are installed.
 OPTIONAL = {"huggingface_hub": "--weights owner/name, downloaded from the Hugging Face hub"}
 REINSTALL = "reinstall rest_fast: pip install --force-reinstall --no-deps --no-cache-dir"
 DEMO = ("config.json", "model.safetensors", "portrait.png", "speech.wav")
-DRIVER = Path("/proc/driver/nvidia/version")  # there when the machine's NVIDIA driver runs
+DRIVER = Path("/proc/driver/nvidia/version")  # exists while the machine's NVIDIA driver runs
 
 
 def config_report() -> dict[str, Any]:
-    """Versions, compiled modules, and per op the backend chosen for fp32 on each device, with reasons for the rest."""
+    """Versions, compiled modules, and for each op the fp32 backend on each device, with reasons against the others."""
     modules = {name: native.module(name)[1] or "available" for name in ("_cpu", "_cuda")}
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     forced = forced_backend()
@@ -109,7 +109,7 @@ def describe() -> str:
 
 
 def _threads(cpu: dict[str, Any]) -> str:
-    """How many threads compute, and what bounds them."""
+    """How many threads compute, and what limits them."""
     quota = "no quota" if cpu["quota"] is None else f"a quota of {cpu['quota']:g} cores"
     bounds = f"{cpu['cores']} cores, affinity to {cpu['affinity']}, {quota}, PyTorch's limit {cpu['pytorch_threads']}"
     return f"{cpu['threads']} threads, fewer while others need the cores ({bounds})"
@@ -133,7 +133,7 @@ def _is_there(module: str) -> bool:
 
 
 def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong, and what mends it; a missing extra is no problem."""
+    """Problems and their fixes. A missing extra is no problem."""
     module, version, forced = report["modules"]["_cpu"], report["version"], report["forced_backend"]
     if not _is_there("rest_fast._cpu"):
         yield "the compiled CPU module is missing: all works, but slower", f"install a C++ compiler and {REINSTALL}"

@@ -1,7 +1,7 @@
-"""Every error that the package raises on purpose, and its one kind of warning. Imports nothing.
+"""Every error that the package raises on purpose, and its one kind of warning. Imports nothing of the package.
 
-All derive from :class:`RestFastError`, so that one ``except`` catches them. They are ``ValueError`` or ``RuntimeError``
-as well, for callers who know nothing of this package. The modules that raise them have them by these names, too.
+All errors derive from :class:`RestFastError`, so that one ``except`` catches them. They are also ``ValueError`` or
+``RuntimeError``, for callers who do not know this package. The modules that raise them export them, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 
 
 class RestFastError(Exception):
-    """What this package refuses or cannot do: one line that names the thing, what was expected and what came."""
+    """Something this package refuses or cannot do: one line with its name, what was expected and what came."""
 
 
 class ArgumentError(RestFastError, ValueError):
@@ -31,7 +31,7 @@ class SessionClosed(RestFastError, RuntimeError):
 
 
 class StateError(RestFastError, ValueError):
-    """A saved state, of a session or of a training, that does not fit or is none."""
+    """A saved state, of a session or of a training, that does not fit or cannot be read."""
 
 
 class ConfigError(RestFastError, ValueError):
@@ -63,11 +63,11 @@ class TrainError(RestFastError, ValueError):
 
 
 class CausalDecoderError(RestFastError, ValueError):
-    """A VAE that the stage ``causal-decoder`` has no use for: names the file, the expectation and what was found."""
+    """A VAE that the stage ``causal-decoder`` cannot use: names the file, the expectation and what was found."""
 
 
 class DivergedError(RestFastError, ValueError):
-    """A loss or a weight is no number any more; the last state is kept."""
+    """A loss or a weight is not finite any more; the last state is kept."""
 
 
 class EvaluationError(RestFastError, ValueError):
@@ -83,7 +83,7 @@ class RestFastWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """A :class:`RestFastWarning` at the line, outside of this package and PyTorch, that led here."""
+    """Warn at the line outside of this package and of PyTorch that led here."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("rest_fast", "torch"):
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""Checks of files before anything is read. Imports nothing heavy."""
+"""Checks of files that are made before anything is read. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -24,17 +24,17 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 class Model(REST):
-    """The networks of a checkpoint with what apps ask of them: faces made ready, streams opened, weights saved."""
+    """The networks of a checkpoint, with what apps call: prepare a face, open a session, save the weights."""
 
     def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | str | None = None) -> Avatar:
-        """Make a photo ready, once per face: crop, encode, sink.
+        """Prepare a photo, once per face: crop it, encode it and compute its sink.
 
         Args:
             photo: path, file, bytes, PIL image or uint8 [H, W, 3].
             crop: square (left, top, right, bottom) in pixels of the upright photo; ``"center"`` for the largest centred
-                square; None for the square around the largest face (:func:`rest_fast.media.faces.find_face`), or the
-                centre where none is found or the extra ``face`` is not installed, of which a
-                :class:`rest_fast.RestFastWarning` tells.
+                square; None for the square around the largest face (:func:`rest_fast.media.faces.find_face`). If none
+                is found, or the extra ``face`` is not installed, it is the centre, with a
+                :class:`rest_fast.RestFastWarning`.
         Raises: :class:`rest_fast.media.MediaError`.
         """
         if self.config.height != self.config.width:
@@ -50,7 +50,7 @@ class Model(REST):
 
     @torch.no_grad()
     def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reference [1, T, C] and its sink [L, T, H, D] twice."""
+        """The reference [1, T, C], and keys and values of its sink [L, T, H, D]."""
         reference = to_tokens(self.vae.encode(self.pixels(picture)))
         return reference, *self.sink(reference)
 
@@ -82,17 +82,17 @@ def load(
     threads: int | None = None,
     whisper: Any = None,
 ) -> Model:
-    """Load a model. Sessions on the same device wait meanwhile: load before you stream.
+    """Load a model. Sessions on the same device wait meanwhile, so load before you stream.
 
     Args:
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
         device: ``"auto"`` is CUDA where there is one, else the CPU.
-        dtype: of everything. When None, bfloat16 on CUDA and float32 on the CPU, and ``decoder_dtype`` is chosen, too.
+        dtype: of everything. None means bfloat16 on CUDA and float32 on the CPU, and a choice of ``decoder_dtype``.
         decoder_dtype: of the convolutions in the demo's decoder, in a model that is float32 otherwise. bfloat16 is
-            70 dB from float32, and faster on some processors: when None and ``dtype`` is None, on those
-            (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot goes on in what it was made with.
-        threads: of the CPU, for each job of this model; all sessions of a process compute in one thread that has so
-            many OpenMP threads. When None, as many as the process may use by its affinity, a container's CPU quota and
+            70 dB from float32, and faster on some processors; if both dtypes are None, it is chosen on those
+            (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot continues in the dtype it was made with.
+        threads: CPU threads for each job of this model: all sessions of a process compute in one worker, which has so
+            many OpenMP threads. None means as many as the process may use by its affinity, a container's CPU quota and
             ``torch.get_num_threads()``. A model of the demo's sizes, whose float32 frames do not depend on the number,
             takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
@@ -123,7 +123,7 @@ def _load(
     whisper: Any,
 ) -> Model:
     before = torch.get_default_dtype()
-    try:  # a caller's other default is not for our parameters; this call puts it back at once
+    try:  # parameters are float32 whatever the caller's default dtype, which is restored below
         torch.set_default_dtype(torch.float32)
         with checkpoint.Unfilled():
             model = Model(config, whisper=whisper, threads=threads)

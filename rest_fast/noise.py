@@ -1,8 +1,9 @@
 """Counter-based noise: Philox4x32-10 and Box-Muller, a function of (seed, latent index, element, purpose).
 
-No state and no order of drawing: the noise of a latent frame is the same on every device, in every batch and however a
-stream was cut. Integers are exact everywhere; the transform runs in float64 and is rounded once, so that the last bits
-of a library's logarithm do not show. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.)
+It has no state, and the order of drawing does not matter: the noise of a latent frame is the same on every device, in
+every batch and however a stream was cut. Integers are exact everywhere; the transform runs in float64 and is rounded
+once, so that differences in the last bits of logarithms do not show. (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", SC 2011.)
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int], rounds: 
 
 
 def _require(name: str, value: int, bits: int) -> None:
-    """A word beyond its bits would give a word beyond 32, and its logarithm NaN."""
+    """ArgumentError unless ``value`` fits: a larger one would make words of more than 32 bits, and then NaN."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
         raise ArgumentError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
 

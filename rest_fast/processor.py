@@ -1,6 +1,6 @@
-"""Choices that depend on the processor: by a table of its features, each entry with the measurement behind it.
+"""Choices that depend on the processor, by a table of its features; each entry names the measurement behind it.
 
-Never by a timing at load: frames must not depend on chance.
+Nothing is chosen by timing at load, since frames must not depend on chance.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from rest_fast.ops import library_convolution
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# (features that the processor must have, dtype of the decoder's convolutions, where that was measured): the first row
-# that fits counts. bfloat16 against float32, a chunk of the demo: 1.5 times faster with AMX; 1.46 times on an AMD EPYC
-# (the decode alone); 1.2 times slower on an Intel Xeon whose AMX is held off, 1.4 times on one that has none; without
-# instructions for bfloat16 it is emulated.
+# (features that the processor must have, dtype of the decoder's convolutions, where that was measured). The first entry
+# that fits counts. For a chunk of the demo, bfloat16 is faster than float32: 1.5 times with AMX, 1.46 times on an AMD
+# EPYC (the decode alone). It is 1.2 times slower on an Intel Xeon with AMX disabled, and 1.4 times on one without AMX.
+# Without instructions for bfloat16 it is emulated.
 DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
     (frozenset({"amx_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_cpu.json"),
     (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_epyc.json"),
@@ -27,10 +27,10 @@ DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
 
 
 def decoder_dtype() -> torch.dtype | None:
-    """Of the convolutions in the demo's decoder on this processor; None: that of the rest of the model."""
+    """The dtype for the convolutions of the demo's decoder on this processor; None: that of the rest of the model."""
     here = features()
     found = next(dtype for needed, dtype, _ in DECODER_DTYPES if needed <= here)
-    # ONEDNN_MAX_CPU_ISA may hold the library to less than the processor has: what is left is a plain loop
+    # ONEDNN_MAX_CPU_ISA may forbid the library these instructions; then it would run a plain loop.
     return found if found in library_convolution.DTYPES["cpu"] else None
 
 

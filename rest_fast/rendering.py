@@ -52,10 +52,10 @@ def render(
         paste_back: put the face back into the photo. The video then has the photo's size, scaled to at most 1920 px on
             the longer side and without an odd last row or column; otherwise it is the model's square.
     Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
-        work starts, for sound of more than :data:`rest_fast.media.MAX_SECONDS` too;
+        work starts, also for sound of more than :data:`rest_fast.media.MAX_SECONDS`;
         :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
-    Warns: :class:`rest_fast.RestFastWarning` for a picture that may be a photograph with the shipped demo model, which
-        has only seen drawn faces.
+    Warns: :class:`rest_fast.RestFastWarning` if the shipped demo model, which has only seen drawn faces, is given a
+        picture that may be a photograph.
     """
     for name, value, kind in (("model", model, "load"), ("avatar", avatar, "model.prepare")):
         if isinstance(value, str | bytes | os.PathLike):
@@ -76,7 +76,7 @@ def render(
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
     done = 0
     with session:
-        session.push_audio(samples)  # refuses what it must before the file is touched
+        session.push_audio(samples)  # it refuses bad samples, before the file is touched
         session.end_segment()
         with (
             media.VideoWriter(out, width, height, sample_rate=rate, channels=samples.shape[1]) as writer,
@@ -95,7 +95,7 @@ def render(
 
 
 def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
-    """The shipped demo model has seen drawn faces only; of a picture nobody can tell, but for the shipped portraits."""
+    """Warn of any picture but the shipped portraits: the shipped demo model has seen drawn faces only."""
     if getattr(model, "source", None) != DEMO:
         return
     portraits = (media.load_image(path) for path in DEMO.glob("portrait*.png"))
@@ -107,7 +107,7 @@ def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
 
 
 def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:
-    """Samples and rate as sessions and players take them: mono or stereo, 8 to 96 kHz; otherwise as they are."""
+    """Samples and rate as sessions and players take them: mono or stereo, 8 to 96 kHz."""
     samples, rate = audio.samples, audio.rate
     if samples.shape[1] > 2:
         samples = audio.mono[:, None]

@@ -1,13 +1,13 @@
-"""The thread in which a device's models compute: one for the process, however many sessions and callers there are.
+"""The thread in which the models of a device compute: one per process, however many sessions and callers there are.
 
-Why one: OpenMP gives every calling thread a team of its own, and teams that wait for work keep cores busy; a process of
-many callers would have more threads than cores, each in the others' way. It also keeps the caller's settings out
-(autocast, default device, gradient mode belong to a thread), and a forked child can compute: it starts a thread of its
-own, where the caller's would wait for a team that was not forked along.
+There is only one because OpenMP gives every calling thread a team of its own, and teams that wait for work keep cores
+busy: with many callers a process would have more threads than cores, and they would slow each other down. One thread
+also keeps out the settings of callers (autocast, default device and gradient mode belong to a thread). And a forked
+child can compute, because it starts a worker of its own; a caller's thread would wait for a team that was not forked.
 
-How many OpenMP threads a job gets: as many as the process may use, or, where the result does not depend on it
-(``flexible``), fewer while other processes need the cores. A team of which one thread has no core is slower than a
-single thread, since all wait for it at every parallel region (docs/measured_facts.md).
+A job gets as many OpenMP threads as the process may use. If its result does not depend on their number (``flexible``),
+it gets fewer while other processes need the cores: a team in which one thread has no core is slower than a single
+thread, since all others wait for it at every parallel region (docs/measured_facts.md).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rest_fast.ops import native
 
 T = TypeVar("T")
 
-WINDOW = 0.2  # seconds over which free cores are counted: the system counts in steps of 10 ms
-SPARE = 0.25  # of a core that others may use before a thread is taken away
+WINDOW = 0.2  # seconds over which free cores are measured: the system counts in steps of 10 ms
+SPARE = 0.25  # share of a core that others may use before a thread is taken away
 
 
 class Worker:
@@ -42,21 +42,21 @@ class Worker:
         on_gpu = device is not None and device.type == "cuda"  # the current device belongs to a thread, too
         prepare = (torch.cuda.set_device, (device,)) if on_gpu else (None, ())
         self.idle = threading.Lock()  # held during a job
-        self.thread: int | None = None  # that runs a job now
-        self.threads = 0  # of the latest job
+        self.thread: int | None = None  # identifier of this thread while it runs a job
+        self.threads = 0  # number of OpenMP threads of the latest job
         self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
         self.free, self.looked = cores.FreeCores(), -math.inf
-        self._earlier = 0.0  # seconds of CPU time that earlier teams are ahead of the present one
+        self._earlier = 0.0  # added to the present team's CPU seconds, it continues the count of the teams before
 
     def submit(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
-        """Queue ``job(*args, **kwargs)``; it sees the caller's context variables. ``threads``: at most so many."""
+        """Queue ``job(*args, **kwargs)`` with at most ``threads`` threads; it sees the caller's context variables."""
         task = (contextvars.copy_context(), threads, flexible, job, args, kwargs)
         try:
             return self._pool.submit(self._run, *task)
         except RuntimeError:
             if not pools._shutdown:
                 raise
-        # The main thread has ended, and all pools with it; threads that go on, and exit handlers, compute themselves.
+        # The main thread has ended, and with it all pools. Remaining threads and exit handlers compute by themselves.
         future: Future[T] = Future()
         try:
             future.set_result(self._run(*task))
@@ -65,7 +65,7 @@ class Worker:
         return future
 
     def run(self, threads: int, flexible: bool, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The same, and wait for its result. Jobs may call this, too, and get no more threads than they have."""
+        """The same, and wait for the result. A job may call this, too; it gets no more threads than it has."""
         if threading.get_ident() != self.thread:
             return self.submit(threads, flexible, job, *args, **kwargs).result()
         outer = self.threads
@@ -88,14 +88,14 @@ class Worker:
                 native.restore_threads(before)
 
     def _take(self, threads: int) -> int | None:
-        """So many threads from now on. Their CPU time goes on from that of the team before."""
+        """Use so many threads from now on. The count of CPU time continues from that of the team before."""
         if threads != self.threads:
             self._earlier += native.thread_seconds(max(self.threads, 1)) - native.thread_seconds(threads)
             self.threads = threads
         return native.set_threads(threads)
 
     def _available(self, most: int) -> int:
-        """So many of ``most`` threads as there are free cores, a power of two if not all."""
+        """The number of threads for the free cores: ``most``, or else a power of two below it."""
         now = time.monotonic()
         if most == 1 or now - self.looked < WINDOW:
             return min(self.threads or most, most)
@@ -114,28 +114,28 @@ def worker(device: torch.device) -> Worker:
         device = torch.device("cuda", torch.cuda.current_device())
     found = _workers.get(device)
     if found is not None and found.thread == threading.get_ident():
-        return found  # a job asks: a fork that holds the lock waits for this very job
+        return found  # asked by a job: do not take the lock, as a fork that holds it waits for this very job
     with _lock:
         if device not in _workers:
             _workers[device] = Worker(device)
         return _workers[device]
 
 
-# -- forking: libraries may hold locks during a job, callers those of a session; in a child nobody would release them
+# -- Forking waits for jobs and for locks of sessions: locks held at a fork would never be released in the child.
 
 _guarded: weakref.WeakSet[Any] = weakref.WeakSet()
-_held: list[Any] = []  # by the fork under way
+_held: list[Any] = []  # locks that the fork in progress has acquired
 _interrupted: list[bool] = []
 
 
 def hold_over_fork(lock: Any) -> None:
-    """A lock that threads hold for a moment and outside of jobs: a fork waits for it."""
+    """Make forks wait for a lock that threads hold only for moments and outside of jobs."""
     with _lock:
         _guarded.add(lock)
 
 
 def _acquire(lock: Any) -> None:
-    """Ctrl-C waits until the fork is over: half of the locks would be worse than none."""
+    """Acquire a lock; an interrupt (Ctrl-C) is deferred until the fork is over, so that no lock is left out."""
     while True:
         try:
             lock.acquire()

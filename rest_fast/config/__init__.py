@@ -79,7 +79,7 @@ class DiTConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_max: tuple[float, float, float] = (20.0, 2048.0, 2048.0)  # seconds, pixels, pixels
-    positionwise_io: bool = False  # own input and output matrices per spatial position (basis latents need it)
+    positionwise_io: bool = False  # input and output matrices of its own for each spatial position, for basis latents
 
     def __post_init__(self) -> None:
         check_fields(
@@ -104,7 +104,7 @@ class StreamConfig:
     context_chunks: int = 1
     context: Context = "last_step"
     positions: Positions = "window"
-    sink: bool = True  # False (ablation): the reference is the first chunk's context and leaves with it
+    sink: bool = True  # False (ablation): the reference is context of the first chunk only
 
     def __post_init__(self) -> None:
         check_fields(self, "stream", at_least={1: "chunk", 0: "context_chunks"})
@@ -121,7 +121,7 @@ class SamplingConfig:
 
     steps: int = 8
     guidance: float = 6.0
-    shift_mu: float = 2.05  # sigma schedule: shift exp(shift_mu) of uniform steps; 0 is uniform
+    shift_mu: float = 2.05  # sigma schedule: uniform steps shifted by exp(shift_mu); 0 is uniform
     train_mu: float = 2.05  # training noise: logit-normal
     train_sigma: float = 1.0
 

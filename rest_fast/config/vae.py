@@ -1,4 +1,4 @@
-"""Configurations of the temporal VAE; parts of :mod:`rest_fast.config`, which is where to import them from."""
+"""Configurations of the temporal VAE. Import them from :mod:`rest_fast.config`, which they are a part of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from rest_fast.config.validate import build, check_fields, require
 
 Resample = Literal["spatial", "temporal", "all"]
-Padding = Literal["zeros", "reflect"]  # of rows and columns
+Padding = Literal["zeros", "reflect"]  # at the borders of rows and columns
 
 TEMPORAL = 8  # video frames of one latent frame; the paper's VAE and both of ours
 STRIDES: dict[str, tuple[int, int, int]] = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "all": (2, 2, 2)}
@@ -37,13 +37,13 @@ class ConvVAEConfig:
     decoder_channels: tuple[int, ...] = (1024, 512, 256, 128)  # in order of execution
     decoder_layers: tuple[int, ...] = (5, 5, 5, 5)
     decoder_up: tuple[Resample, ...] = ("all", "all", "all")
-    decoder_widen: bool = False  # 0.9.0: widths change in a block of their own before the upsampler
+    decoder_widen: bool = False  # 0.9.0: a separate block before the upsampler changes the width
     decoder_residual: bool = True  # upsamplers add their own input, rearranged likewise
-    decoder_noise: tuple[bool, ...] = (False, False, False, False)  # per stage: noise injected behind convolutions
+    decoder_noise: tuple[bool, ...] = (False, False, False, False)  # per stage: noise added after convolutions
     decoder_padding: Padding = "zeros"
     causal_decoder: bool = True
     timestep_conditioning: bool = False
-    decode_timestep: float = 0.05  # what the decoder is told of the noise in its latents
+    decode_timestep: float = 0.05  # noise level of its latents that the decoder is told
     decode_noise_scale: float = 0.0  # share of noise mixed into normalised latents before decoding
 
     def __post_init__(self) -> None:
@@ -89,14 +89,14 @@ class ConvVAEConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ConvVAEConfig:
-        """Of a VAE that stands alone."""
+        """The configuration of a VAE without a model."""
         config: ConvVAEConfig = build(cls, json.loads(text), "vae")
         return config
 
 
 @dataclass(frozen=True)
 class BasisVAEConfig:
-    """Linear space-time basis per latent position; behind its decoder a transformer over the blocks and a post-net."""
+    """A linear space-time basis per latent position; in its decoder, also a transformer over blocks and a post-net."""
 
     mixed: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ class BasisVAEConfig:
     latent_channels: int = 128
     patch_size: int = 32  # side of the block that one latent position covers
     spatial_rank: int = 80  # components of one frame of one block
-    motion_weight: float = 1.5  # how much more than its mean over 8 frames a block's change over them counts
+    motion_weight: float = 1.5  # weight of a block's deviations from its mean over 8 frames
     mixer_layers: int = 4
     mixer_heads: int = 3
     mixer_width: int = 192

@@ -1,4 +1,4 @@
-"""Checkpoints of others into this package's: LTX-Video's VAE and 2B transformer, a prompt's embedding. No pickles."""
+"""Converts others' checkpoints: LTX-Video's VAE and 2B transformer, and a prompt's embedding. Reads no pickles."""
 
 from rest_fast.convert.ltx_transformer import convert_ltx_transformer
 from rest_fast.convert.ltx_vae import convert_ltx_vae

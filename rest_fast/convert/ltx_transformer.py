@@ -105,7 +105,7 @@ def convert_ltx_transformer(
 
 
 def _compare(source: Source, config: ModelConfig) -> None:
-    """The file's transformer is the one of the configuration; or ConvertError, which names all that differs."""
+    """ConvertError, which names all differences, unless the file's transformer is that of the configuration."""
     dit, shapes = config.dit, source.shapes
     if dit.positionwise_io or not dit.text_tokens:
         raise ConvertError(f"config: expected a model with text attention and plain inputs, got {config.name}")
@@ -155,7 +155,7 @@ def _check_latents(source: Source, config: ModelConfig) -> None:
 
 
 def _transformer(source: Source, config: ModelConfig, shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors of the DiT that the file has, under our names; ``shapes`` are ours."""
+    """The DiT's tensors that are in the file, under our names; ``shapes`` are ours."""
     table = dict(_names(config, source.diffusers))
     expected: dict[str, tuple[int, ...]] = {}
     for ours, theirs in table.items():
@@ -166,7 +166,7 @@ def _transformer(source: Source, config: ModelConfig, shapes: dict[str, Any]) ->
 
 
 def _names(config: ModelConfig, diffusers: bool) -> Iterator[tuple[str, list[str]]]:
-    """Our names and theirs; where there are several, they are one below the other in ours."""
+    """Our names and theirs. If there are several of theirs, ours is their concatenation along axis 0."""
 
     def theirs(*names: str) -> list[str]:
         if diffusers:
@@ -189,7 +189,7 @@ def _names(config: ModelConfig, diffusers: bool) -> Iterator[tuple[str, list[str
 
 
 def _beginnings(config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the file does not have: SpeechAE's encoder, attention to audio, and no prompt yet."""
+    """New weights for what the file lacks: SpeechAE's encoder and attention to audio; the prompt stays empty."""
     from rest_fast.models.dit_block import CrossAttention
     from rest_fast.models.speech import SpeechEncoder
 

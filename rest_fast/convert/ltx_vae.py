@@ -25,7 +25,7 @@ from rest_fast.convert.ltx_vae_config import (
 )
 from rest_fast.convert.source import ConvertError, Source, new_folder, open_source, parse_dtype
 
-DECODE_NOISE = 0.025  # share of noise that LTX-Video mixes in where the decoder is told of noise
+DECODE_NOISE = 0.025  # share of noise that LTX-Video mixes in if the decoder is told a noise level
 SCALE = "decoder.timestep_scale_multiplier"  # what a timestep is multiplied with before its sinusoid
 TIME = 256  # channels of that sinusoid
 
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its name in the file, its name and shape here; ``reshape`` where the file's shape is another."""
+    """One tensor: its name in the file, its name and shape here; ``reshape`` if the file's shape differs."""
 
     theirs: str
     ours: str
@@ -82,7 +82,7 @@ def read_ltx_vae(source: Source, release: str | None = None) -> tuple[ConvVAECon
     expected = {e.theirs: (e.shape[0],) if e.theirs in names else _their_shape(e) for e in entries}
     if config.timestep_conditioning:
         expected[SCALE] = ()
-    spare = {n for n in source.shapes if n.startswith("per_channel_statistics.")}  # others of the statistics
+    spare = {n for n in source.shapes if n.startswith("per_channel_statistics.")}  # statistics that are not needed
     source.check(expected, spare | {SCALE})
     if config.timestep_conditioning and source.tensor(SCALE).item() != 1000:
         raise ConvertError(f"{source.path}: {SCALE}: expected 1000, got {source.tensor(SCALE).item()}")
@@ -293,7 +293,7 @@ def _their_shape(entry: Entry) -> Shape:
 
 
 def _statistics(source: Source) -> tuple[str, str]:
-    """Names of the latents' mean and standard deviation; no mean is an empty name."""
+    """Names of the latents' mean and standard deviation; an empty name if there is no mean."""
     if source.diffusers:
         return "latents_mean", "latents_std"
     mean, std = (f"per_channel_statistics.{name}-of-means" for name in ("mean", "std"))

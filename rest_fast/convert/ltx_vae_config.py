@@ -1,4 +1,4 @@
-"""What an LTX-Video VAE checkpoint says of its architecture, as a list of parts in order of execution.
+"""Reads the architecture of an LTX-Video VAE checkpoint, as a list of parts in order of execution.
 
 Three descriptions lead to the same list: LTX-Video's own block lists (in a single file's metadata), diffusers'
 ``config.json``, and, for a file that says nothing, the release that its names give away. A field that is not known is
@@ -25,7 +25,7 @@ class Step:
 
     kind: Literal["res", "widen", "resample"]
     name: str  # in the file
-    width: int  # channels behind it
+    width: int  # channels of its output
     layers: int = 1  # of res
     noise: bool = False  # of res and widen
     axes: Resample = "all"  # of resample
@@ -51,7 +51,7 @@ class Description:
 
 
 class Fields:
-    """The fields of a configuration, each of which has to be asked for."""
+    """The fields of a configuration; those that nobody asks for are refused."""
 
     def __init__(self, values: dict[str, Any], where: str):
         self.values, self.where, self.asked = values, where, set[str]()
@@ -69,7 +69,7 @@ class Fields:
         return value
 
     def fixed(self, **expected: Any) -> None:
-        """Fields that have to have these values: tuples are choices, with what an absent field means first."""
+        """Require these values. A tuple lists the allowed ones, beginning with what an absent field means."""
         for name, choices in expected.items():
             self.asked.add(name)
             choices = choices if isinstance(choices, tuple) else (choices,)
@@ -82,7 +82,7 @@ class Fields:
                 )
 
     def finish(self) -> None:
-        """Refuse what was not asked for, unless it is off."""
+        """Refuse fields that were not asked for, unless they switch something off."""
         for name, value in self.values.items():
             off = value is None or value is False or name.startswith("_")
             if name not in self.asked and not off:

@@ -1,4 +1,4 @@
-"""A prompt's T5 embedding into a checkpoint: the text that the model attends to, fixed for good."""
+"""Writes a prompt's T5 embedding into a checkpoint: the fixed text that the model attends to."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_vocabulary(folder: Path) -> None:
-    """transformers makes up a tokenizer that knows nothing where there is no vocabulary."""
+    """Refuse a tokenizer without a vocabulary, which transformers makes up if the files are missing."""
     if (folder / "tokenizer.json").is_file():
         return
     if not (folder / "spiece.model").is_file():
@@ -106,7 +106,7 @@ def _unfit(folder: Path, what: str, reason: object) -> ConvertError:
 
 
 def _rewrite(folder: Path, prompt: torch.Tensor, config: str) -> None:
-    """Both files are whole before either is replaced."""
+    """Write both files completely before either of them replaces the old one."""
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:

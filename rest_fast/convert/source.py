@@ -1,4 +1,4 @@
-"""A checkpoint of others as it lies on disk: which tensors it has, and what it says about itself. Reads lazily.
+"""A checkpoint of others on disk: its tensors, read lazily, and its configuration.
 
 Two layouts: a *single file* of LTX-Video (native names behind a prefix per part, the configuration as JSON in the
 file's metadata), and a *folder* of diffusers (``config.json``, one safetensors file or shards with an index).
@@ -31,7 +31,7 @@ class Source:
     """Tensors of one part of a checkpoint; names without the prefix."""
 
     path: Path  # what messages name
-    diffusers: bool  # diffusers' names, else LTX-Video's own
+    diffusers: bool  # whether names are diffusers' or LTX-Video's own
     config: dict[str, Any] | None  # what the checkpoint says of this part
     shapes: dict[str, tuple[int, ...]]
     _files: dict[str, tuple[Path, str]]  # name -> its file, its name there

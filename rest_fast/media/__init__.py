@@ -1,6 +1,6 @@
-"""Video in and out and the samples of live pushes; sound files, and pictures, of the modules beside under one name.
+"""Video in and out, and the samples of live pushes; the functions for sound files and pictures are imported here, too.
 
-Pictures are uint8 ``[H, W, 3]`` RGB, sound is float32 in -1..1; what does not fit is refused.
+Pictures are uint8 ``[H, W, 3]`` RGB, sound is float32 in -1..1; anything else is refused.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def own_pcm(pcm: Array) -> NDArray[Any]:
 
 
 def stereo_pcm(pcm: Array, channels: int | None = None) -> Float32:
-    """Like :func:`check_pcm`, but with two channels left of two or more: float32 ``[n, 1 or 2]``."""
+    """Like :func:`check_pcm`, but two or more channels become two: float32 ``[n, 1 or 2]``."""
     return downmix.to_stereo(_floats("pcm", pcm, channels or 1, channels or 8))
 
 
@@ -108,7 +108,7 @@ def resample(samples: Float32, rate_in: int, rate_out: int) -> Float32:
 
 
 def check_name(path: str | os.PathLike[str]) -> str:
-    """The ending of a video's name, in small letters. MediaError: one that no video is written to."""
+    """The ending of a video's name, in small letters. Raises: MediaError for one that no video is written to."""
     ending = os.path.splitext(path)[1]
     if ending.lower() not in CONTAINERS:
         raise media_error(source_name("video", path), f"a name that ends in {', '.join(CONTAINERS)}", repr(ending))

@@ -1,4 +1,4 @@
-"""What is common to all reading with FFmpeg: how a file is opened, and which of its streams is taken."""
+"""Shared by everything that reads with FFmpeg: how a file is opened, and which of its streams is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the face is in a photo: the square that frames it as in the model's training pictures.
+"""Finds the face in a photo: the square that frames it as in the model's training pictures.
 
 Needs OpenCV (``pip install "rest_fast[face]"``), whose wheel brings the cascade; without it the centre is taken.
 """
@@ -14,7 +14,7 @@ from rest_fast.media.sources import UInt8, as_uint8
 CASCADE = "haarcascade_frontalface_alt2.xml"
 LONGEST = 1024  # px: a larger photo is searched in a smaller copy
 SMALLEST = 0.06  # side of a face in shorter sides of the photo; what is smaller is background
-NEIGHBOURS = 5  # overlapping hits that make a face
+NEIGHBOURS = 5  # overlapping hits that count as a face
 # The cascade's square spans a face from the middle of the forehead to below the mouth. 2.5 of its sides around the same
 # centre hold crown to chin in 65 to 70 % of the height, a little above the middle, as the training pictures do.
 WIDER = 2.5
@@ -49,7 +49,7 @@ def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
         warn("no face was found in the photo: its centre is used (give a crop to choose the square)")
         return None
     faces = [[int(v) for v in face] for face in found]
-    x, y, w, h = max(faces, key=lambda face: (face[2], -face[1], -face[0]))  # of equals the topmost: never by chance
+    x, y, w, h = max(faces, key=lambda face: (face[2], -face[1], -face[0]))  # the topmost of equally large ones
     return _frame((x + w / 2) / scale, (y + h / 2) / scale, WIDER * w / scale, width, height)
 
 

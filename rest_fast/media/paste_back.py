@@ -1,4 +1,4 @@
-"""Generated frames back in their photo: scaled to the crop box and blended in with a soft border."""
+"""Puts generated frames back into their photo: scaled to the crop box and blended in with a soft border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures in: any file becomes uint8 ``[H, W, 3]`` RGB, and a square is cut out of it."""
+"""Reads pictures: any file becomes uint8 ``[H, W, 3]`` RGB, and a square is cut out of it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def _open(name: str, file: IO[bytes]) -> Image.Image:
 
 
 def _to_srgb(name: str, picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """``picture`` by its colour profile, as RGB or RGBA in sRGB; as it is, with a warning, by a profile that is broken
-    or of another kind of picture."""
+    """``picture`` converted by its colour profile to RGB or RGBA in sRGB.
+
+    If the profile is broken or belongs to another kind of picture, the picture stays as it is, with a warning.
+    """
     if not profile:
         return picture
     try:

@@ -1,4 +1,4 @@
-"""Sound in: any file becomes float32 ``[n, channels]`` at its own rate."""
+"""Reads sound: any file becomes float32 ``[n, channels]`` at its own rate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_length(name: str, seconds: float, values: int = 0, more: str = "") -> 
 
 
 def join(blocks: list[NDArray[Any]]) -> NDArray[Any]:
-    """The blocks as one array; the list is emptied on the way, so that the memory is not needed twice."""
+    """The blocks as one array; it empties the list, so that the memory is not needed twice."""
     if len({block.shape[1:] for block in blocks}) > 1:
         raise ValueError("channels or picture size change part way")
     at = sum(map(len, blocks))
@@ -68,7 +68,7 @@ def join(blocks: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 class _Heard:
-    """Sound as it is read: checked piece by piece, so that what is refused is refused soon."""
+    """Sound as it is read; each piece is checked at once, so that bad sound is refused early."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count = name, 0
@@ -105,7 +105,7 @@ class _Heard:
 
 
 class _Clock:
-    """Follows the timestamps of decoded sound: what is missing in between, and whether the end is."""
+    """Follows the timestamps of decoded sound, to find what is missing in between and at the end."""
 
     def __init__(self, heard: _Heard) -> None:
         self._heard = heard
@@ -140,7 +140,7 @@ class _Clock:
         self.places += 1
 
     def finish(self, promised: float, slack: float) -> None:
-        """MediaError if the end is missing; one warning for all that is missing elsewhere."""
+        """MediaError if the end is missing; one warning for everything that is missing elsewhere."""
         name, held = self._heard.name, max(self._next, self._heard.seconds)
         if self._broken is not None and not self._heard.count:
             raise self._broken
@@ -154,7 +154,7 @@ class _Clock:
 
 
 def _promised(container: Any, stream: Any) -> tuple[float, float]:
-    """Seconds of sound by the header, 0 where it does not know, and by how much it may say too much."""
+    """Seconds of sound by the header (0 if it does not say), and how many of them may be too many."""
     form = container.format.name.split(",")[0]
     if form in ("mp3", "aac"):  # FFmpeg would guess from the first frames
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What pictures, sound and video share: where they come from, the checks of arguments, the one error."""
+"""Shared by pictures, sound and video: opening of sources, checks of arguments, the error."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def as_uint8(name: str, value: Any, *shape: int | str) -> UInt8:
 
 
 def is_empty(file: IO[bytes]) -> bool:
-    """Whether nothing is left to read, as far as the file can tell without being read."""
+    """Whether nothing is left to read, if the file can tell that without being read."""
     if not (hasattr(file, "seekable") and file.seekable()):
         return False
     at = file.tell()

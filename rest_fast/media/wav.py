@@ -38,7 +38,7 @@ class Header:
 
     @property
     def frame(self) -> int:
-        """Bytes of one sample of all channels. Not what the header says: that is wrong in too many files."""
+        """Bytes of one sample of all channels, computed, since too many headers are wrong about it."""
         return self.channels * int(self.kind[2:])
 
     def seconds(self, size: int) -> float:
@@ -175,7 +175,7 @@ def _floats(data: bytes, kind: str) -> Float32:
 
 
 def _fill(file: IO[bytes], size: int) -> bytes:
-    """``size`` bytes, fewer at the end only: a pipe gives what it has."""
+    """``size`` bytes, fewer only at the end: it reads on where a pipe gives less."""
     parts, left = [], size
     while left > 0 and (part := file.read(left)):
         parts.append(part)
