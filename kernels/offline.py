@@ -1,8 +1,8 @@
-"""Compile Triton kernels for GPUs that are not there, and read what came out: registers, spills, instructions.
+"""Compile Triton kernels for GPUs that this machine lacks, and read the result: registers, spills, instructions.
 
-A package lists its :class:`Case` objects in ``cases.py``: the launches that the real model makes, at its shapes. Needs
-no driver; the ``ptxas`` inside Triton's wheel does the last step. Not in a process with ``TRITON_INTERPRET=1``, where a
-kernel is an interpreted function.
+A package lists its :class:`Case` objects in ``cases.py``: the launches that the real model makes, at its shapes. No
+driver is needed; the ``ptxas`` inside Triton's wheel does the last step. It does not work in a process with
+``TRITON_INTERPRET=1``, where a kernel is an interpreted function.
 
     python -m rest_fast.kernels.offline                                      each case, and what is wrong with it
     python -m rest_fast.kernels.offline --markdown docs/kernels/README.md    the table there
@@ -34,24 +34,24 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of a kernel: what its arguments are, and what must be true of its code."""
+    """One launch of a kernel: its arguments, and what must be true of its code."""
 
     name: str  # "rest-512, 2 lanes, bf16"
     kernel: Any  # a function under @triton.jit
     arguments: dict[str, str]  # run-time argument -> type: "*bf16", "*fp32", "*i32", "i32", "fp32"
     constants: dict[str, Any]  # tl.constexpr arguments; a pointer that is None goes here, too
     num_warps: int
-    num_stages: int = 3  # as for a launch that does not say
+    num_stages: int = 3  # Triton's default
     aligned: tuple[str, ...] | None = None  # arguments that are multiples of 16; None: all integers and pointers
     tensor_cores: bool = False  # wgmma on 90, tcgen05 on 100, mma.sync on 80 and 120
     narrow: str = ""  # why no load is 16 bytes wide; empty: at least one must be
     tma: bool = False  # bulk copies on 90 and newer
-    elsewhere: dict[int, Case] = field(default_factory=dict)  # capability -> what is launched there instead
+    elsewhere: dict[int, Case] = field(default_factory=dict)  # by capability: the case that is launched there instead
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a case compiled to, for one target."""
+    """The compiled code of a case, for one target."""
 
     target: str  # "sm_90a"
     registers: int
@@ -129,7 +129,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
 
 def faults(case: Case, capability: int, report: Report) -> list[str]:
-    """What is wrong with this code; empty if nothing is."""
+    """What is wrong with this code; empty if it is right."""
     case, found = case.elsewhere.get(capability, case), []
     if report.spills or report.stack:
         found.append(f"{report.spills} bytes spilled, a stack of {report.stack}: expected none")
@@ -145,7 +145,7 @@ def faults(case: Case, capability: int, report: Report) -> list[str]:
 
 
 def compile_case(case: Case, capability: int) -> Report:
-    """Compile for one of :data:`CAPABILITIES`. ValueError for a case with a gap; else what Triton and ptxas raise."""
+    """Compile for one of :data:`CAPABILITIES`. Raises: ValueError for an incomplete case, or an error of a compiler."""
     case = case.elsewhere.get(capability, case)
     names = list(case.arguments) + list(case.constants)
     order = [n for n in case.kernel.arg_names if n in names]
@@ -175,7 +175,7 @@ def compile_case(case: Case, capability: int) -> Report:
 
 
 def _assemble(ptx: str, target: str, capability: int) -> str:
-    """What ptxas says of this PTX."""
+    """The report of ptxas on this PTX."""
     program = _program("ptxas" if capability < 100 else "ptxas-blackwell")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
@@ -204,7 +204,7 @@ def cases() -> list[tuple[str, Case]]:
 
 
 def made_by() -> str:
-    """The compilers behind the numbers."""
+    """The compilers that the numbers come from."""
     versions = []
     for name, targets in (("ptxas", "sm_80 and sm_90"), ("ptxas-blackwell", "sm_100 and sm_120")):
         text = subprocess.run([_program(name), "--version"], capture_output=True, text=True, check=True).stdout
@@ -241,7 +241,7 @@ BEGIN, END = "<!-- begin: python -m rest_fast.kernels.offline --markdown -->\n",
 
 
 def between(page: str) -> tuple[str, str, str]:
-    """A page before, inside and behind the markers of the table."""
+    """The parts of a page before, inside and after the markers of the table."""
     before, begin, rest = page.partition(BEGIN)
     inside, end, behind = rest.partition(END)
     if not (begin and end):
@@ -269,6 +269,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from rest_fast.kernels import offline  # not this module, whose classes nobody imports
+    from rest_fast.kernels import offline  # the imported module, not __main__: cases use its classes
 
     sys.exit(offline.main())

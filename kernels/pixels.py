@@ -1,8 +1,8 @@
 """The pixels of tensors [B, C, T, H, W] with any strides: axes merged on the host, addresses found in the kernel.
 
-Axes that lie behind one another in memory, in every tensor of the call, are merged into one: the compiler then sees
-long runs and loads 16 bytes at a time. Of a contiguous tensor two axes are left (clip, pixel), of a
-``channels_last_3d`` one, of a few frames inside a longer buffer two.
+Axes that follow one another in memory, in every tensor of the call, are merged into one, so that the compiler sees long
+runs and loads 16 bytes at a time. A contiguous tensor has two axes left (clip, pixel), a ``channels_last_3d`` one has a
+single axis, and a few frames inside a longer buffer have two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LIMIT = 2**31 - 2**13  # pixels are numbered in 32 bits, and a tile reaches beyond the last; addresses have 64
+LIMIT = 2**31 - 2**13  # pixel numbers have 32 bits, and a tile may reach beyond the last pixel; addresses have 64
 
 
 def fits(spec: Any) -> tuple[bool, str]:
@@ -32,8 +32,8 @@ def pixel_strides(x: torch.Tensor) -> tuple[int, ...]:
 def coalesced(sizes: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[dict[str, int], list[tuple[int, ...]]]:
     """Merge those of the axes (B, T, H, W) that are one run of memory in every tensor.
 
-    Returns AXES (those left, a constant of the kernel), T, H and W (their sizes; what lies above the last one is not
-    divided and has none), and per tensor the four strides. An axis that is gone has size 1 and stride 0.
+    Returns: AXES (how many are left, a constant of the kernel) with the sizes T, H and W (the outermost axis needs
+    none), and for each tensor its four strides. An axis that was merged into another has size 1 and stride 0.
     """
     left: list[tuple[int, list[int]]] = []  # innermost first
     for size, *steps in reversed(list(zip(sizes, *strides, strict=True))):

@@ -1,4 +1,4 @@
-"""What the kernels share that give one program to one token's row: block, warps, limits, the device of a launch."""
+"""Shared by the kernels in which one program handles the row of one token: block, warps, limits, launch device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDEST = 8192  # channels: one row is 32 a thread at 8 warps; wider rows would spill
+WIDEST = 8192  # channels: a row of these takes 32 per thread at 8 warps; wider rows would spill
 
 
 def block(width: int) -> int:
@@ -18,7 +18,7 @@ def block(width: int) -> int:
 
 
 def warps(elements: int) -> int:
-    """Warps for a tile of this many elements: eight a thread, 16 bytes of bf16, which is one load; more beyond 2048."""
+    """Warps for a tile of this many elements: 8 per thread, one load of 16 bytes of bf16; more of them beyond 2048."""
     return min(max(elements // 256, 1), 8)
 
 
@@ -31,5 +31,5 @@ def fits(spec: Any) -> tuple[bool, str]:
 
 
 def on(x: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device: make it that of x. Nothing to do for the interpreter."""
+    """A context in which the device of x is current, since Triton launches there; the interpreter needs none."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,13 +1,13 @@
-"""3x3x3 convolution of one piece of a stream as an implicit matrix product, and in its store all that follows it.
+"""3x3x3 convolution of one piece of a stream as an implicit matrix product, fused with everything that follows it.
 
     y   = sum over taps and channels of weight x window + bias + noise_scale noise
     out = depth_to_space(y) + tiled residual;  normed = silu(norm(out) (1 + scale) + shift);  pictures = to_uint8(out)
 
-Windows are read where the frames lie, inside a border of zeros (``memory_layouts.haloed``): no padding, no copies, no
-window is ever written down. The frames before the piece are read from the history in its place, and a second kernel
-moves the last ones there afterwards. Sums are fp32, in an order that neither the frames of a call nor its streams
-change; each result is rounded once, but for one: where no program sees all channels of a pixel (``plan.py``) the norm
-reads what was rounded into ``out``, or into ``normed`` itself.
+Windows are read directly from the frames, which have a border of zeros (``memory_layouts.haloed``), so nothing is
+padded or copied. The frames before the piece are read directly from the history, and a second kernel moves the last
+frames there afterwards. Sums are fp32; their order depends neither on the frames of a call nor on its streams. Each
+result is rounded once, with one exception: where no program sees all channels of a pixel (``plan.py``), the norm reads
+the sum as rounded into ``out``, or into ``normed`` itself.
 
 Limits: a multiple of 16 channels, weights in ``channels_last_3d`` order, zeros at the border. Split layers take scratch
 memory from PyTorch's allocator. See docs/kernels/causal_conv3d.md.
@@ -60,7 +60,7 @@ def supports(spec: Any) -> tuple[bool, str]:
 
 
 def slower(spec: Any) -> str:
-    """Why cuDNN is to run this layer: it measured faster. Empty for all others."""
+    """Why cuDNN should run this layer: it was measured to be faster. Empty for all others."""
     if spec.device != "cuda" or spec.dtype != torch.bfloat16 or not CUDNN_FASTER:
         return ""
     layer = tuple(spec.get(name) for name in ("in", "channels", "height", "width"))
@@ -147,7 +147,7 @@ def arguments(
     first: bool,
     eps: float,
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """What the convolution, and after a split the combination, is called with by name, and their grids."""
+    """Keyword arguments and grids of the convolution and, if the taps are split, of the combining kernel."""
     (b, c, t, h, w), past, cell = buffer.shape, history.shape[2], prod(factors)
     t, outputs, area, tile = t - 2, weight.shape[0] // cell, h * (w + 2), chosen.tile
     results = dict(operands)
@@ -167,7 +167,7 @@ def arguments(
         return [call], [grid]
     partial = torch.empty(chosen.splits, b * t, area, outputs * cell, dtype=torch.float32, device=buffer.device)
     nothing = dict.fromkeys(results)
-    call |= nothing | _strides(nothing) | {"RESIDUAL": 1, "partial": partial}  # one code, whatever the store is
+    call |= nothing | _strides(nothing) | {"RESIDUAL": 1, "partial": partial}  # one kernel, whatever is stored
     columns = triton.next_power_of_2(outputs)
     rows = max(COMBINED // columns, 1)
     second = sizes | results | {"partial": partial, "ROWS": rows, "COLUMNS": columns, "num_warps": 4}
@@ -175,7 +175,7 @@ def arguments(
 
 
 def _strides(tensors: dict[str, torch.Tensor | None]) -> dict[str, int]:
-    """Strides of residual, out and normed as the kernels name them; 0 of those that are not there."""
+    """Strides of residual, out and normed as the kernels name them; 0 for those that are None."""
     steps = {}
     for name in ("residual", "out", "normed"):
         tensor = tensors[name]
@@ -212,7 +212,7 @@ def _bordered(name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def memory(buffer: torch.Tensor, history: torch.Tensor, keep: int, first: bool) -> tuple[dict[str, Any], int]:
-    """What the history's move is called with, by name, and its grid."""
+    """Keyword arguments and grid of the kernel that moves the history."""
     (b, c, past, h, w), line = history.shape, buffer.stride(3)
     run = c * w
     call = {"buffer": buffer, "history": history, "height": h, "run": run, "remembered": 0 if first else past}
@@ -233,6 +233,6 @@ def _apart(name: str, result: torch.Tensor | None, buffer: torch.Tensor, history
 
 
 def _span(x: torch.Tensor) -> tuple[int, int]:
-    """First address of a tensor, and the one behind its last element."""
+    """The first address of a tensor, and the address after its last element."""
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()

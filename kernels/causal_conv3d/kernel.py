@@ -40,7 +40,7 @@ def multiply(
     PARTS: tl.constexpr = C // DEPTH
     if not DESCRIPTORS:
         k = tl.arange(0, DEPTH)
-        # A tile reaches beyond its frame: what it finds there is not stored, but must be memory.
+        # A tile reaches beyond its frame. What it reads there is not stored, but the addresses must be valid.
         windows = tl.minimum(row + tl.arange(0, ROWS), height * (width + 2) - 3)
         outputs = tl.minimum(output + tl.arange(0, acc.shape[1]), OUTPUTS - 1)
         a_at = source + (windows[:, None] * C + k[None, :])
@@ -218,7 +218,7 @@ def combine_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sum of the splits, always in the same order, and what follows it: all channels of a few pixels."""
+    """The sum of the splits, always in the same order, and what follows it, for all channels of a few pixels."""
     CELL: tl.constexpr = P1 * P2 * P3
     area, slots = height * (width + 2), lanes * frames
     tiles = tl.cdiv(area, ROWS)
@@ -245,7 +245,7 @@ def combine_kernel(
 
 @triton.jit
 def recall(buffer, history, b, frame, past, remembered, within, inside, buffer_b, history_b, slot_size):
-    """A frame of the extended sequence: of the history, or of the buffer, whose frames count alike."""
+    """The values of a frame of history and piece, which are counted as one sequence."""
     if frame < remembered:
         value = tl.load(history + (b * history_b + frame * slot_size + within), mask=inside, other=0.0)
     else:
@@ -269,7 +269,7 @@ def remember_kernel(
     PAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """history[j] = frame keep + j of history and piece: a program reads its part of all of them, then writes."""
+    """history[j] = frame keep + j of history and piece. A program reads its part of all of them, and then writes."""
     blocks = tl.cdiv(run, BLOCK)
     block, rest = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     h, b = rest % height, (rest // height).to(tl.int64)

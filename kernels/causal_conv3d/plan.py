@@ -1,6 +1,6 @@
-"""Which tile, and whether the taps are split: by the layer and its picture, never by frames or streams of a call.
+"""Chooses the tile, and whether the taps are split, by the layer and its picture, never by a call's frames or streams.
 
-So the order of every sum is the same for any cut of a stream into pieces, and results are equal bit by bit.
+So the order of every sum is the same however a stream is cut into pieces, and results are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer is cut up.
+    """How one layer is divided into programs.
 
     ``by_cell``: a tile holds one place of the upsampler's cell, and its channels lie side by side in the result; else
     all places of a few channels. ``splits``: 3 where each plane of taps gets programs of its own, else 1.
@@ -79,7 +79,7 @@ class Plan:
 SMALL_FRAME = 512  # windows: a 16 x 16 picture has 288
 LARGE_FRAME = 4096  # windows: a 64 x 64 picture has 4224
 FEW = 48  # programs of one frame that leave most of a GPU idle
-LONG = 8192  # terms of a sum: below, a split saves less than its traffic costs
+LONG = 8192  # terms of a sum; with fewer, a split saves less than its memory traffic costs
 WIDEST = 1024  # channels that a program of the combining kernel holds
 
 

@@ -1,4 +1,4 @@
-"""What follows the product of a tile: bias, noise, residual, norm, and where each result goes."""
+"""What follows the product of a tile: bias, noise, residual, norm, and the stores of results."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def parts_of(y, PART: tl.constexpr):
-    """Columns of a tile in parts of PART: what follows needs addresses, and registers for them."""
+    """Columns of a tile in parts of PART, since what follows needs addresses, and registers to hold them."""
     if y.shape[1] > PART:
         left, right = tl.split(tl.permute(tl.reshape(y, (y.shape[0], 2, y.shape[1] // 2)), (0, 2, 1)))
         parts = parts_of(left, PART) + parts_of(right, PART)
@@ -43,7 +43,7 @@ def store(to, strides, at, c, s, value, inside, P2: tl.constexpr, P3: tl.constex
 
 @triton.jit
 def one_of_cell(x, group, stride, inside, CELL: tl.constexpr):
-    """One number of each cell: all are read, side by side, since one alone takes as long."""
+    """One number of each cell. All of a cell are read, as they are neighbours and one alone takes as long."""
     ALL: tl.constexpr = triton.next_power_of_2(CELL)
     i = tl.arange(0, ALL)[None, None, :]
     cells = tl.load(x[:, :, None] + i.to(tl.int64) * stride, mask=inside[:, :, None] & (i < CELL), other=0.0)
@@ -78,7 +78,7 @@ def finish(
     NORM: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """What is added to a tile of the product, and where it goes: one part of the columns after the other."""
+    """Add what is added to a tile of the product, and store it, one part of the columns after the other."""
     bias, noise, noise_scale, residual, scale, shift = operands
     out, normed, pictures = results
     frames, height, width, drop = sizes

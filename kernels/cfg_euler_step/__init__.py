@@ -2,8 +2,9 @@
 
     v = v_u + g (v_c - v_u),   z <- z + dt v
 
-Three reads and one write an element, where eager PyTorch makes five passes. Guidance and step are read per session on
-the device, so that sessions at different steps share a launch. fp32 inside, one rounding of z.
+It makes three reads and one write for each element, where eager PyTorch makes five passes. Guidance and step size are
+read per session on the device, so that sessions at different steps share a launch. It computes in fp32 and rounds z
+once.
 """
 
 from __future__ import annotations

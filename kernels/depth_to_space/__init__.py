@@ -2,8 +2,8 @@
 
 A program takes the channels of a few input pixels (cells) and writes the blocks of P1 x P2 x P3 output pixels that
 they become. Values are moved as integers of their size, so every real dtype of 1, 2, 4 or 8 bytes arrives bit for bit.
-Threads lie along the stride that is 1, for the load and for the store apart; in between the tile is turned around in
-shared memory. Pictures on their side (LTX-Video's patches) are read and written along their columns.
+For the load and for the store separately, neighbouring threads follow the axis of stride 1; in between the tile is
+transposed in shared memory. Transposed pictures (LTX-Video's patches) are read and written along their columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rest_fast.kernels.depth_to_space.kernel import depth_to_space_kernel
 KINDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MOST = 65536  # channels of the input: a cell of the largest possible block is one tile
 TILE, WARPS = 4096, 4  # elements: 32 a thread, four loads of 16 bytes of bf16 in flight
-SCATTERED = 1024  # the same where addresses do not run on, and each value in flight takes registers for its own
+SCATTERED = 1024  # the same if addresses are not consecutive, as then each one takes registers
 WIDE = 128  # output channels of a tile where channels lie side by side: 256 bytes of bf16
 MIXED, PLANAR = 16, 64  # cells of a tile where cells lie side by side at one end (32 bytes of bf16), or at both
 
@@ -34,7 +34,7 @@ def plan(channels: int, factors: tuple[int, int, int], ends: int, runs: bool) ->
 
 
 def supports(spec: Any) -> tuple[bool, str]:
-    if spec.dtype.is_complex:  # it may be a conjugate that is still to be taken, of which the bits know nothing
+    if spec.dtype.is_complex:  # it may be a view that PyTorch conjugates as it reads; its bits do not tell
         return False, f"real numbers only, got {spec.dtype}"
     if spec.dtype.itemsize not in KINDS:
         return False, f"numbers of 1, 2, 4 or 8 bytes only, got {spec.dtype}"

@@ -2,12 +2,13 @@
 
     out = softmax(rms_norm(q) q_weight K^T / sqrt(D)) V
 
-Few keys (audio, up to ``FEW``): a program norms whole rows, for the norm spans all heads, and takes the keys one after
-the other with an online softmax, in fp32 registers; q is read once and out written once, and a tensor core would have
-nothing to multiply. Several tokens of a frame share each load of its keys.
-Many keys (text): two launches. The first writes the normed queries into ``out``, rounded as the tensor cores need them;
-in the second a program takes one head of a tile of queries from there, runs over the keys in blocks and overwrites what
-it read. The norm inside the second would read every whole row once per head; scratch of its own would be an allocation.
+Few keys (audio, up to ``FEW``): a program norms whole rows, since the norm spans all heads, and takes one key after the
+other with an online softmax, in fp32 registers. It reads q once and writes out once. Tensor cores would be of no use.
+Several tokens of a frame share each load of its keys.
+Many keys (text): two launches. The first writes the normed queries into ``out``, rounded as the tensor cores need them.
+In the second, a program takes one head of a tile of queries from there, runs over the keys in blocks and overwrites
+what it read. With the norm in the second launch every row would be read once per head; separate scratch memory would
+have to be allocated.
 Rounding: fp32 with one rounding for few keys; for many, normed queries and softmax weights are rounded before the
 products, as eager attention rounds them.
 Lanes may share one k and one v. Limits: W at most ``rows.WIDEST``, D at most ``DEEPEST``.
@@ -24,7 +25,7 @@ import triton
 from rest_fast.kernels import rows as tile
 from rest_fast.kernels.frame_cross_attention.kernel import few_keys_kernel, many_keys_kernel, norm_kernel
 
-FEW = 8  # below 16 a product of tiles is padded by half or more
+FEW = 8  # with fewer than 16 keys a product of tiles is padded, with 8 by half
 DEEPEST = 128  # 256 takes more shared memory than sm_120 has
 FULL = 264  # programs: two for each of the 132 multiprocessors of an H200
 
@@ -32,7 +33,7 @@ FULL = 264  # programs: two for each of the 132 multiprocessors of an H200
 def plan_few(lanes: int, frames: int, tokens: int, keys: int, heads: int, dim: int) -> dict[str, int]:
     """The constants of a launch for few keys: four rows share the keys.
 
-    Unless that leaves the machine half empty, or four rows are more than the registers hold.
+    Fewer rows do if that would leave half of the machine idle, or if the registers do not hold four.
     """
     blocks = {"HEADS_BLOCK": tile.block(heads), "DIM_BLOCK": tile.block(dim)}
     padded = blocks["HEADS_BLOCK"] * blocks["DIM_BLOCK"]
@@ -51,7 +52,7 @@ def plan_many(tokens: int, keys: int, heads: int, dim: int, dtype: torch.dtype) 
 
     64 rows are one wgmma of a warpgroup; 64 keys, because 128 take 255 registers on sm_80 and sm_120. Two stages copy a
     block of keys while the one before it is used; with one, sm_120 spills. Heads smaller than 32 take 32 keys: with
-    64, sm_100 spills. fp32 has no tensor cores at full precision: tiles that its registers hold.
+    64, sm_100 spills. fp32 has no tensor cores at full precision, so its tiles have to fit the registers.
     """
     exact = dtype == torch.float32
     most_rows, most_keys = 16 if exact else 64, 32 if exact or dim < 32 else 64

@@ -31,7 +31,7 @@ def heads_of(row, c, real, HEADS_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr):
     return tl.reshape(tl.load(row + c, mask=real, other=0.0).to(tl.float32), (1, HEADS_BLOCK, DIM_BLOCK))
 
 
-# Alignment comes from HEADS and DIM: other sizes must not make another kernel, here and below.
+# Alignment follows from HEADS and DIM. The other sizes must not be specialised, here and below.
 @triton.jit(do_not_specialize=["frames", "tokens"])
 def few_keys_kernel(
     q,  # [B, F, T, W]

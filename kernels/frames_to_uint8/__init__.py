@@ -2,9 +2,9 @@
 
     out = round(clamp((x + 1) 127.5, 0, 255)),  ties to even, NaN to 0
 
-The tile [pixels, 4] (the fourth channel is masked) is read the way x lies, 16 bytes at a time where pixels lie side by
-side, and turned around in shared memory, so that a warp writes 24 bytes in a row. The same bytes as the reference: sum
-before product leaves nothing to contract, and the sum with 2^23 rounds as ``torch.round`` does.
+The tile [pixels, 4], whose fourth channel is masked, is read in the memory order of x, 16 bytes at a time if pixels are
+neighbours there. It is transposed in shared memory, so that a warp writes 24 bytes in a row. The bytes are those of the
+reference: with the sum before the product nothing can be contracted, and adding 2^23 rounds as ``torch.round`` does.
 """
 
 from __future__ import annotations

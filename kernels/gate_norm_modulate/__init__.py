@@ -1,10 +1,10 @@
-"""The glue between two branches of a block: gated residual, RMS norm and modulation in one pass.
+"""What stands between two branches of a block: gated residual, RMS norm and modulation in one pass.
 
     x <- x + gate branch,   out = rms_norm(x) (1 + scale) + shift
 
 One program holds one token's row: x and branch are read once, x and out written once, where eager PyTorch runs about
-ten kernels. What is missing (gate, branch, out) costs nothing: each combination is a kernel of its own. The vectors are
-read where they lie, by their lane and frame strides (0 for a vector that lanes share).
+ten kernels. A missing gate, branch or out costs nothing, since each combination is compiled separately. The vectors are
+read in place, by their strides of lane and frame (0 for a vector that lanes share).
 Rounding: ``fused`` computes in fp32 and rounds x and out once each; ``eager`` rounds product, sum and 1 + scale, too,
 where eager PyTorch does, and norms the rounded x. Limits: W at most ``rows.WIDEST``.
 """

@@ -12,7 +12,7 @@ def vector_of_frame(vector, lane, token, tokens, frames, lane_stride, frame_stri
     return tl.load(start + c, mask=real, other=0.0)
 
 
-# Alignment comes from WIDTH and the strides: other sizes must not make another kernel.
+# Alignment follows from WIDTH and the strides. The other sizes must not be specialised.
 @triton.jit(do_not_specialize=["tokens", "gate_frames", "frames"])
 def gate_norm_modulate_kernel(
     x,  # [B, N, W], written where there is a branch

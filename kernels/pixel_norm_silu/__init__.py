@@ -2,9 +2,9 @@
 
     out = silu(x / sqrt(mean_c x^2 + eps) (1 + scale) + shift)
 
-One kernel for every layout. A program holds a tile of pixels with all their channels in registers, so nothing is read
-twice. Which way the threads lie in the tile follows from the stride that is 1, for the load and for the store apart;
-where the two differ the tile is turned around in shared memory. Statistics and SiLU are fp32, with one rounding.
+There is one kernel for all layouts. A program holds a tile of pixels with all their channels in registers, so nothing
+is read twice. For the load and for the store separately, neighbouring threads follow the axis of stride 1; if these
+differ, the tile is transposed in shared memory. Statistics and SiLU are fp32, with one rounding.
 Limits: at most ``WIDEST`` channels.
 """
 
@@ -20,7 +20,7 @@ from rest_fast.kernels.pixel_norm_silu.kernel import pixel_norm_silu_kernel
 
 WIDEST = 8192  # channels; a tile of one pixel is 32 a thread
 TILE = 4096  # elements: 32 a thread, four loads of 16 bytes of bf16 in flight
-RUN = 16  # pixels where they are what lies side by side: 32 bytes of bf16, the unit of a GPU's memory
+RUN = 16  # pixels of a tile if pixels are neighbours in memory: 32 bytes of bf16, the unit of a GPU's memory
 LARGEST = 16384  # elements: 64 a thread at 8 warps; more would spill
 
 

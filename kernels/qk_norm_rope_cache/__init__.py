@@ -5,7 +5,7 @@
 One program holds the whole row of one token, because the norm spans all heads: qkv is read once and every result is
 written once, where eager PyTorch runs a dozen kernels. q and k share the angles, which come from three small tables.
 A lane with an index out of range writes nothing at all. Statistics and rotation are fp32, with one rounding.
-Limits: W at most ``rows.WIDEST``; lanes must not share slots, save scratch rows that nobody reads.
+Limits: W at most ``rows.WIDEST``; lanes must not share slots, except in scratch rows that nobody reads.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def place(row_index, ring_index, write_slot, base, lane, rows, rings, slots, tokens, positions, frames):
-    """Where the lane writes (its first slot, int64), its first position, and whether all of it is in range."""
+    """The lane's first slot to write (int64), its first position, and whether all its indices are in range."""
     row, ring = tl.load(row_index + lane), tl.load(ring_index + lane)
     slot, first = tl.load(write_slot + lane), tl.load(base + lane)
     inside = (row >= 0) & (row < rows) & (ring >= 0) & (ring < rings)
@@ -40,7 +40,7 @@ def norm_rotate(x, weight, cosine, sine, eps, WIDTH: tl.constexpr, BLOCK: tl.con
     return tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), (BLOCK,))
 
 
-# Alignment comes from WIDTH alone: other sizes must not make another kernel.
+# Alignment follows from WIDTH. The other sizes must not be specialised.
 @triton.jit(do_not_specialize=["rows", "rings", "slots", "tokens", "positions", "grid_h", "grid_w"])
 def qk_norm_rope_cache_kernel(
     qkv,  # [B, N, 3 W]

@@ -2,10 +2,10 @@
 
     k' = k e^(i shift)   for the time pairs of the slots that are neither sink nor the chunk just written
 
-Values and the other pairs stay. A program holds a few slots and leaves at once where nothing moves: a lane that is not
-enabled, a block of slots inside the current chunk, an index out of range. Two thirds of a moving key do not change, but
-they share its 32-byte sectors, so it is read and written whole. fp32 inside, one rounding.
-Limits: W at most ``rows.WIDEST``; the row of an enabled lane is no other lane's.
+Values and the other pairs stay. A program holds a few slots. It ends at once if nothing moves there: for a lane that is
+not enabled, for slots inside the current chunk, for an index out of range. Two thirds of a moving key do not change,
+but they share its 32-byte sectors, so it is read and written as a whole. It computes in fp32 and rounds once.
+Limits: W at most ``rows.WIDEST``; an enabled lane shares its row with no other lane.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton
 from rest_fast.kernels import rows as tile
 from rest_fast.kernels.rotate_context.kernel import rotate_context_kernel
 
-SLOTS = 4  # they share one load of the angles; more would leave fewer programs than a small ring has use for
+SLOTS = 4  # of a program, which share one load of the angles; with more, a small cache would give too few programs
 
 
 def plan(width: int) -> dict[str, int]:

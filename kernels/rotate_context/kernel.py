@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-# Alignment comes from WIDTH alone: other sizes must not make another kernel.
+# Alignment follows from WIDTH. The other sizes must not be specialised.
 @triton.jit(do_not_specialize=["lanes", "rows", "rings", "slots", "sink", "chunk", "blocks"])
 def rotate_context_kernel(
     k_cache,  # [L, rows, rings, slots, W], written
@@ -30,7 +30,7 @@ def rotate_context_kernel(
     layer = tl.program_id(0) // (blocks * rings * lanes)
     row, skip = tl.load(row_index + lane), tl.load(skip_slot + lane)
     moves = (tl.load(enabled + lane) != 0) & (row >= 0) & (row < rows) & (skip >= sink) & (skip <= slots - chunk)
-    # A block that lies in the current chunk as a whole has nothing to read.
+    # Nothing is read of a block that is entirely in the current chunk.
     if not moves or ((slot >= skip) & (slot + SLOTS <= skip + chunk)):
         return
 

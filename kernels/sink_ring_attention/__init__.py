@@ -1,13 +1,13 @@
-"""Attention over the valid slots of each lane's cache row, where they lie: nothing is gathered, rolled or concatenated.
+"""Attention over the valid slots of each lane's cache row, read in place: nothing is gathered, rolled or joined.
 
     out = softmax(scale q K[:n_valid]^T) V[:n_valid];   lse = log sum exp(scale q K[:n_valid]^T)
 
-Queries and keys arrive rotated, and softmax does not ask for the order of the ring. Row, ring and length are read on
-the device: first chunk, steady state and a lane that joins later are the same launch with other integers. Scores, sums
-and the result are fp32, weights are rounded to the dtype of V for the second product, the result is rounded once.
-A lane with an index out of range reads no slot and writes nothing.
+Queries and keys arrive rotated, and the order of slots makes no difference to softmax. Row, bank and length are read on
+the device, so the first chunk, the steady state and a lane that joins later are the same launch with other integers.
+Scores, sums and the result are fp32; weights are rounded to the dtype of V for the second product, and the result is
+rounded once. A lane with an index out of range reads no slot and writes nothing.
 
-The plan (``plan.py``) splits the keys only where whole tiles leave most of the machine idle; then partial results go
+The plan (``plan.py``) splits the keys only if whole tiles would leave most of the machine idle. Then partial results go
 through scratch memory, which ``launch`` takes from PyTorch's allocator (inside a graph: from the graph's pool).
 Limits: head size 16, 32, 64 or 128; a lane's slots and its queries fewer than 2^31 elements. See
 docs/kernels/sink_ring_attention.md.

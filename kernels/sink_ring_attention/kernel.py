@@ -145,7 +145,7 @@ def combine_kernel(
     QUERIES: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The splits' results, weighed by their sums. A lane of which no split had a key is left as it is."""
+    """The splits' results, weighted by their sums. A lane without any key is left as it is."""
     tiles = tl.cdiv(tokens, QUERIES)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     head, lane = rest % H, (rest // H).to(tl.int64)

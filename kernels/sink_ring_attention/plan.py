@@ -1,4 +1,4 @@
-"""Which tile, and into how many parts the keys are split: by table and wave fit, never by timing at run time."""
+"""Chooses the tile and the number of parts of the keys, by a table and a cost model, never by timing at run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton
 SPLITS = (1, 2, 4)
 PARTIAL = 1.0  # per program, to write a partial result in fp32 and read it back; unit as Tile.busy
 COMBINE = 1.0  # the second launch
-WORTH = 0.9  # a split allocates and launches twice: only where it takes at most this share of the time
+WORTH = 0.9  # a split allocates and launches twice, so it has to take at most this share of the time
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ EXACT = Tile(16, 16, warps=8, stages=1, resident=1, busy=1.0, alone=1.0)
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call is cut up."""
+    """How one call is divided into programs."""
 
     tile: Tile
     splits: int = 1
@@ -62,7 +62,7 @@ class Plan:
         return lanes * heads * triton.cdiv(tokens, self.tile.queries) * self.splits
 
     def time(self, lanes: int, heads: int, tokens: int, slots: int, processors: int) -> float:
-        """Predicted, in the unit of :class:`Tile`."""
+        """The predicted time, in the unit of :class:`Tile`."""
         tiles = float(triton.cdiv(triton.cdiv(slots, self.tile.keys), self.splits))
         extra = (0.0, 0.0) if self.splits == 1 else (PARTIAL * self.tile.queries / 128, COMBINE)
         return self.tile.time(self.programs(lanes, heads, tokens), tiles + extra[0], processors) + extra[1]
@@ -70,7 +70,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=1024)
 def plan(*, lanes: int, heads: int, tokens: int, slots: int, dim: int, dtype: torch.dtype, processors: int) -> Plan:
-    """The plan of a call. It goes by the capacity ``slots`` and not by a length: a captured launch serves them all."""
+    """The plan of a call. It depends on the capacity ``slots``, not on lengths: a captured launch serves them all."""
     if dtype == torch.float32:
         return Plan(EXACT)
     tiles = (WIDE_HEAD,) if dim > 64 else (SMALL,) if slots <= FEW_SLOTS and dim == 64 else (LARGE, HALF)
