@@ -69,7 +69,7 @@ class Layer:
         self.k_cache, self.v_cache = (torch.cat(x, 1)[:, None] for x in zip(sinks, self.new, context))
         self.shifted = peers.Window(*(torch.cat(x, 1) for x in zip(sinks, context, context)), shape.sink, n)
         self.unshifted = peers.Window(*(torch.cat(x, 1) for x in zip(sinks, old, context)), shape.sink, n)
-        self.row_index, self.ring_index, self.n_valid = (
+        self.row_index, self.bank_index, self.n_valid = (
             torch.tensor(x, dtype=torch.int32, device=device)
             for x in (list(range(lanes)), [0] * lanes, [shape.slots] * lanes)
         )
@@ -77,7 +77,7 @@ class Layer:
         self.mask = (torch.arange(shape.slots, device=device) < self.n_valid[:, None])[:, None, None]
 
     def op(self) -> torch.Tensor:
-        indices = {name: getattr(self, name) for name in ("row_index", "ring_index", "n_valid", "host_n_valid")}
+        indices = {name: getattr(self, name) for name in ("row_index", "bank_index", "n_valid", "host_n_valid")}
         ops.sink_ring_attention(self.q, self.k_cache, self.v_cache, self.out, **indices, scale=self.scale)
         return self.out
 
@@ -105,7 +105,7 @@ class Layer:
 
 def variants(layer: Layer, compiler: Callable | None = kit.compiled) -> dict[str, Callable[[Layer], torch.Tensor]]:
     """Name -> run on a layer. ``op`` is dispatch's own choice; the reference, slow by design, is not among them."""
-    op, names = ops.sink_ring_attention, ("row_index", "ring_index", "n_valid", "host_n_valid", "scale")
+    op, names = ops.sink_ring_attention, ("row_index", "bank_index", "n_valid", "host_n_valid", "scale")
     spec = op.check(layer.q, layer.k_cache, layer.v_cache, layer.out, **{n: getattr(layer, n) for n in names})
     chosen, able = op.choose(spec, None).name, [name for name, ok, _ in op.report(spec) if ok]
     runs: dict[str, Callable[[Layer], torch.Tensor]] = {"op": Layer.op}

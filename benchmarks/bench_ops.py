@@ -79,7 +79,7 @@ def make_qk_norm_rope_cache(s: Size, draw: Draw) -> Values:
     values = {"qkv": draw(s.lanes, s.tokens, 3 * s.width), "q_weight": draw(s.width), "k_weight": draw(s.width)}
     values |= {"rope_t": t, "rope_y": y, "rope_x": y.clone(), "k_cache": k, "v_cache": v, "eps": EPS}
     values |= {"q_out": draw(s.lanes, s.tokens, s.heads, s.head_dim), "cos": cos, "sin": sin}
-    values |= {"row_index": draw.ints(*range(s.lanes)), "ring_index": draw.ints(*[0] * s.lanes)}
+    values |= {"row_index": draw.ints(*range(s.lanes)), "bank_index": draw.ints(*[0] * s.lanes)}
     return values | {"write_slot": draw.ints(*[s.cells] * s.lanes), "base": draw.ints(*[base] * s.lanes), "at": s.cells}
 
 
@@ -94,7 +94,7 @@ def make_sink_ring_attention(s: Size, draw: Draw) -> Values:
     lengths = [s.slots] * s.lanes
     values = {"q": draw(s.lanes, s.tokens, s.heads, s.head_dim), "scale": s.head_dim**-0.5, "host_n_valid": lengths}
     values |= {n: draw(s.lanes, 1, s.slots, s.heads, s.head_dim) for n in ("k_cache", "v_cache")}
-    values |= {"row_index": draw.ints(*range(s.lanes)), "ring_index": draw.ints(*[0] * s.lanes)}
+    values |= {"row_index": draw.ints(*range(s.lanes)), "bank_index": draw.ints(*[0] * s.lanes)}
     return values | {"n_valid": draw.ints(*lengths), "out": torch.empty_like(values["q"])}
 
 

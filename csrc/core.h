@@ -1,10 +1,10 @@
 // What crosses the boundary between Python and C++: dtypes, error codes, and how an op lists what
 // it takes. An op itself is a header of its own, csrc/ops/<op>.h.
 //
-// Tensors never cross. Python checks shapes, dtypes, devices and contiguity next to the reference
-// (rest_fast/ops/<op>.py) and hands over addresses, sizes and strides; an op returns an error code
-// that Python turns into an exception. Nothing here knows torch, so a built module outlives any
-// torch upgrade. All strides count elements.
+// Tensors never cross it. Python checks shapes, dtypes, devices and contiguity next to the
+// reference (rest_fast/ops/<op>.py) and hands over addresses, sizes and strides; an op returns an
+// error code that Python turns into an exception. Nothing here knows torch, so a built module
+// outlives any torch upgrade. All strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ enum ErrorCode : int {
   kBadDType = 1,
   kBadShape = 2,
   kRowOutOfRange = 3,
-  kRingOutOfRange = 4,
+  kBankOutOfRange = 4,
   kSlotOutOfRange = 5,
   kPositionOutOfRange = 6,
   kMisaligned = 7,
@@ -31,7 +31,7 @@ enum ErrorCode : int {
   kBadElementSize = 12,
   kBadFactors = 13,
   kLengthOutOfRange = 14,
-  kBadVectorLanes = 15,
+  kBadVectorWidth = 15,
   kBadLayout = 16,
   kCudaErrorBase = 1000,  // 1000 + cudaError_t, from rest_fast._cuda only
 };
@@ -42,7 +42,7 @@ inline const char* error_string(int code) {
     case kBadDType: return "dtype is not one of float32 (0), bfloat16 (1), float16 (2)";
     case kBadShape: return "bad shape: a size is negative, or the width is odd, or too wide";
     case kRowOutOfRange: return "row_index is outside the cache rows";
-    case kRingOutOfRange: return "ring_index is outside the cache rings";
+    case kBankOutOfRange: return "bank_index is outside the cache banks";
     case kSlotOutOfRange: return "write_slot + tokens is outside the cache slots";
     case kPositionOutOfRange: return "base + latent frames is outside the rows of rope_t";
     case kMisaligned: return "an address or stride is not a multiple of a channel pair";
@@ -54,7 +54,7 @@ inline const char* error_string(int code) {
     case kBadFactors: return "a factor is below 1, or drop leaves no frame";
     case kLengthOutOfRange: return "n_valid is outside 1 .. slots";
     case kBadLayout: return "the channels of a pixel do not follow one another";
-    case kBadVectorLanes: return "no vectors of that many lanes on this machine";
+    case kBadVectorWidth: return "no vectors of that width on this machine";
     default: return "unknown error";
   }
 }

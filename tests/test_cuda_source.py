@@ -59,7 +59,7 @@ def cuda_on_cpu(tmp_path_factory):
     return module
 
 
-ROWS, RINGS, POSITIONS, EPS = 4, 2, 9, 1e-6
+ROWS, BANKS, POSITIONS, EPS = 4, 2, 9, 1e-6
 SEED = 20251211
 
 
@@ -72,7 +72,7 @@ def make_case(lanes, tokens, grid_h, grid_w, heads, head_dim, dtype):
         return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
 
     def cache():  # a slice of a bigger tensor, so the strides are not those of its shape
-        return np.full((ROWS, RINGS, 2, slots, width), np.nan, dtype)
+        return np.full((ROWS, BANKS, 2, slots, width), np.nan, dtype)
 
     return {
         "qkv": rng.normal(0, 2, (lanes, tokens, 3 * width)).astype(dtype),
@@ -85,7 +85,7 @@ def make_case(lanes, tokens, grid_h, grid_w, heads, head_dim, dtype):
         "v_cache": cache(),
         "q_out": np.full((lanes, tokens, width), np.nan, dtype),
         "row_index": rng.permutation(ROWS)[:lanes].astype(np.int32),
-        "ring_index": rng.integers(0, RINGS, lanes, dtype=np.int32),
+        "bank_index": rng.integers(0, BANKS, lanes, dtype=np.int32),
         "write_slot": rng.integers(0, slots - tokens + 1, lanes, dtype=np.int32),
         "base": rng.integers(0, POSITIONS - tokens // (grid_h * grid_w), lanes, dtype=np.int32),
     }
@@ -112,11 +112,11 @@ def expected(case, channels, weight, grid_h, grid_w):
 
 def call(module, case, lanes, tokens, grid_h, grid_w, heads, head_dim, device=0):
     k_cache = case["k_cache"][:, :, 1]
-    row_stride, ring_stride = (s // k_cache.itemsize for s in k_cache.strides[:2])
+    row_stride, bank_stride = (s // k_cache.itemsize for s in k_cache.strides[:2])
     views = dict(case, k_cache=k_cache, v_cache=case["v_cache"][:, :, 1])
     dtype = {"float32": 0, "float16": 2}[case["qkv"].dtype.name]
     sizes = (lanes, tokens, heads * head_dim, POSITIONS, grid_h, grid_w)
-    cache = (ROWS, RINGS, k_cache.shape[2], row_stride, ring_stride)
+    cache = (ROWS, BANKS, k_cache.shape[2], row_stride, bank_stride)
     pointers = (array.ctypes.data for array in views.values())
     return module.qk_norm_rope_cache(*pointers, *sizes, *cache, EPS, dtype, 0, device)
 
@@ -149,7 +149,7 @@ def test_kernel_on_the_cpu(cuda_on_cpu, shape, dtype, units):
     k_new = np.empty((lanes, tokens, width), dtype)
     for lane in range(lanes):
         first = case["write_slot"][lane]
-        at = (case["row_index"][lane], case["ring_index"][lane], 1, slice(first, first + tokens))
+        at = (case["row_index"][lane], case["bank_index"][lane], 1, slice(first, first + tokens))
         written[at] = True
         k_new[lane] = case["k_cache"][at]
         np.testing.assert_array_equal(case["v_cache"][at], v[lane])
@@ -163,7 +163,7 @@ def test_kernel_on_the_cpu(cuda_on_cpu, shape, dtype, units):
 
 
 FAR = 2**31 - 1
-LIMITS = {"row_index": ROWS, "ring_index": RINGS, "write_slot": 6, "base": POSITIONS - 1}  # of the shape below
+LIMITS = {"row_index": ROWS, "bank_index": BANKS, "write_slot": 6, "base": POSITIONS - 1}  # of the shape below
 
 
 @pytest.mark.parametrize("beyond", [0, FAR, None, -FAR - 1], ids=["next", "far", "before", "far_before"])

@@ -12,8 +12,9 @@
 
 #include "../core.h"
 
-// One wheel for every x86-64: the compiler makes three versions of the marked functions and the
-// loader picks one. Helpers are forced inline, or they would keep the base instruction set.
+// One wheel serves every x86-64: the compiler makes three versions of the marked functions, and the
+// loader picks one. Helpers are forced inline, since otherwise they would use the base instruction
+// set only.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12
 #define REST_FAST_X86_LEVELS 1
@@ -96,21 +97,21 @@ REST_FAST_INLINE void round_to(float x, Float16& out) {
 // and every build adds in the same order.
 template <class T>
 REST_FAST_INLINE float sum_of_squares(const T* __restrict x, int64_t width) {
-  constexpr int kLanes = 32;
-  float partial[kLanes] = {};
+  constexpr int kPartials = 32;
+  float partial[kPartials] = {};
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float v = to_float(x[i + lane]);
-      partial[lane] += v * v;
+  for (; i + kPartials <= width; i += kPartials) {
+    for (int j = 0; j < kPartials; ++j) {
+      const float v = to_float(x[i + j]);
+      partial[j] += v * v;
     }
   }
-  for (int lane = 0; i < width; ++i, ++lane) {
+  for (int j = 0; i < width; ++i, ++j) {
     const float v = to_float(x[i]);
-    partial[lane] += v * v;
+    partial[j] += v * v;
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
+  for (int half = kPartials / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) partial[j] += partial[j + half];
   }
   return partial[0];
 }

@@ -3,8 +3,8 @@
 //   y = conv + noise_scale noise + residual, then channels into frames, rows and columns
 //   out = y;  normed = silu(y / sqrt(mean_c(y^2) + eps) (1 + scale) + shift);  pictures = bytes(y)
 //
-// Layout: ops/conv_epilogue.h. Why it exists: composed of the ops for each step it reads and writes
-// the tensor two to four times more, and an upsampler's residual needs a tensor of its own. All
+// Layout: ops/conv_epilogue.h. Why it exists: a sequence of ops, one for each step, reads and
+// writes the tensor two to four times more, and needs a tensor for an upsampler's residual. All
 // sums are fp32 and rounded once. The unit of work is a row of pixels of the convolution.
 #include "../ops/conv_epilogue.h"
 
@@ -14,8 +14,8 @@
 namespace rest_fast {
 namespace {
 
-constexpr int64_t kTile = 16;       // pixels at most whose roots are taken together
-constexpr int64_t kNumbers = 4096;  // of them, if they are several: a first cache holds all of it
+constexpr int64_t kTile = 16;       // most pixels whose roots are taken together
+constexpr int64_t kNumbers = 4096;  // most numbers of several such pixels: they fit the first cache
 constexpr int64_t kColours = 3;
 
 // A pixel: batch, frame, row, column.
@@ -37,7 +37,7 @@ struct Run {
   int64_t pixels;
 };
 
-// Conversions stand in loops of their own: GCC vectorises those of 16-bit numbers only so.
+// Conversions are in separate loops, since GCC vectorises those of 16-bit numbers only there.
 template <class T>
 REST_FAST_INLINE void add_noise(const ConvEpilogueParams& p, const Place& at, int64_t channels,
                                 float* __restrict sums) {
@@ -47,8 +47,8 @@ REST_FAST_INLINE void add_noise(const ConvEpilogueParams& p, const Place& at, in
   for (int64_t o = 0; o < channels; ++o) sums[o] += to_float(strength[o]) * n;
 }
 
-// The sums of some pixels from `at` on, before depth to space: in `memory`, or where they
-// are if nothing is added and no bytes are made.
+// The sums of some pixels from `at` on, before depth to space: in `memory`, or in place if nothing
+// is added and no bytes are made.
 template <class T>
 REST_FAST_INLINE Run sums_of(const ConvEpilogueParams& p, Place at, int64_t pixels,
                              int64_t channels, float* __restrict memory) {
@@ -114,7 +114,8 @@ REST_FAST_INLINE void store(const ConvEpilogueParams& p, const Run& run, const P
   }
 }
 
-// Every `cell`-th number of each pixel, from `depth` on. Known steps become shuffles, not gathers.
+// Every `cell`-th number of each pixel, from `depth` on. A known `kCell` gives shuffles, not
+// gathers.
 template <int64_t kCell>
 REST_FAST_INLINE void take(const Run& run, int64_t cell, int64_t depth, int64_t channels,
                            float* __restrict gathered) {
@@ -154,7 +155,7 @@ REST_FAST_INLINE void store_numbers(const ConvEpilogueParams& p, const Run& run,
   }
 }
 
-// `sums` has to be memory that nothing else names: else the compiler makes no vectors of the loop.
+// Nothing else may refer to the memory of `sums`: else the compiler does not vectorise the loop.
 REST_FAST_INLINE void store_bytes(const ConvEpilogueParams& p, const float* __restrict sums,
                                   int64_t pixels, const Place& at, int64_t cell,
                                   uint8_t* __restrict bytes) {

@@ -1,4 +1,4 @@
-// Channels into frames, rows and columns: numbers move, nothing is computed.
+// Channels into frames, rows and columns, without computing anything.
 //
 //   out[b, c, t p1 + i - drop, y p2 + j, z p3 + k] = x[b, ((c p1 + i) p2 + j) p3 + k, t, y, z]
 //

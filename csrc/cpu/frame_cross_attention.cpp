@@ -2,11 +2,10 @@
 //
 //   out = softmax(scale rms_norm(q) K_i^T) V_i
 //
-// Layout: ops/frame_cross_attention.h. How: 16 tokens at a time stand side by side in the lanes of
-// a vector, keys and channels are broadcast, so that neither the products nor the softmax need a
-// sum across lanes and any number of keys wastes nothing. Keys come in tiles with an online
-// softmax; everything between q and out lives in one tile on the stack. Limits: heads of at most
-// kMaxHeadDim channels.
+// Layout: ops/frame_cross_attention.h. How: the elements of a vector are 16 tokens; keys and
+// channels are broadcast. So neither the products nor the softmax need a sum across a vector, and
+// no number of keys wastes anything. Keys come in tiles with an online softmax; everything between
+// q and out is in one tile on the stack. Limits: heads of at most kMaxHeadDim channels.
 #include "../ops/frame_cross_attention.h"
 
 #include <limits>
@@ -20,34 +19,34 @@ namespace {
 constexpr int kTokens = 16;  // of a tile: one AVX-512 vector
 constexpr int kKeys = 32;    // with 64 channels the tile takes two thirds of a first-level cache
 
-using Lanes = float[kTokens];
+using PerToken = float[kTokens];  // a number for each token of a tile
 
 struct alignas(64) Tile {
-  Lanes q[kMaxHeadDim];               // normed and scaled, channel by channel
-  Lanes out[kMaxHeadDim];             // not yet divided by the sum
-  Lanes score[kKeys];                 // then exp(score - top)
+  PerToken q[kMaxHeadDim];            // normed and scaled, channel by channel
+  PerToken out[kMaxHeadDim];          // not yet divided by the sum
+  PerToken score[kKeys];              // then exp(score - top)
   float k[kKeys * kMaxHeadDim];       // fp32, rows of head_dim
   float v[kKeys * kMaxHeadDim];       // fp32, rows of head_dim
   float rows[kTokens * kMaxHeadDim];  // q and out with tokens as rows of head_dim
-  Lanes top;                          // largest score so far
-  Lanes sum;                          // of exp(score - top)
-  Lanes root;                         // 1 / rms of the whole token, all heads
+  PerToken top;                       // largest score so far
+  PerToken sum;                       // of exp(score - top)
+  PerToken root;                      // 1 / rms of the whole token, all heads
 };
 
-// Eight vectors of the instruction set at hand stay in registers: rows x tokens.
-template <int kLanes>
-struct RegisterTile : Wide<kLanes> {
-  static constexpr int kVectors = kTokens / kLanes;
+// Eight vectors, whatever their width, stay in registers: rows x tokens.
+template <int kWidth>
+struct RegisterTile : Wide<kWidth> {
+  static constexpr int kVectors = kTokens / kWidth;
   static constexpr int kRows = 8 / kVectors;
 };
 
 // c[r] += sum over i of a[r row_stride + i step] b[i], for R rows. GCC vectors, because plain
 // arrays of this size do not end up in registers.
-template <int kLanes, int R>
+template <int kWidth, int R>
 REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step, int64_t count,
-                               const Lanes* b, Lanes* c) {
-  using Vector = typename RegisterTile<kLanes>::Type;
-  constexpr int kVectors = RegisterTile<kLanes>::kVectors;
+                               const PerToken* b, PerToken* c) {
+  using Vector = typename RegisterTile<kWidth>::Type;
+  constexpr int kVectors = RegisterTile<kWidth>::kVectors;
   Vector sum[R][kVectors];
   std::memcpy(sum, c, sizeof(sum));
   for (int64_t i = 0; i < count; ++i) {
@@ -61,21 +60,21 @@ REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step,
   std::memcpy(c, sum, sizeof(sum));
 }
 
-template <int kLanes>
+template <int kWidth>
 REST_FAST_INLINE void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step,
-                                    int64_t count, const Lanes* b, Lanes* c) {
-  constexpr int kRows = RegisterTile<kLanes>::kRows;
+                                    int64_t count, const PerToken* b, PerToken* c) {
+  constexpr int kRows = RegisterTile<kWidth>::kRows;
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
-    multiply<kLanes, kRows>(a + r * row_stride, row_stride, step, count, b, c + r);
+    multiply<kWidth, kRows>(a + r * row_stride, row_stride, step, count, b, c + r);
   }
   if constexpr (kRows == 8) {
     for (; r + 4 <= rows; r += 4) {
-      multiply<kLanes, 4>(a + r * row_stride, row_stride, step, count, b, c + r);
+      multiply<kWidth, 4>(a + r * row_stride, row_stride, step, count, b, c + r);
     }
   }
   for (; r < rows; ++r) {
-    multiply<kLanes, 1>(a + r * row_stride, row_stride, step, count, b, c + r);
+    multiply<kWidth, 1>(a + r * row_stride, row_stride, step, count, b, c + r);
   }
 }
 
@@ -98,8 +97,8 @@ REST_FAST_INLINE void transpose(const float* __restrict from, int64_t from_strid
   }
 }
 
-// `count` tokens of q, one head: normed, scaled, turned so that tokens are lanes. The other lanes
-// compute on zeros.
+// `count` tokens of q, one head: normed, scaled, and transposed so that the tokens are the elements
+// of vectors. The elements after them compute on zeros.
 template <class T>
 REST_FAST_INLINE void load_query(const T* __restrict q, const T* __restrict weight, int64_t width,
                                  int64_t dim, int count, Tile& tile) {
@@ -114,7 +113,7 @@ REST_FAST_INLINE void load_query(const T* __restrict q, const T* __restrict weig
   transpose(tile.rows, dim, kTokens, dim, tile.q[0], kTokens);
 }
 
-// The way back: `count` tokens of one head.
+// Stores `count` tokens of one head, divided by their sums.
 template <class T>
 REST_FAST_INLINE void store_out(Tile& tile, int64_t width, int64_t dim, int count, T* out) {
   transpose(tile.out[0], kTokens, dim, kTokens, tile.rows, dim);
@@ -136,9 +135,9 @@ REST_FAST_INLINE void load_keys(const T* source, int64_t width, int64_t dim, int
   }
 }
 
-// Scores -> exp(score - top); what was summed before is brought to the new top.
+// Scores -> exp(score - top); earlier sums are rescaled to the new top.
 REST_FAST_INLINE void online_softmax(Tile& tile, int64_t keys, int64_t dim) {
-  Lanes top, correction;
+  PerToken top, correction;
   for (int t = 0; t < kTokens; ++t) top[t] = tile.top[t];
   for (int64_t a = 0; a < keys; ++a) {
     for (int t = 0; t < kTokens; ++t) top[t] = std::max(top[t], tile.score[a][t]);
@@ -160,7 +159,7 @@ REST_FAST_INLINE void online_softmax(Tile& tile, int64_t keys, int64_t dim) {
 }
 
 // One head of `count` tokens against all keys of their frame.
-template <int kLanes, class T>
+template <int kWidth, class T>
 REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, const T* weight,
                              const T* k, const T* v, T* out, int count, Tile& tile) {
   const int64_t width = p.heads * p.head_dim;
@@ -177,15 +176,15 @@ REST_FAST_INLINE void attend(const FrameCrossAttentionParams& p, const T* q, con
     load_keys(k + key * width, width, dim, keys, tile.k);
     load_keys(v + key * width, width, dim, keys, tile.v);
     std::fill_n(tile.score[0], keys * kTokens, 0.0f);
-    multiply_rows<kLanes>(tile.k, keys, dim, 1, dim, tile.q, tile.score);
+    multiply_rows<kWidth>(tile.k, keys, dim, 1, dim, tile.q, tile.score);
     online_softmax(tile, keys, dim);
-    multiply_rows<kLanes>(tile.v, dim, 1, dim, keys, tile.score, tile.out);
+    multiply_rows<kWidth>(tile.v, dim, 1, dim, keys, tile.score, tile.out);
   }
   store_out(tile, width, dim, count, out);
 }
 
 // Tiles of tokens [begin, end) of B x F x tiles of a frame.
-template <int kLanes, class T>
+template <int kWidth, class T>
 REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
   Tile tile;
   const int64_t width = p.heads * p.head_dim;
@@ -205,7 +204,7 @@ REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begi
     }
     for (int64_t head = 0; head < p.heads; ++head) {
       const int64_t at = head * p.head_dim;
-      attend<kLanes>(p, q + at, static_cast<const T*>(p.q_weight) + at,
+      attend<kWidth>(p, q + at, static_cast<const T*>(p.q_weight) + at,
                      static_cast<const T*>(p.k) + context + at,
                      static_cast<const T*>(p.v) + context + at, static_cast<T*>(p.out) + token + at,
                      count, tile);
@@ -215,9 +214,9 @@ REST_FAST_INLINE void run_range(const FrameCrossAttentionParams& p, int64_t begi
 
 template <class T>
 struct Body {
-  template <int kLanes>
+  template <int kWidth>
   static REST_FAST_INLINE void run(const FrameCrossAttentionParams& p, int64_t begin, int64_t end) {
-    run_range<kLanes, T>(p, begin, end);
+    run_range<kWidth, T>(p, begin, end);
   }
 };
 
@@ -226,7 +225,7 @@ struct Body {
 int frame_cross_attention_cpu(const FrameCrossAttentionParams& p) {
   if (const int error = check_sizes(p)) return error;
   const auto run = choose_version<Body>(p);
-  if (!run) return kBadVectorLanes;
+  if (!run) return kBadVectorWidth;
   if (p.batch == 0 || p.tokens == 0) return kOk;
 
   const int64_t frame_tokens = p.tokens / p.frames;

@@ -1,4 +1,4 @@
-// The glue between two branches of a block, in one pass over the residual stream:
+// What stands between two branches of a block, in one pass over the residual stream:
 //
 //   x <- x + gate branch,   out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
 //
@@ -45,24 +45,24 @@ REST_FAST_INLINE float sum_at(const Row<T>& row, int64_t i) {
   return stored<T, kEager>(x + product);
 }
 
-// The order of sum_of_squares in common.h, over sums that are stored nowhere.
+// As sum_of_squares in common.h and in its order, of sums that are computed on the way.
 template <class T, bool kEager, Sum kSum>
 REST_FAST_INLINE float squares(const Row<T>& row, int64_t width) {
-  constexpr int kLanes = 32;
-  float partial[kLanes] = {};
+  constexpr int kPartials = 32;
+  float partial[kPartials] = {};
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float v = sum_at<T, kEager, kSum>(row, i + lane);
-      partial[lane] += v * v;
+  for (; i + kPartials <= width; i += kPartials) {
+    for (int j = 0; j < kPartials; ++j) {
+      const float v = sum_at<T, kEager, kSum>(row, i + j);
+      partial[j] += v * v;
     }
   }
-  for (int lane = 0; i < width; ++i, ++lane) {
+  for (int j = 0; i < width; ++i, ++j) {
     const float v = sum_at<T, kEager, kSum>(row, i);
-    partial[lane] += v * v;
+    partial[j] += v * v;
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
+  for (int half = kPartials / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) partial[j] += partial[j + half];
   }
   return partial[0];
 }

@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kTile = 64;   // pixels: a row of a tile is a few cache lines and vector registers
 constexpr int64_t kGroup = 32;  // channels whose squares are summed on their own, for accuracy
 
-// Rows of a tile as fp32. Conversions stand in loops of their own: GCC vectorises those of 16-bit
-// numbers only so.
+// Rows of a tile as fp32. Conversions are in separate loops, since GCC vectorises those of 16-bit
+// numbers only there.
 template <class T>
 REST_FAST_INLINE void load_row(const T* __restrict x, int64_t step, int64_t pixels,
                                float* __restrict row) {

@@ -18,9 +18,9 @@ namespace {
 
 constexpr int64_t kStackWidth = 8192;  // 32 KB of a thread's stack hold the angles of a token
 
-// cos and sin of every channel pair of the token at hand, the three axes interleaved as the
-// pairs are. Shared by q and k, and by the lanes: going from one token to the next rewrites only
-// the axes that moved, mostly x.
+// cos and sin of every channel pair of the current token, the three axes interleaved as the pairs
+// are. q and k share them, and so do the lanes. From one token to the next only those of the axes
+// that changed are rewritten, mostly x.
 struct PairAngles {
   float* cosine;  // [W / 2]
   float* sine;    // [W / 2]
@@ -76,7 +76,7 @@ REST_FAST_INLINE void run_range(const QkNormRopeCacheParams& p, int64_t begin, i
 
     const int64_t row = lane * p.tokens + token;
     const T* qkv = static_cast<const T*>(p.qkv) + row * 3 * width;
-    const int64_t slot = p.row_index[lane] * p.row_stride + p.ring_index[lane] * p.ring_stride +
+    const int64_t slot = p.row_index[lane] * p.row_stride + p.bank_index[lane] * p.bank_stride +
                          (p.write_slot[lane] + token) * width;
     norm_rotate(qkv, static_cast<const T*>(p.q_weight), angles.cosine, angles.sine, width, p.eps,
                 static_cast<T*>(p.q_out) + row * width);
@@ -105,7 +105,7 @@ int check_indices(const QkNormRopeCacheParams& p) {
   for (int64_t lane = 0; lane < p.batch; ++lane) {
     const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
     if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
-    if (!inside(p.ring_index[lane], p.rings)) return kRingOutOfRange;
+    if (!inside(p.bank_index[lane], p.banks)) return kBankOutOfRange;
     if (!inside(p.write_slot[lane], p.slots - p.tokens + 1)) return kSlotOutOfRange;
     if (!inside(p.base[lane], p.positions - last_frame)) return kPositionOutOfRange;
   }

@@ -1,4 +1,4 @@
-// At commit: the time pairs of the context keys turn back by one chunk, in place.
+// At commit: rotate the time pairs of the context keys back by one chunk, in place.
 //
 // Layout: ops/rotate_context.h. Why it exists: only the third of the key channels that moves is
 // touched, where the reference gathers, widens, turns and scatters whole rows of the cache. Limits:
@@ -23,17 +23,17 @@ REST_FAST_INLINE void rotate_key(T* __restrict key, const float* __restrict shif
   }
 }
 
-// Rings of slots [begin, end) of B x layers x rings.
+// Banks of slots [begin, end) of B x layers x banks.
 template <class T>
 REST_FAST_INLINE void run_range(const RotateContextParams& p, int64_t begin, int64_t end) {
   const int64_t frequencies = p.width / 6;
   const int64_t first_time_channel = p.width - 6 * frequencies;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t lane = item / (p.layers * p.rings);
+    const int64_t lane = item / (p.layers * p.banks);
     if (p.enabled[lane] == 0) continue;
-    const int64_t layer = item / p.rings % p.layers;
-    const int64_t ring = item % p.rings;
-    const int64_t place = (layer * p.rows + p.row_index[lane]) * p.rings + ring;
+    const int64_t layer = item / p.banks % p.layers;
+    const int64_t bank = item % p.banks;
+    const int64_t place = (layer * p.rows + p.row_index[lane]) * p.banks + bank;
     T* keys = static_cast<T*>(p.k_cache) + place * p.slots * p.width + first_time_channel;
     const int64_t skip = p.skip_slot[lane];
     for (int64_t slot = p.sink; slot < p.slots; ++slot) {
@@ -72,7 +72,7 @@ int check_indices(const RotateContextParams& p) {
 
 int rotate_context_cpu(const RotateContextParams& p) {
   if (const int error = check_sizes(p)) return error;
-  const int64_t items = p.batch * p.layers * p.rings;
+  const int64_t items = p.batch * p.layers * p.banks;
   if (items == 0) return kOk;
   if (const int error = check_indices(p)) return error;
 

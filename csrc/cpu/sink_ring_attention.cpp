@@ -1,4 +1,4 @@
-// Softmax attention over the valid slots of each lane's cache row, where they lie:
+// Softmax attention over the valid slots of each lane's cache row, read in place:
 //
 //   out = softmax(scale q K[:n]^T) V[:n],   lse = log sum exp(scale q K[:n]^T),   n = n_valid
 //
@@ -33,17 +33,17 @@ struct alignas(64) Scratch {
   float sum[kQueries * kMaxRingHeadDim];   // rows of `width`: not yet divided by total
   float top[kQueries];                     // largest product so far
   float total[kQueries];                   // of the weights exp(scale (product - top))
-  float decay[kQueries];                   // what a new top makes of the sums so far
+  float decay[kQueries];                   // factor of the sums so far, after a new top
 };
 
 // AVX-512 has 32 registers for a tile of 4 x 4 vectors, AVX2 has 16 for 4 x 3.
-template <int kLanes>
-struct RegisterTile : Wide<kLanes> {
-  static constexpr int kColumns = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;  // vectors
+template <int kWidth>
+struct RegisterTile : Wide<kWidth> {
+  static constexpr int kColumns = kWidth == 16 ? 4 : kWidth == 8 ? 3 : 2;  // vectors
 };
 
 // c[m][n] = decay[m] c[m][n] + sum over i of a[m a_row + i a_step] b[i b_row + n], a tile of it.
-// GCC vectors and full unrolling, or the sums would not stay in registers.
+// Without GCC vectors and full unrolling the sums would not stay in registers.
 template <class V, int N>
 REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                     int64_t b_row, int64_t count, const float* decay, float* c,
@@ -55,7 +55,7 @@ REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_ste
     for (int n = 0; n < N; ++n) {
       sum[m][n] = typename V::Type{};
       if (!decay) continue;
-      std::memcpy(&sum[m][n], c + m * c_row + n * V::kLanes, sizeof(sum[m][n]));
+      std::memcpy(&sum[m][n], c + m * c_row + n * V::kWidth, sizeof(sum[m][n]));
       sum[m][n] *= decay[m];
     }
   }
@@ -63,7 +63,7 @@ REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_ste
     typename V::Type right[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      std::memcpy(&right[n], b + i * b_row + n * V::kLanes, sizeof(right[n]));
+      std::memcpy(&right[n], b + i * b_row + n * V::kWidth, sizeof(right[n]));
     }
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
@@ -76,7 +76,7 @@ REST_FAST_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_ste
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      std::memcpy(c + m * c_row + n * V::kLanes, &sum[m][n], sizeof(sum[m][n]));
+      std::memcpy(c + m * c_row + n * V::kWidth, &sum[m][n], sizeof(sum[m][n]));
     }
   }
 }
@@ -86,7 +86,7 @@ template <class V, int N = V::kColumns>
 REST_FAST_INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                     int64_t b_row, int64_t count, const float* decay, float* c,
                                     int64_t c_row, int vectors) {
-  for (; vectors >= N; vectors -= N, b += N * V::kLanes, c += N * V::kLanes) {
+  for (; vectors >= N; vectors -= N, b += N * V::kWidth, c += N * V::kWidth) {
     multiply_tile<V, N>(a, a_row, a_step, b, b_row, count, decay, c, c_row);
   }
   if constexpr (N > 1) {
@@ -101,7 +101,7 @@ REST_FAST_INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_ste
 template <class V>
 REST_FAST_INLINE void online_softmax(Scratch& s, int64_t keys, int vectors, float scale) {
   using Type = typename V::Type;
-  for (int at = 0; at < vectors * V::kLanes; at += V::kLanes) {
+  for (int at = 0; at < vectors * V::kWidth; at += V::kWidth) {
     Type before, top, total, score;
     std::memcpy(&before, s.top + at, sizeof(before));
     std::memcpy(&total, s.total + at, sizeof(total));
@@ -175,10 +175,10 @@ REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
   const int64_t dim = p.head_dim;
   const int64_t stride = p.heads * dim;
   const int count = static_cast<int>(std::min<int64_t>(kQueries, p.tokens - first));
-  const int query_vectors = (count + V::kLanes - 1) / V::kLanes;
-  const int channel_vectors = static_cast<int>((dim + V::kLanes - 1) / V::kLanes);
-  const int queries = query_vectors * V::kLanes;
-  const int64_t width = channel_vectors * V::kLanes;
+  const int query_vectors = (count + V::kWidth - 1) / V::kWidth;
+  const int channel_vectors = static_cast<int>((dim + V::kWidth - 1) / V::kWidth);
+  const int queries = query_vectors * V::kWidth;
+  const int64_t width = channel_vectors * V::kWidth;
   const float scale = std::fabs(p.scale);
 
   const int64_t at = ((lane * p.tokens + first) * p.heads + head) * dim;
@@ -188,7 +188,7 @@ REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
 
   const int64_t valid = p.n_valid[lane];
   const int64_t row =
-      p.row_index[lane] * p.row_stride + p.ring_index[lane] * p.ring_stride + head * dim;
+      p.row_index[lane] * p.row_stride + p.bank_index[lane] * p.bank_stride + head * dim;
   for (int64_t slot = 0; slot < valid; slot += kKeys) {
     const int64_t keys = std::min<int64_t>(kKeys, valid - slot);
     const int64_t whole = (keys + kRows - 1) / kRows * kRows;
@@ -229,9 +229,9 @@ static_assert(kQueries % 16 == 0 && kQueries % kRows == 0 && kKeys % kRows == 0,
 
 template <class T>
 struct Body {
-  template <int kLanes>
+  template <int kWidth>
   static REST_FAST_INLINE void run(const SinkRingAttentionParams& p, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) attend<RegisterTile<kLanes>, T>(p, task);
+    for (int64_t task = begin; task < end; ++task) attend<RegisterTile<kWidth>, T>(p, task);
   }
 };
 
@@ -239,7 +239,7 @@ int check_indices(const SinkRingAttentionParams& p) {
   for (int64_t lane = 0; lane < p.batch; ++lane) {
     const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
     if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
-    if (!inside(p.ring_index[lane], p.rings)) return kRingOutOfRange;
+    if (!inside(p.bank_index[lane], p.banks)) return kBankOutOfRange;
     if (!inside(p.n_valid[lane] - int64_t{1}, p.slots)) return kLengthOutOfRange;
   }
   return kOk;
@@ -250,7 +250,7 @@ int check_indices(const SinkRingAttentionParams& p) {
 int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
   if (const int error = check_sizes(p)) return error;
   const auto run = choose_version<Body>(p);
-  if (!run) return kBadVectorLanes;
+  if (!run) return kBadVectorWidth;
   if (p.batch == 0 || p.tokens == 0) return kOk;
   if (const int error = check_indices(p)) return error;
 
@@ -260,7 +260,7 @@ int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
   // A score costs two products of head_dim; 32 of those take as long as an element of a plain pass.
   const int64_t work = keys * p.heads * p.tokens * (p.head_dim / 16 + 1);
   const int threads = static_cast<int>(std::min<int64_t>(tasks, thread_count(work)));
-  // Dynamic, because lanes differ in length; what a task computes does not depend on who runs it.
+  // Dynamic, because lanes differ in length; the result of a task does not depend on its thread.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < tasks; ++task) run(p, task, task + 1);
   return kOk;

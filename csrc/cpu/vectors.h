@@ -1,6 +1,6 @@
-// Vectors of a width that the source names, and the version of an op that fits the machine.
+// Vectors of a width that the source chooses, and the version of an op that fits the machine.
 //
-// For ops whose register tiles depend on the width. The others leave it to the compiler:
+// For ops whose register tiles depend on the width. The others leave the width to the compiler:
 // REST_FAST_MULTI_ISA in common.h.
 #pragma once
 
@@ -8,11 +8,11 @@
 
 namespace rest_fast {
 
-template <int kLanes_>
+template <int kWidth_>
 struct Wide {
-  static constexpr int kLanes = kLanes_;  // floats of a vector
-  typedef float Type __attribute__((vector_size(4 * kLanes_)));
-  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes_)));
+  static constexpr int kWidth = kWidth_;  // floats of a vector
+  typedef float Type __attribute__((vector_size(4 * kWidth_)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kWidth_)));
 };
 
 // x <- 2^x for x <= 0. NaN passes; below -126.5 the result is 0. V: a Wide.
@@ -44,8 +44,8 @@ REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
 template <class Params>
 using Version = void (*)(const Params&, int64_t begin, int64_t end);
 
-// Body::run<lanes>(p, begin, end), forced inline, for one instruction set each. Body belongs to an
-// anonymous namespace, or two ops could share a symbol.
+// Body::run<width>(p, begin, end), forced inline, for one instruction set each. Body has to be in
+// an anonymous namespace, since otherwise two ops could share a symbol.
 template <class Body, class Params>
 void run_narrow(const Params& p, int64_t begin, int64_t end) {
   Body::template run<4>(p, begin, end);
@@ -64,26 +64,26 @@ __attribute__((target("arch=x86-64-v4"))) void run_avx512(const Params& p, int64
 }
 #endif
 
-// The version with vectors of that many lanes (0: the widest here), or null.
+// The version with vectors of `width` floats (0: the widest on this machine), or null.
 template <class Body, class Params>
-Version<Params> choose_version(int64_t lanes) {
+Version<Params> choose_version(int64_t width) {
 #ifdef REST_FAST_X86_LEVELS
-  if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) {
+  if ((width == 0 || width == 16) && __builtin_cpu_supports("x86-64-v4")) {
     return &run_avx512<Body, Params>;
   }
-  if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) {
+  if ((width == 0 || width == 8) && __builtin_cpu_supports("x86-64-v3")) {
     return &run_avx2<Body, Params>;
   }
 #endif
-  return lanes == 0 || lanes == 4 ? &run_narrow<Body, Params> : nullptr;
+  return width == 0 || width == 4 ? &run_narrow<Body, Params> : nullptr;
 }
 
-// The same for the number type and the lanes that the parameters name. Body<T>: as above.
+// The same for the number type and the vector width of the parameters. Body<T>: as above.
 template <template <class> class Body, class Params>
 Version<Params> choose_version(const Params& p) {
-  return p.dtype == DType::kFloat32    ? choose_version<Body<float>, Params>(p.vector_lanes)
-         : p.dtype == DType::kBFloat16 ? choose_version<Body<BFloat16>, Params>(p.vector_lanes)
-                                       : choose_version<Body<Float16>, Params>(p.vector_lanes);
+  return p.dtype == DType::kFloat32    ? choose_version<Body<float>, Params>(p.vector_width)
+         : p.dtype == DType::kBFloat16 ? choose_version<Body<BFloat16>, Params>(p.vector_width)
+                                       : choose_version<Body<Float16>, Params>(p.vector_width);
 }
 
 }  // namespace rest_fast

@@ -117,11 +117,11 @@ __device__ __forceinline__ Vector<T, kVec> norm_rotate(const Vector<T, kVec>& x,
 
 // Whether all that this lane reads by an index and writes lies inside the cache and the table.
 __device__ __forceinline__ bool inside(const QkNormRopeCacheParams& p, int lane) {
-  const int row = p.row_index[lane], ring = p.ring_index[lane];
+  const int row = p.row_index[lane], bank = p.bank_index[lane];
   const int slot = p.write_slot[lane], first = p.base[lane];
   const int64_t most = (p.positions - first) * (p.grid_h * p.grid_w);  // tokens from `first` on
   // No short circuits: the four loads are in flight together.
-  return (row >= 0) & (row < p.rows) & (ring >= 0) & (ring < p.rings) & (slot >= 0) &
+  return (row >= 0) & (row < p.rows) & (bank >= 0) & (bank < p.banks) & (slot >= 0) &
          (slot <= p.slots - p.tokens) & (first >= 0) & (p.tokens <= most);
 }
 
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 
   const int64_t row = lane * p.tokens + token;
   const T* qkv = static_cast<const T*>(p.qkv) + row * 3 * width;
-  const int64_t slot = p.row_index[lane] * p.row_stride + p.ring_index[lane] * p.ring_stride +
+  const int64_t slot = p.row_index[lane] * p.row_stride + p.bank_index[lane] * p.bank_stride +
                        static_cast<int64_t>(p.write_slot[lane] + token) * width;
   T* k_slot = static_cast<T*>(p.k_cache) + slot;
   T* v_slot = static_cast<T*>(p.v_cache) + slot;
@@ -193,7 +193,7 @@ bool aligned(const QkNormRopeCacheParams& p, int64_t vec, uintptr_t bytes) {
   for (const void* pointer : pointers) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
   }
-  return p.width % vec == 0 && p.row_stride % vec == 0 && p.ring_stride % vec == 0;
+  return p.width % vec == 0 && p.row_stride % vec == 0 && p.bank_stride % vec == 0;
 }
 
 template <class T, int kVec, int kIters>

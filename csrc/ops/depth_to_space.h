@@ -7,7 +7,7 @@ namespace rest_fast {
 // Channels (c, p1, p2, p3), c slowest, into frames, rows and columns; `drop` frames are left out.
 struct DepthToSpaceParams {
   const void* x;     // [B, C p1 p2 p3, T, H, W] of any element, any strides
-  void* out;         // [B, C, T p1 - drop, H p2, W p3], any strides without overlap; apart from x
+  void* out;         // [B, C, T p1 - drop, H p2, W p3], any strides without overlap, not x's memory
   int64_t batch;     // B, and so on: the sizes of x, but for
   int64_t channels;  // C, those of out
   int64_t frames;

@@ -21,7 +21,7 @@ struct FrameCrossAttentionParams {
   int64_t audio;         // A
   int64_t heads;
   int64_t head_dim;      // D
-  int64_t vector_lanes;  // 0: as wide as the machine has; 4, 8, 16: that version, for tests
+  int64_t vector_width;  // 0: as wide as the machine has; 4, 8, 16: that version, for tests
   DType dtype;
   float eps;
 };
@@ -43,7 +43,7 @@ inline auto arguments(const FrameCrossAttentionParams*) {
                          REST_FAST_FIELD(v), REST_FAST_FIELD(out), REST_FAST_FIELD(batch),
                          REST_FAST_FIELD(kv_batch), REST_FAST_FIELD(tokens),
                          REST_FAST_FIELD(frames), REST_FAST_FIELD(audio), REST_FAST_FIELD(heads),
-                         REST_FAST_FIELD(head_dim), REST_FAST_FIELD(vector_lanes),
+                         REST_FAST_FIELD(head_dim), REST_FAST_FIELD(vector_width),
                          REST_FAST_FIELD(eps), REST_FAST_FIELD(dtype));
 }
 

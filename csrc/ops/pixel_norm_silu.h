@@ -9,7 +9,7 @@ struct PixelNormSiluParams {
   const void* x;      // [B, C, T, H, W] dtype, any strides
   const void* scale;  // [C] dtype, or null: as if zero
   const void* shift;  // [C] dtype, or null: as if zero
-  void* out;          // [B, C, T, H, W] dtype, any strides without overlap; apart from x
+  void* out;          // [B, C, T, H, W] dtype, any strides without overlap, not x's memory
   int64_t batch;
   int64_t channels;
   int64_t frames;

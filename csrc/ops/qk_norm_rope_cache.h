@@ -17,11 +17,11 @@ struct QkNormRopeCacheParams {
   const float* rope_t;        // [positions, n, 2] (cos, sin)
   const float* rope_y;        // [grid_h, n, 2]
   const float* rope_x;        // [grid_w, n, 2]
-  void* k_cache;              // [rows, rings, slots, W] dtype, last two dims contiguous
+  void* k_cache;              // [rows, banks, slots, W] dtype, last two dims contiguous
   void* v_cache;              // the same shape and strides as k_cache
   void* q_out;                // [B, N, W] dtype, contiguous
   const int32_t* row_index;   // [B] in [0, rows)
-  const int32_t* ring_index;  // [B] in [0, rings)
+  const int32_t* bank_index;  // [B] in [0, banks)
   const int32_t* write_slot;  // [B] in [0, slots - N]
   const int32_t* base;        // [B], base[b] + last latent frame < positions
   int64_t batch;              // B
@@ -31,10 +31,10 @@ struct QkNormRopeCacheParams {
   int64_t grid_h;
   int64_t grid_w;
   int64_t rows;
-  int64_t rings;
+  int64_t banks;
   int64_t slots;
   int64_t row_stride;   // of k_cache and v_cache
-  int64_t ring_stride;  // of k_cache and v_cache
+  int64_t bank_stride;  // of k_cache and v_cache
   DType dtype;
   float eps;
 };
@@ -55,11 +55,11 @@ inline auto arguments(const QkNormRopeCacheParams*) {
       REST_FAST_FIELD(qkv), REST_FAST_FIELD(q_weight), REST_FAST_FIELD(k_weight),
       REST_FAST_FIELD(rope_t), REST_FAST_FIELD(rope_y), REST_FAST_FIELD(rope_x),
       REST_FAST_FIELD(k_cache), REST_FAST_FIELD(v_cache), REST_FAST_FIELD(q_out),
-      REST_FAST_FIELD(row_index), REST_FAST_FIELD(ring_index), REST_FAST_FIELD(write_slot),
+      REST_FAST_FIELD(row_index), REST_FAST_FIELD(bank_index), REST_FAST_FIELD(write_slot),
       REST_FAST_FIELD(base), REST_FAST_FIELD(batch), REST_FAST_FIELD(tokens),
       REST_FAST_FIELD(width), REST_FAST_FIELD(positions), REST_FAST_FIELD(grid_h),
-      REST_FAST_FIELD(grid_w), REST_FAST_FIELD(rows), REST_FAST_FIELD(rings),
-      REST_FAST_FIELD(slots), REST_FAST_FIELD(row_stride), REST_FAST_FIELD(ring_stride),
+      REST_FAST_FIELD(grid_w), REST_FAST_FIELD(rows), REST_FAST_FIELD(banks),
+      REST_FAST_FIELD(slots), REST_FAST_FIELD(row_stride), REST_FAST_FIELD(bank_stride),
       REST_FAST_FIELD(eps), REST_FAST_FIELD(dtype));
 }
 

@@ -8,7 +8,7 @@ namespace rest_fast {
 // skip_slot on, turn by one fixed angle a frequency. W = heads x head_dim, n = W / 6; of a key's
 // W / 2 pairs these are pair W / 2 - 3 n and every third one after it.
 struct RotateContextParams {
-  void* k_cache;             // [layers, rows, rings, slots, W] dtype, contiguous
+  void* k_cache;             // [layers, rows, banks, slots, W] dtype, contiguous
   const float* shift;        // [n, 2] (cos, sin)
   const int32_t* row_index;  // [B] in [0, rows), different for enabled lanes
   const int32_t* skip_slot;  // [B] in [sink, slots - chunk]
@@ -16,7 +16,7 @@ struct RotateContextParams {
   int64_t batch;             // B
   int64_t layers;
   int64_t rows;
-  int64_t rings;
+  int64_t banks;
   int64_t slots;
   int64_t width;  // W, even
   int64_t sink;
@@ -26,10 +26,10 @@ struct RotateContextParams {
 
 inline int check_sizes(const RotateContextParams& p) {
   if (!known(p.dtype)) return kBadDType;
-  const bool negative = p.batch < 0 || p.layers < 0 || p.rows < 0 || p.rings < 0;
+  const bool negative = p.batch < 0 || p.layers < 0 || p.rows < 0 || p.banks < 0;
   if (negative || p.slots <= 0 || p.width <= 0 || p.width % 2 != 0) return kBadShape;
   if (p.sink < 0 || p.chunk < 1 || p.sink > p.slots - p.chunk) return kSkipOutOfRange;
-  if (p.batch == 0 || p.layers == 0 || p.rings == 0) return kOk;  // and then no address is needed
+  if (p.batch == 0 || p.layers == 0 || p.banks == 0) return kOk;  // and then no address is needed
   if (p.width >= 6 && !p.shift) return kNullAddress;
   if (!p.k_cache || !p.row_index || !p.skip_slot || !p.enabled) return kNullAddress;
   return kOk;
@@ -40,7 +40,7 @@ inline auto arguments(const RotateContextParams*) {
   return std::make_tuple(REST_FAST_FIELD(k_cache), REST_FAST_FIELD(shift),
                          REST_FAST_FIELD(row_index), REST_FAST_FIELD(skip_slot),
                          REST_FAST_FIELD(enabled), REST_FAST_FIELD(batch), REST_FAST_FIELD(layers),
-                         REST_FAST_FIELD(rows), REST_FAST_FIELD(rings), REST_FAST_FIELD(slots),
+                         REST_FAST_FIELD(rows), REST_FAST_FIELD(banks), REST_FAST_FIELD(slots),
                          REST_FAST_FIELD(width), REST_FAST_FIELD(sink), REST_FAST_FIELD(chunk),
                          REST_FAST_FIELD(dtype));
 }

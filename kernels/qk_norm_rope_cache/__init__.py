@@ -35,24 +35,24 @@ def launch(
     rope_t: torch.Tensor,  # fp32 [positions, n, 2]
     rope_y: torch.Tensor,  # fp32 [h, n, 2]
     rope_x: torch.Tensor,  # fp32 [w, n, 2]
-    k_cache: torch.Tensor,  # [rows, rings, slots, H, D], written
+    k_cache: torch.Tensor,  # [rows, banks, slots, H, D], written
     v_cache: torch.Tensor,  # the same
     q_out: torch.Tensor,  # [B, N, H, D], written
     *,
     row_index: torch.Tensor,  # int32 [B], as the next three
-    ring_index: torch.Tensor,
+    bank_index: torch.Tensor,
     write_slot: torch.Tensor,
     base: torch.Tensor,
     eps: float,
 ) -> None:
-    (lanes, tokens), (rows, rings, slots) = qkv.shape[:2], k_cache.shape[:3]
+    (lanes, tokens), (rows, banks, slots) = qkv.shape[:2], k_cache.shape[:3]
     if lanes * tokens == 0:
         return
-    sizes = (rows, rings, slots, tokens, rope_t.shape[0], rope_y.shape[0], rope_x.shape[0])
+    sizes = (rows, banks, slots, tokens, rope_t.shape[0], rope_y.shape[0], rope_x.shape[0])
     with tile.on(qkv):
         qk_norm_rope_cache_kernel[(lanes * tokens,)](
             *(qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out),
-            *(row_index, ring_index, write_slot, base),
+            *(row_index, bank_index, write_slot, base),
             *sizes,
             eps,
             **plan(qkv.shape[2] // 3),

@@ -6,9 +6,9 @@ from rest_fast.kernels.qk_norm_rope_cache.kernel import qk_norm_rope_cache_kerne
 
 
 def case(name: str, dtype: str, width: int) -> Case:
-    tensors = "qkv q_weight k_weight rope_t rope_y rope_x k_cache v_cache q_out row_index ring_index write_slot base"
+    tensors = "qkv q_weight k_weight rope_t rope_y rope_x k_cache v_cache q_out row_index bank_index write_slot base"
     kinds = [f"*{dtype}"] * 3 + ["*fp32"] * 3 + [f"*{dtype}"] * 3 + ["*i32"] * 4
-    sizes = ["rows", "rings", "slots", "tokens", "positions", "grid_h", "grid_w"]
+    sizes = ["rows", "banks", "slots", "tokens", "positions", "grid_h", "grid_w"]
     constants = plan(width)
     warps = constants.pop("num_warps")
     return Case(

@@ -5,13 +5,13 @@ import triton.language as tl
 
 
 @triton.jit
-def place(row_index, ring_index, write_slot, base, lane, rows, rings, slots, tokens, positions, frames):
+def place(row_index, bank_index, write_slot, base, lane, rows, banks, slots, tokens, positions, frames):
     """The lane's first slot to write (int64), its first position, and whether all its indices are in range."""
-    row, ring = tl.load(row_index + lane), tl.load(ring_index + lane)
+    row, bank = tl.load(row_index + lane), tl.load(bank_index + lane)
     slot, first = tl.load(write_slot + lane), tl.load(base + lane)
-    inside = (row >= 0) & (row < rows) & (ring >= 0) & (ring < rings)
+    inside = (row >= 0) & (row < rows) & (bank >= 0) & (bank < banks)
     inside = inside & (slot >= 0) & (slot <= slots - tokens) & (first >= 0) & (first <= positions - frames)
-    return (row.to(tl.int64) * rings + ring) * slots + slot, first, inside
+    return (row.to(tl.int64) * banks + bank) * slots + slot, first, inside
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def norm_rotate(x, weight, cosine, sine, eps, WIDTH: tl.constexpr, BLOCK: tl.con
 
 
 # Alignment follows from WIDTH. The other sizes must not be specialised.
-@triton.jit(do_not_specialize=["rows", "rings", "slots", "tokens", "positions", "grid_h", "grid_w"])
+@triton.jit(do_not_specialize=["rows", "banks", "slots", "tokens", "positions", "grid_h", "grid_w"])
 def qk_norm_rope_cache_kernel(
     qkv,  # [B, N, 3 W]
     q_weight,  # [W]
@@ -49,15 +49,15 @@ def qk_norm_rope_cache_kernel(
     rope_t,  # fp32 [positions, n, 2]
     rope_y,  # fp32 [h, n, 2]
     rope_x,  # fp32 [w, n, 2]
-    k_cache,  # [rows, rings, slots, W]
-    v_cache,  # [rows, rings, slots, W]
+    k_cache,  # [rows, banks, slots, W]
+    v_cache,  # [rows, banks, slots, W]
     q_out,  # [B, N, W]
     row_index,  # int32 [B], as the next three
-    ring_index,
+    bank_index,
     write_slot,
     base,
     rows,
-    rings,
+    banks,
     slots,
     tokens,
     positions,
@@ -71,12 +71,12 @@ def qk_norm_rope_cache_kernel(
     lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
     first_slot, first, inside = place(
         row_index,
-        ring_index,
+        bank_index,
         write_slot,
         base,
         lane,
         rows,
-        rings,
+        banks,
         slots,
         tokens,
         positions,

@@ -32,7 +32,7 @@ def supports(spec: Any) -> tuple[bool, str]:
 
 
 def launch(
-    k_cache: torch.Tensor,  # [L, rows, rings, slots, H, D], written
+    k_cache: torch.Tensor,  # [L, rows, banks, slots, H, D], written
     shift: torch.Tensor,  # fp32 [n, 2]
     *,
     row_index: torch.Tensor,  # int32 [B], as the next two
@@ -41,13 +41,13 @@ def launch(
     sink: int,
     chunk: int,
 ) -> None:
-    layers, rows, rings, slots, heads, dim = k_cache.shape
+    layers, rows, banks, slots, heads, dim = k_cache.shape
     lanes, blocks = row_index.shape[0], triton.cdiv(slots - sink, SLOTS)
-    if layers * lanes * rings * blocks == 0:
+    if layers * lanes * banks * blocks == 0:
         return
     with tile.on(k_cache):
-        rotate_context_kernel[(layers * lanes * rings * blocks,)](
+        rotate_context_kernel[(layers * lanes * banks * blocks,)](
             *(k_cache, shift, row_index, skip_slot, enabled),
-            *(lanes, rows, rings, slots, sink, chunk, blocks),
+            *(lanes, rows, banks, slots, sink, chunk, blocks),
             **plan(heads * dim),
         )

@@ -7,7 +7,7 @@ from rest_fast.kernels.rotate_context.kernel import rotate_context_kernel
 
 def case(name: str, dtype: str, width: int) -> Case:
     tensors = ["k_cache", "shift", "row_index", "skip_slot", "enabled"]
-    sizes = ["lanes", "rows", "rings", "slots", "sink", "chunk", "blocks"]
+    sizes = ["lanes", "rows", "banks", "slots", "sink", "chunk", "blocks"]
     constants = plan(width)
     warps = constants.pop("num_warps")
     return Case(

@@ -1,20 +1,20 @@
-"""One program per few slots of one (layer, lane, ring)."""
+"""One program per few slots of one (layer, lane, bank)."""
 
 import triton
 import triton.language as tl
 
 
 # Alignment follows from WIDTH. The other sizes must not be specialised.
-@triton.jit(do_not_specialize=["lanes", "rows", "rings", "slots", "sink", "chunk", "blocks"])
+@triton.jit(do_not_specialize=["lanes", "rows", "banks", "slots", "sink", "chunk", "blocks"])
 def rotate_context_kernel(
-    k_cache,  # [L, rows, rings, slots, W], written
+    k_cache,  # [L, rows, banks, slots, W], written
     shift,  # fp32 [n, 2]: (cos, sin)
     row_index,  # int32 [B], as the next two
     skip_slot,
     enabled,
     lanes,
     rows,
-    rings,
+    banks,
     slots,
     sink,
     chunk,
@@ -25,9 +25,9 @@ def rotate_context_kernel(
 ):
     tl.static_assert(WIDTH % 2 == 0, "channels turn in pairs")
     slot = sink + tl.program_id(0) % blocks * SLOTS
-    ring = tl.program_id(0) // blocks % rings
-    lane = tl.program_id(0) // (blocks * rings) % lanes
-    layer = tl.program_id(0) // (blocks * rings * lanes)
+    bank = tl.program_id(0) // blocks % banks
+    lane = tl.program_id(0) // (blocks * banks) % lanes
+    layer = tl.program_id(0) // (blocks * banks * lanes)
     row, skip = tl.load(row_index + lane), tl.load(skip_slot + lane)
     moves = (tl.load(enabled + lane) != 0) & (row >= 0) & (row < rows) & (skip >= sink) & (skip <= slots - chunk)
     # Nothing is read of a block that is entirely in the current chunk.
@@ -43,7 +43,7 @@ def rotate_context_kernel(
     s, c = slot + tl.arange(0, SLOTS), tl.arange(0, BLOCK)
     here = (s < slots) & ((s < skip) | (s >= skip + chunk))
     real = here[:, None] & (c < WIDTH)[None]
-    first = ((layer.to(tl.int64) * rows + row) * rings + ring) * slots
+    first = ((layer.to(tl.int64) * rows + row) * banks + bank) * slots
     at = k_cache + (first + s)[:, None] * WIDTH + c[None]
     a, b = tl.split(tl.reshape(tl.load(at, mask=real), (SLOTS, BLOCK // 2, 2)))
     wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)

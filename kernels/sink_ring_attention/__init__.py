@@ -42,12 +42,12 @@ def supports(spec: Any) -> tuple[bool, str]:
 
 def launch(
     q: torch.Tensor,  # [B, Nq, H, D], rotated
-    k_cache: torch.Tensor,  # [rows, rings, slots, H, D]
-    v_cache: torch.Tensor,  # [rows, rings, slots, H, D]
+    k_cache: torch.Tensor,  # [rows, banks, slots, H, D]
+    v_cache: torch.Tensor,  # [rows, banks, slots, H, D]
     out: torch.Tensor,  # [B, Nq, H, D], written
     *,
     row_index: torch.Tensor,  # int32 [B], as the next two
-    ring_index: torch.Tensor,
+    bank_index: torch.Tensor,
     n_valid: torch.Tensor,
     host_n_valid: list[int],  # for other backends: the device's lengths count here
     scale: float,
@@ -56,7 +56,7 @@ def launch(
     lanes, tokens, heads, dim = q.shape
     sizes = {"lanes": lanes, "heads": heads, "tokens": tokens, "slots": k_cache.shape[2], "dim": dim}
     chosen = plan(**sizes, dtype=q.dtype, processors=processors(q.device))
-    launch_plan(chosen, q, k_cache, v_cache, out, row_index, ring_index, n_valid, scale, lse)
+    launch_plan(chosen, q, k_cache, v_cache, out, row_index, bank_index, n_valid, scale, lse)
 
 
 def launch_plan(
@@ -66,7 +66,7 @@ def launch_plan(
     v_cache: torch.Tensor,
     out: torch.Tensor,
     row_index: torch.Tensor,
-    ring_index: torch.Tensor,
+    bank_index: torch.Tensor,
     n_valid: torch.Tensor,
     scale: float,
     lse: torch.Tensor | None = None,
@@ -82,7 +82,7 @@ def launch_plan(
         sums = torch.empty(lanes, splits, heads, tokens, dtype=torch.float32, device=q.device)
     with on(q):
         sink_ring_attention_kernel[(programs,)](
-            *(q, k_cache, v_cache, sink, sums, row_index, ring_index, n_valid),
+            *(q, k_cache, v_cache, sink, sums, row_index, bank_index, n_valid),
             *(*k_cache.shape[:3], tokens),
             float(scale) * math.log2(math.e),
             **constants(chosen, heads, dim, q.dtype, negative=scale < 0),

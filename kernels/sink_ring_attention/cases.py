@@ -25,8 +25,8 @@ def case(name: str, dtype: str, chosen: Plan, *, heads: int = 32, dim: int = 64,
         pointers["lse"] = "*fp32"
     else:
         constant["lse"] = None
-    pointers |= dict.fromkeys(("row_index", "ring_index", "n_valid"), "*i32")
-    sizes = dict.fromkeys(("rows", "rings", "slots", "tokens"), "i32") | {"scale": "fp32"}
+    pointers |= dict.fromkeys(("row_index", "bank_index", "n_valid"), "*i32")
+    sizes = dict.fromkeys(("rows", "banks", "slots", "tokens"), "i32") | {"scale": "fp32"}
     return Case(
         name,
         sink_ring_attention_kernel,

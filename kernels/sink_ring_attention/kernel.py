@@ -7,11 +7,11 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots):
+def valid_slots(row_index, bank_index, n_valid, lane, rows, banks, slots):
     """The lane's first slot in the cache (int64) and how many are valid: (0, 0) where any index is out of range."""
-    row, ring, n = tl.load(row_index + lane), tl.load(ring_index + lane), tl.load(n_valid + lane)
-    inside = (row >= 0) & (row < rows) & (ring >= 0) & (ring < rings) & (n > 0) & (n <= slots)
-    return tl.where(inside, (row.to(tl.int64) * rings + ring) * slots, 0), tl.where(inside, n, 0)
+    row, bank, n = tl.load(row_index + lane), tl.load(bank_index + lane), tl.load(n_valid + lane)
+    inside = (row >= 0) & (row < rows) & (bank >= 0) & (bank < banks) & (n > 0) & (n <= slots)
+    return tl.where(inside, (row.to(tl.int64) * banks + bank) * slots, 0), tl.where(inside, n, 0)
 
 
 @triton.jit
@@ -66,18 +66,18 @@ def attend(
     return numerator, total, higher
 
 
-@triton.jit(do_not_specialize=["rows", "rings", "slots", "tokens"])
+@triton.jit(do_not_specialize=["rows", "banks", "slots", "tokens"])
 def sink_ring_attention_kernel(
     q,  # [B, Nq, H, D]
-    k_cache,  # [rows, rings, slots, H, D]
-    v_cache,  # [rows, rings, slots, H, D]
+    k_cache,  # [rows, banks, slots, H, D]
+    v_cache,  # [rows, banks, slots, H, D]
     out,  # [B, Nq, H, D]; fp32 [B, SPLITS, Nq, H, D] where SPLITS > 1
     lse,  # fp32 [B, H, Nq] or None; [B, SPLITS, H, Nq] and of base 2 where SPLITS > 1
     row_index,  # int32 [B], as the next two
-    ring_index,
+    bank_index,
     n_valid,
     rows,
-    rings,
+    banks,
     slots,
     tokens,
     scale,  # times log2 e
@@ -94,7 +94,7 @@ def sink_ring_attention_kernel(
     tiles = tl.cdiv(tokens, QUERIES)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     split, head, lane = rest % SPLITS, rest // SPLITS % H, rest // SPLITS // H
-    first, n = valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots)
+    first, n = valid_slots(row_index, bank_index, n_valid, lane, rows, banks, slots)
 
     token, channel = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D)
     real = token < tokens

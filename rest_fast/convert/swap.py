@@ -1,4 +1,4 @@
-"""Another decoder for a model that exists: the VAE of a folder in place of its own, for the same latents."""
+"""Gives an existing model another decoder for the same latents: the VAE of a folder replaces its own."""
 
 from __future__ import annotations
 

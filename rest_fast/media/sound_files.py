@@ -112,7 +112,7 @@ class _Clock:
         self._start: float | None = None  # s, of the first sample
         self._next = 0.0  # s, where the next sample should stand, from the first one on
         self.places, self._lost, self._first = 0, 0.0, 0.0
-        self._broken: Exception | None = None  # an error with nothing good behind it yet
+        self._broken: Exception | None = None  # an error after which nothing good has come yet
 
     def broken(self, error: Exception) -> None:
         if self._broken is None:

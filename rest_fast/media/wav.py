@@ -1,4 +1,4 @@
-"""WAV by its own header: RIFF, big-endian RIFX and RF64 with plain samples, also behind an ID3 tag.
+"""WAV by its own header: RIFF, big-endian RIFX and RF64 with plain samples, also after an ID3 tag.
 
 Read here and not by FFmpeg, which takes 24 valid bits in 32 for packed 24, RIFX for noise, and a wrong byte rate for
 the truth. Other codecs in a WAV are left to FFmpeg, after a look at whether the file is whole.
@@ -21,7 +21,7 @@ LOOK = 1 << 16  # bytes in which the header of a stream that cannot be rewound m
 LACK = 0.01  # s that may be missing: headers exist that count a few bytes too many
 UNKNOWN = 0x7FFFF000  # sizes from here on, and 0, are those of a writer that could not know the end
 ORDERS = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">"}
-GUID = 0, 0x10, bytes.fromhex("800000aa00389b71")  # of a WAVE_EXTENSIBLE format, behind its old tag
+GUID = 0, 0x10, bytes.fromhex("800000aa00389b71")  # of a WAVE_EXTENSIBLE format, after its old tag
 SPEAKERS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")  # bits of a channel mask
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 
@@ -147,7 +147,7 @@ def _header(order: str, form: bytes, size: int | None) -> Header | None:
 
 
 def samples(name: str, header: Header, file: IO[bytes]) -> Iterator[Float32]:
-    """The sound behind a header, piece by piece, float32 ``[n, channels]``."""
+    """The sound after a header, piece by piece, float32 ``[n, channels]``."""
     held, most = 0, header.size
     while True:
         want = max(1, (1 << 16) // header.frame) * header.frame

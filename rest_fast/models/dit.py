@@ -31,11 +31,11 @@ fn = ops.functional
 class Lanes:
     """The slots of a cache as one step sees them. What differs from lane to lane is int32 [B] on the device."""
 
-    k: torch.Tensor  # [L, rows, rings, slots, H, D]
+    k: torch.Tensor  # [L, rows, banks, slots, H, D]
     v: torch.Tensor
     rope_t: torch.Tensor  # fp32 [P, n, 2]
     row_index: torch.Tensor
-    ring_index: torch.Tensor
+    bank_index: torch.Tensor
     write_slot: torch.Tensor
     base: torch.Tensor  # index in rope_t of the position of the chunk's first frame
     n_valid: torch.Tensor
@@ -249,7 +249,7 @@ class StreamingDiT(nn.Module):
             v,
             work.q,
             row_index=lanes.row_index,
-            ring_index=lanes.ring_index,
+            bank_index=lanes.bank_index,
             write_slot=lanes.write_slot,
             base=lanes.base,
             eps=self.config.qk_eps,
@@ -260,7 +260,7 @@ class StreamingDiT(nn.Module):
             v,
             work.out,
             row_index=lanes.row_index,
-            ring_index=lanes.ring_index,
+            bank_index=lanes.bank_index,
             n_valid=lanes.n_valid,
             host_n_valid=lanes.host_n_valid,
             scale=self.config.head_dim**-0.5,

@@ -41,7 +41,7 @@ def causal_convolution(
     bias: torch.Tensor | None,  # [O]
     history: torch.Tensor | None,  # [B, C, past, H, W]; None: the first frame, repeated
     *,
-    past: int = 2,  # 2: causal; 1: symmetric, the last frame repeated behind the piece
+    past: int = 2,  # 2: causal; 1: symmetric, the last frame repeated after the piece
     keep: int | None = None,  # frames of x that will not come again; None: all
     reflect: bool = False,  # mirror rows and columns at the border, instead of padding with zeros
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +137,7 @@ def reference(
     buffer, history, weight, bias, noise, noise_scale, residual, scale, shift, out, normed, pictures,
     *, factors, drop, keep, first, reflect, eps,
 ) -> None:  # fmt: skip
-    """3x3x3 convolution of T frames behind their history, and what follows it: C channels become O = N p1 p2 p3.
+    """3x3x3 convolution of T frames after their history, and what follows it: C channels become O = N p1 p2 p3.
 
     Args:
         buffer: [B, C, T + 2, H, W], floating: room for the history, then the frames. Written.

@@ -1,9 +1,9 @@
 """Optional adapters: FlashAttention 3 and 4 as backends of ``sink_ring_attention``, never required, only by name.
 
 A library is looked for when its backend is asked for (``use_backend("flash_attn_3")``). If it is missing or does not
-fit, that is the reason why the backend is not supported. The cache is read in place: ``[rows, rings, slots, ...]`` is
-passed without a copy as rows x rings sequences of ``slots``, and a small int32 tensor names each lane's sequence,
-``row * rings + ring``. A library allocates its own output, which is copied to ``out``, so these backends do not keep
+fit, that is the reason why the backend is not supported. The cache is read in place: ``[rows, banks, slots, ...]`` is
+passed without a copy as rows x banks sequences of ``slots``, and a small int32 tensor names each lane's sequence,
+``row * banks + bank``. A library allocates its own output, which is copied to ``out``, so these backends do not keep
 the promise of allocating nothing.
 """
 
@@ -129,12 +129,12 @@ def _function(library: Library) -> tuple[Callable[..., Any] | None, str]:
 
 
 def _run(
-    library: Library, q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None
+    library: Library, q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None
 ) -> None:
     function, reason = _function(library)
     if function is None:
         raise OpError(f"{OP}: backend {library.backend}: {reason}")
-    place = torch.add(ring_index, row_index, alpha=k_cache.shape[1])
+    place = torch.add(bank_index, row_index, alpha=k_cache.shape[1])
     k, v = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     try:
         with torch.cuda.device_of(q):

@@ -55,7 +55,7 @@ def check(
     q_out,
     *,
     row_index,
-    ring_index,
+    bank_index,
     write_slot,
     base,
     eps,
@@ -84,7 +84,7 @@ def check(
         expect(NAME, name, cache, (*tuple(k_cache.shape[:3]), heads, dim), dtype=qkv.dtype, device=dev)
     for name, index in (
         ("row_index", row_index),
-        ("ring_index", ring_index),
+        ("bank_index", bank_index),
         ("write_slot", write_slot),
         ("base", base),
     ):
@@ -104,16 +104,16 @@ def ranges(
     q_out,
     *,
     row_index,
-    ring_index,
+    bank_index,
     write_slot,
     base,
     eps,
 ) -> None:
     tokens = qkv.shape[1]
-    rows, rings, slots = k_cache.shape[:3]
+    rows, banks, slots = k_cache.shape[:3]
     frames = tokens // (rope_y.shape[0] * rope_x.shape[0])
     expect_range(NAME, "row_index", row_index, 0, rows - 1)
-    expect_range(NAME, "ring_index", ring_index, 0, rings - 1)
+    expect_range(NAME, "bank_index", bank_index, 0, banks - 1)
     expect_range(NAME, "write_slot", write_slot, 0, slots - tokens)
     expect_range(NAME, "base", base, 0, rope_t.shape[0] - frames)
 
@@ -130,7 +130,7 @@ def reference(
     q_out: torch.Tensor,
     *,
     row_index: torch.Tensor,
-    ring_index: torch.Tensor,
+    bank_index: torch.Tensor,
     write_slot: torch.Tensor,
     base: torch.Tensor,
     eps: float,
@@ -141,9 +141,9 @@ def reference(
         qkv: [B, N, 3 H D], floating: q, k, v in this order.
         q_weight, k_weight: [H D], of the norms.
         rope_t, rope_y, rope_x: float32 [positions or grid, n, 2], (cos, sin) of n = H D // 6 frequencies an axis.
-        k_cache, v_cache: [rows, rings, slots, H, D]. Written.
+        k_cache, v_cache: [rows, banks, slots, H, D]. Written.
         q_out: [B, N, H, D]. Written.
-        row_index, ring_index: int32 [B] in [0, rows) and [0, rings).
+        row_index, bank_index: int32 [B] in [0, rows) and [0, banks).
         write_slot: int32 [B] in [0, slots - N].
         base: int32 [B], the position in time of each lane's first token.
         eps: of the norms.
@@ -156,7 +156,7 @@ def reference(
     q, k, v = qk_norm_rope(qkv, q_weight, k_weight, tables, heads=heads, eps=eps)
     q_out.copy_(q)
     slots = write_slot[:, None].long() + torch.arange(tokens, device=qkv.device)
-    where = (row_index.long()[:, None], ring_index.long()[:, None], slots)
+    where = (row_index.long()[:, None], bank_index.long()[:, None], slots)
     k_cache[where] = k
     v_cache[where] = v
 
@@ -173,13 +173,13 @@ def _arguments(
     q_out,
     *,
     row_index,
-    ring_index,
+    bank_index,
     write_slot,
     base,
     eps,
 ) -> tuple[int | float, ...]:
     """The arguments that csrc/ops/qk_norm_rope_cache.h lists: addresses, sizes, strides."""
-    rows, rings, slots, heads, dim = k_cache.shape
+    rows, banks, slots, heads, dim = k_cache.shape
     return (
         *(
             t.data_ptr()
@@ -194,7 +194,7 @@ def _arguments(
                 v_cache,
                 q_out,
                 row_index,
-                ring_index,
+                bank_index,
                 write_slot,
                 base,
             )
@@ -206,7 +206,7 @@ def _arguments(
         rope_y.shape[0],
         rope_x.shape[0],
         rows,
-        rings,
+        banks,
         slots,
         k_cache.stride(0),
         k_cache.stride(1),
@@ -230,7 +230,7 @@ def _supports(device: str) -> Callable[[Spec], tuple[bool, str]]:
 
 qk_norm_rope_cache = Op(
     f"{NAME}(Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rope_t, Tensor rope_y, Tensor rope_x, "
-    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out, *, Tensor row_index, Tensor ring_index, "
+    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out, *, Tensor row_index, Tensor bank_index, "
     "Tensor write_slot, Tensor base, float eps)",
     check=check,
     ranges=ranges,

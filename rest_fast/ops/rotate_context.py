@@ -72,7 +72,7 @@ def reference(
     """Rotate the keys in slots [sink, slots) but for ``chunk`` slots from ``skip_slot`` on, in place, of B lanes.
 
     Args:
-        k_cache: [L, rows, rings, slots, H, D], floating, H D even. Written.
+        k_cache: [L, rows, banks, slots, H, D], floating, H D even. Written.
         shift: float32 [n, 2], (cos, sin) of each of the n = H D // 6 frequencies.
         row_index: int32 [B] in [0, rows), different for enabled lanes.
         skip_slot: int32 [B] in [sink, slots - chunk].
@@ -88,14 +88,14 @@ def reference(
 
 
 def _cpp(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
-    layers, rows, rings, slots, heads, dim = k_cache.shape
+    layers, rows, banks, slots, heads, dim = k_cache.shape
     native.call(
         NAME,
         *(t.data_ptr() for t in (k_cache, shift, row_index, skip_slot, enabled)),
         row_index.shape[0],
         layers,
         rows,
-        rings,
+        banks,
         slots,
         heads * dim,
         sink,

@@ -36,7 +36,7 @@ def attention(
     return out.transpose(1, 2)
 
 
-def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> Spec:
+def check(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> Spec:
     expect_float(NAME, "q", q)
     expect(NAME, "q", q, (-1, -1, -1, -1))
     expect(NAME, "k_cache", k_cache, (-1, -1, -1, -1, -1))
@@ -46,7 +46,7 @@ def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_va
     expect(NAME, "out", out, (lanes, tokens, heads, dim), dtype=q.dtype, device=q.device)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         expect(NAME, name, cache, (*tuple(k_cache.shape[:3]), heads, dim), dtype=q.dtype, device=q.device)
-    for name, index in (("row_index", row_index), ("ring_index", ring_index), ("n_valid", n_valid)):
+    for name, index in (("row_index", row_index), ("bank_index", bank_index), ("n_valid", n_valid)):
         expect(NAME, name, index, (lanes,), dtype=torch.int32, device=q.device)
     if lse is not None:
         expect(NAME, "lse", lse, (lanes, heads, tokens), dtype=torch.float32, device=q.device)
@@ -58,16 +58,16 @@ def check(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_va
     )
 
 
-def host(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def host(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
     lanes, slots = q.shape[0], k_cache.shape[2]
     fits = isinstance(host_n_valid, (list, tuple)) and len(host_n_valid) == lanes
     if not fits or any(not 0 < n <= slots for n in host_n_valid):
         _refuse_lengths(f"{lanes} lengths in 1..{slots}", host_n_valid)
 
 
-def ranges(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def ranges(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
     expect_range(NAME, "row_index", row_index, 0, k_cache.shape[0] - 1)
-    expect_range(NAME, "ring_index", ring_index, 0, k_cache.shape[1] - 1)
+    expect_range(NAME, "bank_index", bank_index, 0, k_cache.shape[1] - 1)
     if n_valid.tolist() != list(host_n_valid):
         _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
 
@@ -79,7 +79,7 @@ def reference(
     out: torch.Tensor,
     *,
     row_index: torch.Tensor,
-    ring_index: torch.Tensor,
+    bank_index: torch.Tensor,
     n_valid: torch.Tensor,
     host_n_valid: Sequence[int],
     scale: float,
@@ -91,17 +91,17 @@ def reference(
 
     Args:
         q: [B, N, H, D], floating, rotated.
-        k_cache, v_cache: [rows, rings, slots, H, D], dtype of q.
+        k_cache, v_cache: [rows, banks, slots, H, D], dtype of q.
         out: [B, N, H, D], dtype of q. Written.
         row_index: int32 [B] in [0, rows).
-        ring_index: int32 [B] in [0, rings).
+        bank_index: int32 [B] in [0, banks).
         n_valid: int32 [B] in [1, slots], on the device.
         host_n_valid: the same B numbers on the host.
         scale: of the scores.
         lse: float32 [B, H, N], the logarithm of the sum of each softmax, or None. Written.
     """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    where = (row_index.long(), ring_index.long())
+    where = (row_index.long(), bank_index.long())
     k, v = k_cache[where].to(wide), v_cache[where].to(wide)
     valid = torch.arange(k.shape[1], device=q.device) < n_valid[:, None]  # [B, slots]
     score = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale
@@ -112,19 +112,19 @@ def reference(
     out.copy_(torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v))
 
 
-def _cpp(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
-    rows, rings, slots, heads, dim = k_cache.shape
+def _cpp(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    rows, banks, slots, heads, dim = k_cache.shape
     native.call(
         NAME,
         *(t.data_ptr() for t in (q, k_cache, v_cache, out)),
         0 if lse is None else lse.data_ptr(),
-        *(t.data_ptr() for t in (row_index, ring_index, n_valid)),
+        *(t.data_ptr() for t in (row_index, bank_index, n_valid)),
         q.shape[0],
         q.shape[1],
         heads,
         dim,
         rows,
-        rings,
+        banks,
         slots,
         k_cache.stride(0),
         k_cache.stride(1),
@@ -134,14 +134,14 @@ def _cpp(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_val
     )
 
 
-def _sdpa(q, k_cache, v_cache, out, *, row_index, ring_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def _sdpa(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
     """PyTorch's attention on views of the cache; the log-sum-exp, which it does not return, is computed separately.
 
     SDPA has no ``out=``, so its result is copied once. One call takes all lanes if a view can show them as a batch: if
     they have one length, and lie in the cache at even distances.
     """
-    rings = k_cache.shape[1]
-    places = [row * rings + ring for row, ring in zip(row_index.tolist(), ring_index.tolist(), strict=True)]
+    banks = k_cache.shape[1]
+    places = [row * banks + bank for row, bank in zip(row_index.tolist(), bank_index.tolist(), strict=True)]
     q, keys, values = q.transpose(1, 2), k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     for lanes, where in _batches(places, host_n_valid):
         size = (lanes.stop - lanes.start, -1, -1, -1)  # one place may serve several lanes
@@ -195,7 +195,7 @@ def _refuse_lengths(expected: str, got: object) -> None:
 
 
 sink_ring_attention = Op(
-    f"{NAME}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, *, Tensor row_index, Tensor ring_index, "
+    f"{NAME}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, *, Tensor row_index, Tensor bank_index, "
     "Tensor n_valid, int[] host_n_valid, float scale, Tensor(b!)? lse=None)",
     check=check,
     ranges=ranges,

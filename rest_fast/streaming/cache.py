@@ -37,8 +37,8 @@ class IDContextCache:
         self.reference, self.chunk = config.tokens, stream.chunk * config.tokens
         self.sink = self.reference if stream.sink else 0
         self.slots = max(self.sink + (stream.context_chunks + 1) * self.chunk, self.chunk + self.reference)
-        self.rings = (steps or config.sampling.steps) if stream.context == "per_step" else 1
-        shape = (dit.layers, rows, self.rings, self.slots, dit.heads, dit.head_dim)
+        self.banks = (steps or config.sampling.steps) if stream.context == "per_step" else 1
+        shape = (dit.layers, rows, self.banks, self.slots, dit.heads, dit.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self._positions = PositionTables(config).to(device)
         # The window's positions are the same for all rows; absolute ones are refilled for each row and chunk.
@@ -48,7 +48,7 @@ class IDContextCache:
         self._opened = [False] * rows
 
     def open(self, row: int, sink_k: torch.Tensor, sink_v: torch.Tensor) -> None:
-        """Start a stream in a row, used before or not: sink [L, T, H, D] into every ring, context empty."""
+        """Start a stream in a row, used before or not: sink [L, T, H, D] into every bank, context empty."""
         self._check([row], opened=False)
         first = 0 if self.sink else self.chunk  # without a sink: where the second chunk will be written
         for cache, sink, name in ((self.k, sink_k, "sink_k"), (self.v, sink_v, "sink_v")):
@@ -77,18 +77,18 @@ class IDContextCache:
             return start, self.reference + self.chunk
         return start, self.sink + min(committed + 1, self.stream.context_chunks + 1) * self.chunk
 
-    def lanes(self, rows: list[int], ring: int = 0) -> Lanes:
-        """The slots as the next step of these rows sees them; ``ring`` is the step index under ``per_step``."""
+    def lanes(self, rows: list[int], bank: int = 0) -> Lanes:
+        """The slots as the next step of these rows sees them; ``bank`` is the step index under ``per_step``."""
         self._check(rows)
-        if not 0 <= ring < self.rings:
-            raise ArgumentError(f"cache.lanes: ring: expected 0..{self.rings - 1}, got {ring}")
+        if not 0 <= bank < self.banks:
+            raise ArgumentError(f"cache.lanes: bank: expected 0..{self.banks - 1}, got {bank}")
         n_valid = [self.n_valid(r) for r in rows]
         return Lanes(
             self.k,
             self.v,
             self._times,
             self._ints(rows),
-            self._ints([ring] * len(rows)),
+            self._ints([bank] * len(rows)),
             self._ints([self.write_slot(r) for r in rows]),
             self._ints([self._base(r) for r in rows]),
             self._ints(n_valid),

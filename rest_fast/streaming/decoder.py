@@ -50,7 +50,7 @@ class BlockDecoder:
         self.looks_ahead = self._stream.mode.name == "lookahead"
         self._made: deque[np.ndarray] = deque()  # pictures of final latents that wait to be taken (look-ahead only)
         self.fed = 0, True  # latents that :meth:`feed` was told of last, and whether a segment ends with them
-        self._behind: list[torch.Tensor] = []  # shown latents to decode again, after going back to an earlier state
+        self._to_repeat: list[torch.Tensor] = []  # shown latents to decode again, after a return to an earlier state
         # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
         self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())], maxlen=lead + 2)
         self._at_latest = True  # whether the stream itself is in the latest of these states
@@ -107,14 +107,14 @@ class BlockDecoder:
             self._states.pop()
         final = self._states[-1][0]
         # States of a decoder that looks ahead lie at chunk borders: decode again from there to the last shown latent.
-        self._behind = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
+        self._to_repeat = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
         self.fed, self._at_latest = (shown, True), False
 
     def _catch_up(self) -> None:
-        if self._behind:
-            final = self._states[-1][0] + len(self._behind)
-            self._advance(self._behind, 0, final)
-            self._behind = []
+        if self._to_repeat:
+            final = self._states[-1][0] + len(self._to_repeat)
+            self._advance(self._to_repeat, 0, final)
+            self._to_repeat = []
 
     def _advance(self, latents: Sequence[torch.Tensor], provisional: int, final: int) -> np.ndarray:
         """Decode latents, the last ``provisional`` of them provisionally: the pictures of the others.
@@ -202,4 +202,4 @@ class BlockDecoder:
     def put(self, content: DecoderContent) -> None:
         """Continue from this content."""
         self._states, self._made, self.fed, self._stream.dtype = content
-        self._at_latest, self._behind = False, []
+        self._at_latest, self._to_repeat = False, []

@@ -89,10 +89,10 @@ class ChunkSampler:
         count = len(sessions)
         guidance = self._per_session([self.sampling.guidance], count)[0]
         dt = self._per_session([after - now for now, after in itertools.pairwise(self.sigmas)], count)
-        lanes = [cache.lanes(rows, ring) for ring in range(cache.rings)]
+        lanes = [cache.lanes(rows, bank) for bank in range(cache.banks)]
         for step in range(self.sampling.steps):
             v = self.dit.step(
-                z.to(self.dtype), self.modulations[step], lanes[step % cache.rings], work, self.text, audio
+                z.to(self.dtype), self.modulations[step], lanes[step % cache.banks], work, self.text, audio
             )
             ops.cfg_euler_step(z, v[:count], v[-count:], guidance, dt[step])
         if cache.stream.context == "clean":
@@ -129,12 +129,12 @@ class ChunkSampler:
         rows: list[int],
         z: torch.Tensor,
         index: int,
-        ring: int,
+        bank: int,
         work: Workspace,
         audio: list[KV | None],
     ) -> None:
         """One evaluation, of which only the slots that it writes are of use."""
-        lanes = cache.lanes(rows, ring)
+        lanes = cache.lanes(rows, bank)
         self.dit.step(z.to(self.dtype), self.modulations[index], lanes, work, self.text, audio)
 
     def _prepare(
@@ -159,9 +159,9 @@ class ChunkSampler:
 
     def _check(self, cache: IDContextCache, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor) -> None:
         frames = self.dit.stream.chunk
-        if cache.stream.context == "per_step" and cache.rings != self.sampling.steps:
+        if cache.stream.context == "per_step" and cache.banks != self.sampling.steps:
             raise ArgumentError(
-                f"sampler: cache: expected one ring per step ({self.sampling.steps}), got {cache.rings}"
+                f"sampler: cache: expected one bank per step ({self.sampling.steps}), got {cache.banks}"
             )
         if not sessions or any((s.uncond is None) is self.guided for s in sessions):
             raise ArgumentError(

@@ -11,7 +11,7 @@ from torch import nn
 from rest_fast.model import Model
 from rest_fast.training import losses
 from rest_fast.training.config import TrainingConfig
-from rest_fast.training.flow import Batch, Network, flow_loss, frames_behind
+from rest_fast.training.flow import Batch, Network, flow_loss, frames_after_reference
 from rest_fast.training.student import Student
 
 
@@ -33,7 +33,7 @@ class ASD(Student):
     def losses(self, v: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """All terms, from velocities [B, F T, C] of student and teacher."""
         settings = self.config.asd
-        student, teacher = (frames_behind(x, self.tokens) for x in (v, wanted))
+        student, teacher = (frames_after_reference(x, self.tokens) for x in (v, wanted))
         terms = {
             "flow": flow_loss(v, batch, self.token_weight),
             "contrastive": losses.contrastive(student, teacher, settings.temperature),

@@ -151,7 +151,7 @@ def flow_loss(v: torch.Tensor, batch: Batch, weight: torch.Tensor) -> torch.Tens
     return losses.flow_matching(v, z0, noise, weight)
 
 
-def frames_behind(v: torch.Tensor, tokens: int) -> torch.Tensor:
+def frames_after_reference(v: torch.Tensor, tokens: int) -> torch.Tensor:
     """Velocities [B, F T, C] -> those of the frames after the reference, flattened: [B, F - 1, T C]."""
     return v.unflatten(1, (-1, tokens))[:, 1:].flatten(2)
 

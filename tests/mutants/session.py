@@ -109,7 +109,7 @@ RESTORING = [
 DECODING = [
     ("the decoder goes on from where it was", DECODER, "(shown, True), False", "(shown, True), self._at_latest",
      DEFAULT),
-    ("what was shown is not decoded again", DECODER, "if self._behind:", "if False:", AHEAD),
+    ("what was shown is not decoded again", DECODER, "if self._to_repeat:", "if False:", AHEAD),
     ("a segment's last latents stay provisional", DECODER, "provisional = 0 if last else self.ahead",
      "provisional = self.ahead", AHEAD),
     ("no latent is provisional", DECODER, "provisional = 0 if last else self.ahead", "provisional = 0", AHEAD),
@@ -122,7 +122,7 @@ DECODING = [
 ]  # fmt: skip
 
 SAMPLING = [
-    ("a per-step context is rebuilt in one ring", LOOP, "index, max(step, 0), work, audio)",
+    ("a per-step context is rebuilt in one bank", LOOP, "index, max(step, 0), work, audio)",
      "index, 0, work, audio)", PER_STEP + f" {SAMPLER}"),
     ("a context is rebuilt at another step's level", LOOP, "\"last_step\": self.sampling.steps - 1",
      "\"last_step\": 0", SAMPLER),
@@ -130,7 +130,7 @@ SAMPLING = [
      SAMPLER),
     ("clean contexts are not evaluated", LOOP, "if cache.stream.context == \"clean\":", "if False:",
      SAMPLER),
-    ("all steps read one ring", LOOP, "lanes[step % cache.rings]", "lanes[0]", SAMPLER),
+    ("all steps read one bank", LOOP, "lanes[step % cache.banks]", "lanes[0]", SAMPLER),
     ("guidance the other way round", LOOP, "v[:count], v[-count:], guidance",
      "v[-count:], v[:count], guidance", SAMPLER),
     ("the unconditional branch hears", LOOP, "torch.cat([codes, torch.zeros_like(codes)])",

@@ -49,7 +49,7 @@ def qk_norm_rope_cache(
     grid: tuple[int, int] = (2, 3),
     *,
     rows: tuple[int, ...] = (2, 0),
-    rings: tuple[int, ...] = (1, 0),
+    banks: tuple[int, ...] = (1, 0),
     slots: tuple[int, ...] = (1, 5),
     base: tuple[int, ...] = (3, 0),
     cache: tuple[int, int, int] = (4, 2, 20),
@@ -78,7 +78,7 @@ def qk_norm_rope_cache(
         "v_cache": normal(*cache, heads, dim).to(dtype),
         "q_out": nans(lanes, tokens, heads, dim, dtype=dtype),
         "row_index": ints(*rows),
-        "ring_index": ints(*rings),
+        "bank_index": ints(*banks),
         "write_slot": ints(*slots),
         "base": ints(*base),
         "eps": 1e-5,
@@ -87,7 +87,7 @@ def qk_norm_rope_cache(
 
 def sink_ring_attention(
     rows: tuple[int, ...] = (2, 0, 3),
-    rings: tuple[int, ...] = (1, 0, 1),
+    banks: tuple[int, ...] = (1, 0, 1),
     n_valid: tuple[int, ...] = (4, 7, 1),
     *,
     tokens: int = 5,
@@ -102,8 +102,8 @@ def sink_ring_attention(
     g = torch.Generator().manual_seed(seed)
     keys, values = (torch.randn(*cache, heads, dim, generator=g).to(dtype) for _ in range(2))
     valid = torch.zeros(cache, dtype=torch.bool)
-    for row, ring, n in zip(rows, rings, n_valid, strict=True):
-        valid[row, ring, :n] = True
+    for row, bank, n in zip(rows, banks, n_valid, strict=True):
+        valid[row, bank, :n] = True
     keys[~valid], values[~valid] = torch.nan, torch.nan
     call = {
         "q": torch.randn(len(rows), tokens, heads, dim, generator=g).to(dtype),
@@ -111,7 +111,7 @@ def sink_ring_attention(
         "v_cache": values,
         "out": nans(len(rows), tokens, heads, dim, dtype=dtype),
         "row_index": ints(*rows),
-        "ring_index": ints(*rings),
+        "bank_index": ints(*banks),
         "n_valid": ints(*n_valid),
         "host_n_valid": list(n_valid),
         "scale": dim**-0.5,

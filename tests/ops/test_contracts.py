@@ -101,7 +101,7 @@ def test_compiled_function_of_two_ops_equals_eager():
         for function in (both, compiled):
             first = calls.qk_norm_rope_cache(slots=slots)
             n_valid = [slot + 12 for slot in slots]
-            second = {name: first[name] for name in ("k_cache", "v_cache", "row_index", "ring_index")}
+            second = {name: first[name] for name in ("k_cache", "v_cache", "row_index", "bank_index")}
             second |= {"q": first["q_out"], "n_valid": calls.ints(*n_valid), "host_n_valid": n_valid, "scale": 0.3}
             second["out"] = torch.full_like(first["q_out"], torch.nan)
             arguments = (*calls.split("qk_norm_rope_cache", first), *calls.split("sink_ring_attention", second))

@@ -117,11 +117,11 @@ def on_gpu(dtype: torch.dtype = torch.bfloat16, **dims: int) -> Spec:
     "shape",
     [
         {},
-        {"rows": (2, 2), "rings": (1, 0), "n_valid": (3, 6)},
-        {"rows": (1, 0), "rings": (0, 0), "n_valid": (7, 2), "cache": (2, 1, 7)},
-        {"rows": (2, 0, 2, 1), "rings": (2, 1, 2, 0), "n_valid": (9, 1, 4, 5), "cache": (3, 3, 9), "lse": False},
+        {"rows": (2, 2), "banks": (1, 0), "n_valid": (3, 6)},
+        {"rows": (1, 0), "banks": (0, 0), "n_valid": (7, 2), "cache": (2, 1, 7)},
+        {"rows": (2, 0, 2, 1), "banks": (2, 1, 2, 0), "n_valid": (9, 1, 4, 5), "cache": (3, 3, 9), "lse": False},
     ],
-    ids=["mixed", "two_rings_of_one_row", "one_ring", "three_rings_without_lse"],
+    ids=["mixed", "two_banks_of_one_row", "one_ring", "three_rings_without_lse"],
 )
 def test_lanes_read_their_place_of_the_cache(shape, backend, monkeypatch):
     """All slots that a lane may not read hold NaN."""
@@ -146,9 +146,9 @@ def test_the_cache_is_not_copied(backend, monkeypatch):
 
     install(monkeypatch, backend, watch)
     call = calls.sink_ring_attention()
-    before = {name: call[name].clone() for name in ("q", "k_cache", "v_cache", "row_index", "ring_index", "n_valid")}
+    before = {name: call[name].clone() for name in ("q", "k_cache", "v_cache", "row_index", "bank_index", "n_valid")}
     run(call, backend)
-    flat = (8, 7, 3, 6)  # [rows x rings, slots, H, D]
+    flat = (8, 7, 3, 6)  # [rows x banks, slots, H, D]
     assert seen == [(*(call[name].data_ptr() for name in ("q", "k_cache", "v_cache")), flat, flat)]
     for name, old in before.items():
         assert_same_bits(call[name], old, name)

@@ -62,13 +62,13 @@ def test_low_precision_is_at_most_twice_eager(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *cpp.LOW], ids=str)
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("width", [4, 8, 16])
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
-def test_every_width_of_vectors(shape, lanes, dtype):
+def test_every_width_of_vectors(shape, width, dtype):
     call = calls.frame_cross_attention(**shape, dtype=dtype)
-    answer = cpp.direct(NAME, call, {"vector_lanes": lanes})
+    answer = cpp.direct(NAME, call, {"vector_width": width})
     if answer != "ok":
-        assert "no vectors of that many lanes on this machine" in answer and call["out"].isnan().all()
+        assert "no vectors of that width on this machine" in answer and call["out"].isnan().all()
         pytest.skip(answer)
     eager, exact = references(call)
     twice_eager(call["out"], eager, exact, tiny=32 * cpp.UNIT * float(call["v"].abs().max()))
@@ -159,7 +159,7 @@ def test_threads_and_lanes_apart():
         ({"audio": 0}, "bad shape"),
         ({"frames": 0}, "the latent frames do not divide the tokens"),
         ({"frames": 5}, "the latent frames do not divide the tokens"),
-        ({"vector_lanes": 5}, "no vectors of that many lanes"),
+        ({"vector_width": 5}, "no vectors of that width"),
         *(({name: 0}, "address of a required tensor is null") for name in FLOATS),
     ],
     ids=str,

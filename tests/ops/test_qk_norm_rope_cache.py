@@ -73,21 +73,21 @@ def test_in_place_is_functional_and_writes_nothing_else(shape, dtype):
         calls.invoke("qk_norm_rope_cache", call)
     q, k, v = functional_result(call)
     assert_same_bits(call["q_out"], q, "q_out")
-    places = zip(*(call[name].tolist() for name in ("row_index", "ring_index", "write_slot")))
-    for lane, (row, ring, slot) in enumerate(places):
+    places = zip(*(call[name].tolist() for name in ("row_index", "bank_index", "write_slot")))
+    for lane, (row, bank, slot) in enumerate(places):
         here = slice(slot, slot + q.shape[1])
-        assert_same_bits(call["k_cache"][row, ring, here], k[lane], f"keys of lane {lane}")
-        assert_same_bits(call["v_cache"][row, ring, here], v[lane], f"values of lane {lane}")
+        assert_same_bits(call["k_cache"][row, bank, here], k[lane], f"keys of lane {lane}")
+        assert_same_bits(call["v_cache"][row, bank, here], v[lane], f"values of lane {lane}")
     for name, old in before.items():
         assert_same_bits(call[name][~mask], old[~mask], f"{name} outside the written slots")
 
 
 def test_lanes_do_not_depend_on_their_order_or_neighbours():
-    call = calls.qk_norm_rope_cache(rows=(3, 0, 2), rings=(0, 1, 1), slots=(8, 0, 3), base=(0, 4, 2))
+    call = calls.qk_norm_rope_cache(rows=(3, 0, 2), banks=(0, 1, 1), slots=(8, 0, 3), base=(0, 4, 2))
     calls.invoke("qk_norm_rope_cache", call)
     for order in ([2, 0, 1], [1]):
-        again = calls.qk_norm_rope_cache(rows=(3, 0, 2), rings=(0, 1, 1), slots=(8, 0, 3), base=(0, 4, 2))
-        for name in ("qkv", "q_out", "row_index", "ring_index", "write_slot", "base"):
+        again = calls.qk_norm_rope_cache(rows=(3, 0, 2), banks=(0, 1, 1), slots=(8, 0, 3), base=(0, 4, 2))
+        for name in ("qkv", "q_out", "row_index", "bank_index", "write_slot", "base"):
             again[name] = again[name][order].contiguous()
         calls.invoke("qk_norm_rope_cache", again)
         assert_same_bits(again["q_out"], call["q_out"][order], f"queries of lanes {order}")
@@ -97,7 +97,7 @@ def test_lanes_do_not_depend_on_their_order_or_neighbours():
 
 def test_base_moves_only_the_time_pairs():
     """One frame at base 3 equals the frame after it at base 2, if they hold the same numbers."""
-    call = calls.qk_norm_rope_cache(rows=(0,), rings=(0,), slots=(0,), base=(2,), dtype=torch.float64)
+    call = calls.qk_norm_rope_cache(rows=(0,), banks=(0,), slots=(0,), base=(2,), dtype=torch.float64)
     call["qkv"][:, 6:] = call["qkv"][:, :6]
     q2, _, _ = functional_result(call)
     call["base"] += 1

@@ -88,7 +88,7 @@ def test_conversion_of_every_16_bit_number(dtype):
     cosine = torch.exp2(4 * torch.randn(n, generator=torch.Generator().manual_seed(0)))
     table = torch.stack([cosine, torch.zeros(n)], -1)
     call = calls.qk_norm_rope_cache(
-        heads=1, dim=12, frames=1, grid=(1, 1), rows=(0,), rings=(0,), slots=(0,), base=(0,)
+        heads=1, dim=12, frames=1, grid=(1, 1), rows=(0,), banks=(0,), slots=(0,), base=(0,)
     )
     call |= {
         "qkv": torch.ones(1, 1, 3 * width, dtype=dtype),
@@ -111,7 +111,7 @@ def test_conversion_of_every_16_bit_number(dtype):
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    shape = SIZES["demo"] | {"rows": (2, 0, 1, 3), "rings": (0,) * 4, "slots": (64, 16, 0, 1), "base": (0, 1, 2, 3)}
+    shape = SIZES["demo"] | {"rows": (2, 0, 1, 3), "banks": (0,) * 4, "slots": (64, 16, 0, 1), "base": (0, 1, 2, 3)}
     call, threads = calls.qk_norm_rope_cache(**shape), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -128,7 +128,7 @@ def test_lanes_of_one_call_equal_lanes_apart():
     call = calls.qk_norm_rope_cache()
     together = run(call, "cpp")
     for lane in range(2):
-        names = ("qkv", "q_out", "row_index", "ring_index", "write_slot", "base")
+        names = ("qkv", "q_out", "row_index", "bank_index", "write_slot", "base")
         alone = run(call | {name: call[name][lane : lane + 1].contiguous() for name in names}, "cpp")
         assert_same_bits(alone["q_out"][0], together["q_out"][lane], f"queries of lane {lane}")
         mask = written_slots(alone)
@@ -140,7 +140,7 @@ def test_lanes_of_one_call_equal_lanes_apart():
     [
         ("row_index", 4, "row_index is outside the cache rows"),
         ("row_index", -1, "row_index is outside the cache rows"),
-        ("ring_index", 2, "ring_index is outside the cache rings"),
+        ("bank_index", 2, "bank_index is outside the cache banks"),
         ("write_slot", 9, r"write_slot \+ tokens is outside the cache slots"),
         ("write_slot", -1, r"write_slot \+ tokens is outside the cache slots"),
         ("base", 4, r"base \+ latent frames is outside the rows of rope_t"),

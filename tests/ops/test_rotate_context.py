@@ -100,7 +100,7 @@ def test_only_time_pairs_of_context_slots_change():
     calls.invoke("rotate_context", call)
     changed = (
         (call["k_cache"] != before).flatten(4).unflatten(4, (-1, 2)).any(-1)
-    )  # [layers, rows, rings, slots, pairs]
+    )  # [layers, rows, banks, slots, pairs]
     want = torch.zeros_like(changed)
     want[:, 1, :, 5:, [1, 4, 7]] = True  # one still pair, then t, y, x, t, y, x, t, y, x; slots 0-1 sink, 2-4 skipped
     assert torch.equal(changed, want)

@@ -139,7 +139,7 @@ def test_the_module_checks_indices_itself_before_it_writes(argument, value, text
         ({"dtype": -1}, "dtype is not one of"),
         ({"width": 19}, "bad shape"),
         ({"width": 0}, "bad shape"),
-        *(({name: -1}, "bad shape") for name in ("batch", "layers", "rows", "rings", "slots")),
+        *(({name: -1}, "bad shape") for name in ("batch", "layers", "rows", "banks", "slots")),
         ({"slots": 4}, "outside the context slots"),
         ({"sink": -1}, "outside the context slots"),
         ({"chunk": 0}, "outside the context slots"),

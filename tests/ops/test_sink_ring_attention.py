@@ -24,10 +24,10 @@ PHASES = {
     "mixed": {},
     "full": {"n_valid": (7, 7, 7)},
     "first_slot_only": {"n_valid": (1, 1, 1)},
-    "one_lane_one_head": {"rows": (1,), "rings": (1,), "n_valid": (5,), "tokens": 1, "heads": 1, "dim": 3},
-    "two_rings_of_one_row": {"rows": (2, 2), "rings": (1, 0), "n_valid": (3, 6)},
-    "two_lanes_read_one_row": {"rows": (2, 2), "rings": (1, 1), "n_valid": (6, 6)},
-    "one_ring": {"rows": (1, 0), "rings": (0, 0), "n_valid": (7, 2), "cache": (2, 1, 7)},
+    "one_lane_one_head": {"rows": (1,), "banks": (1,), "n_valid": (5,), "tokens": 1, "heads": 1, "dim": 3},
+    "two_banks_of_one_row": {"rows": (2, 2), "banks": (1, 0), "n_valid": (3, 6)},
+    "two_lanes_read_one_row": {"rows": (2, 2), "banks": (1, 1), "n_valid": (6, 6)},
+    "one_ring": {"rows": (1, 0), "banks": (0, 0), "n_valid": (7, 2), "cache": (2, 1, 7)},
 }
 
 
@@ -52,7 +52,7 @@ def closed_form(q, k, v, scale) -> tuple[torch.Tensor, torch.Tensor]:
 def expected(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
     lanes = []
     for lane, n in enumerate(call["n_valid"].tolist()):
-        where = int(call["row_index"][lane]), int(call["ring_index"][lane])
+        where = int(call["row_index"][lane]), int(call["bank_index"][lane])
         k, v = (call[name][where][:n] for name in ("k_cache", "v_cache"))
         lanes.append(closed_form(call["q"][lane], k, v, call["scale"]))
     return torch.stack([out for out, _ in lanes]), torch.stack([lse for _, lse in lanes])
@@ -78,7 +78,7 @@ def test_functional_is_the_formula():
 @BACKENDS
 @pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
 def test_formula_over_the_valid_slots(phase, backend):
-    """All other slots, rows and rings hold NaN: one of them in a sum, even times zero, and the result is NaN."""
+    """All other slots, rows and banks hold NaN: one of them in a sum, even times zero, and the result is NaN."""
     call = calls.sink_ring_attention(**phase)
     got = run(call, backend)
     out, lse = expected(call)
@@ -104,7 +104,7 @@ def test_low_precision_is_at_most_twice_eager(dtype, backend):
     got = run(call, backend)
     out, lse = expected(call)
     for lane, n in enumerate(call["n_valid"].tolist()):
-        where = int(call["row_index"][lane]), int(call["ring_index"][lane])
+        where = int(call["row_index"][lane]), int(call["bank_index"][lane])
         k, v = (call[name][where][:n].transpose(0, 1) for name in ("k_cache", "v_cache"))
         eager = F.scaled_dot_product_attention(call["q"][lane].transpose(0, 1), k, v, scale=call["scale"])
         twice_eager(got["out"][lane], eager.transpose(0, 1), out[lane], tiny=1e-6)
@@ -155,7 +155,7 @@ def test_what_is_not_finite_goes_where_torch_says(name, dtype, backend):
 @BACKENDS
 def test_reads_only(backend):
     call = calls.sink_ring_attention()
-    before = {name: call[name].clone() for name in ("q", "k_cache", "v_cache", "row_index", "ring_index", "n_valid")}
+    before = {name: call[name].clone() for name in ("q", "k_cache", "v_cache", "row_index", "bank_index", "n_valid")}
     run(call, backend)
     for name, old in before.items():
         assert_same_bits(call[name], old, name)
@@ -163,7 +163,7 @@ def test_reads_only(backend):
 
 @IN_DOUBLE
 def test_order_of_slots_does_not_matter(backend):
-    call = calls.sink_ring_attention(rows=(1,), rings=(0,), n_valid=(7,), dtype=torch.float64)
+    call = calls.sink_ring_attention(rows=(1,), banks=(0,), n_valid=(7,), dtype=torch.float64)
     want = run(call, backend)
     order = [3, 0, 6, 2, 5, 1, 4]
     got = run(call | {name: call[name][:, :, order] for name in ("k_cache", "v_cache")}, backend)
@@ -177,7 +177,7 @@ def test_lanes_do_not_depend_on_neighbours(backend):
     call = calls.sink_ring_attention(heads=2, dim=8)
     want = run(call, backend)
     order = [2, 0, 1]
-    names = ("q", "out", "lse", "row_index", "ring_index", "n_valid")
+    names = ("q", "out", "lse", "row_index", "bank_index", "n_valid")
     lengths = [call["host_n_valid"][i] for i in order]
     got = run(call | {name: call[name][order] for name in names} | {"host_n_valid": lengths}, backend)
     for name in ("out", "lse"):
@@ -197,7 +197,7 @@ def test_without_lse(backend):
     "places, lengths, sdpa_calls",
     [
         ([0, 1, 2], [5, 5, 5], 1),  # neighbours
-        ([1, 4, 7], [5, 5, 5], 1),  # one ring of rows 0, 2 and 3, three places apart
+        ([1, 4, 7], [5, 5, 5], 1),  # one bank of rows 0, 2 and 3, three places apart
         ([3, 3], [7, 7], 1),  # two lanes read one row
         ([6], [4], 1),
         ([2, 1, 0], [5, 5, 5], 3),  # no view goes backwards
@@ -208,8 +208,8 @@ def test_without_lse(backend):
 )
 def test_sdpa_reads_the_cache_in_as_few_calls_as_views_allow(places, lengths, sdpa_calls, monkeypatch):
     """And the number of calls does not show in the result: it is that of each lane alone, bit for bit."""
-    rows, rings = (tuple(f(place, 2) for place in places) for f in (int.__floordiv__, int.__mod__))
-    call = calls.sink_ring_attention(rows, rings, tuple(lengths), tokens=16, heads=2, dim=16, dtype=torch.bfloat16)
+    rows, banks = (tuple(f(place, 2) for place in places) for f in (int.__floordiv__, int.__mod__))
+    call = calls.sink_ring_attention(rows, banks, tuple(lengths), tokens=16, heads=2, dim=16, dtype=torch.bfloat16)
     caches = {call[name].untyped_storage().data_ptr() for name in ("k_cache", "v_cache")}
     seen, stock = [], F.scaled_dot_product_attention
 
@@ -221,7 +221,7 @@ def test_sdpa_reads_the_cache_in_as_few_calls_as_views_allow(places, lengths, sd
     together = run(call, "sdpa")
     assert seen == [caches] * sdpa_calls, "keys and values are views of the caches"
     for lane, n in enumerate(lengths):
-        names = ("q", "out", "lse", "row_index", "ring_index", "n_valid")
+        names = ("q", "out", "lse", "row_index", "bank_index", "n_valid")
         alone = run(call | {name: call[name][lane : lane + 1] for name in names} | {"host_n_valid": [n]}, "sdpa")
         for name in ("out", "lse"):
             assert_same_bits(alone[name][0], together[name][lane], f"{name} of lane {lane}")

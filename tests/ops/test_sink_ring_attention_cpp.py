@@ -23,28 +23,28 @@ pytestmark = pytest.mark.skipif(native.module()[0] is None, reason=native.module
 U = 2.0**-24
 # Half a unit in the last place, relative to the smallest number with that exponent: 8 and 11 significant bits.
 LOW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-BY_LANE = ("q", "out", "lse", "row_index", "ring_index", "n_valid")
+BY_LANE = ("q", "out", "lse", "row_index", "bank_index", "n_valid")
 # Around the blocks of 96 queries and 64 keys, and the vectors of 4, 8 and 16 channels.
 SIZES = {
-    "demo": {"rows": (0, 1), "rings": (0, 0), "n_valid": (112, 112), "tokens": 48, "dim": 64, "cache": (2, 1, 112)},
+    "demo": {"rows": (0, 1), "banks": (0, 0), "n_valid": (112, 112), "tokens": 48, "dim": 64, "cache": (2, 1, 112)},
     "first_chunk": {
         "rows": (1, 0),
-        "rings": (1, 0),
+        "banks": (1, 0),
         "n_valid": (64, 64),
         "tokens": 48,
         "dim": 64,
         "cache": (2, 2, 112),
     },
     "63_queries": {"n_valid": (65, 130, 1), "tokens": 63, "dim": 64, "cache": (4, 2, 131)},
-    "257_queries": {"rows": (3,), "rings": (1,), "n_valid": (191,), "tokens": 257, "dim": 64, "cache": (4, 2, 200)},
+    "257_queries": {"rows": (3,), "banks": (1,), "n_valid": (191,), "tokens": 257, "dim": 64, "cache": (4, 2, 200)},
     "one_query": {"n_valid": (63, 64, 129), "tokens": 1, "dim": 64, "cache": (4, 2, 130)},
     "one_key": {"n_valid": (1, 1, 1), "tokens": 97, "dim": 32, "cache": (4, 2, 1)},
-    "row_twice": {"rows": (2, 2), "rings": (1, 1), "n_valid": (70, 33), "tokens": 96, "dim": 40, "cache": (3, 2, 70)},
+    "row_twice": {"rows": (2, 2), "banks": (1, 1), "n_valid": (70, 33), "tokens": 96, "dim": 40, "cache": (3, 2, 70)},
     "narrow": {"n_valid": (66, 5, 3), "tokens": 17, "heads": 5, "dim": 2, "cache": (4, 2, 67)},
     "odd_head": {"n_valid": (4, 7, 1), "tokens": 7, "heads": 1, "dim": 13},
     "widest_head": {
         "rows": (1,),
-        "rings": (0,),
+        "banks": (0,),
         "n_valid": (77,),
         "tokens": 50,
         "heads": 2,
@@ -70,7 +70,7 @@ def stock(call: calls.Call) -> torch.Tensor:
     """PyTorch's attention at the precision of the call, lane by lane."""
     lanes = []
     for lane, n in enumerate(call["host_n_valid"]):
-        where = int(call["row_index"][lane]), int(call["ring_index"][lane])
+        where = int(call["row_index"][lane]), int(call["bank_index"][lane])
         k, v = (call[name][where][:n].transpose(0, 1) for name in ("k_cache", "v_cache"))
         lanes.append(F.scaled_dot_product_attention(call["q"][lane].transpose(0, 1), k, v, scale=call["scale"]))
     return torch.stack(lanes).transpose(1, 2)
@@ -116,26 +116,26 @@ def test_low_precision_is_at_most_twice_eager(shape, dtype):
 
 def direct(call: calls.Call, **changes: int) -> int:
     """The compiled function past all Python checks; an error code."""
-    rows, rings, slots, heads, dim = call["k_cache"].shape
+    rows, banks, slots, heads, dim = call["k_cache"].shape
     arguments = {name: call[name].data_ptr() for name in ("q", "k_cache", "v_cache", "out", "lse")}
-    arguments |= {name: call[name].data_ptr() for name in ("row_index", "ring_index", "n_valid")}
+    arguments |= {name: call[name].data_ptr() for name in ("row_index", "bank_index", "n_valid")}
     arguments |= {"batch": len(call["q"]), "tokens": call["q"].shape[1], "heads": heads, "head_dim": dim}
-    arguments |= {"rows": rows, "rings": rings, "slots": slots}
-    arguments |= {"row_stride": call["k_cache"].stride(0), "ring_stride": call["k_cache"].stride(1)}
-    arguments |= {"vector_lanes": 0, "scale": call["scale"], "dtype": native.DTYPES[call["q"].dtype]}
+    arguments |= {"rows": rows, "banks": banks, "slots": slots}
+    arguments |= {"row_stride": call["k_cache"].stride(0), "bank_stride": call["k_cache"].stride(1)}
+    arguments |= {"vector_width": 0, "scale": call["scale"], "dtype": native.DTYPES[call["q"].dtype]}
     assert changes.keys() <= arguments.keys()
     return native.module()[0].sink_ring_attention(*(arguments | changes).values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("shape", ["63_queries", "odd_head", "row_twice"])
-@pytest.mark.parametrize("lanes", [4, 8, 16])
-def test_every_vector_width(lanes, shape, dtype):
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_every_vector_width(width, shape, dtype):
     """The versions for a plain CPU, AVX2 and AVX-512, each with its own register tile."""
     call = calls.sink_ring_attention(**SIZES[shape], dtype=dtype)
     want, (out, lse) = exact(call), bound(call)
-    code = direct(call, vector_lanes=lanes)
-    if code and lanes > 4:
+    code = direct(call, vector_width=width)
+    if code and width > 4:
         pytest.skip(native.module()[0].error_string(code))
     assert code == 0
     assert_close(call["out"], want["out"], rtol=LOW.get(dtype, 0), atol=out + 2.0**-25, reason="as above")
@@ -145,19 +145,19 @@ def test_every_vector_width(lanes, shape, dtype):
 @st.composite
 def problems(draw):
     lanes, slots = draw(st.integers(1, 3)), draw(st.integers(1, 140))
-    rows, rings = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    rows, banks = draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
     def each(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw(st.lists(st.integers(low, high), min_size=lanes, max_size=lanes)))
 
     return calls.sink_ring_attention(
         each(0, rows - 1),
-        each(0, rings - 1),
+        each(0, banks - 1),
         each(1, slots),
         tokens=draw(st.integers(1, 110)),
         heads=draw(st.integers(1, 3)),
         dim=draw(st.integers(1, 40)),
-        cache=(rows, rings, slots),
+        cache=(rows, banks, slots),
         lse=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
@@ -231,13 +231,13 @@ def test_what_is_not_finite_shows_where_it_does_in_the_reference(name, bad):
     assert want["out"].isfinite().any(), "other queries or lanes are untouched"
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("width", [4, 8, 16])
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_not_finite_at_every_vector_width(name, lanes):
+def test_what_is_not_finite_at_every_vector_width(name, width):
     call = spoilt(name)
     want = run(call, "reference")
-    code = direct(call, vector_lanes=lanes)
-    if code and lanes > 4:
+    code = direct(call, vector_width=width)
+    if code and width > 4:
         pytest.skip(native.module()[0].error_string(code))
     for output in ("out", "lse"):
         assert_same_kind(call[output], want[output], output)
@@ -293,8 +293,8 @@ def test_nothing_is_written_beside_the_outputs(dtype):
     [
         ("row_index", 4, "row_index is outside the cache rows"),
         ("row_index", -1, "row_index is outside the cache rows"),
-        ("ring_index", 2, "ring_index is outside the cache rings"),
-        ("ring_index", -(2**31), "ring_index is outside the cache rings"),
+        ("bank_index", 2, "bank_index is outside the cache banks"),
+        ("bank_index", -(2**31), "bank_index is outside the cache banks"),
         ("n_valid", 0, "n_valid is outside 1 .. slots"),
         ("n_valid", 8, "n_valid is outside 1 .. slots"),
         ("n_valid", -(2**31), "n_valid is outside 1 .. slots"),
@@ -318,13 +318,13 @@ def test_the_module_checks_indices_itself_before_it_writes(argument, value, text
     [
         ({"dtype": 3}, "dtype is not one of"),
         ({"dtype": -1}, "dtype is not one of"),
-        *[({name: -1}, "bad shape") for name in ("batch", "tokens", "heads", "head_dim", "rows", "rings", "slots")],
+        *[({name: -1}, "bad shape") for name in ("batch", "tokens", "heads", "head_dim", "rows", "banks", "slots")],
         ({"heads": 0}, "bad shape"),
         ({"head_dim": 0}, "bad shape"),
         ({"head_dim": 257}, "bad shape"),
-        ({"vector_lanes": 5}, "no vectors of that many lanes"),
-        ({"vector_lanes": -1}, "no vectors of that many lanes"),
-        *[({name: 0}, "is null") for name in ("q", "k_cache", "v_cache", "out", "row_index", "ring_index", "n_valid")],
+        ({"vector_width": 5}, "no vectors of that width"),
+        ({"vector_width": -1}, "no vectors of that width"),
+        *[({name: 0}, "is null") for name in ("q", "k_cache", "v_cache", "out", "row_index", "bank_index", "n_valid")],
     ],
     ids=str,
 )

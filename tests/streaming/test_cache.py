@@ -109,7 +109,7 @@ def test_lanes_are_device_integers():
     _, _, cache = setup()
     cache.commit([1])
     lanes = cache.lanes([1, 0])
-    for name in ("row_index", "ring_index", "write_slot", "base", "n_valid"):
+    for name in ("row_index", "bank_index", "write_slot", "base", "n_valid"):
         assert getattr(lanes, name).dtype == torch.int32 and getattr(lanes, name).shape == (2,)
     assert lanes.row_index.tolist() == [1, 0]
     assert lanes.write_slot.tolist() == [SINK + CHUNK, SINK]
@@ -175,16 +175,16 @@ def test_rows_commit_at_their_own_pace():
 # -- opening
 
 
-def test_sinks_reach_every_ring_and_no_other_row():
+def test_sinks_reach_every_bank_and_no_other_row():
     config = toy(stream__context="per_step", sampling__steps=3)
     dit = toy_dit(config)
     cache = IDContextCache(config, 3, dtype=F64)
-    assert cache.rings == 3 and IDContextCache(config, 1, steps=5).rings == 5
-    assert IDContextCache(toy(sampling__steps=3), 1, steps=5).rings == 1
+    assert cache.banks == 3 and IDContextCache(config, 1, steps=5).banks == 5
+    assert IDContextCache(toy(sampling__steps=3), 1, steps=5).banks == 1
     k, v = sink(dit, config, torch.randn(SINK, 8, dtype=F64))
     cache.open(1, k, v)
-    for ring in range(3):
-        assert torch.equal(cache.k[:, 1, ring, :SINK], k) and torch.equal(cache.v[:, 1, ring, :SINK], v)
+    for bank in range(3):
+        assert torch.equal(cache.k[:, 1, bank, :SINK], k) and torch.equal(cache.v[:, 1, bank, :SINK], v)
     assert (cache.k[:, [0, 2]] == 0).all() and (cache.k[:, 1, :, SINK:] == 0).all()
 
 
@@ -249,11 +249,11 @@ def test_rows_twice():
     assert cache.committed == [0, 0]
 
 
-@pytest.mark.parametrize("ring", [-1, 2])
-def test_rings_out_of_range(ring):
+@pytest.mark.parametrize("bank", [-1, 2])
+def test_banks_out_of_range(bank):
     _, _, cache = setup(stream__context="per_step", sampling__steps=2)
-    with pytest.raises(ValueError, match=rf"ring: expected 0\.\.1, got {ring}"):
-        cache.lanes([0], ring)
+    with pytest.raises(ValueError, match=rf"bank: expected 0\.\.1, got {bank}"):
+        cache.lanes([0], bank)
 
 
 # -- long streams

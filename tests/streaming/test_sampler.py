@@ -366,13 +366,13 @@ def test_shapes_refused(ready, change, word):
 
 @pytest.mark.parametrize("steps", [STEPS - 1, STEPS + 1])
 def test_a_pool_made_for_other_steps(steps):
-    """``per_step`` keeps one ring per step, the same number in every chunk: refused before any slot is written."""
+    """``per_step`` keeps one bank per step, the same number in every chunk: refused before any slot is written."""
     config = config_of("per_step")
     dit = toy_dit(config)
     stream = Stream.draw(config, 1, 17)
     cache = pool(dit, config, stream)
     other = config_of("per_step").replace(sampling__steps=steps)
-    with pytest.raises(ValueError, match=rf"cache: expected one ring per step \({steps}\), got {STEPS}"):
+    with pytest.raises(ValueError, match=rf"cache: expected one bank per step \({steps}\), got {STEPS}"):
         ChunkSampler(dit, other.sampling).sample(cache, [rows()], stream.noise[0], stream.codes[0])
     assert cache.committed == [0, 0]
 

@@ -19,7 +19,7 @@ from rest_fast.training.flow import (
     clip_codes,
     draw_dropouts,
     flow_loss,
-    frames_behind,
+    frames_after_reference,
     pick,
     token_weights,
 )
@@ -209,9 +209,9 @@ def test_weights_of_the_lower_face():
         assert torch.equal(token_weights(config, 1.0), torch.ones(config.tokens))
 
 
-def test_frames_behind_the_reference():
+def test_frames_after_the_reference():
     v = torch.arange(2 * 12 * 5).view(2, 12, 5)  # 3 frames of 4 tokens
-    got = frames_behind(v, 4)
+    got = frames_after_reference(v, 4)
     assert got.shape == (2, 2, 20)
     assert torch.equal(got[1, 0], v[1, 4:8].flatten()) and torch.equal(got[0, 1], v[0, 8:].flatten())
 

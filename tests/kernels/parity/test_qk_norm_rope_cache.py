@@ -1,4 +1,4 @@
-"""``qk_norm_rope_cache`` in Triton against the reference: phases, rows and rings, odd widths, indices out of range."""
+"""``qk_norm_rope_cache`` in Triton against the reference: phases, rows and banks, odd widths, indices out of range."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "qk_norm_rope_cache"
 FP32, WHY = 24 * 2.0**-24, "16 fp32 roundings of a pair"
 
 SIZES = SHAPES | {
-    "phases": {"rows": (3, 0, 2), "rings": (0, 1, 1), "slots": (8, 0, 3), "base": (0, 4, 2)},
+    "phases": {"rows": (3, 0, 2), "banks": (0, 1, 1), "slots": (8, 0, 3), "base": (0, 4, 2)},
     "width_42": {"heads": 3, "dim": 14, "frames": 1, "grid": (3, 2), "slots": (0, 14)},
     "demo": {"heads": 3, "dim": 64, "frames": 3, "grid": (2, 2), "cache": (4, 2, 28), "slots": (16, 4)},
     "width_2048": {"heads": 32, "dim": 64, "frames": 1, "grid": (1, 3)},
@@ -28,7 +28,7 @@ SIZES = SHAPES | {
 if kit.ON_GPU:
     SIZES["rest_512"] = {
         **{"heads": 32, "dim": 64, "frames": 3, "grid": (16, 16)},
-        **{"cache": (4, 1, 1792), "rings": (0, 0), "slots": (256, 1024), "base": (3, 0)},
+        **{"cache": (4, 1, 1792), "banks": (0, 0), "slots": (256, 1024), "base": (3, 0)},
     }
 
 
@@ -76,18 +76,18 @@ def test_nan_of_one_lane_stays_there():
 def test_lanes_do_not_depend_on_their_order():
     shape = SIZES["phases"] | {"frames": 1}
     call, order = problem(**shape), [2, 0, 1]
-    per_lane = ("qkv", "q_out", "row_index", "ring_index", "write_slot", "base")
+    per_lane = ("qkv", "q_out", "row_index", "bank_index", "write_slot", "base")
     shuffled = call | {name: call[name][order].contiguous() for name in per_lane}
     want, got = kit.run(NAME, call, "triton"), kit.run(NAME, shuffled, "triton")
     assert_same_bits(got["q_out"], want["q_out"][order], "queries")
     assert_same_bits(got["k_cache"], want["k_cache"], "keys")
 
 
-@pytest.mark.parametrize("argument", ["row_index", "ring_index", "write_slot", "base"])
+@pytest.mark.parametrize("argument", ["row_index", "bank_index", "write_slot", "base"])
 def test_a_lane_out_of_range_writes_nothing(argument):
     """The kernel called past the host's checks: lane 1 asks for the impossible, lane 0 does its work."""
     shape = {"frames": 1, "grid": (1, 2), "cache": (3, 2, 7), "slots": (1, 5)}
-    limit = {"row_index": 3, "ring_index": 2, "write_slot": 6, "base": 4}[argument]
+    limit = {"row_index": 3, "bank_index": 2, "write_slot": 6, "base": 4}[argument]
     want = kit.run(NAME, problem(**shape), "triton")
     for value in (limit, -1, FAR, -FAR - 1):
         call = problem(**shape)

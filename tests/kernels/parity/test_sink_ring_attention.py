@@ -35,17 +35,17 @@ PHASES = {
     "whole_tiles_only": {"n_valid": (32, 64, 96)},
     "first_slot_only": {"n_valid": (1, 1, 1)},
     "every_slot": {"n_valid": (100, 100, 100)},
-    "two_rings_of_one_row": {"rows": (2, 2), "rings": (1, 0), "n_valid": (17, 80)},
-    "two_lanes_read_one_row": {"rows": (1, 1), "rings": (1, 1), "n_valid": (33, 33)},
+    "two_banks_of_one_row": {"rows": (2, 2), "banks": (1, 0), "n_valid": (17, 80)},
+    "two_lanes_read_one_row": {"rows": (1, 1), "banks": (1, 1), "n_valid": (33, 33)},
     "one_query": {"tokens": 1, "n_valid": (5, 50, 95)},
-    "one_lane_one_head": {"rows": (3,), "rings": (0,), "n_valid": (99,), "heads": 1, "tokens": 33},
+    "one_lane_one_head": {"rows": (3,), "banks": (0,), "n_valid": (99,), "heads": 1, "tokens": 33},
 }
 SHORT = {"tokens": 5, "heads": 1}  # where only the keys matter
 PLANS = {"whole": Plan(TINY), "four_parts": Plan(TINY, 4), "as_dispatched": None}
 
 
 def call(dtype: torch.dtype = torch.float32, **changes) -> calls.Call:
-    """A cache of 4 rows, 2 rings and 100 slots, NaN wherever no lane may read."""
+    """A cache of 4 rows, 2 banks and 100 slots, NaN wherever no lane may read."""
     sizes = {"tokens": 18, "heads": 2, "dim": 16, "cache": (4, 2, 100), "n_valid": (63, 100, 1)}
     return calls.sink_ring_attention(**(sizes | changes), dtype=dtype)
 
@@ -55,7 +55,7 @@ def cut(chosen: Plan | None, given_call: calls.Call) -> calls.Call:
     if chosen is None:
         return run(NAME, given_call, "triton")
     copy = copied(given_call)
-    names = "q k_cache v_cache out row_index ring_index n_valid scale lse"
+    names = "q k_cache v_cache out row_index bank_index n_valid scale lse"
     package.launch_plan(chosen, *(copy.get(name) for name in names.split()))
     return copied(copy, "cpu")
 
@@ -92,7 +92,7 @@ REAL = [(768, 32, 64, (1792, 1024)), (257, 32, 64, (1791, 1)), (1024, 8, 128, (9
 def test_sizes_as_dispatched(tokens, heads, dim, n_valid, dtype):
     cache = (3, 2, max(n_valid) + 5 * (tokens == 257))
     sizes = {"tokens": tokens, "heads": heads, "dim": dim, "cache": cache}
-    check_parity(NAME, call(dtype, rows=(2, 0), rings=(0, 1), n_valid=n_valid, **sizes), **FP32, tiny=TINY_ERROR)
+    check_parity(NAME, call(dtype, rows=(2, 0), banks=(0, 1), n_valid=n_valid, **sizes), **FP32, tiny=TINY_ERROR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -101,18 +101,18 @@ def test_tiles_of_the_table(tile, dtype):
     """One whole tile and a part at least; fp32 runs them in the interpreter only, where registers do not count."""
     if ON_GPU and dtype == torch.float32:
         pytest.skip("fp32 at this tile spills on a GPU and is never planned")
-    check_plan(Plan(tile, 2), call(dtype, rows=(1,), rings=(1,), n_valid=(301,), cache=(2, 2, 310), tokens=70, heads=1))
+    check_plan(Plan(tile, 2), call(dtype, rows=(1,), banks=(1,), n_valid=(301,), cache=(2, 2, 310), tokens=70, heads=1))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_sizes(data):
-    lanes, rings, slots = (data.draw(st.integers(1, most)) for most in (3, 2, 40))
+    lanes, banks, slots = (data.draw(st.integers(1, most)) for most in (3, 2, 40))
     rows = data.draw(st.permutations(range(lanes + 1)))[:lanes]
-    ring = [data.draw(st.integers(0, rings - 1)) for _ in rows]
+    bank = [data.draw(st.integers(0, banks - 1)) for _ in rows]
     n_valid = tuple(data.draw(st.integers(1, slots)) for _ in rows)
     sizes = {"tokens": data.draw(st.integers(1, 20)), "heads": data.draw(st.integers(1, 3)), "dim": 16}
-    made = call(rows=tuple(rows), rings=tuple(ring), n_valid=n_valid, cache=(lanes + 1, rings, slots), **sizes)
+    made = call(rows=tuple(rows), banks=tuple(bank), n_valid=n_valid, cache=(lanes + 1, banks, slots), **sizes)
     check_plan(Plan(TINY, data.draw(st.sampled_from([1, 2, 4]))), made)
 
 
@@ -133,7 +133,7 @@ def test_twice_and_alone_the_same_bits(chosen):
     for name in ("out", "lse"):
         assert_same_bits(again[name], first[name], name)
     for lane in range(3):
-        names = ("q", "out", "lse", "row_index", "ring_index", "n_valid")
+        names = ("q", "out", "lse", "row_index", "bank_index", "n_valid")
         alone = cut(chosen, made | {name: made[name][lane : lane + 1] for name in names})
         for name in ("out", "lse"):
             assert_same_bits(alone[name], first[name][lane : lane + 1], name)
@@ -143,13 +143,13 @@ def test_twice_and_alone_the_same_bits(chosen):
 def test_reads_only(chosen):
     made = call(**SHORT)
     got = cut(chosen, made)
-    for name in ("q", "k_cache", "v_cache", "row_index", "ring_index", "n_valid"):
+    for name in ("q", "k_cache", "v_cache", "row_index", "bank_index", "n_valid"):
         assert_same_bits(got[name], made[name], name)
 
 
 @pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
 def test_order_of_slots_does_not_matter(chosen):
-    made = call(rows=(1,), rings=(0,), n_valid=(100,), **SHORT)
+    made = call(rows=(1,), banks=(0,), n_valid=(100,), **SHORT)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(1))
     got = cut(chosen, made | {name: made[name][:, :, order] for name in ("k_cache", "v_cache")})
     for name in ("out", "lse"):
@@ -170,7 +170,7 @@ def test_large_scores_neither_overflow_nor_leak(chosen):
     made["k_cache"][~made["k_cache"].isnan()] = 40
     got, n = cut(chosen, made), made["n_valid"].tolist()
     for lane, count in enumerate(n):
-        mean = made["v_cache"][int(made["row_index"][lane]), int(made["ring_index"][lane]), :count].double().mean(0)
+        mean = made["v_cache"][int(made["row_index"][lane]), int(made["bank_index"][lane]), :count].double().mean(0)
         # The weights are 1 in every dtype; the result has one fp16 rounding, of a number below 4.
         assert_close(got["out"][lane], mean.expand_as(got["out"][lane]), atol=2**-10, reason="one fp16 rounding")
     # A score of 12800 log2 e and its way back carry about 12800 * 2^-23.
@@ -192,7 +192,7 @@ def test_any_scale(scale):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_of_a_query_is_its_result(n, dtype):
     """Of four parts some have no key: NaN must come out beside their -inf, and other queries keep every bit."""
-    made = call(dtype, rows=(1,), rings=(1,), n_valid=(n,), tokens=18, heads=2)
+    made = call(dtype, rows=(1,), banks=(1,), n_valid=(n,), tokens=18, heads=2)
     want = cut(Plan(TINY, 4), made)
     made["q"][0, 3, 1] = torch.nan
     lost = torch.zeros(18, 2, dtype=torch.bool)
@@ -225,8 +225,8 @@ WRONG = [
     {"row_index": (2, 2**31 - 1, 3)},
     {"row_index": (2, -1, 3)},
     {"row_index": (2, 4, 3)},
-    {"ring_index": (1, 2, 1)},
-    {"ring_index": (1, -(2**31), 1)},
+    {"bank_index": (1, 2, 1)},
+    {"bank_index": (1, -(2**31), 1)},
     {"n_valid": (63, 0, 1)},
     {"n_valid": (63, -5, 1)},
     {"n_valid": (63, 101, 1)},
@@ -250,23 +250,23 @@ def test_a_lane_with_a_wrong_index_is_left_alone(wrong, chosen):
 
 
 @triton.jit
-def locate(row_index, ring_index, n_valid, first, n, rows, rings, slots):
+def locate(row_index, bank_index, n_valid, first, n, rows, banks, slots):
     lane = tl.program_id(0)
-    where, count = valid_slots(row_index, ring_index, n_valid, lane, rows, rings, slots)
+    where, count = valid_slots(row_index, bank_index, n_valid, lane, rows, banks, slots)
     tl.store(first + lane, where)
     tl.store(n + lane, count)
 
 
 def test_slots_of_a_pool_beyond_int32():
     """A pool of many rows does not fit into 32 bits, so the first slot is a 64-bit number; a wrong lane gets (0, 0)."""
-    rows, rings, slots = 100_000, 8, 100_000
-    index = [(99_999, 7, 5), (3, 2, slots), (rows, 0, 5), (0, rings, 5), (0, 0, slots + 1), (1, 1, -5), (-1, 0, 1)]
+    rows, banks, slots = 100_000, 8, 100_000
+    index = [(99_999, 7, 5), (3, 2, slots), (rows, 0, 5), (0, banks, 5), (0, 0, slots + 1), (1, 1, -5), (-1, 0, 1)]
     lanes = len(index)
     columns = [calls.ints(*values).to(DEVICE) for values in zip(*index)]
     first = torch.full((lanes,), -1, dtype=torch.int64, device=DEVICE)
     n = torch.full((lanes,), -1, dtype=torch.int32, device=DEVICE)
-    locate[(lanes,)](*columns, first, n, rows, rings, slots)
-    assert first.tolist() == [(99_999 * rings + 7) * slots, (3 * rings + 2) * slots, 0, 0, 0, 0, 0]
+    locate[(lanes,)](*columns, first, n, rows, banks, slots)
+    assert first.tolist() == [(99_999 * banks + 7) * slots, (3 * banks + 2) * slots, 0, 0, 0, 0, 0]
     assert n.tolist() == [5, slots, 0, 0, 0, 0, 0]
 
 
@@ -278,7 +278,7 @@ def test_a_cache_beyond_int32_elements():
     small = {n: v.bfloat16() if isinstance(v, torch.Tensor) and v.dim() > 3 else v for n, v in made.items()}
     want = cut(Plan(HALF), small)
     big[rows - 1] = small["k_cache"][0].to(DEVICE)
-    names = "out row_index ring_index n_valid scale"
+    names = "out row_index bank_index n_valid scale"
     values = big.clone()
     values[rows - 1] = small["v_cache"][0].to(DEVICE)
     copy = copied(small | {"row_index": calls.ints(rows - 1)})

@@ -16,11 +16,11 @@ SHAPES = {
 
 
 def written_slots(call: calls.Call) -> torch.Tensor:
-    """bool [rows, rings, slots]: what the call may write."""
+    """bool [rows, banks, slots]: what the call may write."""
     mask = torch.zeros(call["k_cache"].shape[:3], dtype=torch.bool)
     for lane, row in enumerate(call["row_index"].tolist()):
         slot = int(call["write_slot"][lane])
-        mask[row, int(call["ring_index"][lane]), slot : slot + call["qkv"].shape[1]] = True
+        mask[row, int(call["bank_index"][lane]), slot : slot + call["qkv"].shape[1]] = True
     return mask
 
 
@@ -41,10 +41,10 @@ SIZES = SHAPES | {
 def problems(draw):
     lanes = draw(st.integers(1, 4))
     frames, h, w = (draw(st.integers(1, 3)) for _ in range(3))
-    rows, rings = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    lanes = min(lanes, rows * rings)
+    rows, banks = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    lanes = min(lanes, rows * banks)
     slots = frames * h * w + draw(st.integers(0, 7))
-    places = draw(st.permutations(range(rows * rings)))[:lanes]
+    places = draw(st.permutations(range(rows * banks)))[:lanes]
 
     def each(high: int) -> tuple[int, ...]:
         return tuple(draw(st.lists(st.integers(0, high), min_size=lanes, max_size=lanes)))
@@ -54,10 +54,10 @@ def problems(draw):
         dim=2 * draw(st.integers(1, 12)),
         frames=frames,
         grid=(h, w),
-        rows=tuple(p // rings for p in places),
-        rings=tuple(p % rings for p in places),
+        rows=tuple(p // banks for p in places),
+        banks=tuple(p % banks for p in places),
         slots=each(slots - frames * h * w),
         base=each(9),
-        cache=(rows, rings, slots),
+        cache=(rows, banks, slots),
         seed=draw(st.integers(0, 99)),
     )

@@ -18,7 +18,7 @@ CASES = {
 
 @st.composite
 def problems(draw):
-    layers, rows, rings, slots = (draw(st.integers(1, n)) for n in (3, 5, 3, 12))
+    layers, rows, banks, slots = (draw(st.integers(1, n)) for n in (3, 5, 3, 12))
     chunk = draw(st.integers(1, slots))
     sink = draw(st.integers(0, slots - chunk))
     lanes = draw(st.integers(1, rows))
@@ -34,6 +34,6 @@ def problems(draw):
         chunk=chunk,
         heads=draw(st.integers(1, 5)),
         dim=2 * draw(st.integers(1, 20)),
-        cache=(layers, rows, rings, slots),
+        cache=(layers, rows, banks, slots),
         seed=draw(st.integers(0, 99)),
     )
