@@ -50,7 +50,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Report:
+class Compiled:
     """The compiled code of a case, for one target."""
 
     target: str  # "sm_90a"
@@ -128,7 +128,7 @@ PATTERNS = {
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
 
-def faults(case: Case, capability: int, report: Report) -> list[str]:
+def faults(case: Case, capability: int, report: Compiled) -> list[str]:
     """What is wrong with this code; empty if it is right."""
     case, found = case.elsewhere.get(capability, case), []
     if report.spills or report.stack:
@@ -144,7 +144,7 @@ def faults(case: Case, capability: int, report: Report) -> list[str]:
     return found
 
 
-def compile_case(case: Case, capability: int) -> Report:
+def compile_case(case: Case, capability: int) -> Compiled:
     """Compile for one of :data:`CAPABILITIES`. Raises: ValueError for an incomplete case, or an error of a compiler."""
     case = case.elsewhere.get(capability, case)
     names = list(case.arguments) + list(case.constants)
@@ -164,7 +164,7 @@ def compile_case(case: Case, capability: int) -> Report:
     match = re.search(r"\.target (\w+)", ptx)
     assert match is not None, "PTX without a target"
     used = _assemble(ptx, match[1], capability)
-    return Report(
+    return Compiled(
         target=match[1],
         registers=_number(r"Used (\d+) registers", used),
         stack=_number(r"(\d+) bytes stack frame", used),
@@ -214,7 +214,7 @@ def made_by() -> str:
     return f"Made by Triton {triton.__version__} with {versions[0]}, {versions[1]}."
 
 
-def table(reports: Callable[[Case, int], Report] = compile_case) -> str:
+def table(reports: Callable[[Case, int], Compiled] = compile_case) -> str:
     """Markdown: for each op a table of cases and GPUs."""
     lines, last = [made_by()], ""
     for op, case in cases():
@@ -231,7 +231,7 @@ def table(reports: Callable[[Case, int], Report] = compile_case) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(report: Report) -> str:
+def _cell(report: Compiled) -> str:
     loads = report.instructions["ld.global"] + report.instructions["cp.async"] + report.instructions["tma"]
     numbers = [f"{report.registers}", f"{report.shared / 1024:.3g}", f"{report.spills}", f"{report.tensor_cores}"]
     return ", ".join([*numbers, f"{report.wide_loads}/{loads}"])

@@ -50,7 +50,7 @@ class Description:
     timestep_conditioning: bool
 
 
-class Fields:
+class ConfigFields:
     """The fields of a configuration; those that nobody asks for are refused."""
 
     def __init__(self, values: dict[str, Any], where: str):
@@ -94,7 +94,7 @@ class Fields:
 
 def describe_native(values: dict[str, Any], where: str) -> Description:
     """From the configuration of ``CausalVideoAutoencoder``. ConvertError for what this package does not have."""
-    fields = Fields(values, where)
+    fields = ConfigFields(values, where)
     fields.fixed(_class_name=("CausalVideoAutoencoder",), dims=3, in_channels=3, out_channels=3)
     fields.fixed(scaling_factor=(1.0,), normalize_latent_channels=False)
     # absent means group_norm, per_channel and true: none of the releases
@@ -173,13 +173,13 @@ class _Walk:
             raise ConvertError(f"{self.where}: decoder_blocks: expected a known block, got {kind!r}")
         return Step("resample", name, self.width, axes=AXES[axes], residual=residual)
 
-    def _res(self, name: str, given: Fields) -> Step:
+    def _res(self, name: str, given: ConfigFields) -> Step:
         step = Step("res", name, self.width, given.get("num_layers", int), given.get("inject_noise", bool, False))
         given.finish()
         return step
 
 
-def _block(block: Any, where: str) -> tuple[str, Fields]:
+def _block(block: Any, where: str) -> tuple[str, ConfigFields]:
     """Name and parameters of [name, parameters]; a number alone is the count of layers."""
     if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[0], str):
         raise ConvertError(f"{where}: blocks: expected [name, parameters], got {block!r}")
@@ -189,7 +189,7 @@ def _block(block: Any, where: str) -> tuple[str, Fields]:
         raise ConvertError(f"{where}: {name}: expected parameters, got {given!r}")
     if name != "res_x":
         given = {k: v for k, v in given.items() if k != "num_layers"}  # older lists give every block a number
-    return name, Fields(given, f"{where}, block {name}")
+    return name, ConfigFields(given, f"{where}, block {name}")
 
 
 def _divides_width(block: Any, where: str) -> int:
@@ -207,7 +207,7 @@ def _divides_width(block: Any, where: str) -> int:
 
 def describe_diffusers(values: dict[str, Any], where: str) -> Description:
     """From the configuration of ``AutoencoderKLLTXVideo``; what older ones lack is as the class has it."""
-    fields = Fields(values, where)
+    fields = ConfigFields(values, where)
     fields.fixed(_class_name=("AutoencoderKLLTXVideo",), in_channels=3, out_channels=3, patch_size_t=1)
     fields.fixed(scaling_factor=(1.0,), encoder_causal=True, resnet_norm_eps=(1e-6,))
     fields.asked |= {"spatial_compression_ratio", "temporal_compression_ratio"}  # follow from the rest
@@ -230,7 +230,7 @@ def describe_diffusers(values: dict[str, Any], where: str) -> Description:
     return description
 
 
-def _per_block(fields: Fields, name: str, count: int, default: Sequence[Any]) -> list[Any]:
+def _per_block(fields: ConfigFields, name: str, count: int, default: Sequence[Any]) -> list[Any]:
     """A list with at least one entry per block, each of the kind of the default's, numbers of at least 1; more entries
     are of no effect, as in diffusers."""
     values: list[Any] = fields.get(name, list, list(default))
@@ -241,7 +241,7 @@ def _per_block(fields: Fields, name: str, count: int, default: Sequence[Any]) ->
     return values
 
 
-def _diffusers_encoder(fields: Fields, widths: list[int]) -> Iterator[Step]:
+def _diffusers_encoder(fields: ConfigFields, widths: list[int]) -> Iterator[Step]:
     types = _per_block(fields, "down_block_types", 1, ("LTXVideoDownBlock3D",) * 4)
     new = types[-1] == "LTXVideo095DownBlock3D"
     count = len(widths) - new
@@ -269,7 +269,7 @@ def _diffusers_encoder(fields: Fields, widths: list[int]) -> Iterator[Step]:
     yield Step("res", "encoder.mid_block", width, layers[-1])
 
 
-def _diffusers_decoder(fields: Fields, widths: list[int]) -> Iterator[Step]:
+def _diffusers_decoder(fields: ConfigFields, widths: list[int]) -> Iterator[Step]:
     """``widths`` in order of execution; the lists of the configuration are in the reverse one."""
     count = len(widths)
     layers = _per_block(fields, "decoder_layers_per_block", count + 1, (4, 3, 3, 3, 4))[::-1]

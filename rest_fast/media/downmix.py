@@ -91,7 +91,7 @@ def _energy(channel: NDArray[np.float32]) -> NDArray[np.float64]:
     return total
 
 
-def whole(samples: Float32, layout: Sequence[str] = ()) -> Float32:
+def mono_of_whole(samples: Float32, layout: Sequence[str] = ()) -> Float32:
     """All of a sound ``[n, channels]`` as ``[n]``. Surround whose sum would be too loud is turned down as a whole."""
     mixed = mono(to_stereo(samples, layout))
     if samples.shape[1] <= 2 or not mixed.size:

@@ -39,7 +39,7 @@ class Audio:
     @property
     def mono(self) -> Float32:
         """All channels as one, float32 ``[n]``: half the sum of two, surround as in :mod:`~rest_fast.media.downmix`."""
-        return downmix.whole(self.samples, self.layout)
+        return downmix.mono_of_whole(self.samples, self.layout)
 
     @property
     def duration(self) -> float:

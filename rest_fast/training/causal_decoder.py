@@ -128,7 +128,7 @@ class DecoderBatch:
         return DecoderBatch(self.frames.to(device, non_blocking=True), self.seeds, self.plan)
 
 
-class Stretches:
+class DecoderData:
     """Stretches that begin anywhere in the first ``count`` clips; to the decoder each is the start of a clip."""
 
     def __init__(self, clips: Shards, count: int, config: TrainingConfig):
@@ -302,7 +302,7 @@ def train(teacher: TemporalVAE, config: TrainingConfig, clips: Shards, folder: P
     watch = Watch(stage, shards, index, folder, world)
     if trainer.resume() == 0:
         watch(0)
-    trainer.run(Stretches(clips, count, config), watch)
+    trainer.run(DecoderData(clips, count, config), watch)
     watch(config.causal_decoder.steps)
     if world.first:
         save(stage.student, folder)

@@ -31,7 +31,7 @@ def train(model: Model, config: TrainingConfig, clips: Shards, folder: Path, wor
     if isinstance(model.vae.encoder, ConvEncoder):
         model.vae.to(world.device)
         stage = ConvVAE(model, config, fresh).requires_grad_(True)
-        _run(stage, config.vae, config, Clip(clips, config), folder, world)
+        _run(stage, config.vae, config, VideoData(clips, config), folder, world)
         measure_latents(model, clips)
         return
     pieces = vae_basis.PieceData(clips, config)
@@ -52,29 +52,29 @@ def _run(module: nn.Module, stage: Stage, config: TrainingConfig, data, folder: 
 
 
 @dataclass
-class Video:
+class VideoBatch:
     """Frames fp32 [B, 3, 1 + 8 n, H, W] in -1..1, and for each clip the seed of what else the step draws."""
 
     frames: torch.Tensor
     seeds: list[int]
 
-    def to(self, device: torch.device) -> Video:
-        return Video(self.frames.to(device, non_blocking=True), self.seeds)
+    def to(self, device: torch.device) -> VideoBatch:
+        return VideoBatch(self.frames.to(device, non_blocking=True), self.seeds)
 
 
-class Clip:
+class VideoData:
     """Stretches of 1 + 8 n frames that begin anywhere in a clip."""
 
     def __init__(self, clips: Shards, config: TrainingConfig):
         self.clips, self.seed, self.batch = clips, config.seed, config.vae.batch
         self.frames = 1 + TEMPORAL * min(config.vae.pieces, LATENTS - 1)
 
-    def __call__(self, step: int, rows: range) -> Video:
+    def __call__(self, step: int, rows: range) -> VideoBatch:
         g = step_generator(self.seed, step)
         index = pick(len(self.clips), self.batch, self.seed, step)
         first = torch.randint(FRAMES - self.frames + 1, (self.batch,), generator=g).tolist()
         pixels = [self.clips.pixels(index[row], slice(first[row], first[row] + self.frames)) for row in rows]
-        return Video(torch.stack(pixels), [self.seed * 1_000_003 + step * self.batch + row for row in rows])
+        return VideoBatch(torch.stack(pixels), [self.seed * 1_000_003 + step * self.batch + row for row in rows])
 
 
 class ConvVAE(nn.Module):
@@ -90,7 +90,7 @@ class ConvVAE(nn.Module):
                 last.weight[-1].zero_()
                 last.bias[-1] = -5.0  # a deviation of 0.08: unit noise would hide the first means
 
-    def forward(self, video: Video) -> dict[str, torch.Tensor]:
+    def forward(self, video: VideoBatch) -> dict[str, torch.Tensor]:
         x = video.frames
         with autocast(self.config, x.device):
             mean, log_variance = self.encoder(x, StreamState()).float().split([self.channels, 1], 1)

@@ -112,7 +112,7 @@ def _latents(basis: SpaceTimeBasis, coefficients: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Pieces:
+class PieceBatch:
     """``frames`` fp32 [B, 3, 8 n, H, W] of some latents, ``photo`` [B, 3, 1, H, W] of their clips, both in -1..1, and
     ``noise`` [B, C, n, h, w] that the latents get."""
 
@@ -120,8 +120,8 @@ class Pieces:
     photo: torch.Tensor
     noise: torch.Tensor
 
-    def to(self, device: torch.device) -> Pieces:
-        return Pieces(*(t.to(device, non_blocking=True) for t in (self.frames, self.photo, self.noise)))
+    def to(self, device: torch.device) -> PieceBatch:
+        return PieceBatch(*(t.to(device, non_blocking=True) for t in (self.frames, self.photo, self.noise)))
 
 
 class PieceData:
@@ -134,7 +134,7 @@ class PieceData:
     def of(self, stage: Stage) -> PieceData:
         return PieceData(self.clips, self.config, stage.batch)
 
-    def __call__(self, step: int, rows: range) -> Pieces:
+    def __call__(self, step: int, rows: range) -> PieceBatch:
         seed, model = self.config.seed, self.config.model
         g = step_generator(seed, step)
         index = pick(len(self.clips), self.batch, seed, step)
@@ -145,7 +145,7 @@ class PieceData:
         shape = (model.vae.latent_channels, self.pieces, *model.grid)
         sources = [step_generator(seed, step, row) for row in rows]
         noise = torch.stack([level[row] * torch.randn(shape, generator=s) for row, s in zip(rows, sources)])
-        return Pieces(frames, photo, noise)
+        return PieceBatch(frames, photo, noise)
 
 
 def frames_of(clips: Shards, clip: int, first: int, pieces: int) -> torch.Tensor:
@@ -169,7 +169,7 @@ class MixerStage(nn.Module):
         weight[rows // 2 + 1 :] = weight[0, 0]  # the lips lie in a single row of blocks
         self.register_buffer("weight", (weight / weight.mean()).view(-1, 1, 1), persistent=False)
 
-    def forward(self, batch: Pieces) -> dict[str, torch.Tensor]:
+    def forward(self, batch: PieceBatch) -> dict[str, torch.Tensor]:
         want = self.basis.coefficients(self.basis.blocks(batch.frames))
         state = StreamState()
         state.started = True
@@ -190,7 +190,7 @@ class PixelStage(nn.Module):
         self.basis, self.decoder = parts(model)
         self.config = config
 
-    def forward(self, batch: Pieces) -> dict[str, torch.Tensor]:
+    def forward(self, batch: PieceBatch) -> dict[str, torch.Tensor]:
         latents = self.basis.project(self.basis.blocks(batch.frames)) + batch.noise
         state = StreamState()
         state.started = True  # so that all 8 frames of the first latent count; of a clip's first latent they are copies

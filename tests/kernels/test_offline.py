@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels" / "README.md"
 
 
 @functools.cache
-def report(number: int, capability: int) -> offline.Report:
+def report(number: int, capability: int) -> offline.Compiled:
     """Each case is compiled once, for the table and for the assertions."""
     return offline.compile_case(CASES[number][1], capability)
 

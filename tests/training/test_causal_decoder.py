@@ -15,7 +15,7 @@ from rest_fast.models.vae.ltx import Upsampler
 from rest_fast.models.vae.state import StreamState
 from rest_fast.training import causal_decoder as subject
 from rest_fast.training import losses
-from rest_fast.training.causal_decoder import CausalDecoder, Stretches, measure, merge_future_taps, piece_loss
+from rest_fast.training.causal_decoder import CausalDecoder, DecoderData, measure, merge_future_taps, piece_loss
 from rest_fast.training.config import TrainingConfig, training_preset
 from rest_fast.training.flow import pick, stage_seed
 from rest_fast.training.shards import Manifest, Shards
@@ -117,7 +117,7 @@ def test_stretches_begin_anywhere_and_spare_the_clip_that_is_measured(clips):
     config = config_of(batch=3, latents=5, piece=3)
     held, index, count = subject.held_out(clips)
     assert (held is clips, index, count) == (True, 3, 3)
-    data, seed = Stretches(clips, count, config), stage_seed(0, "causal-decoder")
+    data, seed = DecoderData(clips, count, config), stage_seed(0, "causal-decoder")
     starts, plans = set(), set()
     for step in range(12):
         whole, picked = data(step, range(3)), pick(3, 3, seed, step)

@@ -195,10 +195,10 @@ def test_latents_and_frames_of_a_piece_belong_together(planted):
     stage = vae_basis.MixerStage(model, basis_config(latent_channels=8, spatial_rank=5))
     assert not model.vae.decoder.mixer.proj_out.any()  # a fresh mixer corrects nothing
     frames = vae_basis.frames_of(clips, 3, 4, 3)[None]
-    silent = vae_basis.Pieces(frames, frames[:, :, :1], torch.zeros(1, 8, 3, 2, 2))
+    silent = vae_basis.PieceBatch(frames, frames[:, :, :1], torch.zeros(1, 8, 3, 2, 2))
     variance = (frames - frames.mean(2, keepdim=True)).square().mean()
     assert stage(silent)["loss"] < 1e-4 * variance
-    assert stage(vae_basis.Pieces(frames, frames[:, :, :1], torch.ones(1, 8, 3, 2, 2)))["loss"] > 1e-2
+    assert stage(vae_basis.PieceBatch(frames, frames[:, :, :1], torch.ones(1, 8, 3, 2, 2)))["loss"] > 1e-2
 
 
 def test_weights_of_the_mouth_s_row():
@@ -219,7 +219,7 @@ def shards(tmp_path_factory):
 def test_clips_of_the_conv_training(shards):
     """Stretches of 1 + 8 n frames of the clips that were picked; the same whoever draws them, their noise too."""
     config = training_preset("toy").replace(vae__batch=4, vae__pieces=2, precision="fp32")
-    data = vae.Clip(shards, config)
+    data = vae.VideoData(shards, config)
     whole = data(5, range(4))
     assert whole.frames.shape == (4, 3, 17, 64, 64)
     for row, clip in enumerate(pick(4, 4, 0, 5)):
@@ -240,7 +240,7 @@ def test_the_conv_loss(shards):
     """Pixels, and a little of the divergence; a fresh posterior is narrow, so its sample is nearly its mean."""
     config = training_preset("toy").replace(vae__pieces=1, vae__kl=0.01, precision="fp32")
     model = Model(config.model).requires_grad_(False)
-    stage, video = vae.ConvVAE(model, config), vae.Clip(shards, config)(0, range(2))
+    stage, video = vae.ConvVAE(model, config), vae.VideoData(shards, config)(0, range(2))
     terms = stage(video)
     moments = model.vae.encoder(video.frames, StreamState())
     assert torch.equal(moments[:, -1], torch.full_like(moments[:, -1], -5.0))
@@ -259,7 +259,7 @@ def test_a_decoder_that_is_not_causal_is_trained_on_whole_clips(shards):
         )
         torch.manual_seed(0)
         model = Model(config.model).requires_grad_(False)
-        stage, clip = vae.ConvVAE(model, config), vae.Clip(shards, config)(0, range(2))
+        stage, clip = vae.ConvVAE(model, config), vae.VideoData(shards, config)(0, range(2))
         model.vae.encoder.conv_out.bias[-1] = -40.0  # no noise
         found = stage(clip)["pixels"]
         means = model.vae.encode(clip.frames)
@@ -287,7 +287,7 @@ def test_the_conv_vae_learns(shards, tmp_path):
         vae__steps=12, vae__rate=3e-3, vae__warmup=2, vae__pieces=1, precision="fp32", report_every=1, save_every=12
     )
     stage = vae.ConvVAE(Model(config.model).requires_grad_(False), config).requires_grad_(True)
-    Trainer(stage, config.vae, config, tmp_path, World()).run(vae.Clip(shards, config))
+    Trainer(stage, config.vae, config, tmp_path, World()).run(vae.VideoData(shards, config))
     course = [line["pixels"] for line in read_log(tmp_path)]
     assert sum(course[-3:]) < 0.7 * sum(course[:3])
 

@@ -24,7 +24,7 @@ from rest_fast.training.preparation.crops import least_side
 from rest_fast.training.preparation.journal import open_journal
 from rest_fast.training.preparation.rules import Report
 from rest_fast.training.preparation.units import Unit, find_units, open_clips, read_boxes
-from rest_fast.training.preparation.work import Job, Worker, load_features, load_vae
+from rest_fast.training.preparation.work import Job, ShardMaker, load_features, load_vae
 from rest_fast.training.shards import FRAMES, Manifest, encoder_fingerprint, encoder_of
 from rest_fast.units import FPS
 
@@ -175,8 +175,8 @@ def _work(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Entry]:
     if workers > 1:
         yield from _work_parallel(job, units, workers)
     elif units:
-        with _one_thread(), contextlib.closing(Worker(job)) as worker:
-            yield from map(worker.run, units)
+        with _one_thread(), contextlib.closing(ShardMaker(job)) as maker:
+            yield from map(maker.run, units)
 
 
 @contextlib.contextmanager
@@ -242,9 +242,9 @@ def _serve(job: Job, pipe: Connection) -> None:
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
         try:
-            with contextlib.closing(Worker(job)) as worker:
+            with contextlib.closing(ShardMaker(job)) as maker:
                 while True:
-                    pipe.send(worker.run(pipe.recv()))
+                    pipe.send(maker.run(pipe.recv()))
         except (EOFError, ConnectionError):
             raise
         except Exception:

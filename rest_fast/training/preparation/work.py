@@ -25,7 +25,7 @@ from rest_fast.training.shards import FRAMES, write_shard
 from rest_fast.training.synthetic.clips import LEAD, TAIL
 from rest_fast.units import FPS, FRAME, from_levels
 
-SHARD_CLIPS, SHARD_BYTES = 25, 1 << 29  # of one shard at most: a worker holds one in memory
+SHARD_CLIPS, SHARD_BYTES = 25, 1 << 29  # of one shard at most: a process holds one in memory
 
 Tensors = dict[str, torch.Tensor]
 
@@ -80,7 +80,7 @@ def clip_features(sound: Callable[[int, int], Float32], extract: SpeechFeatures,
     return torch.cat(pieces).cpu().half()
 
 
-class Worker:
+class ShardMaker:
     """Makes shards of one unit after the other; holds the models and the detector."""
 
     def __init__(self, job: Job):
