@@ -16,9 +16,9 @@ def require(ok: bool, name: str, expected: str, value: object) -> None:
 
 
 def check_fields(part: Any, where: str, *, at_least: dict[int, str] | None = None, positive: str = "") -> None:
-    """Every field has the type that its annotation says; ``at_least={1: "layers heads"}`` and ``positive`` bound some.
+    """Check that every field has the type of its annotation, and values within bounds.
 
-    A tuple's entries count one by one.
+    ``at_least={1: "layers heads"}`` and ``positive="rate"`` name bounded fields. A tuple's bounds apply to each entry.
     """
     prefix = f"{where}." if where else ""
     for name, hint in _hints(type(part)).items():

@@ -1,7 +1,7 @@
-"""LTX-Video's 2B transformer into a checkpoint of this package: a model that starts where LTX-Video ended.
+"""Converts LTX-Video's 2B transformer into a checkpoint of this package, from which training continues.
 
-What LTX-Video does not have begins as REST's training does: SpeechAE and the attention to audio at random, the latter's
-output at zero, so that the model is LTX-Video's, whatever it hears, until it is trained.
+What LTX-Video lacks begins as in REST's training: SpeechAE and the attention to audio with random weights, the output
+of that attention with zeros. So until it is trained, the model computes what LTX-Video does, whatever it hears.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def convert_ltx_transformer(
         file: single-file checkpoint of LTX-Video, or a folder of diffusers.
         out: folder to write to, new or empty.
         vae: folder of :func:`~rest_fast.convert.convert_ltx_vae`; None takes the VAE that ``file`` holds, too.
-        config: what the model is to be, ``rest-512`` when None; the file's transformer has to be the one of it.
+        config: of the new model, ``rest-512`` when None; the file's transformer has to be the one that it describes.
         dtype: ``float32``, ``bfloat16`` or ``float16`` of the checkpoint; None is that of the file's transformer.
-        seed: of what begins at random.
+        seed: of the random weights.
     Raises: :class:`ConvertError`, before anything is written.
     """
     wanted, out, config = parse_dtype(dtype), new_folder(out), config or preset("rest-512")

@@ -1,8 +1,8 @@
 """Reads the architecture of an LTX-Video VAE checkpoint, as a list of parts in order of execution.
 
 Three descriptions lead to the same list: LTX-Video's own block lists (in a single file's metadata), diffusers'
-``config.json``, and, for a file that says nothing, the release that its names give away. A field that is not known is
-refused unless it is off: an option that is passed over would decode to another picture.
+``config.json``, and, for a file without a configuration, the release that its names reveal. An unknown field is
+refused unless it switches something off, since ignoring an option would decode to another picture.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ def describe_diffusers(values: dict[str, Any], where: str) -> Description:
 
 
 def _per_block(fields: ConfigFields, name: str, count: int, default: Sequence[Any]) -> list[Any]:
-    """A list with at least one entry per block, each of the kind of the default's, numbers of at least 1; more entries
-    are of no effect, as in diffusers."""
+    """A list with at least one entry per block, of the default's type; numbers are at least 1. Further entries have no
+    effect, as in diffusers."""
     values: list[Any] = fields.get(name, list, list(default))
     kind, words = type(default[0]), {int: "integers of at least 1", bool: "true or false", str: "words"}
     right = all(type(value) is kind and (kind is not int or value >= 1) for value in values)

@@ -94,9 +94,9 @@ def stereo_pcm(pcm: Array, channels: int | None = None) -> Float32:
 def check_pcm(pcm: Array, channels: int | None = None) -> Float32:
     """The samples of a live push, checked, as float32 mono ``[n]`` (:mod:`rest_fast.media.downmix`).
 
-    ``pcm`` is int16 (divided by 32768) or float32 or float64 (as it is), ``[n]`` or
-    ``[n, channels]``, and may be empty. ``channels`` is the number agreed on, ``None`` takes 1..8.
-    MediaError: another dtype or shape, NaN or infinity, floats beyond :data:`MAX_PEAK`.
+    ``pcm`` is int16 (divided by 32768) or float32 or float64 (unchanged), ``[n]`` or ``[n, channels]``, and may be
+    empty. ``channels`` is the required number; ``None`` allows 1..8.
+    Raises: MediaError for another dtype or shape, NaN or infinity, and floats beyond :data:`MAX_PEAK`.
     """
     return downmix.mono(stereo_pcm(pcm, channels))
 
@@ -118,10 +118,10 @@ def check_name(path: str | os.PathLike[str]) -> str:
 class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Write H.264 and AAC into a fragmented MP4, piece by piece: ``with VideoWriter(...) as w``.
 
-    The file grows by fragments of 0.2 s: what a killed process leaves behind plays up to about half a second before its
-    end, if pictures and sound come along together. Both start at time 0 and go on from their own end; ``frames`` and
-    ``samples`` (per channel) count them. ``audio_rate`` is the AAC rate nearest to ``sample_rate``, which sound is
-    resampled to; ``None`` without sound.
+    The file grows by fragments of 0.2 s. If a process is killed and pictures and sound were written together, its file
+    plays up to about half a second before the end. Both begin at time 0, and each write continues them; ``frames`` and
+    ``samples`` (per channel) count them. Sound is resampled to ``audio_rate``, the AAC rate nearest to ``sample_rate``
+    (``None`` without sound).
     """
 
     def __init__(
@@ -138,7 +138,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         """Check everything, then create the file at ``path`` (.mp4, .m4v or .mov) or empty it.
 
         ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound in Hz, ``None`` for a
-        silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. MediaError: anything else.
+        silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. Raises: MediaError for
+        anything else.
         """
         name, ending = source_name("video", path), check_name(path)
         size = number("width", width, 2, 16384), number("height", height, 2, 16384)
@@ -185,10 +186,10 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         self._file.start_encoding()  # opens the encoders, then creates the file
 
     def write(self, frames: Array, audio: Array | None = None) -> None:
-        """Append ``frames`` uint8 ``[n, H, W, 3]`` and the sound that goes on from the last write.
+        """Append ``frames`` uint8 ``[n, H, W, 3]`` and sound that continues that of the last write.
 
-        ``audio``: ``[m]`` or ``[m, channels]``, int16 or float in -1..1; one channel is copied to
-        two. Both may be empty. MediaError, with nothing written: anything else, a closed writer.
+        ``audio``: ``[m]`` or ``[m, channels]``, int16 or float in -1..1; one channel is copied to two. Both may be
+        empty. Raises: MediaError, before anything is written, for anything else and for a closed writer.
         """
         if self._closed:
             raise media_error("VideoWriter.write", "an open writer", "a closed one")
@@ -236,7 +237,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
 def read_video(source: Source, max_frames: int | None = None) -> tuple[UInt8, float]:
     """The video stream that players take, or its first ``max_frames`` pictures, and its frames per second.
 
-    Returns uint8 ``[n, H, W, 3]``. MediaError: no such file, no pictures, an error part way.
+    Returns: uint8 ``[n, H, W, 3]``. Raises: MediaError if there is no such file, no picture, or an error part way.
     """
     limit = math.inf if max_frames is None else number("max_frames", max_frames, 1, 2**31)
     name, pictures, rate = source_name("video", source), list[UInt8](), Fraction(1)

@@ -41,7 +41,7 @@ LAYOUTS = {
 def to_stereo(samples: Float32, layout: Sequence[str] = ()) -> Float32:
     """``[n, channels]`` as ``[n, 2]``, or as it is with one or two channels; ``layout`` names them as FFmpeg does.
 
-    Channels of which nothing is known count alike: both sides are their mean.
+    If nothing is known of the channels, they count alike: both sides are their mean.
     """
     channels = samples.shape[1]
     if channels <= 2:

@@ -24,9 +24,9 @@ FRAMED = 0.85  # a square of this many shorter sides or more: the photo is frame
 def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
     """The square ``(left, top, right, bottom)`` in pixels around the largest frontal face of uint8 ``[H, W, 3]``.
 
-    It lies inside the picture: moved in where it would stick out, shrunk where it would not fit. A photo that is framed
-    like a training picture gives its whole shorter side, so cropping a crop changes nothing. The same picture gives the
-    same square. ``None``, with a :class:`rest_fast.RestFastWarning`, when there is no face or no OpenCV.
+    A square that sticks out is moved into the picture, and shrunk if it does not fit. A photo that is framed like a
+    training picture gives its whole shorter side, so cropping a crop changes nothing. The same picture always gives the
+    same square. Returns ``None``, with a :class:`rest_fast.RestFastWarning`, if there is no face or no OpenCV.
     """
     pixels = as_uint8("image", image, "H", "W", 3)
     try:

@@ -97,11 +97,13 @@ def _to_rgb(name: str, picture: Image.Image) -> UInt8:
 def load_image(source: Source | NDArray[Any] | Image.Image) -> UInt8:
     """Read a picture (path, binary file, bytes, PIL image, uint8 array) as uint8 ``[H, W, 3]``.
 
-    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB, colours go by the embedded profile to sRGB; the EXIF
-    rotation is applied, transparency is laid over :data:`BACKDROP`, an animation gives its first picture. Full size, so
-    that boxes are in pixels of the photo. HEIC needs ``pillow-heif``. A colour profile that is broken is left out, with
-    a :class:`rest_fast.RestFastWarning`. MediaError: no such file, no picture, cut off, another kind of array, or (seen
-    before decoding) under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
+    Grey, palette, CMYK and 16-bit pictures (scaled) become RGB, and an embedded profile is converted to sRGB. The EXIF
+    rotation is applied, transparent parts show :data:`BACKDROP`, and an animation gives its first picture. The size
+    stays, so that boxes are in pixels of the photo. HEIC needs ``pillow-heif``. A broken colour profile is ignored,
+    with a :class:`rest_fast.RestFastWarning`.
+
+    Raises: MediaError if there is no such file, no picture, a part of one, another kind of array, or (before decoding)
+        a size under :data:`MIN_SIDE` or over :data:`MAX_PIXELS`.
     """
     name = source_name("image", source)
     if isinstance(source, np.ndarray):
@@ -145,7 +147,8 @@ def square_crop(
     """Cut a square out of uint8 ``[H, W, 3]`` and scale it (Lanczos) to ``[size, size, 3]``.
 
     ``box`` is ``(left, top, right, bottom)`` in pixels, right and bottom exclusive; ``None`` takes the largest centred
-    square. The box returned is the one used: whole pixels, exactly square. MediaError: another kind of image or box.
+    square. The box returned is the one used: whole pixels, exactly square. Raises: MediaError for another kind of image
+    or box.
     """
     pixels = as_uint8("image", image, "H", "W", 3)
     side, used = number("crop size", size, 1, 16384), _square(box, pixels.shape[1], pixels.shape[0])

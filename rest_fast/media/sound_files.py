@@ -209,15 +209,16 @@ def _without_tag(packet: Any) -> Any:
 def load_audio(source: Source) -> Audio:
     """Read sound from a path, a binary file or bytes: any codec, also the sound of a video.
 
-    Takes the audio stream that is flagged as default, else the first one, from its first sample on, with its own rate
-    and channels. Integers are scaled to -1..1; WAV and FLAC come out sample by sample. At most :data:`MAX_SECONDS` and
-    :data:`MAX_SAMPLES`, which bound the memory: more is refused by the header where it says so, else as soon as it has
-    been decoded. What is damaged or missing in the middle is skipped, as players do, and reported by one
-    :class:`rest_fast.RestFastWarning` (of MP3 and AAC without a container only what their decoders notice).
+    It takes the audio stream that is flagged as default, else the first one, from its first sample on, with its own
+    rate and channels. Integers are scaled to -1..1; WAV and FLAC come out exactly. More than :data:`MAX_SECONDS` or
+    :data:`MAX_SAMPLES`, which limit the memory, is refused: by the header if it says so, else as soon as it has been
+    decoded. Damaged or missing parts in the middle are skipped, as players do, and reported by one
+    :class:`rest_fast.RestFastWarning` (for MP3 and AAC without a container only those that their decoders notice).
 
-    MediaError: no such file, no sound or no samples in it, NaN or infinity, floats beyond :data:`MAX_PEAK`, too much,
-    another rate or number of channels part way, an error of reading (it says how many seconds were read), a file that
-    ends before its header says. A cut MP3, AAC or Ogg file says nothing of the kind: it counts as a shorter one.
+    Raises: MediaError if there is no such file, no sound or no samples in it, NaN or infinity, floats beyond
+        :data:`MAX_PEAK`, too much, another rate or number of channels part way, an error of reading (it says how many
+        seconds were read), or a file that ends before its header says. A cut MP3, AAC or Ogg file has no such header,
+        so it counts as a shorter one.
     """
     heard = _Heard(source_name("audio", source))
     try:

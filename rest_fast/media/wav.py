@@ -1,7 +1,7 @@
-"""WAV by its own header: RIFF, big-endian RIFX and RF64 with plain samples, also after an ID3 tag.
+"""Reads WAV by its own header: RIFF, big-endian RIFX and RF64 with plain samples, also after an ID3 tag.
 
-Read here and not by FFmpeg, which takes 24 valid bits in 32 for packed 24, RIFX for noise, and a wrong byte rate for
-the truth. Other codecs in a WAV are left to FFmpeg, after a look at whether the file is whole.
+FFmpeg does not read these, because it takes 24 valid bits in 32 for packed 24, takes RIFX for noise, and believes a
+wrong byte rate. Other codecs in a WAV are left to FFmpeg, after a check that the file is complete.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def id3_length(head: bytes) -> int:
 def open_wav(name: str, file: IO[bytes]) -> tuple[Header | None, Any]:
     """The header of a WAV with plain samples, or None, and the file: at its samples, or for FFmpeg to start at.
 
-    MediaError: a file that can be seen to end before its header says.
+    Raises: MediaError for a file that visibly ends before its header says.
     """
     if hasattr(file, "seekable") and file.seekable():
         start = file.tell()
