@@ -153,7 +153,11 @@ class Stream:
         job = self.next_chunk(idle)
         with self.watch("denoise"):
             latents = self.sampler.run(self.cache, [job])[0]
-        self.accept(job, latents)
+        try:
+            self.accept(job, latents)
+        except BaseException:
+            self.drop(job)
+            raise
 
     def _codes(self, first: int, limit: int) -> torch.Tensor:
         """Speech codes [1, chunk, A, Wa] of the chunk from latent ``first`` on, silent from sample ``limit`` on."""

@@ -79,15 +79,23 @@ def test_a_job_that_was_not_run_leaves_no_trace(model):
     same(want, model.compute(run))
 
 
-def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model):
-    """Whether it was run or only might have been: what follows is the same."""
-    avatar, samples = model.prepare(photo()), sound(16000, 2.5)
+def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model, monkeypatch):
+    """Whether it was run, or only might have been, or was run and could not be taken over: what follows is the same."""
+    accept, avatar, samples = Stream.accept, model.prepare(photo()), sound(16000, 2.5)
+
+    def refuse(*_):
+        monkeypatch.setattr(Stream, "accept", accept)
+        raise MemoryError
 
     def stream(given_up: str | None):
         one, shown = Stream.alone(model, avatar, model.config.sampling, seed=4), []
         one.push(samples)
         while one.due():
-            if given_up is not None and len(shown) == 3:
+            if given_up == "not accepted" and len(shown) == 3:
+                monkeypatch.setattr(Stream, "accept", refuse)
+                with pytest.raises(MemoryError):
+                    one.generate()
+            elif given_up is not None and len(shown) == 3:
                 job = one.next_chunk()
                 if given_up == "run":
                     one.sampler.run(one.cache, [job])
@@ -96,8 +104,9 @@ def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model):
             shown += blocks_of(one)
         return shown
 
-    plain, run, dropped = (model.compute(stream, how) for how in (None, "run", "not run"))
+    plain, run, dropped, refused = (model.compute(stream, how) for how in (None, "run", "not run", "not accepted"))
     same(run, dropped)
+    same(run, refused)
     same(plain[:3], run[:3])
     assert len(plain) == len(run) == 6
     assert not np.array_equal(plain[3].video, run[3].video)  # a rebuilt context is not bit for bit the natural one
