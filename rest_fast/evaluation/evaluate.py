@@ -91,7 +91,7 @@ def evaluate(
     meters = {"fid": tools.fid, "fvd": tools.fvd}
     result["distances"] = {name: meter.value() for name, meter in meters.items() if meter is not None}
     result |= {"not_measured": tools.missing | study.missing, "curves": curves}
-    plain: dict[str, Any] = _plain(result)
+    plain: dict[str, Any] = jsonable(result)
     charts.draw(plain["curves"], out, model.config.stream.chunk)
     (out / "evaluation.md").write_text(tables.markdown(plain), encoding="utf-8")
     (out / "evaluation.json").write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
@@ -154,12 +154,12 @@ def _each_second(record: StreamRecord) -> Any:
     return record.drift[: len(record.drift) // each * each].reshape(-1, each).mean(1)
 
 
-def _plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """What JSON can hold: lists for arrays, null for NaN."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
