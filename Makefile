@@ -5,6 +5,7 @@
 # make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites
+# make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
 # make gpu-suite PART=ops OUT=build/gpu   on a machine with a GPU, no network needed (docs/gpu_suite.md);
 # make gpu-wheels before, where there is one, fetches what that machine lacks
 #
@@ -115,6 +116,22 @@ gpu-suite:
 
 gpu-wheels:
 	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py fetch
+
+# MediaPipe and dlib want other versions of what we have, so no Python of ours imports them.
+.PHONY: photo-instruments
+INSTRUMENTS ?= .photo-instruments
+INSTRUMENTS_PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+    "$$p" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$p" && break; done)
+
+photo-instruments: $(INSTRUMENTS)/.installed
+
+$(INSTRUMENTS)/.installed: tools/photo_instruments.txt
+	$(if $(INSTRUMENTS_PYTHON),,$(error no Python 3.9 to 3.12 on PATH; name one with make INSTRUMENTS_PYTHON=...))
+	@echo "Making $(INSTRUMENTS) with $(INSTRUMENTS_PYTHON): 0.6 GB, about a minute"
+	@$(INSTRUMENTS_PYTHON) -m venv $(INSTRUMENTS)
+	@$(INSTRUMENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/photo_instruments.txt
+	@$(INSTRUMENTS)/bin/python rest_fast/evaluation/photos/read_faces.py 1
+	@touch $@
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis talking.mp4

@@ -10,6 +10,11 @@ from rest_fast.cli.parser import Parser, add_behaviour, add_weights, device, exi
 from rest_fast.training.stages import ABOUT
 
 SPLITS = ("train", "validation", "test")
+OF_CLIPS = (
+    *("split", "clips", "streams", "seconds", "reader", "landmarks"),
+    *("landmark_command", "embedder", "inception", "i3d", "syncnet"),
+)
+OF_PHOTOS = ("sounds", "instruments", "seed")
 TRAINING_PRESETS = ("demo", "rest-512", "toy")
 
 
@@ -163,16 +168,19 @@ def add_evaluate(add: Callable[..., Parser]) -> None:
     parser = add(
         "evaluate",
         "measure a model: picture quality, lip sync, identity over time, seams between chunks",
-        "DATA --out DIR [options]",
+        "{DATA | --photos PATH ...} --out DIR [options]",
         """  rest-fast synth held_out --clips 24 --split test
   rest-fast evaluate held_out --out report --reader train_clips      the demo model; fits the reader of drawn mouths
   rest-fast evaluate prepared --out report --weights my_model --landmark-command "python detect.py"
+  rest-fast evaluate --photos portraits me.jpg --sounds a.wav b.wav --out photos     what it makes of photographs
 
-It writes evaluation.json, evaluation.md and plots. The report names what was not measured, and what that needs.""",
+It writes evaluation.json, evaluation.md and plots; of photos photos.json, photos.md, strips and videos. The report
+names what was not measured, and what that needs.""",
     )
-    what = parser.add_argument_group("data")
+    what = parser.add_argument_group("data", "One of DATA and --photos.")
     what.add_argument(
         "data",
+        nargs="?",
         type=existing("a folder"),
         metavar="DATA",
         help="a folder written by rest-fast synth, or prepared clips with pictures and sound",
@@ -187,8 +195,40 @@ It writes evaluation.json, evaluation.md and plots. The report names what was no
     what.add_argument("--streams", type=whole(0), default=4, metavar="N", help="number of long streams; 0 for none")
     what.add_argument("--seconds", type=whole(20), default=60, metavar="S", help="length of each long stream")
     _add_instruments(parser)
+    _add_photos(parser)
     add_weights(parser)
     add_behaviour(parser)
+    # What a run has no use for, by its default: the command refuses another value.
+    parser.set_defaults(
+        of_clips={name: parser.get_default(name) for name in OF_CLIPS},
+        of_photos={name: parser.get_default(name) for name in OF_PHOTOS},
+    )
+
+
+def _add_photos(parser: Parser) -> None:
+    photos = parser.add_argument_group("photos", "Every photo is driven by every sound (docs/photos.md).")
+    photos.add_argument(
+        "--photos",
+        nargs="+",
+        type=existing("a picture or a folder"),
+        metavar="PATH",
+        help="pictures, and folders of pictures, instead of DATA",
+    )
+    photos.add_argument(
+        "--sounds",
+        nargs="+",
+        type=existing(),
+        metavar="FILE",
+        help="voices, better two or more: each is the wrong sound of another; default: the shipped one; a sentence "
+        "with known phonemes is added where the extra synth is installed",
+    )
+    photos.add_argument(
+        "--instruments",
+        metavar="PYTHON",
+        help="the Python that has mediapipe and dlib; default: REST_FAST_PHOTO_INSTRUMENTS, or what make "
+        "photo-instruments made here",
+    )
+    photos.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, metavar="N", help="seed of the noise")
 
 
 def _add_instruments(parser: Parser) -> None:

@@ -61,11 +61,57 @@ def train(args: Namespace) -> None:
 
 
 def evaluate(args: Namespace) -> None:
+    if (args.data is None) == (args.photos is None):
+        got = "neither" if args.data is None else "both"
+        raise InputError(f"evaluate: expected DATA or --photos, got {got}")
+    if args.photos is None:
+        _refuse_options(args, args.of_photos, "--photos")
+        _evaluate_clips(args)
+    else:
+        _refuse_options(args, args.of_clips, "DATA")
+        _evaluate_photos(args)
+
+
+def _refuse_options(args: Namespace, defaults: dict[str, Any], belong_to: str) -> None:
+    """Those of the other kind of evaluation."""
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise InputError(f"evaluate: --{name.replace('_', '-')}: expected it with {belong_to}, got it without")
+
+
+def _report_to(out: Path, name: str) -> Path:
+    report = out / name
+    if report.exists():
+        raise InputError(f"evaluate: --out: expected a folder without a report, got {out} (remove {report})")
+    return report
+
+
+def _evaluate_photos(args: Namespace) -> None:
+    from rest_fast.evaluation.photos.study import evaluate_photos
+    from rest_fast.files import DEMO
+
+    report = _report_to(args.out, "photos.md")
+    check_model(args)
+    model = load_model(args)
+    with Progress("videos", quiet=args.quiet) as progress:
+        evaluate_photos(
+            model,
+            args.photos,
+            args.sounds or [DEMO / "speech.wav"],
+            args.out,
+            interpreter=args.instruments,
+            seed=args.seed,
+            guidance=args.guidance,
+            progress=progress,
+        )
+    args.left = f"{report} is complete"
+    say(report.read_text(encoding="utf-8").rstrip("\n"), sys.stdout)
+
+
+def _evaluate_clips(args: Namespace) -> None:
     from rest_fast.evaluation.evaluate import evaluate as measure
 
-    report = args.out / "evaluation.md"
-    if report.exists():
-        raise InputError(f"evaluate: --out: expected a folder without a report, got {args.out} (remove {report})")
+    report = _report_to(args.out, "evaluation.md")
     check_model(args)
     model = load_model(args)
     with Progress("steps", quiet=args.quiet) as progress:

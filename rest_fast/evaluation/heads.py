@@ -44,7 +44,7 @@ class HeadTracker:
         """
         grey, place = self._grey(frames), torch.zeros(len(frames), 2)
         for sigma, face, descent in self.levels:
-            blurred = _blur(grey, sigma)
+            blurred = blur(grey, sigma)
             for _ in range(STEPS):
                 error = _standard(self._sample(blurred, place)) - _standard(face)
                 place = place - torch.einsum("nyx,yxd->nd", error, descent)
@@ -54,12 +54,12 @@ class HeadTracker:
         """1 - SSIM of the photo's upper face and that of frames uint8 [n, H, W, 3] with the head at ``place`` [n, 2]
         (as :meth:`track` gives it), both blurred, since a decoder's softness is no other person: [n]."""
         sigma, face, _ = self.levels[-1]
-        found = self._sample(_blur(self._grey(frames), sigma), torch.from_numpy(place))
+        found = self._sample(blur(self._grey(frames), sigma), torch.from_numpy(place))
         return np.array([1 - ssim(one.numpy(), face[0].numpy(), span=255) for one in found])
 
     def _level(self, photo: Array, sigma: float) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Blur, face [1, h, w], and what an error [h, w] says about the place, [h, w, 2]."""
-        blurred = _blur(self._grey(photo[None]), sigma)
+        blurred = blur(self._grey(photo[None]), sigma)
         steps = torch.tensor([[0.0, 0.0], [0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
         face, right, left, down, up = self._sample(blurred.expand(5, -1, -1), steps)
         slope = torch.stack([right - left, down - up], -1) / face.std().clamp(min=FLAT)
@@ -87,7 +87,7 @@ def _standard(x: torch.Tensor) -> torch.Tensor:
     return (x - x.mean((1, 2), keepdim=True)) / x.std((1, 2), keepdim=True).clamp(min=FLAT)
 
 
-def _blur(grey: torch.Tensor, sigma: float) -> torch.Tensor:
+def blur(grey: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of [n, H, W]."""
     reach = int(3 * sigma) + 1
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)

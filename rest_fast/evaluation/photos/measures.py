@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rest_fast.evaluation import measures
+from rest_fast.evaluation.heads import blur
 from rest_fast.units import FRAME
 
 Array = NDArray[Any]
@@ -24,28 +25,19 @@ LIPS = (13, 14)  # inner edges of the upper and of the lower lip
 EYES = (33, 263)  # outer corners: their distance is the unit of everything that opens
 LIDS = ((159, 145), (386, 374))  # upper and lower lid of each eye
 TOP, CHIN, SIDES = 10, 152, (234, 454)  # of the face's oval
-STILL = (
-    33,
-    133,
-    362,
-    263,
-    168,
-    6,
-    197,
-    195,
-)  # corners of the eyes, bridge of the nose: neither speech nor blinks move them
+# Corners of the eyes, bridge of the nose: neither speech nor blinks move them.
+STILL = (33, 133, 362, 263, 168, 6, 197, 195)
 SKIN = (151, 50, 280)  # middle of the forehead, both cheekbones
 
 CLOSED = 0.25  # lips touch where the gap is below this share of its 95th percentile
 BLINK, AWAKE = 0.5, 0.75  # a blink begins below the one and ends above the other share of the eyes' median opening
 SHIFT, ROLL = 6 / 256, 1.7  # of the moved photo that sharpness is compared with: sides of the picture, degrees
 NEAR = (3, 4, 5, 6)  # pixels from a cell border, on either side, of the lines that it is compared with
-HEAD = (
-    1.75,
-    1.7,
-    0.25,
-)  # a head in half widths and half heights of its oval, and how many of these its middle lies above
+# A head in half widths and half heights of its oval, and by how many of the latter its middle lies higher.
+HEAD = (1.9, 1.8, 0.25)
+NARROW = 0.75  # half width of an oval seen from the front in half heights: one that is turned away looks narrower
 SMOOTH = 5  # frames over which the place of a head is averaged before pictures are laid on each other
+FINE = 1 / 128  # of the side: sigma of the blur that flicker is seen through; grain flickers when it is resampled
 
 
 # -- the face in the frame
@@ -77,6 +69,11 @@ def smooth(curves: Array, span: int = SMOOTH) -> Array:
     first, last = np.maximum(n - half, 0), np.minimum(n + half + 1, len(curves))
     with np.errstate(invalid="ignore"):
         return (total[last] - total[first]) / (count[last] - count[first])
+
+
+def growth(transforms: Array) -> float:
+    """Mean size of a head over that in the photo, from what :func:`similarity` gives."""
+    return float(np.nanmean(np.hypot(transforms[:, 0, 0], transforms[:, 1, 0])))
 
 
 def sample(picture: Array, points: Array) -> Array:
@@ -182,7 +179,8 @@ def outside_head(landmarks: Array, height: int, width: int) -> Array:
     middle = (top + chin) / 2 + HEAD[2] * up
     y, x = np.mgrid[:height, :width]
     off = np.stack([x, y], -1) - middle
-    across = off @ side / (side @ side) / HEAD[0]
+    wide = max(float(np.hypot(*side)), NARROW * float(np.hypot(*up)))
+    across = off @ side / float(np.hypot(*side)) / wide / HEAD[0]
     along = off @ up / (up @ up) / HEAD[1]
     above_chin = (np.stack([x, y], -1) - chin) @ up > 0
     return (across**2 + along**2 > 1) & above_chin
@@ -208,13 +206,18 @@ def flicker(frames: Iterable[Array], transforms: Array, points: Array) -> float:
     ``points`` [m, 2] are the photo's, ``transforms`` [n, 2, 3] take them to each frame. A steady change of light counts
     nothing; a level that alternates by a counts 4 a.
     """
+
+    def seen(frame: Array) -> Array:
+        channels = torch.from_numpy(np.ascontiguousarray(frame, np.float32)).permute(2, 0, 1)
+        return blur(channels, FINE * frame.shape[0]).permute(1, 2, 0).numpy()
+
     held: list[Array] = []
     sums = []
     for frame, transform in zip(frames, transforms):
         if not np.isfinite(transform).all():
             held = []
             continue
-        held = [*held[-2:], sample(frame, points @ transform[:, :2].T + transform[:, 2])]
+        held = [*held[-2:], sample(seen(frame), points @ transform[:, :2].T + transform[:, 2])]
         if len(held) == 3:
             sums.append(np.abs(held[0] - 2 * held[1] + held[2]).mean())
     return float(np.mean(sums)) if sums else np.nan

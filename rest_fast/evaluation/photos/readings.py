@@ -53,6 +53,16 @@ class Video:
         return measures.smooth(measures.similarity(landmarks[1:], landmarks[0]))
 
     @functools.cached_property
+    def seams(self) -> dict[str, float]:
+        """Cell borders that cross the face -> their step over that of their neighbours."""
+        side = self.frames.shape[1]
+        rows, columns = (slice(round(a * side), round(b * side)) for a, b in MIDDLE)
+        found = measures.seams(self.frames[1:], np.asarray(self.frames[0]), self.cell, (rows, columns))
+        if not found:
+            raise Unknown(f"no border of cells of {self.cell} px crosses the middle of {side} px")
+        return {f"{'x' if line > 0 else 'y'} = {abs(line)}": ratio for line, ratio in found.items()}
+
+    @functools.cached_property
     def gap(self) -> Array:
         """Between the inner lips over the distance of the eyes, [n]."""
         return mouths.opening(measures.mouth_points(self.faces.landmarks[1:]), self.driver.name)
@@ -69,7 +79,7 @@ class Video:
             except (Unknown, NoFace) as e:
                 values |= dict.fromkeys(names, np.nan)
                 unknown |= dict.fromkeys(names, str(e))
-        return values | {"unknown": unknown}
+        return values | {"seams": {} if "seam" in unknown else self.seams, "unknown": unknown}
 
     def curves(self) -> dict[str, Array]:
         """For the strip: ``gap``, ``voice`` and ``truth``, as far as they are there."""
@@ -97,12 +107,8 @@ def _identity(video: Video) -> Numbers:
 
 
 def _seam(video: Video) -> Numbers:
-    side = video.frames.shape[1]
-    rows, columns = (slice(round(a * side), round(b * side)) for a, b in MIDDLE)
-    found = measures.seams(video.frames[1:], np.asarray(video.frames[0]), video.cell, (rows, columns))
-    if not found:
-        raise Unknown(f"no border of cells of {video.cell} px crosses the middle of {side} px")
-    return float(np.mean(list(found.values()))), max(found.values())
+    ratios = list(video.seams.values())
+    return float(np.mean(ratios)), max(ratios)
 
 
 def _sharpness(video: Video) -> Numbers:
@@ -134,6 +140,12 @@ def _wrong(video: Video) -> Numbers:
     return _follows(video.gap, measures.envelope(video.wrong.samples))[:1]
 
 
+def _growth(video: Video) -> Numbers:
+    if not np.isfinite(video.place).any():
+        raise Unknown("no face is found in any frame")
+    return (measures.growth(video.place),)
+
+
 def _spread(video: Video) -> Numbers:
     return (video.gap.std(),)
 
@@ -163,6 +175,8 @@ def _eyes(video: Video) -> Numbers:
 
 
 def _background(video: Video) -> Numbers:
+    if video.driver.control:
+        raise Unknown("the background is moved, too")
     side = video.frames.shape[1]
     outside = measures.outside_head(video.faces.landmarks[0], side, side)
     if outside.mean() < LEAST_BACKGROUND:
@@ -204,6 +218,7 @@ READERS: dict[tuple[str, ...], Callable[[Video], Numbers]] = {
     ("truth_r", "truth_lag", "truth_lag_r", "truth_amplitude"): _truth,
     ("closure", "closures"): _closure,
     ("blinks", "eye_std"): _eyes,
+    ("head_size",): _growth,
     ("background",): _background,
     ("flicker",): _flicker,
 }

@@ -151,7 +151,7 @@ def _read(
         wrong = others[0] if others and others[0] is not driver.sound else None
         seen.append(Video(portrait, driver, wrong, np.load(path, mmap_mode="r", allow_pickle=False), faces, cell))
     strips.draw([video for video in seen if not video.driver.control], out / f"{portrait.name}.png")
-    about: dict[str, Any] = {"notes": portrait.notes, "crop": list(portrait.box)}
+    about: dict[str, Any] = {"notes": portrait.notes, "box": list(portrait.box)}
     if read[0] is not None:
         about["turned_degrees"] = measures.turned(read[0].landmarks[0])
     return about | {"videos": {video.driver.name: video.report() for video in seen}}

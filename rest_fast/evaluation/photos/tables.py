@@ -14,6 +14,7 @@ COLUMNS = {
     "true gap r, amplitude": ("truth_r", "truth_amplitude"),
     "closed at p, b, m": ("closure",),
     "blinks, std": ("blinks", "eye_std"),
+    "head size": ("head_size",),
     "background": ("background",),
     "flicker": ("flicker",),
     "face found": ("face_found",),
