@@ -101,6 +101,17 @@ def rolled(side: int, shift: float = SHIFT, degrees: float = ROLL) -> Array:
     return np.array([[turn.real, -turn.imag, c.real], [turn.imag, turn.real, c.imag]])
 
 
+def resized(points: Array, times: float) -> Array:
+    """Where points (x, y) of a picture lie once it is ``times`` as large; pixel k ends at its corners, k and k + 1."""
+    return (points + 0.5) * times - 0.5
+
+
+def resized_motion(transform: Array, times: float) -> Array:
+    """The same motion of pictures ``times`` as large: [2, 3]."""
+    linear, shift = transform[:, :2], transform[:, 2]
+    return np.concatenate([linear, resized(linear @ resized(np.zeros(2), 1 / times) + shift, times)[:, None]], 1)
+
+
 def face_box(landmarks: Array, height: int, width: int) -> tuple[slice, slice]:
     """Rows and columns of the landmarks of one picture, within it."""
     x, y = landmarks[:, 0], landmarks[:, 1]

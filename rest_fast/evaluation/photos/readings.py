@@ -114,15 +114,13 @@ def _seam(video: Video) -> Numbers:
 def _sharpness(video: Video) -> Numbers:
     """Over the photo moved once and for all, and over the photo moved as the head is in each frame."""
     faces, photo, side = video.faces, video.portrait.sharp(), video.frames.shape[1]
-    scale, fixed = SIDE / side, measures.rolled(SIDE)
+    times, fixed = SIDE / side, measures.rolled(SIDE)
     ratios = []
     for i, frame in measures.each(video.frames[1:], STRIDE):
         if faces.found[1 + i]:
             picture = np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-            # pixel centres: x of one size is (x + 1/2) scale - 1/2 of the other
-            points = (faces.landmarks[1 + i, :, :2] + 0.5) * scale - 0.5
-            own = video.place[i].copy()
-            own[:, 2] = own[:, 2] * scale + (scale - 1) / 2 * (1 - own[:, :2].sum(1))
+            points = measures.resized(faces.landmarks[1 + i, :, :2], times)
+            own = measures.resized_motion(video.place[i], times)
             ratios.append([measures.sharpness(picture, photo, how, points) for how in (fixed, own)])
     if not ratios:
         raise Unknown("no face is found in any frame")
