@@ -89,7 +89,7 @@ class Portrait:
         notes = [str(w.message) for w in said if issubclass(w.category, RestFastWarning)]
         side = box[2] - box[0]
         if side < size:
-            notes.append(f"small: the crop has {side} px a side, fewer than the model's {size}")
+            notes.append(f"the crop has {side} px a side, fewer than the model's {size}")
         return cls(path.stem, whole, box, picture, notes)
 
     def sharp(self) -> Array:

@@ -125,6 +125,12 @@ def turned(landmarks: Array) -> float:
     return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
 
 
+def tilted(landmarks: Array) -> float:
+    """Degrees by which the line of the eyes is rolled from the horizontal."""
+    across = landmarks[EYES[1]] - landmarks[EYES[0]]
+    return float(np.degrees(np.arctan2(across[1], across[0])))
+
+
 # -- the person
 
 
@@ -277,11 +283,9 @@ def follows(gap: Array, wanted: Array) -> tuple[float, float, float]:
     return measures.correlation(gap[:n], wanted[:n]), measures.best_lag(curve), float(curve.max())
 
 
-def closed_share(gap: Array, frames: Iterable[int]) -> float:
-    """Share of these frames in which the lips touch, by :data:`CLOSED`."""
-    known = [i for i in frames if i < len(gap)]
-    limit = CLOSED * float(np.percentile(gap, 95))
-    return float(np.mean(gap[known] < limit)) if known else np.nan
+def closed(gap: Array) -> Array:
+    """Frames in which the lips touch, by :data:`CLOSED`: bool [n]."""
+    return gap < CLOSED * float(np.percentile(gap, 95))
 
 
 def each(frames: Array, stride: int) -> Iterator[tuple[int, Array]]:

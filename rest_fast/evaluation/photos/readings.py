@@ -159,10 +159,12 @@ def _truth(video: Video) -> Numbers:
 
 
 def _closure(video: Video) -> Numbers:
-    closures = video.driver.sound.closures() if video.driver.sound is not None else []
+    """Share of closed lips at p, b and m, and of all frames: a mouth that hardly opens is closed at these, too."""
+    sound, closed = video.driver.sound, measures.closed(video.gap)
+    closures = [frame for frame in sound.closures() if frame < len(closed)] if sound is not None else []
     if not closures:
         raise Unknown("no known times of p, b and m")
-    return measures.closed_share(video.gap, closures), len(closures)
+    return closed[closures].mean(), closed.mean(), len(closures)
 
 
 def _eyes(video: Video) -> Numbers:
@@ -214,7 +216,7 @@ READERS: dict[tuple[str, ...], Callable[[Video], Numbers]] = {
     ("gap_r_wrong",): _wrong,
     ("gap_std",): _spread,
     ("truth_r", "truth_lag", "truth_lag_r", "truth_amplitude"): _truth,
-    ("closure", "closures"): _closure,
+    ("closure", "closure_any", "closures"): _closure,
     ("blinks", "eye_std"): _eyes,
     ("head_size",): _growth,
     ("background",): _background,

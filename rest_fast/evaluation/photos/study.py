@@ -206,6 +206,8 @@ def _unusual(count: int, landmarks: Array) -> list[str]:
         notes.append(f"{count} faces in the photo: the largest one is taken")
     if (turned := abs(measures.turned(landmarks[0]))) > FRONTAL:
         notes.append(f"turned by {turned:.0f} degrees: beyond {FRONTAL} the readings of lips and eyes are rough")
+    if (tilted := abs(measures.tilted(landmarks[0]))) > FRONTAL:
+        notes.append(f"tilted by {tilted:.0f} degrees: models expect upright heads")
     if (gap := float(mouths.opening(measures.mouth_points(landmarks), "photo")[0])) > WIDE:
         notes.append(f"mouth wide open: {gap:.2f} of the distance of the eyes")
     return notes

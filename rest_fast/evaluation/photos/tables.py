@@ -12,7 +12,7 @@ COLUMNS = {
     "best lag": ("gap_lag",),
     "gap std": ("gap_std",),
     "true gap r, amplitude": ("truth_r", "truth_amplitude"),
-    "closed at p, b, m": ("closure",),
+    "closed at p, b, m / ever": ("closure", "closure_any"),
     "blinks, std": ("blinks", "eye_std"),
     "head size": ("head_size",),
     "background": ("background",),

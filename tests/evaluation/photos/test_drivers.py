@@ -34,7 +34,7 @@ def test_portraits_are_what_the_model_prepares(model, portrait, tmp_path):
     assert portrait.box == avatar.box == (10, 0, 90, 80)
     assert portrait.notes == ["no face was found in the photo: its centre is used (give a crop to choose the square)"]
     assert portrait.sharp().shape == (256, 256, 3)
-    assert "small: the crop has 80 px a side" in Portrait.load(tmp_path / "noise.png", 128).notes[1]
+    assert "the crop has 80 px a side" in Portrait.load(tmp_path / "noise.png", 128).notes[1]
 
 
 def test_voices_are_read_at_16_khz(tmp_path):

@@ -163,8 +163,9 @@ def test_a_decoder_driven_by_known_motion(folder, tmp_path):
     assert row["truth_r"] == pytest.approx(1, abs=1e-4) and row["truth_lag"] == 0  # levels are rounded
     assert row["truth_amplitude"] == pytest.approx(0.5, abs=0.01)
     limit = 0.25 * np.percentile(level, 95)
-    closed = level[level < 0.2] < limit
-    assert row["closures"] == len(closed) and row["closure"] == pytest.approx(closed.mean())
+    wanted = level[level < 0.2] < limit
+    assert row["closures"] == len(wanted) and row["closure"] == pytest.approx(wanted.mean())
+    assert row["closure_any"] == pytest.approx((level < limit).mean())
     assert row["gap_r_wrong"] is None and row["unknown"]["gap_r_wrong"] == "no other voice"
     assert found["decoder"] == "none" and "a decoder" in (tmp_path / "out" / "photos.md").read_text()
 

@@ -1,0 +1,44 @@
+"""Tables of what ``benchmarks/photo_study.py`` stored, by the columns of the study itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stored import table
+
+from rest_fast.evaluation.photos.tables import COLUMNS, cell
+
+FLOOR = ("identity", "seam, worst", "sharpness", "gap std", "flicker")  # what a photo that only moves has a number of
+
+
+def video_table(found: dict[str, Any]) -> str:
+    """Every photo with every voice."""
+    titles = [title for title in COLUMNS if title != "true gap r, amplitude"]
+    lines = [["photo", "voice", *titles]]
+    for name, photo in found["photos"].items():
+        for driver, row in photo["videos"].items():
+            if not row["control"]:
+                lines.append([name, driver, *(cell(row, COLUMNS[title]) for title in titles)])
+    return table(lines)
+
+
+def floor_table(found: dict[str, Any]) -> str:
+    """The photos, moved without a model."""
+    lines = [["photo", *FLOOR]]
+    for name, photo in found["photos"].items():
+        for row in photo["videos"].values():
+            if row["control"]:
+                lines.append([name, *(cell(row, COLUMNS[title]) for title in FLOOR)])
+    return table(lines)
+
+
+def means(found: dict[str, Any]) -> str:
+    """Identity and lip sync over all photos and voices, in words."""
+    rows = [row for photo in found["photos"].values() for row in photo["videos"].values() if not row["control"]]
+
+    def mean(key: str) -> float:
+        known = [row[key] for row in rows if row[key] is not None]
+        return float(sum(known) / len(known))
+
+    lips = f"r with the voice {mean('gap_r'):.2f}, with another one {mean('gap_r_wrong'):.2f}"
+    return f"identity {mean('identity_mean'):.2f}, {lips}"
