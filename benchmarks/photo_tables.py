@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from stored import table
@@ -42,3 +43,29 @@ def means(found: dict[str, Any]) -> str:
 
     lips = f"r with the voice {mean('gap_r'):.2f}, with another one {mean('gap_r_wrong'):.2f}"
     return f"identity {mean('identity_mean'):.2f}, {lips}"
+
+
+CEILINGS = {
+    "r with the true gap": "truth_r",
+    "its best lag": "truth_lag",
+    "r with the voice": "gap_r",
+    "gap std": "gap_std",
+    "closed at p, b, m": "closure",
+    "ever": "closure_any",
+    "blinks": "blinks",
+    "identity": "identity_mean",
+    "largest": "identity_max",
+    "background": "background",
+    "flicker": "flicker",
+    "face found": "face_found",
+}
+
+
+def instrument_table(found: dict[str, Any]) -> str:
+    """Of drawn people with known motion: the middle one, the lowest and the highest reading of each measure."""
+    lines = [["measure", "median", "lowest", "highest"]]
+    for title, key in CEILINGS.items():
+        values = [row[key] for row in found["people"].values() if row[key] is not None]
+        numbers = (statistics.median(values), min(values), max(values))
+        lines.append([title, *(f"{value:.2f}" for value in numbers)])
+    return table(lines)

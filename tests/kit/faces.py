@@ -32,8 +32,8 @@ def mesh(gap: float = 0.0, lids: float = 0.1, side: float = 100.0, yaw: float = 
     return points * side / 100
 
 
-# Reads as the real one does, of frames whose colours say what is there. Black: nobody. Red: three faces. Blue: a head
-# turned by 40 degrees with its mouth open. Else the mouth opens as the middle of the frame gets brighter.
+# Reads as the real one does, of frames whose colours say what is there. Black: nobody. Blue: three faces, of which the
+# one that is read is turned by 40 degrees with its mouth open. Else the mouth opens as the middle gets brighter.
 READER = """
 import json, sys
 import numpy as np
@@ -56,7 +56,7 @@ for given, made in zip(paths[::2], paths[1::2]):
         if i % stride == 0:
             descriptors[i] = frame.mean() / 255
     red, green, blue = frames[0].mean((0, 1))
-    np.savez(made, landmarks=landmarks, descriptors=descriptors, faces=np.int64(3 if red > blue + 100 else 1))
+    np.savez(made, landmarks=landmarks, descriptors=descriptors, faces=np.int64(3 if blue > red + 100 else 1))
 print(json.dumps({{"reader": "of colours"}}))
 """
 
