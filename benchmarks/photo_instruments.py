@@ -27,7 +27,7 @@ from rest_fast.training.synthetic.speech import utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
 from rest_fast.units import FPS
 
-PEOPLE, FIRST = 8, 30_000  # clips of the split `test` that nobody writes
+PEOPLE, FIRST = 4, 30_000  # clips of the split `test` that nobody writes
 SECONDS, SIDE = 8, 256
 BLINKS, BLINK = (40, 90, 150), 8  # first frames, and frames of each
 
