@@ -1,9 +1,10 @@
 """What a model makes of scikit-image's astronaut and of other portraits, stored.
 
     python benchmarks/photo_study.py --photos PORTRAITS --sounds WOMAN.wav MAN.wav --work build/photos \\
-        --store benchmarks/results/photos_demo.json
+        --store benchmarks/results/photos_demo.json --picture docs/photos.png
 
-Strips and videos stay in ``--work``; what is stored has numbers and the names of files, no picture. Needs
+Strips and videos stay in ``--work``; what is stored has numbers and the names of files, no picture but the astronaut's
+first row, who is in the public domain. Needs
 ``make photo-instruments`` (docs/photos.md).
 """
 
@@ -18,6 +19,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 import rest_fast
+from rest_fast.evaluation import figures
+from rest_fast.evaluation.photos import strips
 from rest_fast.evaluation.photos.study import evaluate_photos
 
 
@@ -28,6 +31,7 @@ def main() -> None:
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--work", type=Path, required=True, help="folder of strips and videos")
     parser.add_argument("--store", type=Path, required=True, help="json")
+    parser.add_argument("--picture", type=Path, help="png of the astronaut with the first sound")
     args = parser.parse_args()
     environment = where.environment(where.commit_info())  # as the run begins
     args.work.mkdir(parents=True, exist_ok=True)
@@ -43,6 +47,8 @@ def main() -> None:
     )
     if "faces" in found["not_measured"]:
         raise SystemExit(f"not stored: {found['not_measured']['faces']}")
+    if args.picture:
+        figures.save(strips.first_row(args.work / "astronaut.png", found["size"]), args.picture)
     for photo in found["photos"].values():
         for video in photo["videos"].values():
             del video["unknown"]  # docs/photos.md says what is known of which video

@@ -22,6 +22,7 @@ import busy
 import cpu_tables
 import decoder_dtype
 import demo_tables
+import photo_tables
 import stored
 import vae_tables
 
@@ -115,6 +116,16 @@ def decoder_dtypes(results: Results) -> str:
     return "\n".join(parts)
 
 
+def script_table(make: Callable[[Any], str], name: str) -> Callable[[Results], str]:
+    """The table of what one script stored, with its source."""
+
+    def made(results: Results) -> str:
+        found = results.script(name)
+        return under(make(found), [found["environment"]])
+
+    return made
+
+
 def gpu(results: Results) -> str:
     """What ``make gpu-suite`` left on a GPU, in words."""
     found = []
@@ -180,6 +191,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-streams": lambda r: demo_tables.stream_table(r.report()),
     "demo-bars": lambda r: demo_tables.bar_table(r.report()),
     "demo-guidance": lambda r: demo_tables.guidance_table(r.report()),
+    "photos": script_table(photo_tables.video_table, "photos_demo"),
+    "photos-floor": script_table(photo_tables.floor_table, "photos_demo"),
+    "photos-means": lambda r: photo_tables.means(r.script("photos_demo")),
+    "photo-instruments": script_table(photo_tables.instrument_table, "photo_instruments"),
     "ablation": lambda r: ablation_report.numbers(r.ablation()),
     "ablation-claims": lambda r: ablation_report.comparison(r.ablation()),
 }

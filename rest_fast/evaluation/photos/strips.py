@@ -37,6 +37,12 @@ def draw(videos: Sequence[Video], path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
+def first_row(path: Path, side: int) -> Image.Image:
+    """Of a strip that :func:`draw` wrote, of pictures of ``side`` pixels, what it shows of the first video."""
+    with Image.open(path) as sheet:
+        return sheet.crop((0, 0, sheet.width, 2 * MARGIN + WORDS + side + SPACE + PLOT)).convert("RGB")
+
+
 def _row(video: Video, side: int, width: int) -> Image.Image:
     count = len(video.frames) - 1
     picks = [int((i + 0.5) * count / COLUMNS) for i in range(COLUMNS)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rest_fast import media
 from rest_fast.evaluation.measures import correlation
-from rest_fast.evaluation.photos import measures, readings, study, tables
+from rest_fast.evaluation.photos import measures, readings, strips, study, tables
 from rest_fast.evaluation.photos.drivers import Driver, Sound
 from rest_fast.evaluation.photos.faces import VARIABLE, FaceReader
 from rest_fast.evaluation.sources import EvaluationError
@@ -70,6 +70,7 @@ def test_what_is_written(result, model):
     with Image.open(out / "noise.png") as strip:  # the photo and eight frames of 64 px; two voices
         assert strip.size == (2 * 12 + 9 * 68 - 4, 12 + 2 * (22 + 64 + 4 + 72 + 12))
         np.testing.assert_array_equal(np.asarray(strip)[34:98, 12:76], video_photo(found, "noise"))
+    assert strips.first_row(out / "noise.png", 64).size == (2 * 12 + 9 * 68 - 4, 2 * 12 + 22 + 64 + 4 + 72)
     assert (out / "photos.md").read_text() == tables.markdown(found)
 
 
