@@ -25,8 +25,8 @@ DEFAULT = Path(".photo-instruments", "bin", "python")
 CURE = f"make photo-instruments, or --instruments PYTHON, or {VARIABLE}"
 SCRIPT = Path(__file__).with_name("read_faces.py")
 POINTS, NUMBERS = 478, 128  # of a mesh, of a descriptor
-# Seconds that the models may take to load, and a frame to be read, before a run is taken for stuck: on an idle core they
-# take 3 and 0.07, on one that many share a hundred times that.
+# Seconds that the models may take to load, and a frame to be read, before a run is taken for stuck: on an idle core
+# they take 3 and 0.07, on one that many share a hundred times that.
 STARTING, EACH_FRAME = 600, 10
 Array = NDArray[Any]
 
