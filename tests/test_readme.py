@@ -55,9 +55,9 @@ def test_there_are_two_examples():
 
 def test_every_command_can_be_parsed(tmp_path, monkeypatch):
     """So that no option in the README is one of yesterday."""
-    for name in ("face.png", "speech.wav"):
+    for name in ("face.png", "me.jpg", "speech.wav", "woman.wav", "man.wav"):
         (tmp_path / name).write_text("something")
-    for name in ("data", "videos"):
+    for name in ("data", "videos", "portraits"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     text = README.read_text() + GUIDE.read_text()
