@@ -38,7 +38,7 @@ def means(found: dict[str, Any]) -> str:
     rows = [row for photo in found["photos"].values() for row in photo["videos"].values() if not row["control"]]
 
     def mean(key: str) -> float:
-        known = [row[key] for row in rows if row[key] is not None]
+        known = [row[key] for row in rows if row.get(key) is not None]
         return float(sum(known) / len(known))
 
     lips = f"r with the voice {mean('gap_r'):.2f}, with another one {mean('gap_r_wrong'):.2f}"

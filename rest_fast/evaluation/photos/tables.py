@@ -46,12 +46,12 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """Numbers beside each other, a dash for one that is not known."""
-    return " / ".join("-" if row[key] is None else f"{row[key]:.{0 if key in WHOLE else 2}f}" for key in keys)
+    """Numbers beside each other, a dash for one that is not known, or was not when the row was stored."""
+    return " / ".join("-" if row.get(key) is None else f"{row[key]:.{0 if key in WHOLE else 2}f}" for key in keys)
 
 
 def _known(row: dict[str, Any], keys: tuple[str, ...]) -> bool:
-    return any(row[key] is not None for key in keys)
+    return any(row.get(key) is not None for key in keys)
 
 
 def _word(text: str) -> str:
