@@ -19,7 +19,7 @@ COLUMNS = {
     "flicker": ("flicker",),
     "face found": ("face_found",),
 }
-WHOLE = {"gap_lag", "blinks"}
+DIGITS = {"gap_lag": 0, "blinks": 0, "gap_std": 3, "eye_std": 3}  # behind the point; of the others two
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def cell(row: dict[str, Any], keys: tuple[str, ...]) -> str:
     """Numbers beside each other, a dash for one that is not known, or was not when the row was stored."""
-    return " / ".join("-" if row.get(key) is None else f"{row[key]:.{0 if key in WHOLE else 2}f}" for key in keys)
+    return " / ".join("-" if row.get(key) is None else f"{row[key]:.{DIGITS.get(key, 2)}f}" for key in keys)
 
 
 def _known(row: dict[str, Any], keys: tuple[str, ...]) -> bool:
