@@ -111,6 +111,10 @@ class Driver:
     gap: Array | None = None  # the true opening in each frame, [frames]: lips over outer corners of the eyes
     control: bool = False  # made without a model: what the instruments say of a photo that they should find nothing in
 
+    def __post_init__(self) -> None:
+        truths = None if self.gap is None else len(self.gap)
+        assert truths in (None, self.frames), f"{self.name}: gap: expected {self.frames} openings, got {truths}"
+
     def pieces(self, portrait: Portrait) -> Iterator[Array]:
         """Exactly ``frames`` frames of the picture's size, in pieces."""
         done = 0

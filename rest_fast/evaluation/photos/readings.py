@@ -22,6 +22,7 @@ Array = NDArray[Any]
 STRIDE = 5  # identity, sharpness and background are measured on five frames a second
 MIDDLE = (0.25, 0.85), (0.22, 0.78)  # rows and columns of a framed picture where the face is
 LEAST_BACKGROUND = 0.03  # of the picture
+LEAST_FACE = 16  # px of 256 a side of what the frame shows of a face, for its detail to be measured
 NO_INSTRUMENTS = f"no instruments: {CURE}"
 
 
@@ -103,7 +104,7 @@ def _identity(video: Video) -> Numbers:
     mean, most = measures.identity(described[1:], described[0])
     if np.isnan(mean):
         raise Unknown("dlib finds no face in any frame")
-    return mean, most
+    return mean, most, np.isfinite(described[1:][STRIDE - 1 :: STRIDE, 0]).mean()
 
 
 def _seam(video: Video) -> Numbers:
@@ -117,13 +118,15 @@ def _sharpness(video: Video) -> Numbers:
     times, fixed = SIDE / side, measures.rolled(SIDE)
     ratios = []
     for i, frame in measures.each(video.frames[1:], STRIDE):
-        if faces.found[1 + i]:
+        if not faces.found[1 + i]:
+            continue
+        points = measures.resized(faces.landmarks[1 + i, :, :2], times)
+        if min(edge.stop - edge.start for edge in measures.face_box(points, SIDE, SIDE)) >= LEAST_FACE:
             picture = np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-            points = measures.resized(faces.landmarks[1 + i, :, :2], times)
             own = measures.resized_motion(video.place[i], times)
             ratios.append([measures.sharpness(picture, photo, how, points) for how in (fixed, own)])
     if not ratios:
-        raise Unknown("no face is found in any frame")
+        raise Unknown(f"no frame has {LEAST_FACE} px of {SIDE} of a face")
     return tuple(np.mean(ratios, 0))
 
 
@@ -209,7 +212,7 @@ def _follows(gap: Array, wanted: Array) -> Numbers:
 # Names of measures -> what finds them.
 READERS: dict[tuple[str, ...], Callable[[Video], Numbers]] = {
     ("face_found",): _found,
-    ("identity_mean", "identity_max"): _identity,
+    ("identity_mean", "identity_max", "identity_found"): _identity,
     ("seam", "seam_worst"): _seam,
     ("sharpness", "sharpness_same_motion"): _sharpness,
     ("gap_r", "gap_lag", "gap_lag_r"): _voice,

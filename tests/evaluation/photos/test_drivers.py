@@ -65,6 +65,11 @@ def test_frames_behind_the_end_are_dropped(portrait):
     assert [len(piece) for piece in pieces] == [5, 5, 2] and pieces[2][1, 0, 0, 0] == 11
 
 
+def test_a_truth_of_another_length():
+    with pytest.raises(AssertionError, match="odd: gap: expected 12 openings, got 11"):
+        Driver("odd", 12, counting, gap=np.zeros(11))
+
+
 @pytest.mark.parametrize(("film", "says"), [
     (lambda p: [np.zeros((3, *p.picture.shape), np.uint8)], "expected 12 frames, got 3"),
     (lambda p: [np.zeros((3, 32, 32, 3), np.uint8)], "expected uint8"),
