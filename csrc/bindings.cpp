@@ -1,5 +1,9 @@
 // rest_fast._cpu: addresses in, error code out.
 #include "bind.h"
+#include "heads/label.h"
+#include "heads/pose.h"
+#include "heads/raster.h"
+#include "heads/shade.h"
 #include "ops/cfg_euler_step.h"
 #include "ops/conv_epilogue.h"
 #include "ops/depth_to_space.h"
@@ -31,4 +35,11 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "depth_to_space", rf::depth_to_space_cpu);
   rf::bind_cpu(m, "frames_to_uint8", rf::frames_to_uint8_cpu);
   rf::bind_cpu(m, "conv_epilogue", rf::conv_epilogue_cpu);
+  rf::bind_cpu(m, "heads_pose", rf::heads_pose);
+  rf::bind_cpu(m, "heads_raster", rf::heads_raster);
+  rf::bind_cpu(m, "heads_shadow", rf::heads_shadow);
+  rf::bind_cpu(m, "heads_occlusion", rf::heads_occlusion);
+  rf::bind_cpu(m, "heads_shade", rf::heads_shade);
+  rf::bind_cpu(m, "heads_flow", rf::heads_flow);
+  rf::bind_cpu(m, "heads_develop", rf::heads_develop);
 }

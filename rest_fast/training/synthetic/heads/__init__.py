@@ -1,0 +1,1 @@
+"""Photo-like talking heads: a head in three dimensions, drawn with exact flow, visibility and motion labels."""
