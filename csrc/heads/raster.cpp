@@ -36,9 +36,22 @@ inline void walk(const float* a, const float* b, const float* c, int64_t height,
   const int64_t y0 = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(top - 0.5f)));
   const int64_t y1 = std::min<int64_t>(height - 1, static_cast<int64_t>(std::floor(bottom - 0.5f)));
   const float inverse = 1.0f / area;
+  // Both edge functions change by a fixed step along a row: where they, and their rest, can be positive
+  // is a run of elements. Found with a margin; the test itself decides.
+  const float step_b = cy * inverse, step_c = -by * inverse, step_a = -step_b - step_c;
   for (int64_t y = y0; y <= y1; ++y) {
-    const float py = y + 0.5f - a[1];
-    for (int64_t x = x0; x <= x1; ++x) {
+    const float py = y + 0.5f - a[1], px0 = x0 + 0.5f - a[0];
+    const float b0 = (px0 * cy - py * cx) * inverse, c0 = (bx * py - by * px0) * inverse;
+    float low = 0, high = static_cast<float>(x1 - x0);
+    const auto narrow = [&](float start, float by_element) {
+      if (by_element > 1e-6f) low = std::max(low, -start / by_element - 1.0f);
+      if (by_element < -1e-6f) high = std::min(high, -start / by_element + 1.0f);
+    };
+    narrow(b0, step_b);
+    narrow(c0, step_c);
+    narrow(1.0f - b0 - c0, step_a);
+    if (!(low <= high)) continue;
+    for (int64_t x = x0 + static_cast<int64_t>(low); x <= x0 + static_cast<int64_t>(high); ++x) {
       const float px = x + 0.5f - a[0];
       const float eb = (px * cy - py * cx) * inverse;
       const float ec = (bx * py - by * px) * inverse;
@@ -85,23 +98,37 @@ int heads_raster(const HeadsRasterParams& p) {
   }
   std::fill(p.id, p.id + p.height * p.width, -1);
   std::fill(p.share, p.share + 3 * p.height * p.width, 0.0f);
-  std::fill(p.depth, p.depth + p.height * p.width, kFar);
+  // The nearest has the largest 1 / d, which is linear over the picture; shares are left for later.
+  std::fill(p.depth, p.depth + p.height * p.width, 0.0f);
   for (int64_t t = 0; t < p.triangles; ++t) {
     const int32_t* corner = p.triangle + 3 * t;
     const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1], *c = p.screen + 3 * corner[2];
     if (a[2] <= 0 || b[2] <= 0 || c[2] <= 0) continue;
     const float ia = 1.0f / a[2], ib = 1.0f / b[2], ic = 1.0f / c[2];
     walk(a, b, c, p.height, p.width, [&](int64_t x, int64_t y, float eb, float ec) {
-      const float wa = (1.0f - eb - ec) * ia, wb = eb * ib, wc = ec * ic;
-      const float d = 1.0f / (wa + wb + wc);
+      const float near = ia + eb * (ib - ia) + ec * (ic - ia);
       const int64_t i = y * p.width + x;
-      if (!(d < p.depth[i])) return;
-      p.depth[i] = d;
+      if (!(near > p.depth[i])) return;
+      p.depth[i] = near;
       p.id[i] = static_cast<int32_t>(t);
-      p.share[3 * i] = wa * d;
-      p.share[3 * i + 1] = wb * d;
-      p.share[3 * i + 2] = wc * d;
     });
+  }
+  for (int64_t i = 0; i < p.height * p.width; ++i) {
+    if (p.id[i] < 0) {
+      p.depth[i] = kFar;
+      continue;
+    }
+    const int32_t* corner = p.triangle + 3 * p.id[i];
+    const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1], *c = p.screen + 3 * corner[2];
+    const float px = i % p.width + 0.5f - a[0], py = i / p.width + 0.5f - a[1];
+    const float bx = b[0] - a[0], by = b[1] - a[1], cx = c[0] - a[0], cy = c[1] - a[1];
+    const float inverse = 1.0f / (bx * cy - by * cx);
+    const float eb = (px * cy - py * cx) * inverse, ec = (bx * py - by * px) * inverse;
+    const float wa = (1.0f - eb - ec) / a[2], wb = eb / b[2], wc = ec / c[2];
+    p.depth[i] = 1.0f / (wa + wb + wc);
+    p.share[3 * i] = wa * p.depth[i];
+    p.share[3 * i + 1] = wb * p.depth[i];
+    p.share[3 * i + 2] = wc * p.depth[i];
   }
   return kOk;
 }

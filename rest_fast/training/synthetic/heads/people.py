@@ -54,6 +54,7 @@ class Person:
     paint: Array  # float32 [P, 8], without the share of the sky for the mesh: the renderer finds it
     eyes: Array  # float32 [2, 3] middles, right eye first
     eye_vertices: tuple[Array, Array]
+    pupils: tuple[int, int]  # the foremost vertex of each eye
     iris: float  # radians
     gaze: Array  # [2] radians: where the eyes rest, right and up
     looks: Looks
@@ -84,6 +85,7 @@ def invent(rng: np.random.Generator, head: Head, marks: Landmarks) -> Person:
     return Person(
         Face(head, shape, marks), marks, triangles, kind, len(shape), made,
         np.concatenate([shape, made.rest]), np.concatenate([vertex_paint, made.paint]), eyes, (sides[0], sides[1]),
+        (int(sides[0][shape[sides[0], 2].argmax()]), int(sides[1][shape[sides[1], 2].argmax()])),
         float(looks.eye[3]), rng.normal(0, [0.05, 0.03]), looks, {"hair": name},
     )  # fmt: skip
 

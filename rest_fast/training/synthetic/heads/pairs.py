@@ -1,0 +1,260 @@
+"""Training pairs: a photo of a person and other frames of the same person, with flow, visibility and labels."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_fast.errors import ArgumentError, DataError
+from rest_fast.training.synthetic.heads import scene
+from rest_fast.training.synthetic.heads.draw import Frame, Painter, points_of
+from rest_fast.training.synthetic.heads.mesh import Head, load_head
+from rest_fast.training.synthetic.heads.motion import HEAD_MOTION, Landmarks, neutral
+from rest_fast.training.synthetic.heads.people import invent
+from rest_fast.training.synthetic.portraits import GEOMETRY
+from rest_fast.training.synthetic.visemes import VISEMES
+
+Array = np.ndarray
+PLACES = (
+    *("right_eye", "left_eye", "right_iris", "left_iris", "right_corner", "left_corner"),
+    *("upper_lip", "lower_lip", "chin", "nose"),
+)
+EYES = ("right", "left")
+ABOUT, CHUNK = "pairs.json", 16  # people in a file
+_FACTS = ("images", "flow", "visible", "matte", "motion", "geometry", "eyes", "places")
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """K frames of one person; frame 0 is the photo. S: size of a picture, G: of the grid of labels.
+
+    images: uint8 [K, S, S, 3]; flow: float16 [K, G, G, 2], for the middle of each cell of frame k where that point of
+    the surface is in frame 0, minus where it is here, x and y in pixels of a 128 px picture, 0 outside the head;
+    visible: uint8 [K, G, G], 0 background, 1 head that the photo hides (or the inside of a mouth that it does not show),
+    2 seen in the photo; matte: uint8 [K, G, G], share of the cell that the head covers, 255 all; motion: float32 [K, 14]
+    (:data:`HEAD_MOTION`); geometry: float32 [K, 4] (:data:`GEOMETRY`); eyes: float32 [K, 2], opening of the right and of
+    the left eye in pixels of a 128 px picture; places: float32 [K, 10, 2] (:data:`PLACES`), x and y in such pixels.
+    """
+
+    images: Array
+    flow: Array
+    visible: Array
+    matte: Array
+    motion: Array
+    geometry: Array
+    eyes: Array
+    places: Array
+
+
+@cache
+def _head() -> tuple[Head, Landmarks]:
+    head = load_head()
+    return head, Landmarks.of(head)
+
+
+def random_motion(rng: np.random.Generator, *, photo: bool = False) -> Array:
+    """float32 [14]: one expression and one pose. Half of all photos are at rest; the others smile, talk or blink."""
+    m = points_of(neutral()[0])
+    if not photo or rng.random() < 0.5:
+        _expression(rng, m, photo)
+    m |= {"dx": rng.normal(0, 3.5), "dy": rng.normal(0, 2), "roll": rng.normal(0, 0.05)}
+    m |= {"yaw": rng.normal(0, 0.5), "pitch": rng.normal(0, 0.4)}
+    if rng.random() < 0.5:
+        m["brow"] = float(np.clip(rng.normal(0, 0.45), -1, 1))
+    return np.array([m[name] for name in HEAD_MOTION], np.float32)
+
+
+def _expression(rng: np.random.Generator, m: dict[str, float], photo: bool) -> None:
+    kind = rng.choice(["viseme", "free", "smile"], p=[0.25, 0.15, 0.6] if photo else [0.45, 0.35, 0.2])
+    if kind == "viseme":  # what speech looks like: a blend of two mouth shapes
+        two = [np.array(VISEMES[str(name)][:6]) for name in rng.choice(list(VISEMES), 2)]
+        share = rng.random() ** 2
+        m |= dict(zip(HEAD_MOTION[:6], ((1 - share) * two[0] + share * two[1]).tolist()))
+    elif kind == "free":
+        m["open"] = rng.random() ** 1.3
+        m["width"] = rng.uniform(-1, 1)
+        m["round"] = max(0.0, -m["width"]) * rng.random()
+        m["tongue"] = rng.random() * (rng.random() < 0.3)
+    else:
+        m["smile"] = rng.uniform(0.35, 1)
+        m["open"] = 0.5 * rng.random() ** 2
+        m["press"] = float(rng.random() < 0.2)
+        m["open"] *= 1 - m["press"]
+    if kind != "smile" and rng.random() < 0.35:
+        m["smile"] = 0.5 * rng.random()
+    if rng.random() < 0.22:
+        m["blink"] = rng.random() ** 0.5
+
+
+def make_person(
+    seed: int | np.random.Generator,
+    frames: int = 4,
+    size: int = 192,
+    grid: int = 96,
+    *,
+    motion: Array | None = None,
+    backgrounds: list[Array] | None = None,
+) -> Pairs:
+    """Invent and draw one person, the same bits in every process.
+
+    Args:
+        seed: the source of everything random.
+        motion: float32 [frames, 14] to draw; default: :func:`random_motion`.
+        backgrounds: uint8 RGB pictures, at least `size` wide; one in two people stands before one of them.
+    """
+    if size % 2 or size < 32 or (2 * size) % grid or frames < 1:
+        raise ArgumentError(f"heads: expected an even size >= 32 and a grid that divides 2 x size, got {size} and {grid}")
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
+    head, marks = _head()
+    person = invent(rng, head, marks)
+    camera, light, sensor = scene.random_camera(rng), scene.random_light(rng), scene.random_sensor(rng)
+    picture = backgrounds[rng.integers(len(backgrounds))] if backgrounds and rng.random() < 0.5 else None
+    wall = scene.random_background(rng, size, picture)
+    if motion is None:
+        motion = np.stack([random_motion(rng, photo=k == 0) for k in range(frames)])
+    if np.shape(motion) != (frames, len(HEAD_MOTION)):
+        raise ArgumentError(f"heads: expected motion [{frames}, {len(HEAD_MOTION)}], got {list(np.shape(motion))}")
+    painter = Painter(person, camera, light, size)
+    photo = painter.frame(motion[0])
+    gain = sensor.exposure / max(painter.exposure(photo), 1e-3)
+    rows: list[dict[str, Array]] = []
+    for k, row in enumerate(motion):
+        frame = photo if k == 0 else painter.frame(row)
+        flow, visible, matte = painter.flow(frame, photo, grid)
+        geometry, eyes, places = measure(painter, frame)
+        image = scene.expose(rng, sensor, painter.develop(frame, wall, gain, sensor.shoulder))
+        rows.append(dict(zip(_FACTS, (image, flow.astype(np.float16), visible, matte, row, geometry, eyes, places))))
+    return Pairs(*(np.stack([row[name] for row in rows]).astype(rows[0][name].dtype) for name in _FACTS))
+
+
+def measure(painter: Painter, frame: Frame) -> tuple[Array, Array, Array]:
+    """geometry [4], eyes [2] and places [10, 2] of a frame, in pixels of a 128 px picture, from its vertices."""
+    marks, person = painter.person.marks, painter.person
+    unit = 128 / painter.side
+    at = frame.screen[:, :2] * unit
+    # Along the head: the picture turned back by the roll.
+    cos, sin = np.cos(painter.camera.roll + frame.motion["roll"]), np.sin(painter.camera.roll + frame.motion["roll"])
+    along = at @ np.array([-sin, cos], np.float32)
+    upper = marks.upper_lip[along[marks.upper_lip].argmax()]
+    lower = marks.lower_lip[along[marks.lower_lip].argmin()]
+    gap = max(0.0, float(along[lower] - along[upper]))
+    right, left = at[marks.corners]
+    middle = (at[upper] + at[lower]) / 2
+    geometry = np.array([gap, np.linalg.norm(left - right), *middle], np.float32)
+    eyes = np.array([max(0.0, along[low] - along[up]) for up, low in marks.lids], np.float32)
+    balls = [at[vertices].mean(0) for vertices in person.eye_vertices]
+    irises = [at[vertex] for vertex in person.pupils]
+    places = [*balls, *irises, right, left, at[upper], at[lower], at[marks.chin], at[marks.nose]]
+    return geometry, eyes, np.array(places, np.float32)
+
+
+def _shapes(frames: int, size: int, grid: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    return {
+        "images": (np.uint8, (frames, size, size, 3)),
+        "flow": (np.float16, (frames, grid, grid, 2)),
+        "visible": (np.uint8, (frames, grid, grid)),
+        "matte": (np.uint8, (frames, grid, grid)),
+        "motion": (np.float32, (frames, len(HEAD_MOTION))),
+        "geometry": (np.float32, (frames, len(GEOMETRY))),
+        "eyes": (np.float32, (frames, 2)),
+        "places": (np.float32, (frames, len(PLACES), 2)),
+    }
+
+
+def write_pairs(
+    out: Path,
+    count: int,
+    *,
+    first: int = 0,
+    frames: int = 4,
+    size: int = 192,
+    grid: int = 96,
+    workers: int = 0,
+    backgrounds: list[Array] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write people ``first .. first + count - 1`` for :class:`PairsFolder`. The seed of a person is its number.
+
+    A chunk of 16 people is a folder of arrays that appears whole; chunks that are there already are kept, so that the
+    same call continues after a stop.
+
+    Args:
+        workers: processes of one thread each; 0: one for each core.
+        backgrounds: see :func:`make_person`; they are part of the data, so give the same ones again.
+    """
+    if count < 1 or first < 0 or first % CHUNK:
+        raise ArgumentError(f"heads: expected count >= 1 and first a multiple of {CHUNK}, got {count} and {first}")
+    load_head()  # reads the wheel once, before many processes would
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"frames": frames, "size": size, "grid": grid, "motion": HEAD_MOTION, "geometry": GEOMETRY, "places": PLACES}
+    known = out / ABOUT
+    if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(about)):
+        raise DataError(f"{out}: expected pairs like these, {about}, found {known.read_text()}")
+    known.write_text(json.dumps(about))
+    starts = range(first, first + count, CHUNK)
+    todo = [s for s in starts if not (out / f"{s:07d}").exists()]
+    ends = {s: min(s + CHUNK, first + count) for s in starts}
+    write = partial(_write_chunk, out, frames=frames, size=size, grid=grid, backgrounds=backgrounds)
+    done = count - sum(ends[s] - s for s in todo)
+    for start in _spread(write, [(s, ends[s]) for s in todo], workers):
+        done += ends[start] - start
+        if progress is not None:
+            progress(done, count)
+
+
+def _spread(work: Callable[[tuple[int, int]], int], items: list[Any], workers: int) -> Iterator[int]:
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is the parent's
+    with multiprocessing.get_context("spawn").Pool(workers, **quiet) as pool:  # type: ignore[arg-type]
+        yield from pool.imap_unordered(work, items)
+
+
+def _write_chunk(
+    out: Path, span: tuple[int, int], *, frames: int, size: int, grid: int, backgrounds: list[Array] | None
+) -> int:
+    first, end = span
+    people = [make_person(seed, frames, size, grid, backgrounds=backgrounds) for seed in range(first, end)]
+    partial_folder = out / f"{first:07d}.{os.getpid()}.partial"
+    partial_folder.mkdir(exist_ok=True)
+    for name in _FACTS:
+        np.save(partial_folder / f"{name}.npy", np.stack([getattr(person, name) for person in people]))
+    partial_folder.rename(out / f"{first:07d}")
+    return first
+
+
+class PairsFolder:
+    """The people of a folder, mapped from disk: ``folder[i]`` is a :class:`Pairs`; ``about`` says frames, size, grid."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / ABOUT).is_file():
+            raise DataError(f"{folder}: expected pairs with {ABOUT} (write_pairs), found none")
+        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+        shapes = _shapes(self.about["frames"], self.about["size"], self.about["grid"])
+        self._chunks: list[dict[str, Array]] = []
+        for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()):
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _FACTS}
+            for name, array in arrays.items():
+                expected = shapes[name]
+                if array.dtype != expected[0] or array.shape[1:] != expected[1]:
+                    raise DataError(f"{path}: expected {name} {expected}, found {array.dtype} {array.shape[1:]}")
+            self._chunks.append(arrays)
+        self._where = [(c, i) for c, arrays in enumerate(self._chunks) for i in range(len(arrays["images"]))]
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> Pairs:
+        chunk, i = self._where[index]
+        return Pairs(*(self._chunks[chunk][field.name][i] for field in fields(Pairs)))
