@@ -51,12 +51,30 @@ Vec in_photo(const HeadsFlowParams& p, int64_t element, int32_t triangle) {
   return {sum.x / weight, sum.y / weight, weight};  // shares add up to one: the weight is the distance
 }
 
-float tone(float x, float shoulder) {
-  x = std::max(0.0f, x);
-  x = x * (1.0f + 0.35f * shoulder) / (1.0f + 0.35f * shoulder * x);
-  x = std::min(1.0f, x);
-  return x <= 0.0031308f ? 12.92f * x : 1.055f * std::pow(x, 1.0f / 2.4f) - 0.055f;
-}
+// sRGB of linear light after a soft shoulder, from a table over the square root: dark tones need the finest steps.
+class Tone {
+ public:
+  explicit Tone(float shoulder) : bend_(0.35f * shoulder) {
+    for (int i = 0; i <= kSteps; ++i) {
+      const float root = static_cast<float>(i) / kSteps, x = root * root;
+      table_[i] = x <= 0.0031308f ? 12.92f * x : 1.055f * std::pow(x, 1.0f / 2.4f) - 0.055f;
+    }
+    table_[kSteps + 1] = table_[kSteps];
+  }
+  float operator()(float x) const {
+    x = std::max(0.0f, x);
+    x = std::min(1.0f, x * (1.0f + bend_) / (1.0f + bend_ * x));
+    const float at = std::sqrt(x) * kSteps;
+    const int i = static_cast<int>(at);
+    return table_[i] + (at - i) * (table_[i + 1] - table_[i]);
+  }
+  Vec operator()(const Vec& c) const { return {(*this)(c.x), (*this)(c.y), (*this)(c.z)}; }
+
+ private:
+  static constexpr int kSteps = 512;
+  float bend_;
+  float table_[kSteps + 2];
+};
 
 }  // namespace
 
@@ -92,12 +110,13 @@ int heads_flow(const HeadsFlowParams& p) {
 int heads_develop(const HeadsDevelopParams& p) {
   if (p.size < 1) return kBadShape;
   if (p.colour == nullptr || p.id == nullptr || p.background == nullptr || p.picture == nullptr) return kNullAddress;
+  const Tone tone(p.shoulder);
   const int64_t side = 2 * p.size;
   for (int64_t y = 0; y < p.size; ++y) {
     for (int64_t x = 0; x < p.size; ++x) {
       const int64_t out = y * p.size + x;
       const Vec behind = load(p.background + 3 * out);
-      const Vec wall{tone(behind.x, p.shoulder), tone(behind.y, p.shoulder), tone(behind.z, p.shoulder)};
+      const Vec wall = tone(behind);
       Vec sum;
       for (int64_t k = 0; k < 4; ++k) {
         const int64_t element = (2 * y + k / 2) * side + 2 * x + k % 2;
@@ -105,8 +124,7 @@ int heads_develop(const HeadsDevelopParams& p) {
           sum = sum + wall;
           continue;
         }
-        const Vec c = load(p.colour + 3 * element) * p.gain;
-        sum = sum + Vec{tone(c.x, p.shoulder), tone(c.y, p.shoulder), tone(c.z, p.shoulder)};
+        sum = sum + tone(load(p.colour + 3 * element) * p.gain);
       }
       store(sum * 0.25f, p.picture + 3 * out);
     }

@@ -21,20 +21,31 @@ using namespace heads;
 constexpr float kFar = 1e30f;
 constexpr float kEdge = 1e-6f;  // rounding of an edge function: no gaps between neighbours
 
+// Whole numbers at or above, at or below: a library call for each would be half of the time.
+inline int64_t down(float x) {
+  const int64_t i = static_cast<int64_t>(x);
+  return i - (x < static_cast<float>(i));
+}
+inline int64_t up(float x) {
+  const int64_t i = static_cast<int64_t>(x);
+  return i + (x > static_cast<float>(i));
+}
+
 // Calls pixel(x, y, e_b, e_c) for each middle in the triangle.
 template <class Pixel>
 inline void walk(const float* a, const float* b, const float* c, int64_t height, int64_t width,
                  Pixel&& pixel) {
-  const float bx = b[0] - a[0], by = b[1] - a[1], cx = c[0] - a[0], cy = c[1] - a[1];
-  const float area = bx * cy - by * cx;
-  if (!(std::fabs(area) > 1e-9f)) return;
   const float left = std::min({a[0], b[0], c[0]}), right = std::max({a[0], b[0], c[0]});
   const float top = std::min({a[1], b[1], c[1]}), bottom = std::max({a[1], b[1], c[1]});
   if (right < 0 || bottom < 0 || left > width || top > height) return;
-  const int64_t x0 = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(left - 0.5f)));
-  const int64_t x1 = std::min<int64_t>(width - 1, static_cast<int64_t>(std::floor(right - 0.5f)));
-  const int64_t y0 = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(top - 0.5f)));
-  const int64_t y1 = std::min<int64_t>(height - 1, static_cast<int64_t>(std::floor(bottom - 0.5f)));
+  const int64_t x0 = std::max<int64_t>(0, up(left - 0.5f));
+  const int64_t x1 = std::min<int64_t>(width - 1, down(right - 0.5f));
+  const int64_t y0 = std::max<int64_t>(0, up(top - 0.5f));
+  const int64_t y1 = std::min<int64_t>(height - 1, down(bottom - 0.5f));
+  if (x0 > x1 || y0 > y1) return;  // many triangles of hair lie between the middles
+  const float bx = b[0] - a[0], by = b[1] - a[1], cx = c[0] - a[0], cy = c[1] - a[1];
+  const float area = bx * cy - by * cx;
+  if (!(std::fabs(area) > 1e-9f)) return;
   const float inverse = 1.0f / area;
   // Both edge functions change by a fixed step along a row: where they, and their rest, can be positive
   // is a run of elements. Found with a margin; the test itself decides.
@@ -100,11 +111,13 @@ int heads_raster(const HeadsRasterParams& p) {
   std::fill(p.share, p.share + 3 * p.height * p.width, 0.0f);
   // The nearest has the largest 1 / d, which is linear over the picture; shares are left for later.
   std::fill(p.depth, p.depth + p.height * p.width, 0.0f);
+  std::vector<float> inverse(p.points);
+  for (int64_t i = 0; i < p.points; ++i) inverse[i] = 1.0f / p.screen[3 * i + 2];
   for (int64_t t = 0; t < p.triangles; ++t) {
     const int32_t* corner = p.triangle + 3 * t;
     const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1], *c = p.screen + 3 * corner[2];
-    if (a[2] <= 0 || b[2] <= 0 || c[2] <= 0) continue;
-    const float ia = 1.0f / a[2], ib = 1.0f / b[2], ic = 1.0f / c[2];
+    const float ia = inverse[corner[0]], ib = inverse[corner[1]], ic = inverse[corner[2]];
+    if (!(ia > 0 && ib > 0 && ic > 0)) continue;
     walk(a, b, c, p.height, p.width, [&](int64_t x, int64_t y, float eb, float ec) {
       const float near = ia + eb * (ib - ia) + ec * (ic - ia);
       const int64_t i = y * p.width + x;

@@ -17,7 +17,7 @@ namespace {
 using namespace heads;
 
 constexpr int kOctaves = 4;
-constexpr float kCycles[kOctaves] = {3.0f, 10.0f, 32.0f, 90.0f};  // per decimetre
+constexpr float kCycles[kOctaves] = {3.0f, 10.0f, 28.0f, 60.0f};  // per decimetre
 constexpr int kPaint = 8;
 
 struct Lights {
@@ -208,7 +208,7 @@ class Shader {
     // The cornea bulges: a point of light near the iris, and a faint wide one.
     const float bulge = 1.0f + 0.25f * iris;
     const Vec cornea = unit(Vec{n.x * bulge, n.y * bulge, n.z});
-    const float spark = power(std::max(0.0f, dot(cornea, half_key)), 8);
+    const float spark = power(std::max(0.0f, dot(cornea, half_key)), 9);
     const float glow = power(std::max(0.0f, dot(cornea, half_fill)), 6);
     return body + lights.key_colour * (1.5f * spark) + lights.fill_colour * (0.25f * glow) + lights.sky * (0.03f * iris);
   }
@@ -223,7 +223,8 @@ class Shader {
     const float shape = clamp01(0.35f + 0.65f * dot(q.normal, lights.key));
     const float shape_fill = clamp01(0.3f + 0.7f * dot(q.normal, lights.fill));
     const float open = q.paint[4];
-    const Vec albedo = load(q.paint);
+    const float fibre = noise(q.paint[7] * 5.0f, q.paint[5] * 3.0f, q.paint[6], seed + 11);
+    const Vec albedo = load(q.paint) * (1.0f + 0.4f * fibre);
     const Vec body = albedo * (lights.key_colour * (across(lights.key) * shape * (0.15f + 0.85f * key)) +
                                lights.fill_colour * (across(lights.fill) * shape_fill * open) + ambient(q.normal, open));
     const float shine = power(across(half_key), 5) * shape * key;
@@ -288,23 +289,30 @@ int heads_shade(const HeadsShadeParams& p) {
   const Shader shader(p);
   std::fill(p.colour, p.colour + 3 * p.height * p.width, 0.0f);
   std::vector<Point> row(p.width);
-  std::vector<int64_t> column(p.width);
+  std::vector<int64_t> element(p.width);
   std::vector<float> places(3 * p.width), fields(kOctaves * p.width);
+  const auto kind_at = [&](int64_t i) { return p.id[i] < 0 ? -1 : static_cast<int>(p.kind[p.id[i]]); };
+  const auto plain = [&](int64_t x, int64_t y) {  // a pixel of skin alone: shaded once for its four elements
+    const int64_t i = y * p.width + x;
+    return x + 1 < p.width && y + 1 < p.height && kind_at(i) == 0 && kind_at(i + 1) == 0 &&
+           kind_at(i + p.width) == 0 && kind_at(i + p.width + 1) == 0;
+  };
   for (int64_t y = 0; y < p.height; ++y) {
     int64_t count = 0;
     for (int64_t x = 0; x < p.width; ++x) {
-      const int64_t pixel = y * p.width + x;
-      if (p.id[pixel] < 0) continue;
-      const int64_t t = p.id[pixel];
+      const int64_t i = y * p.width + x;
+      if (p.id[i] < 0) continue;
+      if (plain(x & ~int64_t{1}, y & ~int64_t{1}) && ((x | y) & 1)) continue;
+      const int64_t t = p.id[i];
       const HeadsKind kind = static_cast<HeadsKind>(p.kind[t]);
-      const Point q = gather(p, pixel, p.triangle + 3 * t);
+      const Point q = gather(p, i, p.triangle + 3 * t);
       if (kind == HeadsKind::kSkin || kind == HeadsKind::kTongue) {
-        column[count] = x;
+        element[count] = i;
         row[count++] = q;
         continue;
       }
-      const Vec along = kind == HeadsKind::kStrand ? unit(load(p.along + 3 * (p.triangle[3 * t] - p.mesh))) : Vec{0, 1, 0};
-      store(shader.colour(kind, q, along), p.colour + 3 * pixel);
+      const Vec along = kind == HeadsKind::kStrand ? load(p.along + 3 * (p.triangle[3 * t] - p.mesh)) : Vec{0, 1, 0};
+      store(shader.colour(kind, q, along), p.colour + 3 * i);
     }
     for (int64_t i = 0; i < count; ++i) {
       places[i] = row[i].rest.x;
@@ -314,9 +322,12 @@ int heads_shade(const HeadsShadeParams& p) {
     noises(places.data(), count, static_cast<uint32_t>(p.seed), fields.data());
     for (int64_t i = 0; i < count; ++i) {
       for (int octave = 0; octave < kOctaves; ++octave) row[i].noise[octave] = fields[octave * count + i];
-      const int64_t pixel = y * p.width + column[i];
-      const HeadsKind kind = static_cast<HeadsKind>(p.kind[p.id[pixel]]);
-      store(shader.colour(kind, row[i], Vec{0, 1, 0}), p.colour + 3 * pixel);
+      const int64_t at = element[i];
+      const Vec colour = shader.colour(static_cast<HeadsKind>(p.kind[p.id[at]]), row[i], Vec{0, 1, 0});
+      store(colour, p.colour + 3 * at);
+      if (y % 2 == 0 && at % p.width % 2 == 0 && plain(at % p.width, y)) {
+        for (const int64_t other : {at + 1, at + p.width, at + p.width + 1}) store(colour, p.colour + 3 * other);
+      }
     }
   }
   return kOk;

@@ -16,7 +16,7 @@ enum class HeadsKind : uint8_t {
 //   skin    5 lips, 6 decimetres below the neckline of the clothes, 7 freckles
 //   eye     0..2 direction from the middle of the eye instead of a colour
 //   teeth   5 place along the arch in teeth, 6 height (0 gum, 1 edge), 7 seed of the tints
-//   strand  5 place along it, 6 a random number of its own
+//   strand  5 place along it, 6 a number of its own, 7 place across it (0 one edge, 1 the other)
 struct HeadsShadeParams {
   const int32_t* id;        // [height, width] as heads_raster gives it
   const float* share;       // [height, width, 3]

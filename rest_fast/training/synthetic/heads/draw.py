@@ -10,7 +10,7 @@ import numpy as np
 from rest_fast.errors import OpError
 from rest_fast.ops import native
 from rest_fast.training.synthetic.heads.motion import HEAD_MOTION, PITCH, YAW, rotation
-from rest_fast.training.synthetic.heads.people import Person
+from rest_fast.training.synthetic.heads.people import KINDS, Person
 
 Array = np.ndarray
 FOCAL = 9.0  # decimetres from the eyes to the camera
@@ -94,14 +94,18 @@ class Painter:
         self.person, self.camera, self.light, self.size = person, camera, light, size
         self.side = 2 * size
         self.paint = person.paint.copy()
-        self._mesh_triangles = np.ascontiguousarray(person.triangles[person.kind != 7])
+        strand = person.kind == KINDS.index("strand")
+        self._mesh_triangles = np.ascontiguousarray(person.triangles[~strand])
+        # Every third hair is enough to cast a shadow.
+        thin = strand & (np.cumsum(strand) % 6 > 1)
+        self._casting = np.ascontiguousarray(person.triangles[~thin])
         self._open_sky()
 
     def _open_sky(self) -> None:
         """What each vertex sees of the sky at rest goes into the paint."""
         who = self.person
         world, normal, _, _ = self._points(who.face.pose(dict.fromkeys(HEAD_MOTION, 0.0)), np.eye(3, dtype=np.float32), 0, 0)
-        count = 18
+        count = 14
         k = np.arange(count) + 0.5
         y, turn = 1 - 1.6 * k / count, k * 2.399963
         across = np.sqrt(1 - y**2)
@@ -109,7 +113,7 @@ class Painter:
         opened = np.zeros(len(world), np.float32)
         call(
             "heads_occlusion", world=world, normal=normal, triangle=self._mesh_triangles, directions=directions,
-            middle=_MIDDLE, open=opened, points=who.mesh, triangles=len(self._mesh_triangles), count=count, size=160,
+            middle=_MIDDLE, open=opened, points=who.mesh, triangles=len(self._mesh_triangles), count=count, size=128,
             radius=_REACH,
         )  # fmt: skip
         skin = np.zeros(len(world), bool)
@@ -167,7 +171,8 @@ class Painter:
         who = self.person
         shadow = np.empty((_SHADOWS, _SHADOWS), np.float32)
         light = np.ascontiguousarray(self.light.key, np.float32)
-        call("heads_shadow", world=world, light=light, middle=_MIDDLE, depth=shadow, size=_SHADOWS, radius=_REACH, **common)
+        call("heads_shadow", world=world, light=light, middle=_MIDDLE, depth=shadow, size=_SHADOWS, radius=_REACH,
+             triangle=self._casting, triangles=len(self._casting), points=len(world))
         looks = who.looks
         mouth = looks.mouth.copy()
         mouth[1] = inside

@@ -63,6 +63,7 @@ def _ribbon(strands: Strands) -> Ribbons:
     paint = np.zeros((count, places, 8), np.float32)
     paint[..., :3], paint[..., 3], paint[..., 4] = strands.colour, strands.gloss[:, None], strands.open
     paint[..., 5] = np.linspace(0, 1, places)
+    paint[..., 6] = (np.arange(count) * 0.618 % 1 * 100)[:, None]  # each ribbon's own fibres
 
     def twice(values: Array) -> Array:
         """[N, places, ...] -> [N x places x 2, ...]."""
@@ -71,9 +72,11 @@ def _ribbon(strands: Strands) -> Ribbons:
     def along(values: Array) -> Array:
         return np.broadcast_to(values[:, None], (count, places, *values.shape[1:]))
 
+    edges = twice(paint)
+    edges[1::2, 7] = 1
     sign = np.tile(np.array([-1, 1], np.float32), count * places)
     first = 2 * (np.arange(count)[:, None] * places + np.arange(places - 1)).reshape(-1, 1)
-    triangles = np.concatenate([first + [0, 1, 2], first + [1, 3, 2]])
+    triangles = (first + [0, 1, 2, 1, 3, 2]).reshape(-1, 3)
     return Ribbons(
         twice(strands.places.astype(np.float32)),
         twice(strands.outward.astype(np.float32)),
@@ -81,7 +84,7 @@ def _ribbon(strands: Strands) -> Ribbons:
         twice(strands.half.astype(np.float32)) * sign,
         twice(along(strands.root.astype(np.int32))),
         twice(along(strands.share.astype(np.float32))),
-        twice(paint),
+        edges,
         triangles.astype(np.int32),
     )
 

@@ -142,13 +142,13 @@ def _strands(
         if style.name == "bun":
             top = int(np.argmin(np.linalg.norm(shape - styles.CROWN, axis=1)))
             kinds.append(styles.bun(rng, np.full(3, top, np.int32), hair))
-    brow = hair * 0.7 if hair.mean() < 0.1 else hair * 0.35
-    thick = float(rng.uniform(0.028, 0.045) + 0.014 * (woman < 0.5))
-    kinds.append(styles.brows(rng, scalp, shape, eyes[1], brow, thick, float(rng.uniform(0.6, 1.0))))
-    lash = np.flatnonzero(head.of("lashes"))
+    brow = 0.1 * skin + (hair * 0.8 if hair.mean() < 0.1 else hair * 0.4)
+    thick = float(rng.uniform(0.020, 0.032) + 0.012 * (woman < 0.5))
+    kinds.append(styles.brows(rng, scalp, shape, eyes[1], brow, thick, float(rng.uniform(0.4, 1.0))))
+    lash = _lid_edges(head)
     for upper in (True, False):
-        rows = lash[(shape[lash, 1] > 0.02) == upper]
-        kinds.append(styles.lashes(rng, shape, rows, upper, 0.05 + 0.03 * woman if upper else 0.025))
+        rows = lash[(shape[lash, 1] > -0.005) == upper]
+        kinds.append(styles.lashes(rng, shape, rows, upper, 0.04 + 0.03 * woman if upper else 0.015))
     stubble = np.zeros(len(shape), np.float32)
     if woman < 0.45:
         kind = str(rng.choice(["none", "full", "goatee", "moustache"], p=[0.5, 0.32, 0.12, 0.06]))
@@ -156,11 +156,19 @@ def _strands(
         stubble = area * (rng.uniform(0, 0.5) if kind == "none" else 0.6)
         if kind != "none":
             length = float(rng.choice([0.035, 0.07, 0.16, 0.4], p=[0.4, 0.3, 0.2, 0.1]))
-            kinds.append(styles.beard(rng, scalp, area, length, 5500 if length < 0.1 else 4000, hair, grey))
+            kinds.append(styles.beard(rng, scalp, area, length, 6500 if length < 0.1 else 4500, hair, grey))
     cover = 0.0 if bald else 0.9
     scalp_share = np.clip(growth / 0.14, 0, 1) * cover
     base = hair * 0.5 if style.length > 0.1 else hair + 0.4 * skin
     return kinds, {"scalp": scalp_share, "scalp colour": base, "stubble": stubble, "hair": hair}
+
+
+def _lid_edges(head: Head) -> Array:
+    """Vertices of MakeHuman's lashes that lie on the lids."""
+    lash, skin = np.flatnonzero(head.of("lashes")), head.vertices[head.of("skin")]
+    skin = skin[skin[:, 2] > 1.2]
+    away = np.linalg.norm(head.vertices[lash][:, None] - skin, axis=-1).min(1)
+    return lash[away < 0.012]
 
 
 def _paint(
@@ -183,9 +191,9 @@ def _paint(
     paint[:, 3] = oily * (0.6 + 0.6 * np.exp(-(x**2 / 0.05 + (y - 0.4) ** 2 / 0.3)) + 0.5 * np.exp(-(x**2 / 0.02 + (y + 0.5) ** 2 / 0.05)))
     paint[:, 4] = 1
     paint[:, 5] = head.mask("lips")
-    depth, wide = rng.uniform(1.55, 1.95), rng.uniform(0.15, 0.5)
+    depth, wide = rng.uniform(1.30, 1.65), rng.uniform(0.1, 0.4)
     paint[:, 6] = -(depth - wide * np.clip(x - 0.3, 0, 1)) - y - 0.25 * np.clip(-0.3 - z, 0, 1)
-    paint[:, 6] = np.minimum(paint[:, 6], -1.35 - y)  # never above the middle of the neck
+    paint[:, 6] = np.minimum(paint[:, 6], -1.2 - y)  # never above the middle of the neck
     paint[:, 7] = (red + 0.3) * (rng.uniform(0.3, 1) if tone < 2 and rng.random() < 0.3 else 0)
     for side, middle in zip((-1, 1), eyes):
         eye = head.of("eye") & (np.sign(head.vertices[:, 0]) == side)

@@ -57,7 +57,7 @@ def random_camera(rng: np.random.Generator) -> Camera:
 
 def random_sensor(rng: np.random.Generator) -> Sensor:
     return Sensor(
-        float(rng.uniform(0.20, 0.42)),
+        float(rng.uniform(0.17, 0.34)),
         float(rng.uniform(0, 1)),
         float(rng.uniform(0.75, 1.2)),
         float(rng.uniform(0.9, 1.15)),
@@ -85,11 +85,11 @@ def random_background(rng: np.random.Generator, size: int, picture: Array | None
 
 def _shapes(rng: np.random.Generator, size: int) -> Image.Image:
     level = rng.uniform(20, 220)
-    base = np.clip(level * (1 + rng.uniform(-0.25, 0.25, 3)), 0, 255).astype(int)
+    base = np.clip(level * (1 + rng.uniform(-0.15, 0.15, 3)), 0, 255).astype(int)
     image = Image.new("RGB", (size, size), tuple(base.tolist()))
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.choice([0, 3, 8, 20]))):
-        colour = np.clip(rng.uniform(10, 245) * (1 + rng.uniform(-0.4, 0.4, 3)), 0, 255).astype(int)
+        colour = np.clip(rng.uniform(10, 245) * (1 + rng.uniform(-0.2, 0.2, 3)), 0, 255).astype(int)
         x, y = rng.uniform(-0.2, 1, 2) * size
         w, h = rng.uniform(0.05, 0.6, 2) * size
         shape = pen.ellipse if rng.random() < 0.4 else pen.rectangle

@@ -27,23 +27,23 @@ class Style:
     curl: float = 0.0
     fringe: float = 0.0  # share of forward hair over the forehead
     steps: int = 9
-    wide: float = 0.020  # half width of a strand
+    wide: float = 0.013  # half width of a strand
 
 
 STYLES = (
-    Style("shaved", 1500, 0.05, 0.02, "crown", steps=1, wide=0.012),
-    Style("crop", 3000, 0.22, 0.09, "crown", 0.1, 0.3, steps=3),
-    Style("short", 3200, 0.55, 0.16, "crown", 0.15, 0.35, fringe=0.4, steps=6),
-    Style("quiff", 3200, 0.75, 0.26, "back", 0.1, 0.28, steps=7),
-    Style("slick", 3000, 0.9, 0.08, "back", 0.1, 0.8, steps=8),
-    Style("parted", 3200, 0.85, 0.15, "part", 0.25, 0.5, steps=8),
-    Style("bob", 3200, 1.7, 0.18, "part", 0.5, 0.5, steps=10),
-    Style("bob with fringe", 3400, 1.6, 0.16, "part", 0.5, 0.5, fringe=1.0, steps=10),
-    Style("long", 3200, 3.0, 0.18, "part", 0.5, 0.5, steps=14, wide=0.024),
-    Style("long wavy", 3200, 3.0, 0.24, "part", 0.5, 0.45, curl=0.10, steps=16, wide=0.024),
-    Style("bun", 2800, 1.4, 0.08, "back", 0.0, 0.9, steps=9),
-    Style("curly", 3600, 0.9, 0.42, "crown", 0.12, 0.12, curl=0.09, steps=10, wide=0.018),
-    Style("afro", 4200, 0.55, 0.45, "out", 0.0, 0.0, curl=0.05, steps=7, wide=0.018),
+    Style("shaved", 1500, 0.05, 0.02, "crown", steps=1, wide=0.008),
+    Style("crop", 3200, 0.22, 0.09, "crown", 0.1, 0.3, steps=3),
+    Style("short", 2400, 0.55, 0.16, "crown", 0.15, 0.35, fringe=0.4, steps=6),
+    Style("quiff", 2200, 0.75, 0.26, "back", 0.1, 0.28, steps=7),
+    Style("slick", 2200, 0.9, 0.08, "back", 0.1, 0.8, steps=8),
+    Style("parted", 2200, 0.85, 0.15, "part", 0.25, 0.5, steps=8),
+    Style("bob", 1500, 1.7, 0.18, "part", 0.5, 0.5, steps=10),
+    Style("bob with fringe", 1700, 1.6, 0.16, "part", 0.5, 0.5, fringe=1.0, steps=10),
+    Style("long", 1300, 3.0, 0.18, "part", 0.5, 0.5, steps=11, wide=0.015),
+    Style("long wavy", 1300, 3.0, 0.24, "part", 0.5, 0.45, curl=0.07, steps=15, wide=0.016),
+    Style("bun", 2000, 1.4, 0.08, "back", 0.0, 0.9, steps=9),
+    Style("curly", 1900, 0.8, 0.34, "crown", 0.12, 0.15, curl=0.055, steps=14, wide=0.011),
+    Style("afro", 2600, 0.45, 0.40, "out", 0.0, 0.0, curl=0.035, steps=9, wide=0.011),
 )
 
 
@@ -88,27 +88,44 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     path[:, 0], outward[:, 0] = places, normals
     now, direction = places + 0.0, normals + 0.3 * clump
     down = np.array([0, -1.0, 0])
+    frame = float(rng.uniform(0.50, 0.66))  # half width of the face that long hair leaves free
     for step in range(m):
         radial = _unit(now - scalp.CENTRE)
-        comb = _unit(_comb(style, now, places, part)) + 0.18 * clump
-        comb = np.where(fringed[:, None], _unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.2 * clump, comb)
+        comb = _unit(_comb(style, now, places, part)) + 0.12 * clump
+        comb = np.where(fringed[:, None], _unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
         flat = comb - 0.9 * (comb * radial).sum(1, keepdims=True) * radial if style.comb != "out" else comb
         direction = _unit((1 - style.stiffness) * _unit(direction) + (style.stiffness + 0.15) * _unit(flat) + style.gravity * down)
+        direction = np.where(fringed[:, None], direction, _aside(direction, now, places[:, 0] - part, frame))
         now = scalp.push_out(now + direction * (length / m)[:, None], lift * min(1.0, 0.4 + 0.9 * (step + 1) / m))
         path[:, step + 1], outward[:, step + 1] = now, _unit(now - scalp.CENTRE) * [1, 0.8, 1]
+    along = np.linspace(0, 1, m + 1)
     if style.curl:
-        t = np.linspace(0, 1, m + 1) * style.length / (6.0 * style.curl)
-        angle = 2 * np.pi * (t[None] * turns[:, None]) + phase[:, None]
-        wave = np.stack([np.cos(angle), np.sin(angle), np.cos(angle + 1.3)], -1)
-        path += style.curl * wave * np.minimum(1, 2.5 * np.linspace(0, 1, m + 1))[None, :, None]
-    tint = colour * np.exp(rng.normal(0, 0.22, (n, 1)) + 0.15 * clump[:, :1])
+        rounds = min(style.length / (6.0 * style.curl), m / 5.0)  # five places to a turn, or it has corners
+        angle = 2 * np.pi * (along[None] * rounds * turns[:, None]) + phase[:, None] * 0.6 + 3 * clump[:, :1]
+        wave = np.stack([np.cos(angle), 0.6 * np.sin(angle), np.cos(angle + 1.3)], -1)
+        path += style.curl * wave * np.minimum(1, 2.5 * along)[None, :, None]
+    # The back of a head is never seen.
+    shown = (outward[..., 2] > -0.6).any(1) & ((places[:, 2] > -1.1) | (style.length > 1) | (np.abs(places[:, 0]) > 0.4))
+    path, outward, root, share, clump, inner = (a[shown] for a in (path, outward, root, share, clump, inner))
+    n = len(path)
+    tint = colour * np.exp(rng.normal(0, 0.12, (n, 1)) + 0.10 * clump[:, :1])
     white = rng.random(n) < grey
     tint[white] = np.array([0.42, 0.41, 0.40]) * rng.uniform(0.6, 1.2, (white.sum(), 1))
-    along = np.linspace(0, 1, m + 1)
-    shade = (0.55 + 0.45 * along)[None, :, None] * (0.55 + 0.45 * inner)[:, None, None]
-    half = style.wide * rng.uniform(0.6, 1.2, (n, 1)) * np.clip(1.25 - along, 0.35, 1)[None]
-    opened = (0.35 + 0.65 * inner)[:, None] * (0.7 + 0.3 * along)[None]
+    tint = tint + (tint.mean(0) - tint) * 0.45  # a ribbon stands for many hairs
+    shade = (0.7 + 0.3 * along)[None, :, None] * (0.7 + 0.3 * inner)[:, None, None]
+    half = style.wide * rng.uniform(0.6, 1.2, (n, 1)) * np.clip(1.3 - along, 0.3, 1)[None]
+    opened = (0.55 + 0.45 * inner)[:, None] * (0.8 + 0.2 * along)[None]
     return Strands(path, outward, root, share, half, tint[:, None] * shade, rng.uniform(0.5, 1.2, n), opened)
+
+
+def _aside(direction: Array, now: Array, side: Array, frame: float) -> Array:
+    """Directions turned away from the face where hair would hang before it; side: [n], which way each strand goes."""
+    x, y, z = now.T
+    inside = np.sqrt((x / frame) ** 2 + ((y + 0.15) / 1.02) ** 2)  # an ellipse around the face
+    before = np.clip((z + 0.5) / 0.25, 0, 1) * np.clip((1.12 - inside) / 0.2, 0, 1)
+    out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side < 0, -1.0, 1.0))
+    away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), -0.3 + 0 * x], 1)
+    return _unit(direction + 1.8 * before[:, None] * _unit(away))
 
 
 def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
@@ -131,14 +148,14 @@ def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
 def brows(rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colour: Array, thick: float, dense: float) -> Strands:
     """Both brows: short hairs that point outwards, up near the nose and down at the tail. eye: [3], the left one."""
     x, y = np.abs(shape[:, 0]), shape[:, 1]
-    t = (x - (eye[0] - 0.20)) / 0.50
+    t = (x - (eye[0] - 0.17)) / 0.45
     front = shape[:, 2] > -0.35
     middle = _brow_line(t)
     width = thick * np.interp(t, [0, 0.15, 0.6, 1], [0.75, 1, 0.8, 0.3])
     # Vertices are further apart than a brow is thick, so that the field is made wide and roots are chosen by place.
     wide = ((np.abs(y - middle) < 0.2) & (t > -0.3) & (t < 1.3) & front).astype(np.float32)
-    places, normals, root, share = scalp.sample(rng, wide, int(5200 * dense))
-    s = (np.abs(places[:, 0]) - (eye[0] - 0.20)) / 0.50
+    places, normals, root, share = scalp.sample(rng, wide, int(4600 * dense))
+    s = (np.abs(places[:, 0]) - (eye[0] - 0.17)) / 0.45
     off = (places[:, 1] - _brow_line(s)) / (thick * np.interp(s, [0, 0.15, 0.6, 1], [0.75, 1, 0.8, 0.3]))
     kept = (s > 0) & (s < 1) & (np.abs(off) < rng.uniform(0.5, 1.1, len(s)))
     places, normals, root, share, s, off = (a[kept] for a in (places, normals, root, share, s, off))
@@ -151,7 +168,7 @@ def brows(rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colo
     path = places[:, None] + normals[:, None] * (0.012 + 0.01 * np.sin(np.pi * step))[None, :, None]
     path = path + direction[:, None] * (length[:, None] * step)[..., None]
     tint = np.broadcast_to((colour * np.exp(rng.normal(0, 0.25, (n, 1))))[:, None], path.shape)
-    half = 0.0065 * rng.uniform(0.7, 1.2, (n, 1)) * (1.2 - step)[None]
+    half = 0.0042 * rng.uniform(0.7, 1.2, (n, 1)) * (1.2 - step)[None]
     outward = np.broadcast_to(normals[:, None], path.shape)
     return Strands(path, outward, root, share, half, tint, np.full(n, 0.3), np.full((n, m + 1), 0.8))
 
@@ -171,7 +188,7 @@ def lashes(rng: np.random.Generator, shape: Array, vertices: Array, upper: bool,
     path = places[:, None] + length * bend
     n = len(places)
     root = np.repeat(chosen[:, None], 3, 1).astype(np.int32)
-    half = np.full((n, 3), 0.008) * (1.1 - step)
+    half = np.full((n, 3), 0.004) * (1.1 - step)
     return Strands(
         path, np.broadcast_to([0, 0.3, 0.95], path.shape), root, np.tile([1, 0, 0], (n, 1)).astype(np.float32),
         half, np.full((*path.shape[:2], 3), 0.012), np.zeros(n), np.full((n, 3), 0.6),
@@ -181,15 +198,13 @@ def lashes(rng: np.random.Generator, shape: Array, vertices: Array, upper: bool,
 def beard_field(shape: Array, lips: Array, kind: str) -> Array:
     """[V], 0..1: where a beard grows; kind: full, goatee or moustache."""
     x, y, z = np.abs(shape[:, 0]), shape[:, 1], shape[:, 2]
-    cheek = np.clip((-0.60 - y + 0.75 * np.clip(x - 0.25, 0, 1)) / 0.15, 0, 1) * np.clip((z + 0.62) / 0.15, 0, 1)
-    field = cheek * np.clip((y + 1.40) / 0.12, 0, 1)
-    lip = np.clip((y + 0.62) / 0.02, 0, 1) * 0  # the moustache comes from `cheek` at small x
-    chin = np.clip((0.30 - x) / 0.08, 0, 1)
+    line = np.interp(x, [0, 0.25, 0.38, 0.5, 0.62, 0.72], [-0.50, -0.50, -0.62, -0.52, -0.25, 0.0])
+    field = np.clip((line - y) / 0.05, 0, 1) * np.clip((z + 0.68) / 0.1, 0, 1) * np.clip((y + 1.22) / 0.15, 0, 1)
     if kind == "goatee":
-        field = field * chin
+        field = field * np.clip((0.34 - x) / 0.08, 0, 1)
     if kind == "moustache":
-        field = field * np.clip((y + 0.72) / 0.05, 0, 1) * np.clip((0.36 - x) / 0.05, 0, 1)
-    return (field + lip) * (1 - np.clip(3 * lips, 0, 1))
+        field = field * np.clip((y + 0.70) / 0.03, 0, 1) * np.clip((0.34 - x) / 0.05, 0, 1)
+    return field * (1 - np.clip(3 * lips, 0, 1))
 
 
 def beard(rng: np.random.Generator, scalp: Scalp, field: Array, length: float, count: int, colour: Array, grey: float) -> Strands:
@@ -203,7 +218,7 @@ def beard(rng: np.random.Generator, scalp: Scalp, field: Array, length: float, c
     path[..., 1] -= (reach[:, None] * step**2) * 0.3
     tint = colour * np.exp(rng.normal(0, 0.3, (n, 1)))
     tint[rng.random(n) < grey] = [0.4, 0.39, 0.38]
-    half = min(0.012, 0.05 * length + 0.004) * (1.15 - step)[None] * rng.uniform(0.7, 1.2, (n, 1))
+    half = min(0.007, 0.03 * length + 0.004) * (1.15 - step)[None] * rng.uniform(0.7, 1.2, (n, 1))
     outward = np.broadcast_to(normals[:, None], path.shape)
     shade = (0.6 + 0.4 * step)[None, :, None]
     opened = np.broadcast_to(0.55 + 0.45 * step, path.shape[:2])
