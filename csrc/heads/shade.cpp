@@ -118,7 +118,7 @@ class Shader {
     albedo = mix(albedo, lip_colour, lips);
     Vec normal = q.normal + Vec{n[2] + 0.6f * n[3], 0.8f * n[3] - 0.6f * n[2], 0} * s[4] + Vec{crease, 0, 0} * (0.12f * lips);
     normal = unit(normal);
-    const float gloss = q.paint[3] * (1.0f + 0.35f * n[1] + 0.3f * n[3]) + 0.55f * lips;
+    const float gloss = q.paint[3] * (1.0f + 0.35f * n[1] + 0.3f * n[3]) + 0.35f * lips;
     return lit(albedo, normal, q.paint[4], key_share(q.world, q.normal, 0.025f), 0.16f, gloss);
   }
 
@@ -172,17 +172,17 @@ class Shader {
     const float edge = std::min(f, 1.0f - f);
     const float tint = lattice(static_cast<int32_t>(index), 3, static_cast<int32_t>(q.paint[7]), seed);
     const float warm = p.mouth[2] + 0.25f * tint;
-    Vec albedo = Vec{0.72f, 0.68f - 0.05f * warm, 0.60f - 0.15f * warm} * (1.0f + 0.07f * tint);
+    Vec albedo = Vec{0.74f, 0.68f - 0.05f * warm, 0.57f - 0.15f * warm} * (1.0f + 0.07f * tint);
     // Rounded teeth: sides turn away; a dark line between them, wider at the edge where corners are cut.
     const float gap = p.mouth[3] * (0.7f + 0.9f * power(height, 2));
-    albedo = albedo * (0.30f + 0.70f * step(0.0f, gap, edge)) * (0.82f + 0.18f * step(0.0f, 0.4f, edge));
+    albedo = albedo * (0.45f + 0.55f * step(0.0f, gap, edge)) * (0.85f + 0.15f * step(0.0f, 0.4f, edge));
     albedo = albedo * mix({1, 1, 1}, {0.92f, 0.95f, 1.0f}, step(0.75f, 1.0f, height));
     const float gum = 0.26f + 0.16f * power(std::fabs(2.0f * f - 1.0f), 1) - height;
     albedo = mix(albedo, {0.45f, 0.16f, 0.15f}, step(-0.03f, 0.05f, gum));
     const Vec normal = unit(q.normal + Vec{(f - 0.5f) * 0.5f, 0, 0});
     const float open = inside(q);
     const float key = open * (0.35f + 0.65f * key_share(q.world, q.normal, 0.05f));
-    return lit(albedo, normal, open * 0.85f, key, 0.25f, 1.1f * open);
+    return lit(albedo, normal, open * (q.paint[7] > 1.5f ? 0.6f : 0.95f), key, 0.25f, 0.9f * open);
   }
 
   Vec eye(const Point& q) const {

@@ -104,7 +104,9 @@ class Painter:
     def _open_sky(self) -> None:
         """What each vertex sees of the sky at rest goes into the paint."""
         who = self.person
-        world, normal, _, _ = self._points(who.face.pose(dict.fromkeys(HEAD_MOTION, 0.0)), np.eye(3, dtype=np.float32), 0, 0)
+        world, normal, _, _ = self._points(
+            who.face.pose(dict.fromkeys(HEAD_MOTION, 0.0)), np.eye(3, dtype=np.float32), 0, 0
+        )
         count = 14
         k = np.arange(count) + 0.5
         y, turn = 1 - 1.6 * k / count, k * 2.399963
@@ -118,7 +120,8 @@ class Painter:
         )  # fmt: skip
         skin = np.zeros(len(world), bool)
         skin[who.triangles[who.kind == 0]] = True
-        self.paint[skin, 4] *= (0.25 + 0.75 * opened[skin])
+        opened = np.maximum(opened, who.covered)  # lids are folded away at rest
+        self.paint[skin, 4] *= 0.25 + 0.75 * opened[skin]
 
     def _points(self, shape: Array, turn: Array, dx: float, dy: float) -> tuple[Array, Array, Array, Array]:
         who, cam = self.person, self.camera
@@ -127,7 +130,9 @@ class Painter:
         along = np.empty((points - who.mesh, 3), np.float32)
         scale = cam.zoom * self.side / FIELD * cam.focal
         shift = self.side / 128
-        view = np.array([*_NECK, cam.focal, scale, cam.x * self.side, cam.y * self.side, dx * shift, dy * shift], np.float32)
+        view = np.array(
+            [*_NECK, cam.focal, scale, cam.x * self.side, cam.y * self.side, dx * shift, dy * shift], np.float32
+        )
         call(
             "heads_pose", shape=shape, rest=who.rest, out_dir=strands.outward, tangent=strands.tangent,
             half=strands.half, root=strands.root, root_part=strands.share, triangle=self._mesh_triangles, turn=turn,
@@ -167,12 +172,33 @@ class Painter:
         gap = shape[marks.upper_lip, 1].min() - shape[marks.lower_lip, 1].max()
         return float(np.clip(0.35 + 2.2 * gap, 0.35, 1.0))
 
-    def _shade(self, world: Array, normal: Array, along: Array, found: Array, share: Array, turn: Array, colour: Array, inside: float, common: dict[str, Any]) -> None:
+    def _shade(
+        self,
+        world: Array,
+        normal: Array,
+        along: Array,
+        found: Array,
+        share: Array,
+        turn: Array,
+        colour: Array,
+        inside: float,
+        common: dict[str, Any],
+    ) -> None:
         who = self.person
         shadow = np.empty((_SHADOWS, _SHADOWS), np.float32)
         light = np.ascontiguousarray(self.light.key, np.float32)
-        call("heads_shadow", world=world, light=light, middle=_MIDDLE, depth=shadow, size=_SHADOWS, radius=_REACH,
-             triangle=self._casting, triangles=len(self._casting), points=len(world))
+        call(
+            "heads_shadow",
+            world=world,
+            light=light,
+            middle=_MIDDLE,
+            depth=shadow,
+            size=_SHADOWS,
+            radius=_REACH,
+            triangle=self._casting,
+            triangles=len(self._casting),
+            points=len(world),
+        )
         looks = who.looks
         mouth = looks.mouth.copy()
         mouth[1] = inside
@@ -185,11 +211,12 @@ class Painter:
         )  # fmt: skip
 
     def exposure(self, frame: Frame) -> float:
-        """Mean brightness of the skin that is seen, linear."""
+        """Mean brightness of the skin that is seen, linear, as far as a photographer allows for dark skin."""
         found = frame.id[::2, ::2]
         face = (found >= 0) & (self.person.kind[np.maximum(found, 0)] == 0)
         luminance = frame.colour[::2, ::2][face] @ np.array([0.21, 0.72, 0.07], np.float32)
-        return float(luminance.mean()) if len(luminance) else 0.2
+        dark = float(np.clip(self.person.skin / 0.35, 0.2, 1)) ** 0.45
+        return float(luminance.mean()) / dark if len(luminance) else 0.2
 
     def develop(self, frame: Frame, background: Array, gain: float, shoulder: float) -> Array:
         """float32 [size, size, 3] in 0..1, sRGB, before a background [size, size, 3] in linear light."""

@@ -14,7 +14,7 @@ class Strands:
     """N strands of m + 1 places each.
 
     places: float32 [N, m + 1, 3] at rest; outward: [N, m + 1, 3] the direction in which their surroundings face;
-    root: int32 [N, 3] vertices, share: float32 [N, 3]; half: [N, m + 1] half widths in decimetres;
+    root: int32 [N, 3] or [N, m + 1, 3] vertices, share: float32 like it; half: [N, m + 1] half widths in decimetres;
     colour: [N, m + 1, 3] linear light; gloss: [N]; open: [N, m + 1] share of the sky that is seen.
     """
 
@@ -70,7 +70,8 @@ def _ribbon(strands: Strands) -> Ribbons:
         return np.repeat(values, 2, axis=1).reshape(-1, *values.shape[2:]).astype(values.dtype)
 
     def along(values: Array) -> Array:
-        return np.broadcast_to(values[:, None], (count, places, *values.shape[1:]))
+        """[N, 3], the same for a whole strand, or [N, places, 3]."""
+        return np.broadcast_to(values if values.ndim == 3 else values[:, None], (count, places, 3))
 
     edges = twice(paint)
     edges[1::2, 7] = 1

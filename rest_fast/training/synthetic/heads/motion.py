@@ -13,7 +13,11 @@ Array = np.ndarray
 HEAD_MOTION = (*MOTION, "smile")  # smile: 0 .. 1, with teeth where the mouth is not pressed
 UNITS = (
     *("jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "mouthRollLower", "mouthRollUpper", "browInnerUp"),
-    *(f"mouth{kind}{side}" for kind in ("LowerDown", "UpperUp", "Stretch", "Smile", "Press") for side in ("Left", "Right")),
+    *(
+        f"mouth{kind}{side}"
+        for kind in ("LowerDown", "UpperUp", "Stretch", "Smile", "Press")
+        for side in ("Left", "Right")
+    ),
     *(f"{kind}{side}" for kind in ("eyeBlink", "browOuterUp", "browDown", "cheekSquint") for side in ("Left", "Right")),
 )
 YAW, PITCH = 0.22, 0.12  # radians for 1
@@ -40,7 +44,9 @@ def unit_weights(m: dict[str, float]) -> Array:
     weights["browInnerUp"] = 0.6 * max(m["brow"], 0.0)
     both = {
         "mouthLowerDown": 0.35 * opening * (1 - rounding) + 0.35 * smile * loose,
-        "mouthUpperUp": 0.22 * opening * (1 - rounding) + 0.2 * m["tuck"] + 0.8 * smile * loose,
+        "mouthUpperUp": (0.3 * min(1.0, 1.6 * opening) + 0.3 * spread * min(1.0, 4 * opening)) * (1 - rounding)
+        + 0.35 * m["tuck"]
+        + 0.8 * smile * loose,
         "mouthStretch": 0.55 * spread,
         "mouthSmile": 0.18 * spread + 0.95 * smile * (1 - 0.6 * rounding),
         "mouthPress": 0.4 * press,

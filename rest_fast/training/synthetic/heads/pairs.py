@@ -112,7 +112,9 @@ def make_person(
         backgrounds: uint8 RGB pictures, at least `size` wide; one in two people stands before one of them.
     """
     if size % 2 or size < 32 or (2 * size) % grid or frames < 1:
-        raise ArgumentError(f"heads: expected an even size >= 32 and a grid that divides 2 x size, got {size} and {grid}")
+        raise ArgumentError(
+            f"heads: expected an even size >= 32 and a grid that divides 2 x size, got {size} and {grid}"
+        )
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     head, marks = _head()
     person = invent(rng, head, marks)
@@ -195,7 +197,14 @@ def write_pairs(
         raise ArgumentError(f"heads: expected count >= 1 and first a multiple of {CHUNK}, got {count} and {first}")
     load_head()  # reads the wheel once, before many processes would
     out.mkdir(parents=True, exist_ok=True)
-    about = {"frames": frames, "size": size, "grid": grid, "motion": HEAD_MOTION, "geometry": GEOMETRY, "places": PLACES}
+    about = {
+        "frames": frames,
+        "size": size,
+        "grid": grid,
+        "motion": HEAD_MOTION,
+        "geometry": GEOMETRY,
+        "places": PLACES,
+    }
     known = out / ABOUT
     if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(about)):
         raise DataError(f"{out}: expected pairs like these, {about}, found {known.read_text()}")

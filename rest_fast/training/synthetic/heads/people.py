@@ -16,7 +16,16 @@ KINDS = ("skin", "mouth", "eye", "upper_teeth", "lower_teeth", "tongue", "solid"
 _DETAILS, _SPREAD = 45, 0.28  # detail targets of a person, and their standard deviation
 _UNUSED = ("trans-in", "trans-out", "angle-in", "angle-out", "chin-triangle", "head-age", "pointed", "ear-shape-square")
 # Linear light, light to dark.
-_SKIN = np.array([(0.80, 0.52, 0.40), (0.70, 0.42, 0.29), (0.57, 0.31, 0.20), (0.40, 0.20, 0.12), (0.22, 0.105, 0.062), (0.10, 0.048, 0.030)])
+_SKIN = np.array(
+    [
+        (0.80, 0.52, 0.40),
+        (0.70, 0.42, 0.29),
+        (0.57, 0.31, 0.20),
+        (0.40, 0.20, 0.12),
+        (0.22, 0.105, 0.062),
+        (0.10, 0.048, 0.030),
+    ]
+)
 _HAIR = {
     "black": (0.010, 0.008, 0.008),
     "dark brown": (0.030, 0.018, 0.012),
@@ -25,7 +34,9 @@ _HAIR = {
     "red": (0.16, 0.055, 0.022),
     "grey": (0.36, 0.35, 0.34),
 }
-_IRIS = np.array([(0.045, 0.022, 0.012), (0.11, 0.055, 0.025), (0.12, 0.19, 0.27), (0.11, 0.16, 0.09), (0.2, 0.22, 0.24)])
+_IRIS = np.array(
+    [(0.045, 0.022, 0.012), (0.11, 0.055, 0.025), (0.12, 0.19, 0.27), (0.11, 0.16, 0.09), (0.2, 0.22, 0.24)]
+)
 _LIPSTICK = np.array([(0.42, 0.04, 0.05), (0.33, 0.07, 0.11), (0.5, 0.16, 0.15), (0.25, 0.03, 0.05)])
 
 
@@ -55,7 +66,8 @@ class Person:
     eyes: Array  # float32 [2, 3] middles, right eye first
     eye_vertices: tuple[Array, Array]
     pupils: tuple[int, int]  # the foremost vertex of each eye
-    iris: float  # radians
+    skin: float  # brightness of the skin, linear
+    covered: Array  # float32 [P]: lids
     gaze: Array  # [2] radians: where the eyes rest, right and up
     looks: Looks
     about: dict[str, str] = field(default_factory=dict)
@@ -66,6 +78,9 @@ def invent(rng: np.random.Generator, head: Head, marks: Landmarks) -> Person:
     woman, old = float(rng.random()), float(rng.beta(1.1, 2.4))
     people = rng.dirichlet([0.6] * 3)  # African, Asian, European shares
     shape = _shape(rng, head, woman, old, people)
+    # MakeHuman's teeth end behind the lips; people show the upper ones when they speak, the lower ones less.
+    shape[head.of("upper_teeth")] += np.array([0, -0.045, 0.012], np.float32)
+    shape[head.of("lower_teeth")] += np.array([0, -0.035, 0], np.float32)
     sides = [np.flatnonzero(head.of("eye") & (np.sign(head.vertices[:, 0]) == side)) for side in (-1, 1)]
     eyes = np.array([(shape[side].max(0) + shape[side].min(0)) / 2 for side in sides])
     shape = (shape - eyes.mean(0)).astype(np.float32)
@@ -82,11 +97,13 @@ def invent(rng: np.random.Generator, head: Head, marks: Landmarks) -> Person:
     triangles, kind = _surfaces(head, made)
     looks = _looks(rng, woman, people, skin, shape[head.mask("lips") > 0.5, 2].max())
     vertex_paint = _paint(rng, head, shape, eyes, skin, tone, paint)
+    covered = np.zeros(len(shape) + len(made.rest), np.float32)
+    covered[: len(shape)] = 0.85 * (head.mask("eyelids") > 0.2)
     return Person(
         Face(head, shape, marks), marks, triangles, kind, len(shape), made,
         np.concatenate([shape, made.rest]), np.concatenate([vertex_paint, made.paint]), eyes, (sides[0], sides[1]),
         (int(sides[0][shape[sides[0], 2].argmax()]), int(sides[1][shape[sides[1], 2].argmax()])),
-        float(looks.eye[3]), rng.normal(0, [0.05, 0.03]), looks, {"hair": name},
+        float(skin @ [0.21, 0.72, 0.07]), covered, rng.normal([0, -0.02], [0.04, 0.02]), looks, {"hair": name},
     )  # fmt: skip
 
 
@@ -145,10 +162,8 @@ def _strands(
     brow = 0.1 * skin + (hair * 0.8 if hair.mean() < 0.1 else hair * 0.4)
     thick = float(rng.uniform(0.020, 0.032) + 0.012 * (woman < 0.5))
     kinds.append(styles.brows(rng, scalp, shape, eyes[1], brow, thick, float(rng.uniform(0.4, 1.0))))
-    lash = _lid_edges(head)
-    for upper in (True, False):
-        rows = lash[(shape[lash, 1] > -0.005) == upper]
-        kinds.append(styles.lashes(rng, shape, rows, upper, 0.04 + 0.03 * woman if upper else 0.015))
+    for rows, upper in _lid_edges(head):
+        kinds += styles.lashes(rng, shape, rows, upper, 0.04 + 0.03 * woman if upper else 0.02, 0.35 * skin)
     stubble = np.zeros(len(shape), np.float32)
     if woman < 0.45:
         kind = str(rng.choice(["none", "full", "goatee", "moustache"], p=[0.5, 0.32, 0.12, 0.06]))
@@ -163,12 +178,21 @@ def _strands(
     return kinds, {"scalp": scalp_share, "scalp colour": base, "stubble": stubble, "hair": hair}
 
 
-def _lid_edges(head: Head) -> Array:
-    """Vertices of MakeHuman's lashes that lie on the lids."""
+def _lid_edges(head: Head) -> list[tuple[Array, bool]]:
+    """Vertices of MakeHuman's lashes that lie on a lid, from the nose outwards, and whether it is an upper one."""
     lash, skin = np.flatnonzero(head.of("lashes")), head.vertices[head.of("skin")]
     skin = skin[skin[:, 2] > 1.2]
     away = np.linalg.norm(head.vertices[lash][:, None] - skin, axis=-1).min(1)
-    return lash[away < 0.012]
+    moved = np.zeros_like(head.vertices)
+    for side in ("Left", "Right"):
+        head.shift(f"unit/eyeBlink{side}", 1.0, moved)
+    out = []
+    for upper in (True, False):
+        for side in (-1, 1):
+            blinks = np.abs(moved[lash]).max(1) > 0
+            rows = lash[(away < 0.012) & (blinks == upper) & (np.sign(head.vertices[lash, 0]) == side)]
+            out.append((rows[np.argsort(np.abs(head.vertices[rows, 0]))], upper))
+    return out
 
 
 def _paint(
@@ -177,7 +201,9 @@ def _paint(
     """[V, 8] of the mesh as csrc/heads/shade.h reads it."""
     paint = np.zeros((len(shape), 8), np.float32)
     x, y, z = np.abs(shape[:, 0]), shape[:, 1], shape[:, 2]
-    red = np.exp(-((x - 0.42) ** 2 / 0.06 + (y + 0.50) ** 2 / 0.06)) + 0.7 * np.exp(-(x**2 / 0.03 + (y + 0.55) ** 2 / 0.04))
+    red = np.exp(-((x - 0.42) ** 2 / 0.06 + (y + 0.50) ** 2 / 0.06)) + 0.7 * np.exp(
+        -(x**2 / 0.03 + (y + 0.55) ** 2 / 0.04)
+    )
     red += 0.6 * (head.mask("ears") > 0.3)
     sunk = np.exp(-((x - 0.30) ** 2 / 0.03 + (y + 0.17) ** 2 / 0.008))  # below the eyes
     colour = skin * (1 - rng.uniform(0.1, 0.3) * red[:, None] * [0.1, 1, 0.9])
@@ -188,7 +214,9 @@ def _paint(
     colour = _over(colour, left["scalp colour"], left["scalp"])
     paint[:, :3] = colour
     oily = rng.uniform(0.05, 0.6)
-    paint[:, 3] = oily * (0.6 + 0.6 * np.exp(-(x**2 / 0.05 + (y - 0.4) ** 2 / 0.3)) + 0.5 * np.exp(-(x**2 / 0.02 + (y + 0.5) ** 2 / 0.05)))
+    paint[:, 3] = oily * (
+        0.6 + 0.6 * np.exp(-(x**2 / 0.05 + (y - 0.4) ** 2 / 0.3)) + 0.5 * np.exp(-(x**2 / 0.02 + (y + 0.5) ** 2 / 0.05))
+    )
     paint[:, 4] = 1
     paint[:, 5] = head.mask("lips")
     depth, wide = rng.uniform(1.30, 1.65), rng.uniform(0.1, 0.4)
@@ -211,7 +239,11 @@ def _over(below: Array, colour: Array, share: Array) -> Array:
 
 def _tooth_places(teeth: Array, upper: bool) -> Array:
     """[n, 2]: place along the arch in teeth, whole numbers between teeth, 0 the middle; height, 0 gum to 1 edge."""
-    widths = [0.085, 0.066, 0.076, 0.07, 0.068, 0.10, 0.10, 0.2] if upper else [0.054, 0.059, 0.069, 0.07, 0.072, 0.11, 0.11, 0.2]
+    widths = (
+        [0.085, 0.066, 0.076, 0.07, 0.068, 0.10, 0.10, 0.2]
+        if upper
+        else [0.054, 0.059, 0.069, 0.07, 0.072, 0.11, 0.11, 0.2]
+    )
     x, y, z = np.abs(teeth[:, 0]), teeth[:, 1], teeth[:, 2]
     back = z.min() + 0.35 * np.ptp(z)
     angle = np.arctan2(x, z - back)
@@ -242,7 +274,7 @@ def _looks(rng: np.random.Generator, woman: float, people: Array, skin: Array, l
     tie = rng.uniform(0.01, 0.4, 3) * rng.uniform(0.2, 1)
     return Looks(
         np.array([0.07 * age, 0.06 * age, 0.05 * age, 0.045 * age, 0.05 + 0.05 * age, *lip], np.float32),
-        np.array([lips, 1, rng.uniform(0, 0.8), rng.uniform(0.06, 0.13)], np.float32),
+        np.array([lips, 1, rng.uniform(0, 0.8), rng.uniform(0.05, 0.10)], np.float32),
         np.array([*iris, rng.uniform(0.41, 0.46), rng.uniform(0.13, 0.21), rng.uniform(0.85, 1.05), rng.uniform(0.3, 0.6), rng.uniform(0, 0.3)], np.float32),
         np.array([*cloth, *second, *tie, style, rng.uniform(1.5, 5), rng.uniform(0.02, 0.15)], np.float32),
         int(rng.integers(1, 2**31)),

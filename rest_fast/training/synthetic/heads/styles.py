@@ -94,7 +94,9 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
         comb = _unit(_comb(style, now, places, part)) + 0.12 * clump
         comb = np.where(fringed[:, None], _unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
         flat = comb - 0.9 * (comb * radial).sum(1, keepdims=True) * radial if style.comb != "out" else comb
-        direction = _unit((1 - style.stiffness) * _unit(direction) + (style.stiffness + 0.15) * _unit(flat) + style.gravity * down)
+        direction = _unit(
+            (1 - style.stiffness) * _unit(direction) + (style.stiffness + 0.15) * _unit(flat) + style.gravity * down
+        )
         direction = np.where(fringed[:, None], direction, _aside(direction, now, places[:, 0] - part, frame))
         now = scalp.push_out(now + direction * (length / m)[:, None], lift * min(1.0, 0.4 + 0.9 * (step + 1) / m))
         path[:, step + 1], outward[:, step + 1] = now, _unit(now - scalp.CENTRE) * [1, 0.8, 1]
@@ -105,7 +107,9 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
         wave = np.stack([np.cos(angle), 0.6 * np.sin(angle), np.cos(angle + 1.3)], -1)
         path += style.curl * wave * np.minimum(1, 2.5 * along)[None, :, None]
     # The back of a head is never seen.
-    shown = (outward[..., 2] > -0.6).any(1) & ((places[:, 2] > -1.1) | (style.length > 1) | (np.abs(places[:, 0]) > 0.4))
+    shown = (outward[..., 2] > -0.6).any(1) & (
+        (places[:, 2] > -1.1) | (style.length > 1) | (np.abs(places[:, 0]) > 0.4)
+    )
     path, outward, root, share, clump, inner = (a[shown] for a in (path, outward, root, share, clump, inner))
     n = len(path)
     tint = colour * np.exp(rng.normal(0, 0.12, (n, 1)) + 0.10 * clump[:, :1])
@@ -145,7 +149,9 @@ def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
     )  # fmt: skip
 
 
-def brows(rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colour: Array, thick: float, dense: float) -> Strands:
+def brows(
+    rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colour: Array, thick: float, dense: float
+) -> Strands:
     """Both brows: short hairs that point outwards, up near the nose and down at the tail. eye: [3], the left one."""
     x, y = np.abs(shape[:, 0]), shape[:, 1]
     t = (x - (eye[0] - 0.17)) / 0.45
@@ -154,7 +160,7 @@ def brows(rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colo
     width = thick * np.interp(t, [0, 0.15, 0.6, 1], [0.75, 1, 0.8, 0.3])
     # Vertices are further apart than a brow is thick, so that the field is made wide and roots are chosen by place.
     wide = ((np.abs(y - middle) < 0.2) & (t > -0.3) & (t < 1.3) & front).astype(np.float32)
-    places, normals, root, share = scalp.sample(rng, wide, int(4600 * dense))
+    places, normals, root, share = scalp.sample(rng, wide, int(9000 * dense))
     s = (np.abs(places[:, 0]) - (eye[0] - 0.17)) / 0.45
     off = (places[:, 1] - _brow_line(s)) / (thick * np.interp(s, [0, 0.15, 0.6, 1], [0.75, 1, 0.8, 0.3]))
     kept = (s > 0) & (s < 1) & (np.abs(off) < rng.uniform(0.5, 1.1, len(s)))
@@ -168,7 +174,7 @@ def brows(rng: np.random.Generator, scalp: Scalp, shape: Array, eye: Array, colo
     path = places[:, None] + normals[:, None] * (0.012 + 0.01 * np.sin(np.pi * step))[None, :, None]
     path = path + direction[:, None] * (length[:, None] * step)[..., None]
     tint = np.broadcast_to((colour * np.exp(rng.normal(0, 0.25, (n, 1))))[:, None], path.shape)
-    half = 0.0042 * rng.uniform(0.7, 1.2, (n, 1)) * (1.2 - step)[None]
+    half = 0.0034 * rng.uniform(0.7, 1.2, (n, 1)) * (1.2 - step)[None]
     outward = np.broadcast_to(normals[:, None], path.shape)
     return Strands(path, outward, root, share, half, tint, np.full(n, 0.3), np.full((n, m + 1), 0.8))
 
@@ -177,22 +183,36 @@ def _brow_line(t: Array) -> Array:
     return np.interp(t, [0, 0.3, 0.65, 1], [0.185, 0.225, 0.250, 0.165])
 
 
-def lashes(rng: np.random.Generator, shape: Array, vertices: Array, upper: bool, length: float) -> Strands:
-    """Short dark hairs that grow forward from `vertices` of MakeHuman's lashes."""
-    chosen = rng.choice(vertices, 2 * len(vertices))
-    places = shape[chosen] + rng.normal(0, 0.006, (len(chosen), 3))
-    up = 1.0 if upper else -0.5
+def lashes(
+    rng: np.random.Generator, shape: Array, edge: Array, upper: bool, length: float, skin: Array
+) -> list[Strands]:
+    """Dark hairs that grow forward from a lid's edge (vertices, from the nose outwards), and the line of their roots."""
+    n = 45 if upper else 25
+    at = np.sort(rng.uniform(0, len(edge) - 1.001, n))
+    first, part = edge[at.astype(int)], at % 1
+    second = edge[at.astype(int) + 1]
+    places = shape[first] + part[:, None] * (shape[second] - shape[first])
     step = np.linspace(0, 1, 3)
-    spread = np.sign(places[:, 0]) * (np.abs(places[:, 0]) - 0.30) * 1.5
-    bend = np.stack([spread[:, None] * step, up * 0.7 * step**2 - 0.1 * step + 0 * spread[:, None], 0.5 * step + 0 * spread[:, None]], -1)
-    path = places[:, None] + length * bend
-    n = len(places)
-    root = np.repeat(chosen[:, None], 3, 1).astype(np.int32)
-    half = np.full((n, 3), 0.004) * (1.1 - step)
-    return Strands(
-        path, np.broadcast_to([0, 0.3, 0.95], path.shape), root, np.tile([1, 0, 0], (n, 1)).astype(np.float32),
-        half, np.full((*path.shape[:2], 3), 0.012), np.zeros(n), np.full((n, 3), 0.6),
+    out = np.sign(places[:, 0]) * (at / len(edge) - 0.35) * 0.9
+    rise = (0.55 if upper else -0.35) * step**1.5 - 0.1 * step
+    bend = np.stack([out[:, None] * step, rise + 0 * out[:, None], 0.6 * step + 0 * out[:, None]], -1)
+    path = places[:, None] + (length * rng.uniform(0.7, 1.1, n))[:, None, None] * bend
+    share = np.stack([1 - part, part, 0 * part], 1).astype(np.float32)
+    dark = np.array([0.012, 0.009, 0.008]) + (0 if upper else 0.5) * skin
+    front = np.array([0, 0.3, 0.95])
+    hairs = Strands(
+        path, np.broadcast_to(front, path.shape), np.stack([first, second, second], 1).astype(np.int32), share,
+        np.full((n, 3), 0.0032) * (1.2 - step), np.broadcast_to(dark, path.shape), np.zeros(n), np.full((n, 3), 0.6),
     )  # fmt: skip
+    line = shape[edge][None] + [0, 0, 0.006]
+    taper = np.sin(np.pi * (0.12 + 0.8 * np.linspace(0, 1, len(edge)) ** 0.8))
+    roots = np.repeat(edge[None, :, None], 3, 2).astype(np.int32)
+    rim = Strands(
+        line, np.broadcast_to(front, line.shape), roots, np.broadcast_to(np.float32([1, 0, 0]), roots.shape),
+        ((0.011 if upper else 0.005) * taper)[None], np.broadcast_to(dark + 0.15 * skin, line.shape), np.zeros(1),
+        np.full(line.shape[:2], 0.6),
+    )  # fmt: skip
+    return [hairs, rim]
 
 
 def beard_field(shape: Array, lips: Array, kind: str) -> Array:
@@ -207,13 +227,17 @@ def beard_field(shape: Array, lips: Array, kind: str) -> Array:
     return field * (1 - np.clip(3 * lips, 0, 1))
 
 
-def beard(rng: np.random.Generator, scalp: Scalp, field: Array, length: float, count: int, colour: Array, grey: float) -> Strands:
+def beard(
+    rng: np.random.Generator, scalp: Scalp, field: Array, length: float, count: int, colour: Array, grey: float
+) -> Strands:
     """Hairs that grow down and forward."""
     places, normals, root, share = scalp.sample(rng, field, count)
     n, m = len(places), 3
     step = np.linspace(0, 1, m + 1)
     direction = _unit(0.55 * normals + [0, -0.75, 0.1] + rng.normal(0, 0.18, (n, 3)))
-    reach = length * rng.uniform(0.5, 1.2, n)
+    reach = np.where(places[:, 1] > -0.72, min(length, 0.09), length) * rng.uniform(
+        0.5, 1.2, n
+    )  # a moustache is cut short
     path = places[:, None] + normals[:, None] * 0.008 + direction[:, None] * (reach[:, None] * step)[..., None]
     path[..., 1] -= (reach[:, None] * step**2) * 0.3
     tint = colour * np.exp(rng.normal(0, 0.3, (n, 1)))
