@@ -49,18 +49,19 @@ inline void walk(const float* a, const float* b, const float* c, int64_t height,
   const float inverse = 1.0f / area;
   // Both edge functions change by a fixed step along a row: where they, and their rest, can be positive
   // is a run of elements. Found with a margin; the test itself decides.
-  const float step_b = cy * inverse, step_c = -by * inverse, step_a = -step_b - step_c;
+  const float steps[3] = {cy * inverse, -by * inverse, (by - cy) * inverse};
+  float per_step[3];
+  for (int k = 0; k < 3; ++k) per_step[k] = std::fabs(steps[k]) > 1e-6f ? 1.0f / steps[k] : 0.0f;
   for (int64_t y = y0; y <= y1; ++y) {
     const float py = y + 0.5f - a[1], px0 = x0 + 0.5f - a[0];
     const float b0 = (px0 * cy - py * cx) * inverse, c0 = (bx * py - by * px0) * inverse;
+    const float starts[3] = {b0, c0, 1.0f - b0 - c0};
     float low = 0, high = static_cast<float>(x1 - x0);
-    const auto narrow = [&](float start, float by_element) {
-      if (by_element > 1e-6f) low = std::max(low, -start / by_element - 1.0f);
-      if (by_element < -1e-6f) high = std::min(high, -start / by_element + 1.0f);
-    };
-    narrow(b0, step_b);
-    narrow(c0, step_c);
-    narrow(1.0f - b0 - c0, step_a);
+    for (int k = 0; k < 3; ++k) {
+      const float crossing = -starts[k] * per_step[k];
+      if (per_step[k] > 0) low = std::max(low, crossing - 1.0f);
+      if (per_step[k] < 0) high = std::min(high, crossing + 1.0f);
+    }
     if (!(low <= high)) continue;
     for (int64_t x = x0 + static_cast<int64_t>(low); x <= x0 + static_cast<int64_t>(high); ++x) {
       const float px = x + 0.5f - a[0];

@@ -15,6 +15,13 @@ from rest_fast.cli.terminal import InputError, Progress, say
 def synth(args: Namespace) -> None:
     from rest_fast.training.synthetic.clips import write_clips
 
+    style: dict[str, Any] = {}
+    if args.style == "heads":
+        from rest_fast.training.synthetic.heads.clip import HEADS
+        from rest_fast.training.synthetic.heads.mesh import load_head
+
+        load_head()  # what is missing is said before work starts; and it is read once, not by every process
+        style = {"style": HEADS}
     with Progress("clips", quiet=args.quiet) as progress:
         try:
             write_clips(
@@ -26,6 +33,7 @@ def synth(args: Namespace) -> None:
                 workers=args.workers,
                 videos=min(args.videos, args.clips),
                 progress=progress,
+                **style,
             )
         except BaseException:
             if progress.done:

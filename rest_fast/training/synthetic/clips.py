@@ -1,4 +1,4 @@
-"""Clips of drawn talking heads with synthetic speech: a person, a voice, a sentence and everything that moved.
+"""Clips of talking heads with synthetic speech: a person, a voice, a sentence and everything that moved.
 
 A clip is a pure function of (split, index). Splits share no identity, no voice and no word.
 """
@@ -36,7 +36,8 @@ CLIPS, ARRAYS = "clips.json", ("video", "samples", "motion", "geometry")
 @dataclass(frozen=True, eq=False)
 class Clip:
     """One clip of n frames: ``video`` uint8 [n, size, size, 3]; ``samples`` float32 [LEAD + 640 n + TAIL] at 16 kHz, of
-    which frame k covers [LEAD + 640 k, + 640); ``motion`` float32 [n, 13] (:data:`MOTION`); ``geometry`` float32
+    which frame k covers [LEAD + 640 k, + 640); ``motion`` float32 [n, 13] (:data:`MOTION`; heads have a 14th column,
+    the smile); ``geometry`` float32
     [n, 4] (:data:`GEOMETRY`, in pixels of a 128 px picture)."""
 
     video: NDArray[np.uint8]
@@ -70,9 +71,23 @@ def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128) -> 
     return Clip(draw(person, motion, size), said.samples, motion, geometry, said.text, said.voice)
 
 
-def make_clips(split: str, indices: range, *, size: int = 128, workers: int = 0) -> Iterator[Clip]:
+@dataclass(frozen=True)
+class Style:
+    """How clips are made: ``make(split, index, size=)``, and what the columns of ``motion`` are."""
+
+    name: str
+    make: Callable[..., Clip]
+    motion: tuple[str, ...]
+
+
+DRAWN = Style("drawn", make_clip, MOTION)
+
+
+def make_clips(
+    split: str, indices: range, *, size: int = 128, workers: int = 0, style: Style = DRAWN
+) -> Iterator[Clip]:
     """Clips of the given indices in order, by ``workers`` processes (0: one for each core)."""
-    make = partial(make_clip, split, size=size)
+    make = partial(style.make, split, size=size)
     workers = min(workers or os.cpu_count() or 1, len(indices))
     if workers <= 1:
         yield from map(make, indices)
@@ -92,6 +107,7 @@ def write_clips(
     size: int = 128,
     workers: int = 0,
     videos: int = 0,
+    style: Style = DRAWN,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write clips ``first .. first + count - 1`` of a split as arrays for :class:`Clips`, and the first few as mp4.
@@ -108,12 +124,13 @@ def write_clips(
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
         "video": (np.uint8, (count, FRAMES, size, size, 3)),
         "samples": (np.float32, (count, LEAD + FRAMES * FRAME + TAIL)),
-        "motion": (np.float32, (count, FRAMES, len(MOTION))),
+        "motion": (np.float32, (count, FRAMES, len(style.motion))),
         "geometry": (np.float32, (count, FRAMES, len(GEOMETRY))),
     }
     arrays = {n: np.lib.format.open_memmap(out / f"{n}.npy", "w+", d, s) for n, (d, s) in shapes.items()}
     entries = []
-    for i, clip in enumerate(make_clips(split, range(first, first + count), size=size, workers=workers)):
+    made = make_clips(split, range(first, first + count), size=size, workers=workers, style=style)
+    for i, clip in enumerate(made):
         for name, array in arrays.items():
             array[i] = getattr(clip, name)
         entries.append({"index": first + i, "text": clip.text, "voice": clip.voice})
@@ -123,7 +140,8 @@ def write_clips(
             progress(i + 1, count)
     for array in arrays.values():
         array.flush()
-    about = {"split": split, "first": first, "size": size, "frames": FRAMES, "motion": MOTION, "geometry": GEOMETRY}
+    about = {"split": split, "first": first, "size": size, "frames": FRAMES, "geometry": GEOMETRY}
+    about |= {"style": style.name, "motion": style.motion}
     partial = out / f"{CLIPS}.partial"
     partial.write_text(json.dumps(about | {"clips": entries}, indent=1))
     partial.replace(out / CLIPS)
@@ -138,7 +156,7 @@ def write_video(clip: Clip, path: Path) -> None:
 
 class Clips:
     """The clips of a folder, mapped from disk: ``video`` uint8 [N, 97, H, W, 3], ``samples`` float32 [N, samples],
-    ``motion`` float32 [N, 97, 13], ``geometry`` float32 [N, 97, 4]; ``about`` is what ``clips.json`` says."""
+    ``motion`` float32 [N, 97, 13 or 14], ``geometry`` float32 [N, 97, 4]; ``about`` is what ``clips.json`` says."""
 
     def __init__(self, folder: Path):
         if not (folder / CLIPS).is_file():

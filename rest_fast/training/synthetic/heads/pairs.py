@@ -8,27 +8,21 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rest_fast.errors import ArgumentError, DataError
-from rest_fast.training.synthetic.heads import scene
-from rest_fast.training.synthetic.heads.draw import Frame, Painter, points_of
-from rest_fast.training.synthetic.heads.mesh import Head, load_head
-from rest_fast.training.synthetic.heads.motion import HEAD_MOTION, Landmarks, neutral
-from rest_fast.training.synthetic.heads.people import invent
+from rest_fast.training.synthetic.heads.draw import points_of
+from rest_fast.training.synthetic.heads.mesh import load_head
+from rest_fast.training.synthetic.heads.motion import HEAD_MOTION, neutral
+from rest_fast.training.synthetic.heads.studio import PLACES, Studio
 from rest_fast.training.synthetic.portraits import GEOMETRY
 from rest_fast.training.synthetic.visemes import VISEMES
 
 Array = np.ndarray
-PLACES = (
-    *("right_eye", "left_eye", "right_iris", "left_iris", "right_corner", "left_corner"),
-    *("upper_lip", "lower_lip", "chin", "nose"),
-)
-EYES = ("right", "left")
 ABOUT, CHUNK = "pairs.json", 16  # people in a file
 _FACTS = ("images", "flow", "visible", "matte", "motion", "geometry", "eyes", "places")
 
@@ -42,7 +36,7 @@ class Pairs:
     visible: uint8 [K, G, G], 0 background, 1 head that the photo hides (or the inside of a mouth that it does not show),
     2 seen in the photo; matte: uint8 [K, G, G], share of the cell that the head covers, 255 all; motion: float32 [K, 14]
     (:data:`HEAD_MOTION`); geometry: float32 [K, 4] (:data:`GEOMETRY`); eyes: float32 [K, 2], opening of the right and of
-    the left eye in pixels of a 128 px picture; places: float32 [K, 10, 2] (:data:`PLACES`), x and y in such pixels.
+    the left eye in pixels of a 128 px picture; places: float32 [K, 10, 2] (``studio.PLACES``), x and y in such pixels.
     """
 
     images: Array
@@ -53,12 +47,6 @@ class Pairs:
     geometry: Array
     eyes: Array
     places: Array
-
-
-@cache
-def _head() -> tuple[Head, Landmarks]:
-    head = load_head()
-    return head, Landmarks.of(head)
 
 
 def random_motion(rng: np.random.Generator, *, photo: bool = False) -> Array:
@@ -111,52 +99,23 @@ def make_person(
         motion: float32 [frames, 14] to draw; default: :func:`random_motion`.
         backgrounds: uint8 RGB pictures, at least `size` wide; one in two people stands before one of them.
     """
-    if size % 2 or size < 32 or (2 * size) % grid or frames < 1:
-        raise ArgumentError(
-            f"heads: expected an even size >= 32 and a grid that divides 2 x size, got {size} and {grid}"
-        )
+    if grid < 1 or (2 * size) % grid or frames < 1:
+        raise ArgumentError(f"heads: expected frames and a grid that divides 2 x {size}, got {frames} and {grid}")
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
-    head, marks = _head()
-    person = invent(rng, head, marks)
-    camera, light, sensor = scene.random_camera(rng), scene.random_light(rng), scene.random_sensor(rng)
-    picture = backgrounds[rng.integers(len(backgrounds))] if backgrounds and rng.random() < 0.5 else None
-    wall = scene.random_background(rng, size, picture)
+    studio = Studio(rng, size, backgrounds)
     if motion is None:
         motion = np.stack([random_motion(rng, photo=k == 0) for k in range(frames)])
     if np.shape(motion) != (frames, len(HEAD_MOTION)):
         raise ArgumentError(f"heads: expected motion [{frames}, {len(HEAD_MOTION)}], got {list(np.shape(motion))}")
-    painter = Painter(person, camera, light, size)
-    photo = painter.frame(motion[0])
-    gain = sensor.exposure / max(painter.exposure(photo), 1e-3)
-    rows: list[dict[str, Array]] = []
-    for k, row in enumerate(motion):
-        frame = photo if k == 0 else painter.frame(row)
-        flow, visible, matte = painter.flow(frame, photo, grid)
-        geometry, eyes, places = measure(painter, frame)
-        image = scene.expose(rng, sensor, painter.develop(frame, wall, gain, sensor.shoulder))
-        rows.append(dict(zip(_FACTS, (image, flow.astype(np.float16), visible, matte, row, geometry, eyes, places))))
-    return Pairs(*(np.stack([row[name] for row in rows]).astype(rows[0][name].dtype) for name in _FACTS))
-
-
-def measure(painter: Painter, frame: Frame) -> tuple[Array, Array, Array]:
-    """geometry [4], eyes [2] and places [10, 2] of a frame, in pixels of a 128 px picture, from its vertices."""
-    marks, person = painter.person.marks, painter.person
-    unit = 128 / painter.side
-    at = frame.screen[:, :2] * unit
-    # Along the head: the picture turned back by the roll.
-    cos, sin = np.cos(painter.camera.roll + frame.motion["roll"]), np.sin(painter.camera.roll + frame.motion["roll"])
-    along = at @ np.array([-sin, cos], np.float32)
-    upper = marks.upper_lip[along[marks.upper_lip].argmax()]
-    lower = marks.lower_lip[along[marks.lower_lip].argmin()]
-    gap = max(0.0, float(along[lower] - along[upper]))
-    right, left = at[marks.corners]
-    middle = (at[upper] + at[lower]) / 2
-    geometry = np.array([gap, np.linalg.norm(left - right), *middle], np.float32)
-    eyes = np.array([max(0.0, along[low] - along[up]) for up, low in marks.lids], np.float32)
-    balls = [at[vertices].mean(0) for vertices in person.eye_vertices]
-    irises = [at[vertex] for vertex in person.pupils]
-    places = [*balls, *irises, right, left, at[upper], at[lower], at[marks.chin], at[marks.nose]]
-    return geometry, eyes, np.array(places, np.float32)
+    rows: list[tuple[Array, ...]] = []
+    photo = None
+    for row in np.asarray(motion, np.float32):
+        frame = studio.shoot(row)
+        photo = photo or frame
+        flow, visible, matte = studio.painter.flow(frame, photo, grid)
+        labels = (flow.astype(np.float16), visible, matte, row, *studio.measure(frame))
+        rows.append((studio.picture(frame), *labels))
+    return Pairs(*(np.stack(values) for values in zip(*rows)))
 
 
 def _shapes(frames: int, size: int, grid: int) -> dict[str, tuple[type, tuple[int, ...]]]:
