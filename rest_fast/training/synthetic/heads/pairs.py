@@ -33,10 +33,11 @@ class Pairs:
 
     images: uint8 [K, S, S, 3]; flow: float16 [K, G, G, 2], for the middle of each cell of frame k where that point of
     the surface is in frame 0, minus where it is here, x and y in pixels of a 128 px picture, 0 outside the head;
-    visible: uint8 [K, G, G], 0 background, 1 head that the photo hides (or the inside of a mouth that it does not show),
-    2 seen in the photo; matte: uint8 [K, G, G], share of the cell that the head covers, 255 all; motion: float32 [K, 14]
-    (:data:`HEAD_MOTION`); geometry: float32 [K, 4] (:data:`GEOMETRY`); eyes: float32 [K, 2], opening of the right and of
-    the left eye in pixels of a 128 px picture; places: float32 [K, 10, 2] (``studio.PLACES``), x and y in such pixels.
+    visible: uint8 [K, G, G], 0 background, 1 head that the photo hides (or the inside of a mouth that it does not
+    show), 2 seen in the photo; matte: uint8 [K, G, G], share of the cell that the head covers, 255 all of it;
+    motion: float32 [K, 14] (:data:`HEAD_MOTION`); geometry: float32 [K, 4] (:data:`GEOMETRY`); eyes: float32 [K, 2],
+    opening of the right and of the left eye in pixels of a 128 px picture; places: float32 [K, 10, 2]
+    (``studio.PLACES``), x and y in such pixels.
     """
 
     images: Array
@@ -203,7 +204,7 @@ def _write_chunk(
 
 
 class PairsFolder:
-    """The people of a folder, mapped from disk: ``folder[i]`` is a :class:`Pairs`; ``about`` says frames, size, grid."""
+    """The people of a folder, mapped from disk: ``folder[i]`` is a :class:`Pairs`; ``about`` has its sizes."""
 
     def __init__(self, folder: Path) -> None:
         if not (folder / ABOUT).is_file():

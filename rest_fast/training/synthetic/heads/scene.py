@@ -15,7 +15,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Sensor:
-    """exposure: linear brightness that the skin gets; grain: standard deviation of noise; quality: of JPEG, 0 for none."""
+    """exposure: linear brightness of light skin; grain: standard deviation of noise; quality: of JPEG, 0 for none."""
 
     exposure: float
     shoulder: float
@@ -29,7 +29,7 @@ class Sensor:
 def random_light(rng: np.random.Generator) -> Light:
     """A key light from somewhere in front and above, sometimes from the side; a weaker second one; sky and ground."""
     wide = 1.3 if rng.random() < 0.25 else 0.7
-    key = _unit(rng.normal(0, [wide, 0.4, 0.2]) + [0, 0.45, 0.85])
+    key = _unit(rng.normal([0, 0.45, 0.85], [wide, 0.4, 0.2]))
     fill = _unit(np.array([-np.sign(key[0]) * rng.uniform(0.3, 1.2), rng.normal(0.1, 0.3), 0.7]))
     warm = np.array([1, 0.90, 0.78]) ** rng.uniform(-0.6, 1.1)
     cool = np.array([0.86, 0.94, 1.0]) ** rng.uniform(-0.6, 1.1)

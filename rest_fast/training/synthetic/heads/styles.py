@@ -47,6 +47,18 @@ STYLES = (
 )
 
 
+# Odds of each style for a woman and for a man.
+_ODDS = (
+    (0.0, 0.2, 0.8, 0.2, 0.5, 1.0, 2.0, 2.0, 2.5, 2.0, 1.5, 1.0, 0.5),
+    (1.2, 2.5, 3.0, 1.5, 1.0, 2.0, 0.3, 0.1, 0.4, 0.3, 0.2, 0.8, 0.6),
+)
+
+
+def random_style(rng: np.random.Generator, woman: float) -> Style:
+    odds = np.array(_ODDS[0 if woman > 0.5 else 1])
+    return STYLES[int(rng.choice(len(STYLES), p=odds / odds.sum()))]
+
+
 def hairline(shape: Array, line: float, recede: float) -> Array:
     """[V]: decimetres above the hairline, negative where no hair grows; `line` raises it, `recede` the temples."""
     front = np.degrees(np.arctan2(np.abs(shape[:, 0]), shape[:, 2] - Scalp.CENTRE[2]))
@@ -81,6 +93,8 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     length = np.where(fringed, np.minimum(length, rng.uniform(0.45, 0.62, n)), length)
     if style.name in ("crop", "short", "quiff", "parted", "slick"):  # short at the sides and the nape
         length *= np.clip(0.35 + 0.9 * (places[:, 1] - 0.1), 0.25, 1)
+    if style.length < 1.2 and style.comb != "back":  # the nape is cut
+        length *= np.clip(1 + 1.2 * (places[:, 1] + 0.1), 0.15, 1)
     part = float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.35))
     phase, turns = rng.uniform(0, 2 * np.pi, n), rng.uniform(0.8, 1.3, n)
     clump = np.sin(places @ rng.normal(0, 9, (3, 3)) + rng.uniform(0, 6, 3))  # neighbours go the same way
@@ -157,7 +171,6 @@ def brows(
     t = (x - (eye[0] - 0.17)) / 0.45
     front = shape[:, 2] > -0.35
     middle = _brow_line(t)
-    width = thick * np.interp(t, [0, 0.15, 0.6, 1], [0.75, 1, 0.8, 0.3])
     # Vertices are further apart than a brow is thick, so that the field is made wide and roots are chosen by place.
     wide = ((np.abs(y - middle) < 0.2) & (t > -0.3) & (t < 1.3) & front).astype(np.float32)
     places, normals, root, share = scalp.sample(rng, wide, int(9000 * dense))
@@ -186,7 +199,8 @@ def _brow_line(t: Array) -> Array:
 def lashes(
     rng: np.random.Generator, shape: Array, edge: Array, upper: bool, length: float, skin: Array
 ) -> list[Strands]:
-    """Dark hairs that grow forward from a lid's edge (vertices, from the nose outwards), and the line of their roots."""
+    """Dark hairs that grow forward from a lid's edge (vertices, from the nose outwards), and the line of their
+    roots."""
     n = 45 if upper else 25
     at = np.sort(rng.uniform(0, len(edge) - 1.001, n))
     first, part = edge[at.astype(int)], at % 1
