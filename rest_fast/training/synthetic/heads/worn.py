@@ -26,7 +26,7 @@ def glasses(rng: np.random.Generator, shape: Array, eyes: Array) -> list[Strands
         ring = middle + rim
         ring[:, 2] -= 0.25 * np.maximum(np.abs(ring[:, 0]) - 0.3, 0)
         parts.append(ring)
-        start = middle + [side * wide, 0.4 * high, -0.25 * max(abs(middle[0]) + wide - 0.3, 0)]
+        start = middle + np.array([side * wide, 0.4 * high, -0.25 * max(abs(middle[0]) + wide - 0.3, 0)])
         end = np.array([side * 0.80, 0.02, -0.55])
         parts.append(start + np.linspace(0, 1, 6)[:, None] * (end - start))
     inner = eyes[1, 0] * 1.04 - wide
