@@ -110,7 +110,8 @@ def test_a_shifted_head_has_the_opposite_flow(studio):
     flow, visible, _ = studio.painter.flow(moved, still, GRID)
     face = visible[GRID // 3 : GRID // 2, GRID // 3 : 2 * GRID // 3] == 2
     assert face.all()
-    np.testing.assert_allclose(flow[GRID // 3 : GRID // 2, GRID // 3 : 2 * GRID // 3], [[[-5, 3]]] * 1, atol=0.01)
+    shift = flow[GRID // 3 : GRID // 2, GRID // 3 : 2 * GRID // 3].reshape(-1, 2)
+    np.testing.assert_allclose(shift, np.tile([-5, 3], (len(shift), 1)), atol=1e-3)  # float32 places up to 192
 
 
 @needs_data

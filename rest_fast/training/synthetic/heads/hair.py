@@ -45,15 +45,12 @@ class Ribbons:
 def ribbons(kinds: list[Strands]) -> Ribbons:
     """All strands as one set of ribbons."""
     parts = [_ribbon(strands) for strands in kinds if len(strands.places)]
-    if not parts:
-        empty = [np.zeros((0, 3), np.float32)] * 3 + [np.zeros(0, np.float32)]
-        more = [np.zeros((0, 3), np.int32), np.zeros((0, 3), np.float32), np.zeros((0, 8), np.float32)]
-        return Ribbons(*empty, *more, np.zeros((0, 3), np.int32))
+    assert parts, "ribbons: nobody is without lashes"
     starts = np.cumsum([0, *(len(part.rest) for part in parts[:-1])])
     names = ("rest", "outward", "tangent", "half", "root", "share", "paint")
-    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     triangles = np.concatenate([part.triangles + start for part, start in zip(parts, starts)])
-    return Ribbons(*joined, triangles.astype(np.int32))
+    return Ribbons(**joined, triangles=triangles.astype(np.int32))
 
 
 def _ribbon(strands: Strands) -> Ribbons:

@@ -82,13 +82,10 @@ class Looks:
         radii = (rng.uniform(0.41, 0.46), rng.uniform(0.13, 0.21))
         eye = [*iris, *radii, rng.uniform(0.85, 1.05), rng.uniform(0.3, 0.6), rng.uniform(0, 0.3)]
         grain = np.array([0.07, 0.06, 0.05, 0.045]) * rough
-        parts = (
-            [*grain, 0.05 + 0.05 * rough, *lip],
-            [lip_depth, 1, rng.uniform(0, 0.8), rng.uniform(0.05, 0.10)],
-            eye,
-            _clothes(rng),
-        )
-        return Looks(*(np.array(part, np.float32) for part in parts), int(rng.integers(1, 2**31)))
+        mouth = [lip_depth, 1, rng.uniform(0, 0.8), rng.uniform(0.05, 0.10)]
+        parts = ([*grain, 0.05 + 0.05 * rough, *lip], mouth, eye, _clothes(rng))
+        skin, inside, eyes, cloth = (np.array(part, np.float32) for part in parts)
+        return Looks(skin, inside, eyes, cloth, int(rng.integers(1, 2**31)))
 
 
 def _clothes(rng: np.random.Generator) -> list[float]:

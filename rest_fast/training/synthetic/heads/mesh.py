@@ -190,4 +190,4 @@ def _unpack(path: Path) -> Head:
         ends, index, shift = (file[name] for name in ("ends", "index", "shift"))
         starts = np.concatenate([[0], ends[:-1]])
         targets = {str(n): (index[a:b], shift[a:b]) for n, a, b in zip(file["names"], starts, ends)}
-        return Head(*(file[name] for name in ("vertices", "triangles", "part", "masks")), targets)
+        return Head(file["vertices"], file["triangles"], file["part"], file["masks"], targets)

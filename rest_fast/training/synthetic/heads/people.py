@@ -118,7 +118,7 @@ def _hair(rng: np.random.Generator, head: Head, shape: Array, eyes: Array, who: 
     kinds.append(styles.brows(rng, scalp, shape, eyes[1], brow, thick, float(rng.uniform(0.4, 1.0))))
     for rows, upper in _lid_edges(head):
         kinds += styles.lashes(rng, shape, rows, upper, 0.04 + 0.03 * who.woman if upper else 0.02, 0.35 * who.skin)
-    stubble = np.zeros(len(shape), np.float32)
+    stubble: Array = np.zeros(len(shape), np.float32)
     if who.woman < 0.45:
         kind = str(rng.choice(["none", "full", "goatee", "moustache"], p=[0.5, 0.32, 0.12, 0.06]))
         area = styles.beard_field(shape, head.mask("lips"), "full" if kind == "none" else kind)
@@ -154,9 +154,9 @@ def _lid_edges(head: Head) -> list[tuple[Array, bool]]:
     for side in ("Left", "Right"):
         head.shift(f"unit/eyeBlink{side}", 1.0, moved)
     out = []
+    blinks = np.abs(moved[lash]).max(1) > 0
     for upper in (True, False):
-        for side in (-1, 1):
-            blinks = np.abs(moved[lash]).max(1) > 0
-            rows = lash[(away < 0.012) & (blinks == upper) & (np.sign(head.vertices[lash, 0]) == side)]
+        for sign in (-1, 1):
+            rows = lash[(away < 0.012) & (blinks == upper) & (np.sign(head.vertices[lash, 0]) == sign)]
             out.append((rows[np.argsort(np.abs(head.vertices[rows, 0]))], upper))
     return out

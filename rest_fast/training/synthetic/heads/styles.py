@@ -222,7 +222,7 @@ def lashes(
     taper = np.sin(np.pi * (0.12 + 0.8 * np.linspace(0, 1, len(edge)) ** 0.8))
     roots = np.repeat(edge[None, :, None], 3, 2).astype(np.int32)
     rim = Strands(
-        line, np.broadcast_to(front, line.shape), roots, np.broadcast_to(np.float32([1, 0, 0]), roots.shape),
+        line, np.broadcast_to(front, line.shape), roots, np.broadcast_to(np.array([1, 0, 0], np.float32), roots.shape),
         ((0.011 if upper else 0.005) * taper)[None], np.broadcast_to(dark + 0.15 * skin, line.shape), np.zeros(1),
         np.full(line.shape[:2], 0.6),
     )  # fmt: skip

@@ -69,6 +69,6 @@ def _band(path: Array, roots: Array, half: float, colour: Array, gloss: float) -
     outward = path - [0, 0, -1.0]
     outward = outward / (np.linalg.norm(outward, axis=1, keepdims=True) + 1e-9)
     return Strands(
-        path[None], outward[None], roots[None].astype(np.int32), np.tile(np.float32([1, 0, 0]), (1, n, 1)),
+        path[None], outward[None], roots[None].astype(np.int32), np.tile(np.array([1, 0, 0], np.float32), (1, n, 1)),
         np.full((1, n), half), np.tile(colour, (1, n, 1)), np.full(1, gloss), np.full((1, n), 0.8),
     )  # fmt: skip
