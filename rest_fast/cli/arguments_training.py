@@ -39,7 +39,7 @@ def add_synth(add: Callable[..., Parser]) -> None:
         "--style",
         choices=("drawn", "heads"),
         default="drawn",
-        help="drawn faces, or photo-like heads (docs/heads.md), which take ten times as long",
+        help="drawn faces, or photo-like heads (docs/heads.md), which take twenty times as long",
     )
     what.add_argument(
         "--first",

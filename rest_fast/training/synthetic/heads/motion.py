@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -103,16 +104,22 @@ def _lids(head: Head, side: str) -> tuple[int, int]:
     return upper, int(still[away.argmin()])
 
 
+@cache
+def _unit_shifts(head: Head) -> tuple[Array, Array, Array]:
+    """Shifts of UNITS [units, V, 3]; the vertices that any of them moves [n]; theirs alone, [units, 3 n]."""
+    shifts = np.zeros((len(UNITS), *head.vertices.shape), np.float32)
+    for shift, name in zip(shifts, UNITS):
+        head.shift(f"unit/{name}", 1.0, shift)
+    moved = np.flatnonzero(np.abs(shifts).max(axis=(0, 2)) > 0)
+    return shifts, moved, np.ascontiguousarray(shifts[:, moved]).reshape(len(UNITS), -1)
+
+
 class Face:
     """One person's shape [V, 3], and how it changes with motion."""
 
     def __init__(self, head: Head, shape: Array, marks: Landmarks) -> None:
         self.shape, self.marks = shape, marks
-        self.shifts = np.zeros((len(UNITS), *shape.shape), np.float32)
-        for shift, name in zip(self.shifts, UNITS):
-            head.shift(f"unit/{name}", 1.0, shift)
-        self._moved = np.flatnonzero(np.abs(self.shifts).max(axis=(0, 2)) > 0)
-        self._compact = np.ascontiguousarray(self.shifts[:, self._moved]).reshape(len(UNITS), -1)
+        self.shifts, self._moved, self._compact = _unit_shifts(head)
         tongue = head.of("tongue")
         low, high = shape[tongue, 2].min(), shape[tongue, 2].max()
         self._tip = np.where(tongue, np.clip((shape[:, 2] - low) / (high - low), 0, 1) ** 2, 0).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -145,6 +146,7 @@ def _things(
     return out
 
 
+@cache
 def _lid_edges(head: Head) -> list[tuple[Array, bool]]:
     """Vertices of MakeHuman's lashes that lie on a lid, from the nose outwards, and whether it is an upper one."""
     lash, skin = np.flatnonzero(head.of("lashes")), head.vertices[head.of("skin")]
