@@ -93,6 +93,19 @@ def test_lips_and_lids_meet(seed: int):
 
 
 @needs_data
+@pytest.mark.parametrize("row", [{}, {"press": 1}], ids=["rest", "pressed"])
+def test_closed_lips_hide_the_teeth(row: dict[str, float]):
+    shown = []
+    for seed in range(6):
+        painter = Studio(np.random.default_rng(seed), 64).painter
+        found = painter.frame(motion(row)[0], shaded=False).id
+        kinds = painter.person.kind[found[found >= 0]]
+        shown.append(int(np.isin(kinds, (1, 3, 4, 5)).sum()))  # walls, teeth and tongue
+    # A mouth is about 30 elements wide: a crack along it would show as many.
+    assert max(shown) <= 8, shown
+
+
+@needs_data
 def test_equal_motion_has_no_flow():
     row = random_motion(np.random.default_rng(1))
     made = make_person(3, frames=2, size=SIZE, grid=GRID, motion=np.stack([row, row]))

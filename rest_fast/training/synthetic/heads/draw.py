@@ -170,7 +170,7 @@ class Painter:
     def _mouth_light(self, shape: Array) -> float:
         marks = self.person.marks
         gap = shape[marks.upper_lip, 1].min() - shape[marks.lower_lip, 1].max()
-        return float(np.clip(0.35 + 2.2 * gap, 0.35, 1.0))
+        return float(np.clip(0.5 + 2.0 * gap, 0.5, 1.0))
 
     def _shade(
         self,

@@ -23,6 +23,7 @@ UNITS = (
 )
 YAW, PITCH = 0.22, 0.12  # radians for 1
 _TOUCH = 0.012  # decimetres by which closed lips overlap, so that no crack shows between them
+_PRESSED = 0.03  # more of it where they are pressed, or their sides stay open
 _TONGUE = (0.10, 0.05)  # decimetres by which the tip rises and comes forward
 
 
@@ -139,10 +140,9 @@ class Face:
         closing = np.eye(len(UNITS), dtype=np.float32)[UNITS.index("mouthClose")]
         shut = unit_weights(m | dict.fromkeys(("open", "smile", "tuck", "tongue"), 0.0))
         gain = (self.gap(shut) - self.gap(shut + 0.1 * closing)) / 0.1
-        weights += (self.gap(shut) + _TOUCH) / gain * closing
-        gap = self.gap(weights)
-        if m["press"] > 0 and gap > -_TOUCH:
-            weights += m["press"] * (gap + _TOUCH) / gain * closing
+        touch = _TOUCH + _PRESSED * m["press"]
+        weights += (self.gap(shut) + touch) / gain * closing
+        weights += m["press"] * max(0.0, self.gap(weights) + touch) / gain * closing
         for k, side in enumerate(("Right", "Left")):
             i = UNITS.index(f"eyeBlink{side}")
             upper, lower = self.marks.lids[k]

@@ -18,6 +18,7 @@ KINDS = ("skin", "mouth", "eye", "upper_teeth", "lower_teeth", "tongue", "solid"
 _DETAILS, _SPREAD = 45, 0.28  # detail targets of a person, and their standard deviation
 _UNUSED = ("trans-in", "trans-out", "angle-in", "angle-out", "chin-triangle", "head-age", "pointed", "ear-shape-square")
 # MakeHuman's teeth end behind the lips; people show the upper ones when they speak, the lower ones less.
+_BEHIND = 0.035  # decimetres from the lips' inner edge to the teeth
 _TEETH = {"upper_teeth": (0, -0.045, 0.012), "lower_teeth": (0, -0.035, 0)}
 
 
@@ -46,6 +47,7 @@ def invent(rng: np.random.Generator, head: Head, marks: Landmarks) -> Person:
     """A person from random numbers; the same numbers give the same person."""
     who = Traits.random(rng)
     shape = _shape(rng, head, who)
+    _seat_teeth(head, marks, shape)
     sides = [np.flatnonzero(head.of("eye") & (np.sign(head.vertices[:, 0]) == side)) for side in (-1, 1)]
     eyes = np.array([(shape[side].max(0) + shape[side].min(0)) / 2 for side in sides])
     shape, eyes = (shape - eyes.mean(0)).astype(np.float32), (eyes - eyes.mean(0)).astype(np.float32)
@@ -78,9 +80,16 @@ def _shape(rng: np.random.Generator, head: Head, who: Traits) -> Array:
     names = [n for n in head.targets if n.startswith("detail/") and not any(word in n for word in _UNUSED)]
     for name in rng.choice(names, _DETAILS, replace=False):
         head.shift(str(name), abs(rng.normal(0, _SPREAD)), shape)
+    return shape
+
+
+def _seat_teeth(head: Head, marks: Landmarks, shape: Array) -> None:
+    """Move the teeth to where they are seen, and back where lips of this shape would not cover them."""
     for part, shift in _TEETH.items():
         shape[head.of(part)] += np.array(shift, np.float32)
-    return shape
+    lips = shape[np.concatenate([marks.upper_lip, marks.lower_lip]), 2].min()
+    front = max(shape[head.of(part), 2].max() for part in _TEETH)
+    shape[head.of(*_TEETH, "tongue"), 2] -= max(0.0, front - (lips - _BEHIND))
 
 
 def _surfaces(head: Head, made: Ribbons) -> tuple[Array, Array]:
