@@ -1,6 +1,7 @@
 // Flow, visibility and the picture itself; layout in label.h.
 //
-//   place in the photo = sum_k share_k d_k screen_k / sum_k share_k d_k,  d the distance from the camera there
+//   place in the photo = sum_k share_k d_k screen_k / sum_k share_k d_k,  d the distance from the
+//   camera there
 //
 // which is the projection of the same point of the surface. A point is seen if the photo has a
 // surface of the same kind at the same distance there, or one element beside it.
@@ -20,11 +21,13 @@ using namespace heads;
 // Kinds that may be taken for each other: skin and what is inside a mouth may not.
 int family(uint8_t kind) {
   const HeadsKind k = static_cast<HeadsKind>(kind);
-  return k == HeadsKind::kStrand || k == HeadsKind::kSolid ? static_cast<int>(HeadsKind::kSkin) : kind;
+  return k == HeadsKind::kStrand || k == HeadsKind::kSolid ? static_cast<int>(HeadsKind::kSkin)
+                                                           : kind;
 }
 
 bool seen(const HeadsFlowParams& p, const Vec& at, int32_t triangle) {
-  const int64_t x = static_cast<int64_t>(std::floor(at.x)), y = static_cast<int64_t>(std::floor(at.y));
+  const int64_t x = static_cast<int64_t>(std::floor(at.x)),
+                y = static_cast<int64_t>(std::floor(at.y));
   const bool hair = p.kind[triangle] == static_cast<uint8_t>(HeadsKind::kStrand);
   const float near = hair ? p.near_hair : p.near;
   for (int64_t j = std::max<int64_t>(0, y - 1); j <= std::min(p.side - 1, y + 1); ++j) {
@@ -48,10 +51,12 @@ Vec in_photo(const HeadsFlowParams& p, int64_t element, int32_t triangle) {
     sum = sum + Vec{at.x, at.y, 0} * w;
     weight += w;
   }
-  return {sum.x / weight, sum.y / weight, weight};  // shares add up to one: the weight is the distance
+  return {sum.x / weight, sum.y / weight,
+          weight};  // shares add up to one: the weight is the distance
 }
 
-// sRGB of linear light after a soft shoulder, from a table over the square root: dark tones need the finest steps.
+// sRGB of linear light after a soft shoulder, from a table over the square root: dark tones need
+// the finest steps.
 class Tone {
  public:
   explicit Tone(float shoulder) : bend_(0.35f * shoulder) {
@@ -88,7 +93,8 @@ int heads_flow(const HeadsFlowParams& p) {
   for (int64_t y = 0; y < p.grid; ++y) {
     for (int64_t x = 0; x < p.grid; ++x) {
       const int64_t out = y * p.grid + x;
-      const int64_t row = y * cell + cell / 2, column = x * cell + cell / 2, element = row * p.side + column;
+      const int64_t row = y * cell + cell / 2, column = x * cell + cell / 2,
+                    element = row * p.side + column;
       int64_t covered = 0;
       for (int64_t j = y * cell; j < (y + 1) * cell; ++j) {
         for (int64_t i = x * cell; i < (x + 1) * cell; ++i) covered += p.id[j * p.side + i] >= 0;
@@ -109,7 +115,8 @@ int heads_flow(const HeadsFlowParams& p) {
 
 int heads_develop(const HeadsDevelopParams& p) {
   if (p.size < 1) return kBadShape;
-  if (p.colour == nullptr || p.id == nullptr || p.background == nullptr || p.picture == nullptr) return kNullAddress;
+  if (p.colour == nullptr || p.id == nullptr || p.background == nullptr || p.picture == nullptr)
+    return kNullAddress;
   const Tone tone(p.shoulder);
   const int64_t side = 2 * p.size;
   for (int64_t y = 0; y < p.size; ++y) {

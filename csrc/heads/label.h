@@ -13,9 +13,9 @@ struct HeadsFlowParams {
   const float* photo_screen;  // [points, 3]
   const int32_t* photo_id;    // [side, side]
   const float* photo_depth;   // [side, side]
-  float* flow;                // [grid, grid, 2] place in the photo minus place here, in `unit` per element
-  uint8_t* visible;           // [grid, grid] 0 background, 1 hidden in the photo, 2 seen in it
-  uint8_t* matte;             // [grid, grid] share of the cell that the head covers, 0 .. 255
+  float* flow;       // [grid, grid, 2] place in the photo minus place here, in `unit` per element
+  uint8_t* visible;  // [grid, grid] 0 background, 1 hidden in the photo, 2 seen in it
+  uint8_t* matte;    // [grid, grid] share of the cell that the head covers, 0 .. 255
   int64_t points;
   int64_t triangles;
   int64_t side;
@@ -26,13 +26,13 @@ struct HeadsFlowParams {
 };
 
 inline auto arguments(const HeadsFlowParams*) {
-  return std::make_tuple(
-      REST_FAST_FIELD(id), REST_FAST_FIELD(share), REST_FAST_FIELD(triangle), REST_FAST_FIELD(kind),
-      REST_FAST_FIELD(photo_screen), REST_FAST_FIELD(photo_id), REST_FAST_FIELD(photo_depth),
-      REST_FAST_FIELD(flow), REST_FAST_FIELD(visible), REST_FAST_FIELD(matte),
-      REST_FAST_FIELD(points), REST_FAST_FIELD(triangles), REST_FAST_FIELD(side),
-      REST_FAST_FIELD(grid), REST_FAST_FIELD(unit), REST_FAST_FIELD(near),
-      REST_FAST_FIELD(near_hair));
+  return std::make_tuple(REST_FAST_FIELD(id), REST_FAST_FIELD(share), REST_FAST_FIELD(triangle),
+                         REST_FAST_FIELD(kind), REST_FAST_FIELD(photo_screen),
+                         REST_FAST_FIELD(photo_id), REST_FAST_FIELD(photo_depth),
+                         REST_FAST_FIELD(flow), REST_FAST_FIELD(visible), REST_FAST_FIELD(matte),
+                         REST_FAST_FIELD(points), REST_FAST_FIELD(triangles), REST_FAST_FIELD(side),
+                         REST_FAST_FIELD(grid), REST_FAST_FIELD(unit), REST_FAST_FIELD(near),
+                         REST_FAST_FIELD(near_hair));
 }
 
 int heads_flow(const HeadsFlowParams& p);

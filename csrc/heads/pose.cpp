@@ -21,7 +21,8 @@ struct Camera {
   float low, high, focal, scale, x, y, dx, dy;
 };
 
-void put(const HeadsPoseParams& p, const Camera& c, int64_t i, const Vec& place, const Vec& normal) {
+void put(const HeadsPoseParams& p, const Camera& c, int64_t i, const Vec& place,
+         const Vec& normal) {
   const Vec pivot = load(p.pivot);
   const float w = step(c.low, c.high, p.rest[3 * i + 1]);
   const Vec from = place - pivot;
@@ -43,7 +44,8 @@ void project(const HeadsPoseParams& p, const Camera& c, int64_t i) {
 }  // namespace
 
 int heads_pose(const HeadsPoseParams& p) {
-  if (p.mesh < 1 || p.points < p.mesh || (p.points - p.mesh) % 2 || p.triangles < 0) return kBadShape;
+  if (p.mesh < 1 || p.points < p.mesh || (p.points - p.mesh) % 2 || p.triangles < 0)
+    return kBadShape;
   if (p.shape == nullptr || p.rest == nullptr || p.screen == nullptr) return kNullAddress;
   const float* v = p.view;
   const Camera camera{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};

@@ -1,10 +1,10 @@
 // Rasteriser with a z-buffer.
 //
-//   e_b, e_c: edge functions of the middle of a picture element over the triangle's area, e_a = 1 - e_b - e_c
-//   1 / d = e_a / d_a + e_b / d_b + e_c / d_c;  share_k = e_k d / d_k
+//   e_b, e_c: edge functions of the middle of a picture element over the triangle's area, e_a = 1 -
+//   e_b - e_c 1 / d = e_a / d_a + e_b / d_b + e_c / d_c;  share_k = e_k d / d_k
 //
-// Triangles of a head cover few elements each, so boxes are walked element by element. A middle that
-// lies on the edge of two triangles belongs to the nearer, and between equals to the first.
+// Triangles of a head cover few elements each, so boxes are walked element by element. A middle
+// that lies on the edge of two triangles belongs to the nearer, and between equals to the first.
 #include "raster.h"
 
 #include <algorithm>
@@ -47,8 +47,8 @@ inline void walk(const float* a, const float* b, const float* c, int64_t height,
   const float area = bx * cy - by * cx;
   if (!(std::fabs(area) > 1e-9f)) return;
   const float inverse = 1.0f / area;
-  // Both edge functions change by a fixed step along a row: where they, and their rest, can be positive
-  // is a run of elements. Found with a margin; the test itself decides.
+  // Both edge functions change by a fixed step along a row: where they, and their rest, can be
+  // positive is a run of elements. Found with a margin; the test itself decides.
   const float steps[3] = {cy * inverse, -by * inverse, (by - cy) * inverse};
   float per_step[3];
   for (int k = 0; k < 3; ++k) per_step[k] = std::fabs(steps[k]) > 1e-6f ? 1.0f / steps[k] : 0.0f;
@@ -81,11 +81,13 @@ bool inside(const int32_t* corner, int64_t points) {
 }
 
 // Distances alone, of points that are already in the map.
-void depths(const float* mapped, const int32_t* triangle, int64_t count, int64_t size, float* depth) {
+void depths(const float* mapped, const int32_t* triangle, int64_t count, int64_t size,
+            float* depth) {
   std::fill(depth, depth + size * size, kFar);
   for (int64_t t = 0; t < count; ++t) {
     const int32_t* corner = triangle + 3 * t;
-    const float *a = mapped + 3 * corner[0], *b = mapped + 3 * corner[1], *c = mapped + 3 * corner[2];
+    const float *a = mapped + 3 * corner[0], *b = mapped + 3 * corner[1],
+                *c = mapped + 3 * corner[2];
     walk(a, b, c, size, size, [&](int64_t x, int64_t y, float eb, float ec) {
       const float d = a[2] + eb * (b[2] - a[2]) + ec * (c[2] - a[2]);
       float& nearest = depth[y * size + x];
@@ -104,7 +106,8 @@ std::vector<float> mapped(const LightMap& map, const float* world, int64_t point
 
 int heads_raster(const HeadsRasterParams& p) {
   if (p.points < 0 || p.triangles < 0 || p.height < 1 || p.width < 1) return kBadShape;
-  if (p.screen == nullptr || p.id == nullptr || p.share == nullptr || p.depth == nullptr) return kNullAddress;
+  if (p.screen == nullptr || p.id == nullptr || p.share == nullptr || p.depth == nullptr)
+    return kNullAddress;
   for (int64_t t = 0; t < p.triangles; ++t) {
     if (!inside(p.triangle + 3 * t, p.points)) return kBadShape;
   }
@@ -116,7 +119,8 @@ int heads_raster(const HeadsRasterParams& p) {
   for (int64_t i = 0; i < p.points; ++i) inverse[i] = 1.0f / p.screen[3 * i + 2];
   for (int64_t t = 0; t < p.triangles; ++t) {
     const int32_t* corner = p.triangle + 3 * t;
-    const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1], *c = p.screen + 3 * corner[2];
+    const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1],
+                *c = p.screen + 3 * corner[2];
     const float ia = inverse[corner[0]], ib = inverse[corner[1]], ic = inverse[corner[2]];
     if (!(ia > 0 && ib > 0 && ic > 0)) continue;
     walk(a, b, c, p.height, p.width, [&](int64_t x, int64_t y, float eb, float ec) {
@@ -133,7 +137,8 @@ int heads_raster(const HeadsRasterParams& p) {
       continue;
     }
     const int32_t* corner = p.triangle + 3 * p.id[i];
-    const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1], *c = p.screen + 3 * corner[2];
+    const float *a = p.screen + 3 * corner[0], *b = p.screen + 3 * corner[1],
+                *c = p.screen + 3 * corner[2];
     const float px = i % p.width + 0.5f - a[0], py = i / p.width + 0.5f - a[1];
     const float bx = b[0] - a[0], by = b[1] - a[1], cx = c[0] - a[0], cy = c[1] - a[1];
     const float inverse = 1.0f / (bx * cy - by * cx);
@@ -149,7 +154,8 @@ int heads_raster(const HeadsRasterParams& p) {
 
 int heads_shadow(const HeadsShadowParams& p) {
   if (p.points < 0 || p.triangles < 0 || p.size < 1 || !(p.radius > 0)) return kBadShape;
-  if (p.world == nullptr || p.depth == nullptr || p.light == nullptr || p.middle == nullptr) return kNullAddress;
+  if (p.world == nullptr || p.depth == nullptr || p.light == nullptr || p.middle == nullptr)
+    return kNullAddress;
   for (int64_t t = 0; t < p.triangles; ++t) {
     if (!inside(p.triangle + 3 * t, p.points)) return kBadShape;
   }
@@ -159,7 +165,8 @@ int heads_shadow(const HeadsShadowParams& p) {
 }
 
 int heads_occlusion(const HeadsOcclusionParams& p) {
-  if (p.points < 0 || p.triangles < 0 || p.size < 1 || p.count < 1 || !(p.radius > 0)) return kBadShape;
+  if (p.points < 0 || p.triangles < 0 || p.size < 1 || p.count < 1 || !(p.radius > 0))
+    return kBadShape;
   if (p.world == nullptr || p.normal == nullptr || p.open == nullptr) return kNullAddress;
   for (int64_t t = 0; t < p.triangles; ++t) {
     if (!inside(p.triangle + 3 * t, p.points)) return kBadShape;
@@ -175,7 +182,8 @@ int heads_occlusion(const HeadsOcclusionParams& p) {
       const float facing = dot(load(p.normal + 3 * i), light);
       if (facing <= 0) continue;
       all[i] += facing;
-      const int64_t x = static_cast<int64_t>(places[3 * i]), y = static_cast<int64_t>(places[3 * i + 1]);
+      const int64_t x = static_cast<int64_t>(places[3 * i]),
+                    y = static_cast<int64_t>(places[3 * i + 1]);
       const bool within = x >= 0 && y >= 0 && x < p.size && y < p.size;
       if (!within || places[3 * i + 2] < depth[y * p.size + x] + bias) seen[i] += facing;
     }

@@ -6,7 +6,8 @@ namespace rest_fast {
 
 // Which triangle is seen in the middle of each picture element, and where in it.
 struct HeadsRasterParams {
-  const float* screen;      // [n, 3] x, y in picture elements (0, 0 is the upper left corner), distance > 0
+  const float*
+      screen;  // [n, 3] x, y in picture elements (0, 0 is the upper left corner), distance > 0
   const int32_t* triangle;  // [triangles, 3], each seen from both sides
   int32_t* id;              // [height, width] the nearest triangle, or -1
   float* share;             // [height, width, 3] shares of its corners, right in perspective

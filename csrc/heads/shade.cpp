@@ -66,9 +66,9 @@ class Shader {
   float key_share(const Vec& world, const Vec& normal, float bias) const {
     const Vec place = map.place(world + normal * bias);
     const float reach = p.map[4] * 0.5f * map.size / map.radius;
-    static constexpr float kDisc[9][2] = {{0, 0},      {.9f, .2f},  {.3f, .9f},
+    static constexpr float kDisc[9][2] = {{0, 0},      {.9f, .2f},   {.3f, .9f},
                                           {-.7f, .6f}, {-.9f, -.3f}, {-.2f, -.9f},
-                                          {.7f, -.7f}, {.4f, .1f},  {-.3f, -.2f}};
+                                          {.7f, -.7f}, {.4f, .1f},   {-.3f, -.2f}};
     float share = 0;
     for (const float* at : kDisc) {
       const float x = place.x + reach * at[0], y = place.y + reach * at[1];
@@ -83,22 +83,28 @@ class Shader {
     return mix(lights.ground, lights.sky, 0.5f + 0.5f * n.y) * open;
   }
 
-  // Diffuse light that reaches `wrap` round the edge of the shade, and a dull and a sharp highlight.
+  // Diffuse light that reaches `wrap` round the edge of the shade, and a dull and a sharp
+  // highlight.
   Vec lit(const Vec& albedo, const Vec& n, float open, float key, float wrap, float gloss) const {
     const auto round = [&](const Vec& light, float by) {
       return std::max(0.0f, (dot(n, light) + by) / (1.0f + by));
     };
     // Light that went through the skin is red.
-    const Vec soft_key{round(lights.key, 2.4f * wrap), round(lights.key, wrap), round(lights.key, 0.7f * wrap)};
-    const Vec soft_fill{round(lights.fill, 2.4f * wrap), round(lights.fill, wrap), round(lights.fill, 0.7f * wrap)};
-    const Vec direct = lights.key_colour * soft_key * key + lights.fill_colour * soft_fill * (0.4f + 0.6f * open);
+    const Vec soft_key{round(lights.key, 2.4f * wrap), round(lights.key, wrap),
+                       round(lights.key, 0.7f * wrap)};
+    const Vec soft_fill{round(lights.fill, 2.4f * wrap), round(lights.fill, wrap),
+                        round(lights.fill, 0.7f * wrap)};
+    const Vec direct =
+        lights.key_colour * soft_key * key + lights.fill_colour * soft_fill * (0.4f + 0.6f * open);
     const Vec body = albedo * (direct + ambient(n, open));
     const float dull = power(std::max(0.0f, dot(n, half_key)), 4), sharp = power(dull, 2);
     const float fill_dull = power(std::max(0.0f, dot(n, half_fill)), 4);
     const float facing = std::max(0.0f, dot(n, lights.key));
     const float rim = power(1.0f - clamp01(n.z), 2);
-    const Vec shine = lights.key_colour * ((0.08f * dull + 0.16f * gloss * sharp) * key * std::min(1.0f, 2.0f * facing)) +
-                      lights.fill_colour * (0.06f * fill_dull * open) + lights.sky * (0.10f * rim * open);
+    const Vec shine =
+        lights.key_colour *
+            ((0.08f * dull + 0.16f * gloss * sharp) * key * std::min(1.0f, 2.0f * facing)) +
+        lights.fill_colour * (0.06f * fill_dull * open) + lights.sky * (0.10f * rim * open);
     return body + shine * gloss;
   }
 
@@ -109,14 +115,16 @@ class Shader {
     const float grain = s[0] * n[0] + s[1] * n[1] + s[2] * n[2] + s[3] * n[3];
     const float blotch = s[0] * n[1] + s[1] * n[0];  // redder and paler areas
     Vec albedo = load(q.paint);
-    albedo = albedo * Vec{1 + 0.7f * grain + 0.25f * blotch, 1 + 1.1f * grain - 0.3f * blotch, 1 + 1.25f * grain - 0.3f * blotch};
+    albedo = albedo * Vec{1 + 0.7f * grain + 0.25f * blotch, 1 + 1.1f * grain - 0.3f * blotch,
+                          1 + 1.25f * grain - 0.3f * blotch};
     const float freckle = q.paint[7] * step(0.25f, 0.6f, 0.6f * n[2] + 0.7f * n[3]);
     albedo = albedo * mix({1, 1, 1}, {0.62f, 0.45f, 0.36f}, freckle);
     const float lips = step(0.3f, 0.75f, q.paint[5]);
     const float crease = noise(q.rest.x * 46, q.rest.y * 7, q.rest.z * 7, seed + 77);
     const Vec lip_colour = load(s + 5) * (1.0f + 0.16f * crease + 0.1f * n[1]);
     albedo = mix(albedo, lip_colour, lips);
-    Vec normal = q.normal + Vec{n[2] + 0.6f * n[3], 0.8f * n[3] - 0.6f * n[2], 0} * s[4] + Vec{crease, 0, 0} * (0.12f * lips);
+    Vec normal = q.normal + Vec{n[2] + 0.6f * n[3], 0.8f * n[3] - 0.6f * n[2], 0} * s[4] +
+                 Vec{crease, 0, 0} * (0.12f * lips);
     normal = unit(normal);
     const float gloss = q.paint[3] * (1.0f + 0.35f * n[1] + 0.3f * n[3]) + 0.35f * lips;
     return lit(albedo, normal, q.paint[4], key_share(q.world, q.normal, 0.025f), 0.16f, gloss);
@@ -124,7 +132,8 @@ class Shader {
 
   Vec clothes(const Point& q) const {
     const float* c = p.cloth;
-    const int style = static_cast<int>(c[9]);  // 0 plain, 1 shirt and jacket, 2 stripes, 3 open collar
+    const int style =
+        static_cast<int>(c[9]);  // 0 plain, 1 shirt and jacket, 2 stripes, 3 open collar
     const float below = q.paint[6], x = std::fabs(q.rest.x), y = q.rest.y;
     Vec albedo = load(c);
     float open = q.paint[4];
@@ -144,7 +153,8 @@ class Shader {
     open *= 1.0f - 0.35f * step(0.02f, 0.0f, std::fabs(below - 0.10f));
     const float weave = noise(q.rest.x * 60, q.rest.y * 60, q.rest.z * 60, seed + 5);
     const float fold = noise(q.rest.x * 2.2f, q.rest.y * 0.9f, q.rest.z * 2.2f, seed + 9);
-    albedo = albedo * (1.0f + c[11] * weave + 0.10f * q.noise[0] + 0.12f * rib * std::sin(q.rest.x * 90));
+    albedo = albedo *
+             (1.0f + c[11] * weave + 0.10f * q.noise[0] + 0.12f * rib * std::sin(q.rest.x * 90));
     const Vec normal = unit(q.normal + Vec{0.45f * fold, 0.12f * q.noise[1], 0});
     return lit(albedo, normal, open, key_share(q.world, q.normal, 0.04f), 0.05f, 0.1f);
   }
@@ -170,12 +180,15 @@ class Shader {
   Vec tooth(const Point& q) const {
     const float at = q.paint[5], index = std::floor(at), f = at - index, height = q.paint[6];
     const float edge = std::min(f, 1.0f - f);
-    const float tint = lattice(static_cast<int32_t>(index), 3, static_cast<int32_t>(q.paint[7]), seed);
+    const float tint =
+        lattice(static_cast<int32_t>(index), 3, static_cast<int32_t>(q.paint[7]), seed);
     const float warm = p.mouth[2] + 0.25f * tint;
     Vec albedo = Vec{0.74f, 0.68f - 0.05f * warm, 0.57f - 0.15f * warm} * (1.0f + 0.07f * tint);
-    // Rounded teeth: sides turn away; a dark line between them, wider at the edge where corners are cut.
+    // Rounded teeth: sides turn away; a dark line between them, wider at the edge where corners are
+    // cut.
     const float gap = p.mouth[3] * (0.7f + 0.9f * power(height, 2));
-    albedo = albedo * (0.45f + 0.55f * step(0.0f, gap, edge)) * (0.85f + 0.15f * step(0.0f, 0.4f, edge));
+    albedo =
+        albedo * (0.45f + 0.55f * step(0.0f, gap, edge)) * (0.85f + 0.15f * step(0.0f, 0.4f, edge));
     albedo = albedo * mix({1, 1, 1}, {0.92f, 0.95f, 1.0f}, step(0.75f, 1.0f, height));
     const float gum = 0.26f + 0.16f * power(std::fabs(2.0f * f - 1.0f), 1) - height;
     albedo = mix(albedo, {0.45f, 0.16f, 0.15f}, step(-0.03f, 0.05f, gum));
@@ -189,7 +202,8 @@ class Shader {
     const float* e = p.eye;
     const Vec d = unit(load(q.paint));
     const float angle = std::acos(std::min(1.0f, std::max(-1.0f, d.z)));
-    const float ray = noise(12.0f * d.x / (angle + 0.05f), 12.0f * d.y / (angle + 0.05f), angle * 14.0f, seed + 3);
+    const float ray = noise(12.0f * d.x / (angle + 0.05f), 12.0f * d.y / (angle + 0.05f),
+                            angle * 14.0f, seed + 3);
     const float iris = step(e[3] + 0.025f, e[3] - 0.025f, angle);
     const float limb = step(0.55f, 1.0f, angle / e[3]);
     const float pupil = step(e[4] + 0.02f, e[4] - 0.02f, angle);
@@ -210,10 +224,12 @@ class Shader {
     const Vec cornea = unit(Vec{n.x * bulge, n.y * bulge, n.z});
     const float spark = power(std::max(0.0f, dot(cornea, half_key)), 9);
     const float glow = power(std::max(0.0f, dot(cornea, half_fill)), 6);
-    return body + lights.key_colour * (1.5f * spark) + lights.fill_colour * (0.25f * glow) + lights.sky * (0.03f * iris);
+    return body + lights.key_colour * (1.5f * spark) + lights.fill_colour * (0.25f * glow) +
+           lights.sky * (0.03f * iris);
   }
 
-  // A fibre shines across its direction (Kajiya and Kay), within the shape of the whole head of hair.
+  // A fibre shines across its direction (Kajiya and Kay), within the shape of the whole head of
+  // hair.
   Vec strand(const Point& q, const Vec& along) const {
     const auto across = [&](const Vec& light) {
       const float c = dot(along, light);
@@ -225,11 +241,15 @@ class Shader {
     const float open = q.paint[4];
     const float fibre = noise(q.paint[7] * 5.0f, q.paint[5] * 3.0f, q.paint[6], seed + 11);
     const Vec albedo = load(q.paint) * (1.0f + 0.4f * fibre);
-    const Vec body = albedo * (lights.key_colour * (across(lights.key) * shape * (0.15f + 0.85f * key)) +
-                               lights.fill_colour * (across(lights.fill) * shape_fill * open) + ambient(q.normal, open));
+    const Vec body =
+        albedo *
+        (lights.key_colour * (across(lights.key) * shape * (0.15f + 0.85f * key)) +
+         lights.fill_colour * (across(lights.fill) * shape_fill * open) + ambient(q.normal, open));
     const float shine = power(across(half_key), 5) * shape * key;
     const float second = power(across(unit(half_key + q.normal * 0.25f)), 3) * shape * key;
-    return body + (lights.key_colour * (0.05f * q.paint[3] * shine) + albedo * lights.key_colour * (0.5f * second * q.paint[3])) * open;
+    return body + (lights.key_colour * (0.05f * q.paint[3] * shine) +
+                   albedo * lights.key_colour * (0.5f * second * q.paint[3])) *
+                      open;
   }
 
   const HeadsShadeParams& p;
@@ -241,12 +261,14 @@ class Shader {
 };
 
 // Noise of a run of places, eight or sixteen at a time.
-REST_FAST_MULTI_ISA void noises(const float* __restrict places, int64_t count, uint32_t seed, float* __restrict out) {
+REST_FAST_MULTI_ISA void noises(const float* __restrict places, int64_t count, uint32_t seed,
+                                float* __restrict out) {
   for (int octave = 0; octave < kOctaves; ++octave) {
     const float cycles = kCycles[octave];
     const float *x = places, *y = places + count, *z = places + 2 * count;
     for (int64_t i = 0; i < count; ++i) {
-      out[octave * count + i] = noise(x[i] * cycles + 500.0f, y[i] * cycles + 500.0f, z[i] * cycles + 500.0f, seed + octave * 7919u);
+      out[octave * count + i] = noise(x[i] * cycles + 500.0f, y[i] * cycles + 500.0f,
+                                      z[i] * cycles + 500.0f, seed + octave * 7919u);
     }
   }
 }
@@ -265,7 +287,8 @@ Point gather(const HeadsShadeParams& p, int64_t pixel, const int32_t* corner) {
 }
 
 int check(const HeadsShadeParams& p) {
-  if (p.mesh < 0 || p.points < p.mesh || p.height < 1 || p.width < 1 || p.shadow_size < 1) return kBadShape;
+  if (p.mesh < 0 || p.points < p.mesh || p.height < 1 || p.width < 1 || p.shadow_size < 1)
+    return kBadShape;
   if (!(p.map[3] > 0)) return kBadShape;
   for (int64_t i = 0; i < p.height * p.width; ++i) {
     if (p.id[i] < -1 || p.id[i] >= p.triangles) return kBadShape;
@@ -284,15 +307,19 @@ int check(const HeadsShadeParams& p) {
 }  // namespace
 
 int heads_shade(const HeadsShadeParams& p) {
-  if (p.id == nullptr || p.colour == nullptr || p.lights == nullptr || p.map == nullptr) return kNullAddress;
+  if (p.id == nullptr || p.colour == nullptr || p.lights == nullptr || p.map == nullptr)
+    return kNullAddress;
   if (const int error = check(p)) return error;
   const Shader shader(p);
   std::fill(p.colour, p.colour + 3 * p.height * p.width, 0.0f);
   std::vector<Point> row(p.width);
   std::vector<int64_t> element(p.width);
   std::vector<float> places(3 * p.width), fields(kOctaves * p.width);
-  const auto kind_at = [&](int64_t i) { return p.id[i] < 0 ? -1 : static_cast<int>(p.kind[p.id[i]]); };
-  const auto plain = [&](int64_t x, int64_t y) {  // a pixel of skin alone: shaded once for its four elements
+  const auto kind_at = [&](int64_t i) {
+    return p.id[i] < 0 ? -1 : static_cast<int>(p.kind[p.id[i]]);
+  };
+  const auto plain = [&](int64_t x,
+                         int64_t y) {  // a pixel of skin alone: shaded once for its four elements
     const int64_t i = y * p.width + x;
     return x + 1 < p.width && y + 1 < p.height && kind_at(i) == 0 && kind_at(i + 1) == 0 &&
            kind_at(i + p.width) == 0 && kind_at(i + p.width + 1) == 0;
@@ -311,7 +338,9 @@ int heads_shade(const HeadsShadeParams& p) {
         row[count++] = q;
         continue;
       }
-      const Vec along = kind == HeadsKind::kStrand ? load(p.along + 3 * (p.triangle[3 * t] - p.mesh)) : Vec{0, 1, 0};
+      const Vec along = kind == HeadsKind::kStrand
+                            ? load(p.along + 3 * (p.triangle[3 * t] - p.mesh))
+                            : Vec{0, 1, 0};
       store(shader.colour(kind, q, along), p.colour + 3 * i);
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -321,12 +350,15 @@ int heads_shade(const HeadsShadeParams& p) {
     }
     noises(places.data(), count, static_cast<uint32_t>(p.seed), fields.data());
     for (int64_t i = 0; i < count; ++i) {
-      for (int octave = 0; octave < kOctaves; ++octave) row[i].noise[octave] = fields[octave * count + i];
+      for (int octave = 0; octave < kOctaves; ++octave)
+        row[i].noise[octave] = fields[octave * count + i];
       const int64_t at = element[i];
-      const Vec colour = shader.colour(static_cast<HeadsKind>(p.kind[p.id[at]]), row[i], Vec{0, 1, 0});
+      const Vec colour =
+          shader.colour(static_cast<HeadsKind>(p.kind[p.id[at]]), row[i], Vec{0, 1, 0});
       store(colour, p.colour + 3 * at);
       if (y % 2 == 0 && at % p.width % 2 == 0 && plain(at % p.width, y)) {
-        for (const int64_t other : {at + 1, at + p.width, at + p.width + 1}) store(colour, p.colour + 3 * other);
+        for (const int64_t other : {at + 1, at + p.width, at + p.width + 1})
+          store(colour, p.colour + 3 * other);
       }
     }
   }

@@ -6,7 +6,14 @@ namespace rest_fast {
 
 // Kinds of surface; rest_fast/training/synthetic/heads/draw.py has the same order.
 enum class HeadsKind : uint8_t {
-  kSkin, kMouth, kEye, kUpperTeeth, kLowerTeeth, kTongue, kSolid, kStrand
+  kSkin,
+  kMouth,
+  kEye,
+  kUpperTeeth,
+  kLowerTeeth,
+  kTongue,
+  kSolid,
+  kStrand
 };
 
 // Colour of each picture element, linear light.
@@ -22,20 +29,21 @@ struct HeadsShadeParams {
   const float* share;       // [height, width, 3]
   const int32_t* triangle;  // [triangles, 3]
   const uint8_t* kind;      // [triangles] HeadsKind
-  const float* rest;        // [points, 3] noise is drawn at rest places, so that it moves with the skin
-  const float* world;       // [points, 3]
-  const float* normal;      // [points, 3]
-  const float* along;       // [points - mesh, 3]
-  const float* paint;       // [points, 8]
-  const float* shadow;      // [shadow_size, shadow_size] as heads_shadow gives it
-  const float* lights;      // [18] key: direction, colour; fill: direction, colour; sky; ground
-  const float* skin;        // [8] four amplitudes of noise, bump, lip colour
-  const float* mouth;       // [4] depth of the lips, light inside, tooth tint, tooth gaps
-  const float* eye;         // [8] iris colour, its radius, pupil radius (radians), white, lid shade, redness
-  const float* cloth;       // [12] three colours, style, scale of the weave, contrast
-  const float* turn;        // [3, 3] rotation of the head
-  const float* map;         // [5] middle of the shadow map, its radius, softness (decimetres)
-  float* colour;            // [height, width, 3], 0 where there is no surface
+  const float* rest;    // [points, 3] noise is drawn at rest places, so that it moves with the skin
+  const float* world;   // [points, 3]
+  const float* normal;  // [points, 3]
+  const float* along;   // [points - mesh, 3]
+  const float* paint;   // [points, 8]
+  const float* shadow;  // [shadow_size, shadow_size] as heads_shadow gives it
+  const float* lights;  // [18] key: direction, colour; fill: direction, colour; sky; ground
+  const float* skin;    // [8] four amplitudes of noise, bump, lip colour
+  const float* mouth;   // [4] depth of the lips, light inside, tooth tint, tooth gaps
+  const float*
+      eye;  // [8] iris colour, its radius, pupil radius (radians), white, lid shade, redness
+  const float* cloth;  // [12] three colours, style, scale of the weave, contrast
+  const float* turn;   // [3, 3] rotation of the head
+  const float* map;    // [5] middle of the shadow map, its radius, softness (decimetres)
+  float* colour;       // [height, width, 3], 0 where there is no surface
   int64_t mesh;
   int64_t points;
   int64_t triangles;
@@ -46,14 +54,15 @@ struct HeadsShadeParams {
 };
 
 inline auto arguments(const HeadsShadeParams*) {
-  return std::make_tuple(
-      REST_FAST_FIELD(id), REST_FAST_FIELD(share), REST_FAST_FIELD(triangle), REST_FAST_FIELD(kind),
-      REST_FAST_FIELD(rest), REST_FAST_FIELD(world), REST_FAST_FIELD(normal), REST_FAST_FIELD(along),
-      REST_FAST_FIELD(paint), REST_FAST_FIELD(shadow), REST_FAST_FIELD(lights), REST_FAST_FIELD(skin),
-      REST_FAST_FIELD(mouth), REST_FAST_FIELD(eye), REST_FAST_FIELD(cloth), REST_FAST_FIELD(turn),
-      REST_FAST_FIELD(map), REST_FAST_FIELD(colour), REST_FAST_FIELD(mesh), REST_FAST_FIELD(points),
-      REST_FAST_FIELD(triangles), REST_FAST_FIELD(height), REST_FAST_FIELD(width),
-      REST_FAST_FIELD(shadow_size), REST_FAST_FIELD(seed));
+  return std::make_tuple(REST_FAST_FIELD(id), REST_FAST_FIELD(share), REST_FAST_FIELD(triangle),
+                         REST_FAST_FIELD(kind), REST_FAST_FIELD(rest), REST_FAST_FIELD(world),
+                         REST_FAST_FIELD(normal), REST_FAST_FIELD(along), REST_FAST_FIELD(paint),
+                         REST_FAST_FIELD(shadow), REST_FAST_FIELD(lights), REST_FAST_FIELD(skin),
+                         REST_FAST_FIELD(mouth), REST_FAST_FIELD(eye), REST_FAST_FIELD(cloth),
+                         REST_FAST_FIELD(turn), REST_FAST_FIELD(map), REST_FAST_FIELD(colour),
+                         REST_FAST_FIELD(mesh), REST_FAST_FIELD(points), REST_FAST_FIELD(triangles),
+                         REST_FAST_FIELD(height), REST_FAST_FIELD(width),
+                         REST_FAST_FIELD(shadow_size), REST_FAST_FIELD(seed));
 }
 
 int heads_shade(const HeadsShadeParams& p);
