@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.config.vae import STRIDES as STRIDES
-from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig
+from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig, VAEConfig
+from rest_fast.config.vae import MotionVAEConfig as MotionVAEConfig
 from rest_fast.config.validate import ConfigError, build, check_fields, require
 
 Context = Literal["last_step", "clean", "per_step"]
@@ -138,7 +139,7 @@ class ModelConfig:
     name: str
     height: int
     width: int
-    vae: ConvVAEConfig | BasisVAEConfig
+    vae: VAEConfig
     speech: SpeechConfig
     dit: DiTConfig
     stream: StreamConfig = field(default_factory=StreamConfig)

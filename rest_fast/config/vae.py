@@ -139,4 +139,45 @@ class BasisVAEConfig:
         return self.patch_size
 
 
-VAE_KINDS: dict[str, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig}
+@dataclass(frozen=True)
+class MotionVAEConfig:
+    """Latents that carry motion alone, and a decoder that moves the photo by them.
+
+    The picture is cut in 4 x 4 cells whatever its size: ``patch_size`` is 64 at 256 px and 128 at 512 px. The networks
+    work at 128 px and below; only the photo itself is as large as the picture. Lengths below are of the 64 x 64 map.
+    """
+
+    mixed: ClassVar[bool] = False
+
+    kind: Literal["motion"] = "motion"
+    latent_channels: int = 64  # 8 frames of 8 channels
+    patch_size: int = 64  # pixels of one of the 4 x 4 cells along one side
+    encoder_channels: tuple[int, ...] = (32, 48, 80, 112)  # at 32, 16, 8 and 4 cells a side
+    photo_channels: tuple[int, ...] = (32, 48, 64, 96)  # of the photo branch at 64, 32, 16 and 8 cells a side
+    flow_channels: tuple[int, ...] = (32, 40, 64, 96)  # of the flow branch, the first of them in the window alone
+    code_width: int = 192  # of what the layers are told of the motion
+    window: tuple[int, int, int, int] = (16, 12, 40, 40)  # top, left, rows, columns of eyes and mouth
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            "vae",
+            at_least={1: "latent_channels patch_size encoder_channels photo_channels flow_channels code_width window"},
+        )
+        whole = self.latent_channels % TEMPORAL == 0
+        require(whole, "vae.latent_channels", f"a multiple of {TEMPORAL}", self.latent_channels)
+        for name in ("encoder_channels", "photo_channels", "flow_channels"):
+            require(len(getattr(self, name)) == 4, f"vae.{name}", "4 entries", getattr(self, name))
+        top, left, rows, columns = self.window
+        inside = top + rows <= 64 and left + columns <= 64 and not any(n % 2 for n in self.window)
+        require(inside, "vae.window", "even numbers, inside of 64 x 64", self.window)
+        require(self.patch_size % 32 == 0, "vae.patch_size", "a multiple of 32", self.patch_size)
+
+    @property
+    def spatial(self) -> int:
+        """Pixels of one latent cell along one side."""
+        return self.patch_size
+
+
+VAEConfig = ConvVAEConfig | BasisVAEConfig | MotionVAEConfig
+VAE_KINDS: dict[str, Any] = {"conv": ConvVAEConfig, "basis": BasisVAEConfig, "motion": MotionVAEConfig}

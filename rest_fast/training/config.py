@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_fast.config import TEMPORAL, BasisVAEConfig, ConfigError, ConvVAEConfig, ModelConfig, preset
+from rest_fast.config import TEMPORAL, ConfigError, ConvVAEConfig, ModelConfig, preset
 from rest_fast.config.validate import check_fields, require
 from rest_fast.training.shards import FRAMES, encoder_of
 
@@ -171,7 +171,7 @@ class TrainingConfig:
         A preset cannot know which release is given, nor whether its decoder has been made causal.
         """
         given, own = found.vae if isinstance(found, ModelConfig) else found, self.model.vae
-        if isinstance(given, BasisVAEConfig) or encoder_of(given) != encoder_of(own):
+        if not isinstance(given, ConvVAEConfig) or encoder_of(given) != encoder_of(own):
             return self
         return dataclasses.replace(self, model=self.model.replace(vae=given))
 

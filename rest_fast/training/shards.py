@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rest_fast.config import BasisVAEConfig, ConvVAEConfig, ModelConfig, SpeechConfig
+from rest_fast.config import ConvVAEConfig, ModelConfig, SpeechConfig, VAEConfig
 from rest_fast.errors import DataError as DataError
 from rest_fast.model import Model
 from rest_fast.models.vae import TemporalVAE
@@ -90,9 +90,9 @@ def write_shard(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> di
     return about | {"fields": fields}
 
 
-def encoder_of(config: ConvVAEConfig | BasisVAEConfig) -> Any:
+def encoder_of(config: VAEConfig) -> Any:
     """What of a VAE's configuration makes latents: another decoder for them is no other VAE."""
-    if isinstance(config, BasisVAEConfig):
+    if not isinstance(config, ConvVAEConfig):
         return config
     names = ("latent", "patch", "encoder")
     return {name: value for name, value in dataclasses.asdict(config).items() if name.startswith(names)}

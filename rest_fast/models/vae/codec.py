@@ -11,7 +11,7 @@ from torch import nn
 from rest_fast import noise
 from rest_fast.config import ConvVAEConfig, ModelConfig
 from rest_fast.errors import ArgumentError
-from rest_fast.models.vae import basis, ltx
+from rest_fast.models.vae import basis, ltx, motion
 from rest_fast.models.vae.family import Decoder
 from rest_fast.models.vae.layers import name_memories
 
@@ -19,6 +19,7 @@ from rest_fast.models.vae.layers import name_memories
 FAMILIES: dict[str, Callable[[Any, tuple[int, int] | None], tuple[nn.Module, Decoder]]] = {
     "conv": ltx.build,
     "basis": basis.build,
+    "motion": motion.build,
 }
 
 

@@ -1,0 +1,365 @@
+"""A VAE whose latents carry motion alone: every frame is the photo itself, moved, and painted where it must be.
+
+A frame's code is [c, 4, 4]; a latent holds the codes of its 8 frames, stacked as channels [8 c, 4, 4]. The decoder
+sees the photo once a stream (:class:`PhotoBranch`). For each frame the :class:`FlowBranch` turns the codes of frame and
+photo into a flow, coarse for the whole picture and finer in a window around eyes and mouth, and the :class:`Painter`
+fills in what the photo does not show: the inside of a mouth, a lid, what a turned head uncovers. Flow, paint and
+the share of the paint are small maps; :func:`compose` applies them to the photo at its full size.
+
+A *flow* [N, 2, H, W] holds (x, y) from each point of the frame to where it lies in the photo, in sides of the picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rest_fast.config import TEMPORAL, MotionVAEConfig
+from rest_fast.errors import ArgumentError
+from rest_fast.models.vae.family import Decoder
+from rest_fast.models.vae.layers import Piece, to_uint8
+from rest_fast.models.vae.state import REFERENCE, StreamState
+
+CELLS = 4  # of a code along one side
+WORK = 128  # pixels a side at which the photo branch looks, and the painter paints
+FLOW_UNIT = 0.125  # sides of the picture: a flow of one as the network writes it
+CLOSED = -3.0  # where the share of paint begins, before the sigmoid
+BLUR = 9  # pixels of 128: paint is what must be added to the moved photo, blurred so
+FADE = 4  # cells of the window's rim over which its flow and paint fade in
+STILL = "still"  # among a stream's histories: the code of the photo
+FEATURES = "photo features"  # and what the photo branch made of it
+Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of MotionDecoder.maps
+Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift of features [N, C, 1, 1]
+
+
+def conv(channels: int, out_channels: int, size: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, size, padding=size // 2)
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), near to x at first."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1, self.conv2 = conv(channels, channels), conv(channels, channels)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + cast(torch.Tensor, self.conv2(F.silu(self.conv1(F.silu(x)))))
+
+
+class Larger(nn.Module):
+    """[N, C, h, w] -> [N, C', 2h, 2w]."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.up, self.conv = conv(channels, 4 * out_channels, 1), conv(out_channels, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.conv(F.silu(F.pixel_shuffle(self.up(F.silu(x)), 2))))
+
+
+def to_codes(latents: torch.Tensor) -> torch.Tensor:
+    """Latents [B, 8 c, n, 4, 4] -> the codes of their frames, [B, 8 n, c, 4, 4]."""
+    return latents.unflatten(1, (TEMPORAL, -1)).permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+
+
+def from_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes of frames [B, 8 n, c, 4, 4] -> latents [B, 8 c, n, 4, 4]."""
+    return codes.unflatten(1, (-1, TEMPORAL)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+
+
+class MotionEncoder(nn.Module):
+    """[B, 3, 1 + 8n, H, W] -> [B, 8 c, 1 + n, 4, 4]: what moves in each frame, of whom it does not matter.
+
+    Each frame is seen twice, both times at 64 x 64: as a whole, and the part around the mouth. The first frame of a
+    clip counts as 8 equal ones.
+    """
+
+    MOUTH = (0.50, 0.25, 0.40, 0.50)  # top, left, rows, columns, in sides of the picture
+
+    def __init__(self, config: MotionVAEConfig):
+        super().__init__()
+        self.frame_channels = config.latent_channels // TEMPORAL
+        self.whole, self.mouth = (self._tower(config.encoder_channels) for _ in range(2))
+        self.out = conv(2 * config.encoder_channels[-1], self.frame_channels, 1)
+
+    @staticmethod
+    def _tower(widths: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for channels, wider in zip((3, *widths), widths):
+            layers += [nn.Conv2d(channels, wider, 4, 2, 1), nn.GroupNorm(1, wider), Residual(wider), nn.SiLU()]
+        return nn.Sequential(*layers)
+
+    def codes(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames [N, 3, H, W] in -1..1 -> [N, c, 4, 4]."""
+        top, left, rows, columns = (round(share * frames.shape[2]) for share in self.MOUTH)
+        mouth = frames[..., top : top + rows, left : left + columns]
+        whole, mouth = (F.interpolate(x, (64, 64), mode="bilinear", antialias=True) for x in (frames, mouth))
+        return cast(torch.Tensor, self.out(torch.cat([self.whole(whole), self.mouth(mouth)], 1)))
+
+    def forward(self, video: torch.Tensor, state: StreamState) -> torch.Tensor:
+        codes = self.codes(video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(video), -1))
+        if not state.started:
+            codes = torch.cat([codes[:, :1].expand(-1, TEMPORAL - 1, -1, -1, -1), codes], 1)
+        return from_codes(codes)
+
+
+class PhotoBranch(nn.Module):
+    """What the flow branch needs to know of a photo, once a stream: maps of ``flow_channels``, of 64 cells a side (in
+    the window), 32, 16 and 8."""
+
+    def __init__(self, config: MotionVAEConfig):
+        super().__init__()
+        widths, self.window = config.photo_channels, config.window
+        self.conv_in = conv(12, widths[0])
+        self.blocks = nn.ModuleList(Residual(width) for width in widths)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(Larger(b, a) for a, b in itertools.pairwise(widths))
+        self.out = nn.ModuleList(conv(a, b) for a, b in zip(widths, config.flow_channels))
+
+    def forward(self, photo: torch.Tensor) -> list[torch.Tensor]:
+        """[B, 3, 128, 128] in -1..1 -> four maps, the largest first."""
+        x, down = self.conv_in(F.pixel_unshuffle(photo, 2)), []
+        for i, block in enumerate(self.blocks):
+            x = block(self.down[i - 1](F.silu(x)) if i else x)
+            down.append(x)
+        maps = [down[-1]]
+        for i in reversed(range(len(self.up))):
+            maps.insert(0, down[i] + self.up[i](maps[0]))
+        maps[0] = crop(maps[0], self.window)
+        return [out(F.silu(x)) for out, x in zip(self.out, maps)]
+
+
+class CausalMemory(nn.Module):
+    """x plus a convolution in time over each frame and the two before it, against flicker."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.path = ""  # set by name_memories
+        self.conv = nn.Conv3d(channels, channels, (3, 1, 1))
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """[B, C, T, h, w] -> the same; at the start the first frame is its own past."""
+        before = state.histories.get(self.path)
+        past = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1) if before is None else before, x], 2)
+        last = past[:, :, -2:]
+        state.histories[self.path] = last if last.requires_grad else last.clone()
+        return x + cast(torch.Tensor, self.conv(F.silu(past)))
+
+
+class FlowBranch(nn.Module):
+    """Codes and maps of the photo -> flow, and the features that the painter goes on with."""
+
+    def __init__(self, config: MotionVAEConfig):
+        super().__init__()
+        fine, middle, low, lowest = self.channels = config.flow_channels
+        top, left, rows, columns = config.window
+        self.window = (top // 2, left // 2, rows // 2, columns // 2)
+        codes = 3 * config.latent_channels // TEMPORAL
+        width = config.code_width
+        self.code = nn.Sequential(nn.Linear(codes * CELLS**2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.modulation = nn.Linear(width, 2 * (lowest + low + middle))
+        self.place = conv(codes, lowest, 1)
+        self.memory = CausalMemory(lowest)
+        self.first = nn.Sequential(Residual(lowest), Residual(lowest))
+        self.larger = nn.ModuleList([Larger(lowest, low), Larger(low, middle), Larger(middle, fine)])
+        self.blocks = nn.ModuleList([Residual(low), Residual(middle), Residual(fine)])
+        self.coarse, self.finer = conv(middle, 6), conv(fine, 2)
+        for last in (self.coarse, self.finer):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(
+        self, codes: torch.Tensor, still: torch.Tensor, maps: list[torch.Tensor], state: StreamState
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes [B, T, c, 4, 4] of frames and [B, 1, c, 4, 4] of the photo ->
+
+        coarse [B T, 6, 32, 32] (flow, share of paint, paint), finer flow [B T, 2, rows, columns] and features
+        [B T, C, rows, columns] of the window.
+        """
+        b, t = codes.shape[:2]
+        told = self._told(codes, still)
+        x, (low, middle) = self._lowest(told, maps[3])
+        x = self.memory(x.unflatten(0, (b, t)).transpose(1, 2), state).transpose(1, 2).flatten(0, 1)
+        x = self.first(x)
+        x = self.blocks[0](self._seen(self.larger[0](x), maps[2], t, low))
+        x = self.blocks[1](self._seen(self.larger[1](x), maps[1], t, middle))
+        coarse = self.coarse(F.silu(x))
+        x = self.blocks[2](self._seen(self.larger[2](crop(x, self.window)), maps[0], t))
+        return coarse, FLOW_UNIT * self.finer(F.silu(x)), x
+
+    def remember(self, codes: torch.Tensor, still: torch.Tensor, maps: list[torch.Tensor], state: StreamState) -> None:
+        """Frames that came before, of which nothing is shown: codes [B, T, c, 4, 4]."""
+        x, _ = self._lowest(self._told(codes, still), maps[3])
+        self.memory(x.unflatten(0, codes.shape[:2]).transpose(1, 2), state)
+
+    @staticmethod
+    def _told(codes: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
+        """[B, T, 3 c, 4, 4]: the codes of frame and photo, and how they differ."""
+        return torch.cat([codes, still.expand_as(codes), codes - still], 2)
+
+    def _lowest(self, told: torch.Tensor, photo: torch.Tensor) -> tuple[torch.Tensor, list[Modulation]]:
+        """Features [B T, C, 8, 8], and the modulations of the two larger maps."""
+        widths = self.channels[:0:-1]
+        scales, shifts = self.modulation(self.code(told.flatten(2))).flatten(0, 1)[..., None, None].chunk(2, 1)
+        here, *others = zip((1 + scales).split(widths, 1), shifts.split(widths, 1))
+        places = F.interpolate(self.place(told.flatten(0, 1)), scale_factor=2.0, mode="nearest")
+        return self._seen(places, photo, told.shape[1], here), others
+
+    @staticmethod
+    def _seen(x: torch.Tensor, photo: torch.Tensor, frames: int, modulation: Modulation | None = None) -> torch.Tensor:
+        """Features [B T, C, h, w] and the photo's map [B, C, h, w] together, scaled and shifted by the motion."""
+        both = (x.unflatten(0, (-1, frames)) + photo[:, None]).flatten(0, 1)
+        return both if modulation is None else torch.addcmul(modulation[1], both, modulation[0])
+
+
+class Painter(nn.Module):
+    """What the photo does not show, in the window: share and paint at 128 px a side of the picture."""
+
+    def __init__(self, config: MotionVAEConfig):
+        super().__init__()
+        width = config.flow_channels[0]
+        self.conv_in = conv(width + 12, width)
+        self.blocks = nn.Sequential(Residual(width), Residual(width))
+        self.conv_out = conv(width, 16)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share [N, 1, ...] in 0..1 and
+        paint [N, 3, ...] of the moved photo's size."""
+        y = self.blocks(self.conv_in(torch.cat([x, F.pixel_unshuffle(moved, 2)], 1)))
+        share, paint = F.pixel_shuffle(self.conv_out(F.silu(y)), 2).split([1, 3], 1)
+        return (share + CLOSED).sigmoid(), (paint + blur(moved)).clamp(-1, 1)
+
+
+class MotionDecoder(Decoder):
+    """[B, 8 c, n, 4, 4] -> [B, 3, 8n (- 7 at the start), H, W]."""
+
+    takes_photo = True
+
+    def __init__(self, config: MotionVAEConfig):
+        super().__init__()
+        self.window = config.window
+        self.photo, self.flow, self.painter = PhotoBranch(config), FlowBranch(config), Painter(config)
+
+    def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
+        photo = state.histories.get(REFERENCE)
+        if photo is None:
+            raise ArgumentError("decode: reference: expected the photo, which every frame is made of; got none")
+        codes = to_codes(z)
+        if not state.started:
+            codes = codes[:, TEMPORAL - 1 :]
+            self.look(photo[:, :, 0].to(z), codes[:, :1], state)
+        return self.frames(photo[:, :, 0].to(z), codes, state).unflatten(0, (len(z), -1)).transpose(1, 2)
+
+    def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
+        video = self(z, piece.state)
+        return to_uint8(video) if pictures else video
+
+    def look(self, photo: torch.Tensor, still: torch.Tensor, state: StreamState) -> None:
+        """Remember a photo [B, 3, H, W] and its code [B, 1, c, 4, 4], at the start of a stream."""
+        state.histories[STILL] = still
+        for i, features in enumerate(self.photo(at_work_size(photo))):
+            state.histories[f"{FEATURES} {i}"] = features
+
+    @staticmethod
+    def features(state: StreamState) -> list[torch.Tensor]:
+        """What :meth:`look` made of the photo."""
+        return [state.histories[f"{FEATURES} {i}"] for i in range(4)]
+
+    def frames(self, photo: torch.Tensor, codes: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """Frames [B T, 3, H, W] of codes [B, T, c, 4, 4], behind :meth:`look`."""
+        return compose(photo, *self.maps(photo, codes, state), self.window)
+
+    def maps(self, photo: torch.Tensor, codes: torch.Tensor, state: StreamState) -> Maps:
+        """Coarse [B T, 6, 32, 32]; finer flow [B T, 2, rows, columns] of the window; its share and paint [B T, 4,
+        2 rows, 2 columns]."""
+        coarse, finer, x = self.flow(codes, state.histories[STILL], self.features(state), state)
+        small = at_work_size(photo)
+        flow = F.interpolate(FLOW_UNIT * coarse[:, :2], (WORK, WORK), mode="bilinear", align_corners=False)
+        twice = tuple(2 * n for n in self.window)
+        flow = crop(flow, twice) + rim(F.interpolate(finer, twice[2:], mode="bilinear", align_corners=False))
+        share, paint = self.painter(x, moved(small, flow, twice))
+        return coarse, finer, torch.cat([share, paint], 1)
+
+
+def compose(
+    photo: torch.Tensor, coarse: torch.Tensor, finer: torch.Tensor, paint: torch.Tensor, window: tuple[int, ...]
+) -> torch.Tensor:
+    """The photo [B, 3, H, W] by the maps of :meth:`MotionDecoder.maps`, at the photo's size: [B T, 3, H, W]."""
+    size = photo.shape[2:]
+    flow, finer = full_flow(coarse, finer, size, window)
+    out = moved(photo, flow)
+    small = F.interpolate(out, coarse.shape[2:], mode="bilinear", antialias=True, align_corners=False)
+    share = (coarse[:, 2:3] + CLOSED).sigmoid()
+    laid = F.interpolate(torch.cat([share, share * (coarse[:, 3:] + small).clamp(-1, 1)], 1), size, mode="bilinear")
+    out = torch.addcmul(out + laid[:, 1:], out, laid[:, :1], value=-1)
+    top, left, rows, columns = (n * size[0] // 64 for n in window)
+    share, colour = F.interpolate(paint, (rows, columns), mode="bilinear").split([1, 3], 1)
+    inside = out[..., top : top + rows, left : left + columns]
+    inside += rim(share, size[0] * FADE // 64) * (colour - inside)
+    return out
+
+
+def full_flow(
+    coarse: torch.Tensor, finer: torch.Tensor, size: tuple[int, ...], window: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flow [N, 2, H, W] that both make together, and the finer part of it in the window."""
+    flow = F.interpolate(FLOW_UNIT * coarse[:, :2], tuple(size), mode="bilinear", align_corners=False)
+    top, left, rows, columns = (n * size[0] // 64 for n in window)
+    finer = rim(F.interpolate(finer, (rows, columns), mode="bilinear", align_corners=False), size[0] * FADE // 64)
+    flow[..., top : top + rows, left : left + columns] += finer
+    return flow, finer
+
+
+def moved(photo: torch.Tensor, flow: torch.Tensor, window: tuple[int, ...] | None = None) -> torch.Tensor:
+    """The photo [B, 3, H, W] seen through flows [B T, 2, h, w], of the whole picture or of a window of it in pixels."""
+    top, left, rows, columns = window or (0, 0, *photo.shape[2:])
+    height, width = photo.shape[2:]
+    y = (torch.arange(rows, dtype=flow.dtype, device=flow.device) + (top + 0.5)) * (2 / height) - 1
+    x = (torch.arange(columns, dtype=flow.dtype, device=flow.device) + (left + 0.5)) * (2 / width) - 1
+    grid = torch.stack([x + 2 * flow[:, 0], y[:, None] + 2 * flow[:, 1]], -1)
+    source = photo.repeat_interleave(len(flow) // len(photo), 0)
+    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+
+
+def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
+    top, left, rows, columns = window
+    return x[..., top : top + rows, left : left + columns]
+
+
+def rim(x: torch.Tensor, width: int = 2 * FADE) -> torch.Tensor:
+    """Maps of a window, faded to nothing over ``width`` pixels at its rim."""
+    ramps = []
+    for size in x.shape[2:]:
+        place = torch.arange(size, dtype=x.dtype, device=x.device)
+        ramps.append((torch.minimum(place, size - 1 - place) / width).clamp(max=1))
+    return x * (ramps[0][:, None] * ramps[1])
+
+
+def blur(x: torch.Tensor) -> torch.Tensor:
+    """The mean of :data:`BLUR` x :data:`BLUR` pixels around each of [N, C, H, W]; at the border of those that are
+    there."""
+    return F.avg_pool2d(x, BLUR, 1, BLUR // 2, count_include_pad=False)
+
+
+def at_work_size(photo: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] -> [B, 3, 128, 128]."""
+    if photo.shape[2:] == (WORK, WORK):
+        return photo
+    return F.interpolate(photo, (WORK, WORK), mode="bilinear", antialias=True, align_corners=False)
+
+
+def build(config: MotionVAEConfig, grid: tuple[int, int] | None) -> tuple[nn.Module, Decoder]:
+    if grid is not None and grid != (CELLS, CELLS):
+        raise ArgumentError(f"vae: expected a picture of {CELLS} x {CELLS} cells of {config.patch_size}, got {grid}")
+    return MotionEncoder(config), MotionDecoder(config)

@@ -1,0 +1,188 @@
+"""The motion VAE: what its parts promise, against closed forms; streams of it in pieces and as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rest_fast.config import ConfigError, MotionVAEConfig, preset
+from rest_fast.errors import ArgumentError
+from rest_fast.models.vae import TemporalVAE, motion
+from rest_fast.models.vae.state import StreamState
+
+SMALL = MotionVAEConfig(
+    latent_channels=16,
+    encoder_channels=(4, 6, 8, 8),
+    photo_channels=(6, 8, 8, 8),
+    flow_channels=(6, 8, 8, 8),
+    code_width=12,
+)
+
+
+def small_vae(size: int = 256) -> TemporalVAE:
+    """With weights of its own in the parts that begin as zero, so that it moves and paints."""
+    torch.manual_seed(1)
+    config = MotionVAEConfig(**{**vars(SMALL), "patch_size": size // 4})
+    vae = TemporalVAE(preset("demo").replace(vae=config, height=size, width=size, dit__positionwise_io=False))
+    for part in (
+        vae.decoder.flow.coarse,
+        vae.decoder.flow.finer,
+        vae.decoder.painter.conv_out,
+        vae.decoder.flow.memory,
+    ):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return vae.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return small_vae()
+
+
+def smooth_photo(size: int = 256) -> torch.Tensor:
+    small = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(-1, 1)[:, :, None]
+
+
+def test_codes_are_a_latent_in_another_order():
+    latents = torch.arange(2 * 24 * 3 * 16.0).view(2, 24, 3, 4, 4)
+    codes = motion.to_codes(latents)
+    assert codes.shape == (2, 24, 3, 4, 4)
+    assert torch.equal(codes[1, 9, 2], latents[1, 5, 1])  # frame 1 of latent 1, channel 2: 1 x 3 + 2
+    assert torch.equal(motion.from_codes(codes), latents)
+
+
+def test_a_new_decoder_shows_the_photo_itself():
+    torch.manual_seed(0)
+    vae = TemporalVAE(preset("demo").replace(vae=SMALL, height=256, width=256, dit__positionwise_io=False)).eval()
+    photo = smooth_photo()
+    with torch.no_grad():
+        video = vae.decode(torch.randn(1, 16, 3, 4, 4), reference=photo)
+    # no flow; paint of nothing over a photo blurred by 9 pixels of 128, a share of sigmoid(-3) = 0.05, twice at most
+    assert (video - photo).abs().max() < 0.1
+    assert (video - photo)[..., :30, :].abs().max() < 0.05
+
+
+def test_a_constant_flow_moves_the_photo_by_whole_pixels():
+    photo = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    flow = torch.zeros(4, 2, 64, 64)
+    flow[:, 0], flow[:, 1] = 3 / 64, -5 / 64  # what is shown here lies 3 pixels to the right and 5 above
+    out = motion.moved(photo, flow)
+    want = photo.roll((5, -3), (2, 3)).repeat_interleave(2, 0)
+    torch.testing.assert_close(out[..., 5:, :-3], want[..., 5:, :-3], atol=1e-5, rtol=0)
+    part = motion.moved(photo, flow[..., 10:30, 20:44], (10, 20, 20, 24))
+    torch.testing.assert_close(part, out[..., 10:30, 20:44], atol=1e-5, rtol=0)
+
+
+def test_maps_are_composed_as_written():
+    """Constant maps, at two sizes of the photo: the share of the paint in the window's middle, and outside of it."""
+    window = SMALL.window
+    for size in (128, 256):
+        photo = torch.full((1, 3, size, size), 0.5)
+        coarse = torch.zeros(1, 6, 32, 32)
+        coarse[:, 2], coarse[:, 3:] = 3 + np.log(3), -0.4  # a share of 3 / 4, and paint 0.1
+        paint = torch.zeros(1, 4, 80, 80)
+        paint[:, 0], paint[:, 1:] = 0.25, 0.9
+        out = motion.compose(photo, coarse, torch.zeros(1, 2, 40, 40), paint, window)
+        outside = 0.5 + 0.75 * (0.1 - 0.5)
+        torch.testing.assert_close(out[0, 0, 4, 4], torch.tensor(outside))
+        middle = size * (16 + 20) // 64, size * (12 + 20) // 64
+        torch.testing.assert_close(out[0, 0, middle[0], middle[1]], torch.tensor(outside + 0.25 * (0.9 - outside)))
+
+
+def test_finer_flow_is_added_in_the_window_and_fades_at_its_rim():
+    flow, _ = motion.full_flow(torch.zeros(1, 6, 32, 32), torch.ones(1, 2, 40, 40), (128, 128), SMALL.window)
+    assert flow[..., :32, :].abs().max() == 0 and flow[..., :24].abs().max() == 0
+    assert flow[0, :, 72, 64].tolist() == [1, 1]
+    row = flow[0, 0, 72, 24:64]
+    assert torch.equal(row[:9], torch.arange(9) / 8) and (row[9:] == 1).all()
+
+
+@pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (2, 2), (1, 3)])
+def test_pieces_give_the_whole(vae, cuts):
+    z = torch.randn(1, 16, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    photo = smooth_photo()
+    whole = vae.decode(z, reference=photo)
+    assert whole.shape == (1, 3, 33, 256, 256)
+    assert (whole[:, :, 9] - whole[:, :, 10]).abs().max() > 0.05  # it does move
+    stream = vae.stream(reference=photo)
+    parts = [stream.decode(piece) for piece in z.split((1, *cuts), 2)]
+    torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-4, rtol=0)  # sums of other sizes round otherwise
+
+
+def test_lanes_have_photos_of_their_own(vae):
+    z = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    photos = torch.cat([smooth_photo(), -smooth_photo()])
+    both = vae.decode(z, reference=photos)
+    for lane in range(2):
+        alone = vae.decode(z[lane : lane + 1], reference=photos[lane : lane + 1])
+        torch.testing.assert_close(both[lane : lane + 1], alone, atol=1e-4, rtol=0)
+
+
+def test_the_past_reaches_two_frames(vae):
+    """The memory is a convolution over three frames: of what changes now, the third frame from here knows nothing."""
+    photo, z = smooth_photo(), torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    codes = motion.to_codes(z).clone()
+    codes[:, 12] += 1
+    one, other = (vae.decode(x, reference=photo) for x in (z, motion.from_codes(codes)))
+    # frame 12 of the codes is the 6th shown: the first latent, of 8, is one frame
+    changed = [(one[:, :, i] - other[:, :, i]).abs().max() > 1e-6 for i in range(17)]
+    assert changed == [5 <= i <= 7 for i in range(17)]
+
+
+def test_a_snapshot_goes_on_as_the_stream(vae):
+    z = torch.randn(1, 16, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    stayed, moved = (vae.stream(reference=smooth_photo()) for _ in range(2))
+    stayed.decode(z[:, :, :2])
+    moved.restore(StreamState.from_tensors(stayed.snapshot().to_tensors()))
+    assert torch.equal(stayed.decode(z[:, :, 2:]), moved.decode(z[:, :, 2:]))
+
+
+def test_the_encoder_sees_each_frame_alone(vae):
+    video = torch.rand(1, 3, 17, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z = vae.encode(video)
+    assert z.shape == (1, 16, 3, 4, 4)
+    stream = vae.encode_stream()
+    parts = torch.cat([stream.encode(video[:, :, :9]), stream.encode(video[:, :, 9:])], 2)
+    torch.testing.assert_close(parts, z, atol=1e-5, rtol=1e-4)
+    codes = motion.to_codes(z)
+    assert torch.equal(codes[:, 0], codes[:, 7])  # the first frame stands for 8
+    changed = video.clone()
+    changed[:, :, 12] *= -1
+    again = motion.to_codes(vae.encode(changed))
+    differs = [(codes[:, i] - again[:, i]).abs().max() > 1e-5 for i in range(24)]
+    assert differs == [i == 19 for i in range(24)]
+
+
+def test_the_photo_is_needed_and_its_size_is_the_models(vae):
+    with pytest.raises(ArgumentError, match="reference: expected the photo, which every frame is made of; got none"):
+        vae.decode(torch.zeros(1, 16, 1, 4, 4))
+    with pytest.raises(ArgumentError, match=r"expected \[B, 3, T, 256, 256\]"):
+        vae.decode(torch.zeros(1, 16, 1, 4, 4), reference=torch.zeros(1, 3, 1, 128, 128))
+    with pytest.raises(ArgumentError, match="4 x 4 cells of 64"):
+        TemporalVAE(preset("demo").replace(vae=SMALL, height=512, width=512, dit__positionwise_io=False))
+
+
+def test_a_photo_of_512_is_moved_by_the_same_maps(vae):
+    """Only the photo is larger: what is shown of a smooth one is the same, seen at twice the size."""
+    large = small_vae(512)
+    large.load_state_dict(vae.state_dict())
+    z, photo = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0)), smooth_photo(512)
+    small = torch.nn.functional.interpolate(photo[:, :, 0], (256, 256), mode="area")[:, :, None]
+    shown = large.decode(z, reference=photo)
+    assert shown.shape == (1, 3, 9, 512, 512)
+    reduced = torch.nn.functional.avg_pool3d(shown, (1, 2, 2))
+    assert (reduced - vae.decode(z, reference=small)).abs().mean() < 0.01
+
+
+def test_what_a_configuration_may_not_say():
+    for changes, says in [
+        ({"latent_channels": 20}, "vae.latent_channels: expected a multiple of 8, got 20"),
+        ({"window": (30, 12, 40, 40)}, "vae.window: expected even numbers, inside of 64 x 64"),
+        ({"flow_channels": (8, 8, 8)}, "vae.flow_channels: expected 4 entries"),
+        ({"patch_size": 40}, "vae.patch_size: expected a multiple of 32, got 40"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            MotionVAEConfig(**changes)
