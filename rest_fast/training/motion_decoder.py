@@ -1,0 +1,109 @@
+"""Trains the motion VAE's decoder on pairs of drawn heads, whose motion labels stand in for an encoder's latents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rest_fast.models.vae.motion import CLOSED as CLOSED
+from rest_fast.models.vae.motion import FLOW_UNIT, MotionDecoder, at_work_size, compose, full_flow, moved
+from rest_fast.models.vae.state import StreamState
+from rest_fast.training.config import TrainingConfig
+from rest_fast.training.flow import autocast
+from rest_fast.training.motion_pairs import HIDDEN, SEEN, PairBatch, labels_to_codes, larger
+
+NOISE = 0.15  # of codes, beside labels that deviate by about 1
+SHARED = 0.4  # of labels, the same for photo and frames: an encoder misreads a face in the same way each time
+SPEED = 0.15  # change of a label from frame to frame
+FOCUS = 8.0  # how much more mouth and eyes count than the rest, which is thirty times as large
+WEIGHTS = {"pixels": 1.0, "slopes": 0.5, "moved": 0.3, "flow": 0.15, "share": 0.5, "smooth": 0.02}
+
+
+class MotionDecoderStage(nn.Module):
+    """Flow and pixels against what is known of them."""
+
+    codes: torch.Tensor
+
+    def __init__(self, decoder: MotionDecoder, channels: int, config: TrainingConfig):
+        super().__init__()
+        self.config = config
+        self.decoder = decoder.requires_grad_(True)
+        self.register_buffer("codes", labels_to_codes(channels), persistent=False)
+
+    def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
+        with autocast(self.config, batch.photo.device):
+            maps = self.maps(batch)
+        coarse, finer, paint, photo = (x.float() for x in maps)
+        known = (batch.frames, batch.flow, batch.visible, batch.focus)
+        target, flow, visible, focus = (x.flatten(0, 1) for x in known)
+        window, size = self.decoder.window, tuple(photo.shape[2:])
+        shown = compose(photo, coarse, finer, paint, window)
+        whole, _ = full_flow(coarse, finer, size, window)
+        seen, hidden = ((visible == kind).float() for kind in (SEEN, HIDDEN))
+        own = non_rigid(flow, seen).clamp(max=4)  # in pixels of 128; hair and collars have more, and matter less
+        error = (larger(whole, flow.shape[3]) - flow).abs().sum(1, keepdim=True) * 64
+        weight = 1 + 4 * larger(hidden, size[0]) + FOCUS * larger(focus, size[0])
+        only_moved = moved(photo, whole)
+        terms = {
+            "pixels": (weight * (shown - target).abs()).mean(),
+            "slopes": sum((a - b).abs().mean() for a, b in zip(slopes(shown), slopes(target))),
+            "moved": (only_moved - target).abs().mean(),
+            "flow": (error * seen * (1 + own / 2 + FOCUS * focus * (1 + own))).sum() / seen.sum().clamp(min=1),
+            # what the photo shows is moved, and not painted
+            "share": (share_of_paint(coarse, paint, size, window) * (1 - larger(hidden, size[0]))).mean(),
+            "smooth": sum(s.abs().mean() for s in slopes(FLOW_UNIT * coarse[:, :2])) * 32,
+        }
+        loss = sum(WEIGHTS[name] * term for name, term in terms.items())
+        moving = (own * focus > 1).float() * seen
+        terms["flow of a mouth, px of 128"] = (error * moving).sum() / moving.sum().clamp(min=1)
+        return {"loss": loss, **terms}
+
+    def maps(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The decoder's maps for all frames of a batch, each as a lane of its own with a past of two frames; and their
+        photos [B F, 3, 128, 128]."""
+        b, f = batch.frames.shape[:2]
+        labels = batch.labels + SHARED * torch.rand(b, 1, 1).to(batch.labels) * torch.randn_like(batch.labels[:, :1])
+        now = labels[:, 1:].flatten(0, 1)[:, None]
+        speed = SPEED * torch.randn_like(now) * torch.tensor([2.0, 1.0, 0.0]).to(now).view(1, 3, 1)
+        codes = self.coded(now + speed)  # [B F, 3, c, 4, 4]: two frames of the past, and this one
+        still = self.coded(labels[:, :1]).repeat_interleave(f, 0)
+        state = StreamState()
+        self.decoder.look(batch.photo, still, state)
+        for name, value in state.histories.items():
+            if len(value) == b:
+                state.histories[name] = value.repeat_interleave(f, 0)
+        photo = batch.photo.repeat_interleave(f, 0)
+        self.decoder.flow.remember(codes[:, :2], still, self.decoder.features(state), state)
+        return (*self.decoder.maps(at_work_size(photo), codes[:, 2:], state), photo)
+
+    def coded(self, labels: torch.Tensor) -> torch.Tensor:
+        """Scaled labels [N, T, 14] as noisy codes [N, T, c, 4, 4]."""
+        codes = labels @ self.codes.T
+        return (codes + NOISE * torch.rand(1).to(codes) * torch.randn_like(codes)).unflatten(2, (-1, 4, 4))
+
+
+def share_of_paint(
+    coarse: torch.Tensor, paint: torch.Tensor, size: tuple[int, ...], window: tuple[int, ...]
+) -> torch.Tensor:
+    """Of both painters together, [N, 1, H, W]."""
+    share = larger((coarse[:, 2:3] + CLOSED).sigmoid(), size[0])
+    top, left, rows, columns = (n * size[0] // 64 for n in window)
+    inner = F.interpolate(paint[:, :1], (rows, columns), mode="bilinear", align_corners=False)
+    return share + F.pad(inner, (left, size[1] - left - columns, top, size[0] - top - rows))
+
+
+def slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.diff(dim=3), x.diff(dim=2)
+
+
+def non_rigid(flow: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """How far each seen point moves otherwise than an affine motion of the head, [N, 1, G, G] in pixels of 128."""
+    rows, columns = flow.shape[2:]
+    y, x = torch.linspace(-1, 1, rows, device=flow.device), torch.linspace(-1, 1, columns, device=flow.device)
+    base = torch.stack([*torch.meshgrid(y, x, indexing="ij"), torch.ones(rows, columns, device=flow.device)], -1)
+    base, weight = base.view(-1, 3), seen.flatten(1)
+    normal = torch.einsum("ki,nk,kj->nij", base, weight, base) + 1e-3 * torch.eye(3, device=flow.device)
+    fit = torch.linalg.solve(normal, torch.einsum("ki,nk,nck->nic", base, weight, flow.flatten(2)))
+    rest = flow.flatten(2) - torch.einsum("ki,nic->nck", base, fit)
+    return rest.view_as(flow).mul(seen).norm(dim=1, keepdim=True) * 128
