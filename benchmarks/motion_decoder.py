@@ -1,0 +1,97 @@
+"""The motion VAE's decoder driven by known motion: people that it has never seen, and photographs.
+
+    python benchmarks/motion_decoder.py --vae build/motion/vae.safetensors --photos PORTRAITS \\
+        --work build/motion/photos --store benchmarks/results/motion_decoder.json
+
+A sentence gives the motion. Of drawn people the same motion is drawn, too, and read by the same instruments: that is
+the truth of their lips. Needs ``make photo-instruments`` (docs/photos.md) and the data of heads (docs/heads.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import where
+from PIL import Image
+from skimage.data import astronaut
+
+from rest_fast.evaluation import mouths
+from rest_fast.evaluation.photos import measures
+from rest_fast.evaluation.photos.drivers import Sound
+from rest_fast.evaluation.photos.faces import FaceReader, find_reader
+from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, spoken_motion
+from rest_fast.evaluation.photos.study import measure
+from rest_fast.models.vae import TemporalVAE
+from rest_fast.training.motion_vae import SIDE, load
+from rest_fast.training.synthetic.heads.pairs import make_person, random_motion
+
+FIRST = 900_000  # seed of the first person that no training has seen
+
+
+def drawn_person(seed: int, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A photo uint8 [256, 256, 3], and the frames [n, 256, 256, 3] that known motion [n, 14] should give of it."""
+    own = random_motion(np.random.default_rng(seed), photo=True)
+    rows = np.concatenate([own[None], from_photo(own, known)])
+    images = make_person(seed, len(rows), SIDE, 64, motion=rows).images
+    return images[0], images[1:]
+
+
+def true_gap(reader: FaceReader, frames: np.ndarray, folder: Path) -> np.ndarray:
+    """As the instruments read it off the true frames, [n]."""
+    np.save(folder / "truth.npy", frames)
+    (faces,) = reader.read([(folder / "truth.npy", folder / "truth.npz")], 1_000_000)
+    gap: np.ndarray = mouths.opening(measures.mouth_points(faces.landmarks), "truth")
+    return gap
+
+
+def drawn_people(vae: TemporalVAE, count: int, sound: Sound, reader: FaceReader, work: Path) -> dict[str, Any]:
+    """What :func:`measure` says of each."""
+    known, found = spoken_motion(sound), {}
+    for seed in range(FIRST, FIRST + count):
+        photo, frames = drawn_person(seed, known)
+        with tempfile.TemporaryDirectory() as folder:
+            gap = true_gap(reader, frames, Path(folder))
+            path = Path(folder, f"person_{seed}.png")
+            Image.fromarray(photo).save(path)
+            drivers = [known_motion(vae, known, name="known motion", sound=sound, gap=gap)]
+            one = measure(drivers, [path], work / path.stem, size=SIDE, cell=SIDE // 4, reader=reader, about={})
+        found |= one["photos"]
+        print(f"person {seed}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="beside the astronaut")
+    parser.add_argument("--people", type=int, default=6)
+    parser.add_argument("--work", type=Path, required=True, help="folder of strips and videos")
+    parser.add_argument("--store", type=Path, required=True, help="json")
+    args = parser.parse_args()
+    environment = where.environment(where.commit_info())  # as the run begins
+    reader = find_reader(None)
+    if reader is None:
+        raise SystemExit("not measured: make photo-instruments")
+    vae, sound = load(args.vae), Sound.sentence()
+    args.work.mkdir(parents=True, exist_ok=True)
+    people = drawn_people(vae, args.people, sound, reader, args.work)
+    first = args.work / "astronaut.jpg"
+    Image.fromarray(astronaut()).save(first, quality=98)
+    # the opening of a mouth of average size stands for the photographs' own, which nobody knows
+    _, frames = drawn_person(FIRST, spoken_motion(sound))
+    with tempfile.TemporaryDirectory() as folder:
+        gap = true_gap(reader, frames, Path(folder))
+    drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
+    paths = [first, *args.photos]
+    found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={})
+    found |= {"people": people, "environment": environment}
+    args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
