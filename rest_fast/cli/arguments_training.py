@@ -42,6 +42,13 @@ def add_synth(add: Callable[..., Parser]) -> None:
         help="drawn faces, or photo-like heads (docs/heads.md), which take twenty times as long",
     )
     what.add_argument(
+        "--voices",
+        choices=("espeak", "flite", "mixed"),
+        default="espeak",
+        help="synthetic voices of espeak-ng; recorded speakers of flite (Debian: apt install flite), in rooms and "
+        "through codecs; or either, by chance",
+    )
+    what.add_argument(
         "--first",
         type=whole(0),
         default=0,

@@ -32,6 +32,7 @@ def synth(args: Namespace) -> None:
                 size=args.size,
                 workers=args.workers,
                 videos=min(args.videos, args.clips),
+                voices=args.voices,
                 progress=progress,
                 **style,
             )

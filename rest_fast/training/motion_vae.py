@@ -35,7 +35,7 @@ from rest_fast.training.synthetic.heads.pairs import PairsFolder, write_pairs
 SIDE = 256  # pixels of the pictures that are shown
 COMMON: dict[str, Any] = {"accumulate": 1, "warmup": 50, "constant": 0.5, "weight_decay": 0.01, "ema": 0.998}
 STAGES = {
-    "decoder": Stage(steps=12_000, rate=1.5e-3, batch=4, **COMMON),
+    "decoder": Stage(steps=12_000, rate=8e-4, batch=4, **COMMON),
     "encoder": Stage(steps=6_000, rate=1e-3, batch=6, **COMMON),
 }
 

@@ -50,16 +50,17 @@ def training(monkeypatch):
 
 def test_synth(clips, capsys, tmp_path):
     assert cli.main(["synth", str(tmp_path), "--clips", "5"]) == 0
-    assert clips == {"out": tmp_path, "count": 5, "split": "train", "first": 0, "size": 128, "workers": 0, "videos": 2}
+    wanted = {"out": tmp_path, "count": 5, "split": "train", "first": 0, "size": 128, "workers": 0, "videos": 2}
+    assert clips == wanted | {"voices": "espeak"}
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path}: 5 clips (train 0 to 4), made in ") and not err
 
 
 def test_synth_options(clips, capsys):
-    words = "synth held --clips 2 --split test --first 7 --size 64 --workers 2 --videos 9"
+    words = "synth held --clips 2 --split test --first 7 --size 64 --workers 2 --videos 9 --voices mixed"
     assert cli.main(words.split()) == 0
     wanted = {"out": Path("held"), "count": 2, "split": "test", "first": 7, "size": 64, "workers": 2, "videos": 2}
-    assert clips == wanted
+    assert clips == wanted | {"voices": "mixed"}
     assert "(test 7 to 8)" in capsys.readouterr().out
 
 

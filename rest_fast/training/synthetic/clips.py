@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from rest_fast import media
 from rest_fast.errors import ArgumentError
 from rest_fast.training.shards import FRAMES, LEAD, TAIL
+from rest_fast.training.synthetic import flite
 from rest_fast.training.synthetic.motion import head_motion
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry
-from rest_fast.training.synthetic.speech import utterance
+from rest_fast.training.synthetic.speech import Voices, utterance
 from rest_fast.training.synthetic.visemes import MOUTH, mouth_track
 from rest_fast.training.synthetic.words import SPLITS
 from rest_fast.units import FPS, FRAME, RATE, from_levels
@@ -60,11 +61,11 @@ def identity(split: str, index: int) -> Identity:
     return Identity.random(generator(split, index))
 
 
-def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128) -> Clip:
+def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128, voices: Voices = "espeak") -> Clip:
     """Draw and speak one clip, the same bits in every process."""
     rng = generator(split, index)
     person = Identity.random(rng)
-    said = utterance(rng, split, (LEAD + frames * FRAME + TAIL) / RATE)
+    said = utterance(rng, split, (LEAD + frames * FRAME + TAIL) / RATE, voices)
     mouth = mouth_track(said.phonemes, said.samples, frames, offset=LEAD)
     motion = head_motion(rng, mouth, said.samples[LEAD : LEAD + frames * FRAME])
     geometry = mouth_geometry(person, motion)
@@ -73,7 +74,7 @@ def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128) -> 
 
 @dataclass(frozen=True)
 class Style:
-    """How clips are made: ``make(split, index, size=)``, and what the columns of ``motion`` are."""
+    """How clips are made: ``make(split, index, size=, voices=)``, and what the columns of ``motion`` are."""
 
     name: str
     make: Callable[..., Clip]
@@ -84,10 +85,10 @@ DRAWN = Style("drawn", make_clip, MOTION)
 
 
 def make_clips(
-    split: str, indices: range, *, size: int = 128, workers: int = 0, style: Style = DRAWN
+    split: str, indices: range, *, size: int = 128, workers: int = 0, style: Style = DRAWN, voices: Voices = "espeak"
 ) -> Iterator[Clip]:
     """Clips of the given indices in order, by ``workers`` processes (0: one for each core)."""
-    make = partial(style.make, split, size=size)
+    make = partial(style.make, split, size=size, voices=voices)
     workers = min(workers or os.cpu_count() or 1, len(indices))
     if workers <= 1:
         yield from map(make, indices)
@@ -108,16 +109,19 @@ def write_clips(
     workers: int = 0,
     videos: int = 0,
     style: Style = DRAWN,
+    voices: Voices = "espeak",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write clips ``first .. first + count - 1`` of a split as arrays for :class:`Clips`, and the first few as mp4.
 
-    ``clips.json`` is written last: a folder without it is an interrupted one. ValueError: count, split or size;
-    FileExistsError: the folder holds clips already.
+    ``clips.json`` is written last: a folder without it is an interrupted one. ValueError: count, split, size, or voices
+    that are not there; FileExistsError: the folder holds clips already.
     """
     generator(split, first)
     if count < 1 or size < 32 or size % 32:
         raise ArgumentError(f"synth: expected clips >= 1 and a size that is a multiple of 32, got {count} and {size}")
+    if voices != "espeak":
+        flite.program()
     out.mkdir(parents=True, exist_ok=True)
     if (out / CLIPS).exists():
         raise FileExistsError(f"{out}: holds clips already; choose another folder or remove it")
@@ -129,7 +133,7 @@ def write_clips(
     }
     arrays = {n: np.lib.format.open_memmap(out / f"{n}.npy", "w+", d, s) for n, (d, s) in shapes.items()}
     entries = []
-    made = make_clips(split, range(first, first + count), size=size, workers=workers, style=style)
+    made = make_clips(split, range(first, first + count), size=size, workers=workers, style=style, voices=voices)
     for i, clip in enumerate(made):
         for name, array in arrays.items():
             array[i] = getattr(clip, name)
@@ -141,7 +145,7 @@ def write_clips(
     for array in arrays.values():
         array.flush()
     about = {"split": split, "first": first, "size": size, "frames": FRAMES, "geometry": GEOMETRY}
-    about |= {"style": style.name, "motion": style.motion}
+    about |= {"style": style.name, "motion": style.motion, "voices": voices}
     partial = out / f"{CLIPS}.partial"
     partial.write_text(json.dumps(about | {"clips": entries}, indent=1))
     partial.replace(out / CLIPS)

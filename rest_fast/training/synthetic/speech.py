@@ -12,13 +12,18 @@ import ctypes
 import importlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soxr
 
 from rest_fast.errors import ArgumentError
+from rest_fast.training.synthetic import flite, microphone
+from rest_fast.training.synthetic.phonemes import Phoneme as Phoneme
+from rest_fast.training.synthetic.phonemes import Speak
+from rest_fast.training.synthetic.phonemes import Utterance as Utterance
 from rest_fast.training.synthetic.words import WORDS
 from rest_fast.units import RATE
 
@@ -34,6 +39,8 @@ VOICES: dict[str, tuple[str, ...]] = {
     "test": ("en-gb-scotland", "en-gb-x-gbclan", "en-us+f4", "en-us+m7"),
 }
 
+Voices = Literal["espeak", "flite", "mixed"]
+
 _SILENCE = "_:"
 _VOICELESS_STOPS = ("p", "t", "k")
 _SYNCHRONOUS, _PHONEME_EVENTS, _UTF8 = 2, 1, 1
@@ -41,25 +48,6 @@ _LIST_TERMINATED, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 _PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "pitch_range": 4, "punctuation": 5, "capitals": 6, "word_gap": 7}
 # The library is opened and closed for every sentence; two threads would share one copy.
 _ONE_AT_A_TIME = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Phoneme:
-    """A sound of espeak-ng's inventory and its time in seconds from the first sample."""
-
-    name: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, eq=False)
-class Utterance:
-    """Speech: samples float32 [n] at 16 kHz within -1..1, and its phonemes, without gaps."""
-
-    samples: np.ndarray
-    phonemes: tuple[Phoneme, ...]
-    text: str
-    voice: str
 
 
 class _Event(ctypes.Structure):
@@ -182,23 +170,38 @@ def _closure(samples: np.ndarray, previous: int, burst: int) -> int:
     return first + int(loud[-1]) + 1 if len(loud) else first
 
 
+def speaker(rng: np.random.Generator, split: str) -> tuple[str, Speak]:
+    """A random voice of a split with a pace and a pitch of its own."""
+    voice = str(rng.choice(VOICES[split]))
+    rate, pitch, pitch_range = (int(rng.integers(low, high)) for low, high in ((130, 191), (25, 81), (30, 71)))
+    return voice, partial(speak, voice=voice, rate=rate, pitch=pitch, pitch_range=pitch_range)
+
+
 def sentence(rng: np.random.Generator, split: str) -> str:
     """Four to ten random words of a split, ended by a full stop, a question mark or an exclamation mark."""
     words = rng.choice(WORDS[split], size=rng.integers(4, 11))
     return " ".join(map(str, words)) + str(rng.choice([".", "?", "!"]))
 
 
-def utterance(rng: np.random.Generator, split: str, seconds: float) -> Utterance:
+def utterance(rng: np.random.Generator, split: str, seconds: float, voices: Voices = "espeak") -> Utterance:
     """Sentences by one random voice of a split, with pauses, as a microphone might hear them.
 
     Everything random comes from `rng`: the same state gives the same bits in any process.
+
+    Args:
+        voices: `espeak`: synthetic ones. `flite`: recorded speakers (:mod:`rest_fast.training.synthetic.flite`), in
+            rooms and through codecs; validation has none of them. `mixed`: either, by chance.
 
     Returns:
         An utterance of exactly `round(seconds * 16000)` samples. It may begin and end in the middle of a word.
     """
     total = round(seconds * RATE)
-    voice = str(rng.choice(VOICES[split]))
-    rate, pitch, pitch_range = (int(rng.integers(low, high)) for low, high in ((130, 191), (25, 81), (30, 71)))
+    if voices == "mixed":
+        voices = "flite" if flite.VOICES[split] and rng.random() < 0.5 else "espeak"
+        roomy = True
+    else:
+        roomy = voices == "flite"
+    voice, say = (flite.speaker if voices == "flite" else speaker)(rng, split)
     # One clip in twelve has a long rest, so that a mouth learns to stay shut.
     rest = rng.random() < 1 / 12
     paused = rng.random() < 0.5
@@ -214,7 +217,7 @@ def utterance(rng: np.random.Generator, split: str, seconds: float) -> Utterance
         else:
             # In mid-speech; before a long rest late in the sentence, so that the rest comes within the clip.
             text = sentence(rng, split)
-            speech = _trimmed(speak(text, voice, rate=rate, pitch=pitch, pitch_range=pitch_range))
+            speech = _trimmed(say(text))
             skip = 0
             if position == 0:
                 skip = round(rng.uniform(0.0, 0.6) * len(speech.samples))
@@ -223,7 +226,10 @@ def utterance(rng: np.random.Generator, split: str, seconds: float) -> Utterance
             position += _place(speech, skip, clip, position, phonemes)
             texts.append(text)
         paused = not paused
-    return Utterance(_recorded(rng, clip, phonemes), tuple(phonemes), " ".join(texts), voice)
+    samples = microphone.recorded(rng, clip, [(p.start, p.end) for p in phonemes if not p.name.startswith("_")])
+    if roomy:
+        samples = microphone.transmitted(rng, microphone.in_a_room(rng, samples))
+    return Utterance(samples, tuple(phonemes), " ".join(texts), voice)
 
 
 def _trimmed(speech: Utterance) -> Utterance:
@@ -243,38 +249,3 @@ def _place(speech: Utterance, skip: int, clip: np.ndarray, position: int, phonem
         if end > start:
             phonemes.append(Phoneme(phoneme.name, start, end))
     return len(piece)
-
-
-def _recorded(rng: np.random.Generator, clip: np.ndarray, phonemes: list[Phoneme]) -> np.ndarray:
-    """The clip through a random microphone: float32 [n], tilted spectrum, level of -32..-14 dBFS, noise floor."""
-    level, tilted, noisy = rng.uniform(-32.0, -14.0), rng.random() < 0.3, rng.random() < 0.5
-    samples = clip.astype(np.float64)
-    if tilted:
-        corner, order, db = rng.uniform(300.0, 3000.0), int(rng.integers(1, 3)), rng.uniform(-6.0, 6.0)
-        samples = _tilt(samples, corner, order, db)
-    spoken = np.zeros(len(clip), bool)
-    for phoneme in phonemes:
-        if not phoneme.name.startswith("_"):
-            spoken[round(phoneme.start * RATE) : round(phoneme.end * RATE)] = True
-    rms = np.sqrt(np.mean(np.square(samples[spoken]))) if spoken.any() else 0.0
-    if rms > 0.0:
-        samples *= 10 ** (level / 20) / rms
-    if noisy:
-        samples += _noise(rng, len(clip), rng.uniform(-70.0, -45.0), colour=rng.uniform(0.0, 1.0))
-    return (samples * min(1.0, 0.99 / max(np.abs(samples).max(initial=0.0), 1e-9))).astype(np.float32)
-
-
-def _tilt(samples: np.ndarray, corner: float, order: int, db: float) -> np.ndarray:
-    """A shelf without phase (so that nothing moves in time): 0 dB far below `corner` Hz, `db` dB per order above."""
-    size = len(samples) + RATE // 10  # room for the tail, which would else come in at the other end
-    ratio = np.square(np.fft.rfftfreq(size, 1 / RATE) / corner)
-    gain = np.sqrt((1 + ratio * 10 ** (db / 10)) / (1 + ratio)) ** order
-    return np.fft.irfft(np.fft.rfft(samples, size) * gain, size)[: len(samples)]
-
-
-def _noise(rng: np.random.Generator, count: int, db: float, colour: float) -> np.ndarray:
-    """Noise [count] with an RMS of `db` dBFS, from white (colour 0) to pink (colour 1)."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    frequency = np.maximum(np.fft.rfftfreq(count, 1 / RATE), 20.0)
-    noise = np.fft.irfft(spectrum * frequency ** (-colour / 2), count)
-    return noise * 10 ** (db / 20) / max(np.sqrt(np.mean(np.square(noise))), 1e-12)

@@ -9,7 +9,7 @@ from rest_fast.training.synthetic.clips import Clip, Style, generator
 from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
 from rest_fast.training.synthetic.heads.studio import Studio
 from rest_fast.training.synthetic.motion import head_motion, sway
-from rest_fast.training.synthetic.speech import Phoneme, utterance
+from rest_fast.training.synthetic.speech import Phoneme, Voices, utterance
 from rest_fast.training.synthetic.visemes import mouth_track
 from rest_fast.units import FPS, FRAME, RATE
 
@@ -18,11 +18,11 @@ _LEFT = 0.3  # of a smile while its owner speaks
 _FADE = 0.35  # seconds in which it comes and goes
 
 
-def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128) -> Clip:
+def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128, voices: Voices = "espeak") -> Clip:
     """Draw and speak one clip, the same bits in every process. Every other photo (frame 0) is taken in mid-speech."""
     rng = generator(split, index)
     studio = Studio(rng, size)
-    said = utterance(rng, split, (LEAD + frames * FRAME + TAIL) / RATE)
+    said = utterance(rng, split, (LEAD + frames * FRAME + TAIL) / RATE, voices)
     mouth = mouth_track(said.phonemes, said.samples, frames, offset=LEAD)
     spoken = said.samples[LEAD : LEAD + frames * FRAME]
     motion = head_motion(rng, mouth, spoken, from_rest=bool(rng.random() < 0.5))
