@@ -6,8 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rest_fast.models.vae.motion import CLOSED as CLOSED
-from rest_fast.models.vae.motion import FLOW_UNIT, MotionDecoder, at_work_size, compose, full_flow, moved
+from rest_fast.models.vae.motion import (
+    CLOSED,
+    FADE,
+    FLOW_UNIT,
+    MotionDecoder,
+    at_work_size,
+    compose,
+    full_flow,
+    moved,
+    rim,
+)
 from rest_fast.models.vae.state import StreamState
 from rest_fast.training.config import TrainingConfig
 from rest_fast.training.flow import autocast
@@ -39,7 +48,7 @@ class MotionDecoderStage(nn.Module):
         target, flow, visible, focus = (x.flatten(0, 1) for x in known)
         window, size = self.decoder.window, tuple(photo.shape[2:])
         shown = compose(photo, coarse, finer, paint, window)
-        whole, _ = full_flow(coarse, finer, size, window)
+        whole = full_flow(coarse, finer, size, window)
         seen, hidden = ((visible == kind).float() for kind in (SEEN, HIDDEN))
         own = non_rigid(flow, seen).clamp(max=4)  # in pixels of 128; hair and collars have more, and matter less
         error = (larger(whole, flow.shape[3]) - flow).abs().sum(1, keepdim=True) * 64
@@ -90,6 +99,7 @@ def share_of_paint(
     share = larger((coarse[:, 2:3] + CLOSED).sigmoid(), size[0])
     top, left, rows, columns = (n * size[0] // 64 for n in window)
     inner = F.interpolate(paint[:, :1], (rows, columns), mode="bilinear", align_corners=False)
+    inner = rim(inner, size[0] * FADE // 64)
     return share + F.pad(inner, (left, size[1] - left - columns, top, size[0] - top - rows))
 
 

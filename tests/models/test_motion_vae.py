@@ -93,7 +93,7 @@ def test_maps_are_composed_as_written():
 
 
 def test_finer_flow_is_added_in_the_window_and_fades_at_its_rim():
-    flow, _ = motion.full_flow(torch.zeros(1, 6, 32, 32), torch.ones(1, 2, 40, 40), (128, 128), SMALL.window)
+    flow = motion.full_flow(torch.zeros(1, 6, 32, 32), torch.ones(1, 2, 40, 40), (128, 128), SMALL.window)
     assert flow[..., :32, :].abs().max() == 0 and flow[..., :24].abs().max() == 0
     assert flow[0, :, 72, 64].tolist() == [1, 1]
     row = flow[0, 0, 72, 24:64]

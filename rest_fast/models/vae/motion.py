@@ -285,10 +285,9 @@ class MotionDecoder(Decoder):
         2 rows, 2 columns]."""
         coarse, finer, x = self.flow(codes, state.histories[STILL], self.features(state), state)
         small = at_work_size(photo)
-        flow = F.interpolate(FLOW_UNIT * coarse[:, :2], (WORK, WORK), mode="bilinear", align_corners=False)
-        twice = tuple(2 * n for n in self.window)
-        flow = crop(flow, twice) + rim(F.interpolate(finer, twice[2:], mode="bilinear", align_corners=False))
-        share, paint = self.painter(x, moved(small, flow, twice))
+        window = tuple(n * WORK // 64 for n in self.window)
+        flow = crop(full_flow(coarse, finer, (WORK, WORK), self.window), window)
+        share, paint = self.painter(x, moved(small, flow, window))
         return coarse, finer, torch.cat([share, paint], 1)
 
 
@@ -297,8 +296,7 @@ def compose(
 ) -> torch.Tensor:
     """The photo [B, 3, H, W] by the maps of :meth:`MotionDecoder.maps`, at the photo's size: [B T, 3, H, W]."""
     size = photo.shape[2:]
-    flow, finer = full_flow(coarse, finer, size, window)
-    out = moved(photo, flow)
+    out = moved(photo, full_flow(coarse, finer, size, window))
     small = F.interpolate(out, coarse.shape[2:], mode="bilinear", antialias=True, align_corners=False)
     share = (coarse[:, 2:3] + CLOSED).sigmoid()
     laid = F.interpolate(torch.cat([share, share * (coarse[:, 3:] + small).clamp(-1, 1)], 1), size, mode="bilinear")
@@ -312,13 +310,13 @@ def compose(
 
 def full_flow(
     coarse: torch.Tensor, finer: torch.Tensor, size: tuple[int, ...], window: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The flow [N, 2, H, W] that both make together, and the finer part of it in the window."""
+) -> torch.Tensor:
+    """The flow [N, 2, H, W] that both make together; the finer one counts in the window alone."""
     flow = F.interpolate(FLOW_UNIT * coarse[:, :2], tuple(size), mode="bilinear", align_corners=False)
     top, left, rows, columns = (n * size[0] // 64 for n in window)
     finer = rim(F.interpolate(finer, (rows, columns), mode="bilinear", align_corners=False), size[0] * FADE // 64)
     flow[..., top : top + rows, left : left + columns] += finer
-    return flow, finer
+    return flow
 
 
 def moved(photo: torch.Tensor, flow: torch.Tensor, window: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -337,7 +335,7 @@ def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
     return x[..., top : top + rows, left : left + columns]
 
 
-def rim(x: torch.Tensor, width: int = 2 * FADE) -> torch.Tensor:
+def rim(x: torch.Tensor, width: int) -> torch.Tensor:
     """Maps of a window, faded to nothing over ``width`` pixels at its rim."""
     ramps = []
     for size in x.shape[2:]:
