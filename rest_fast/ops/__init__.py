@@ -8,6 +8,7 @@ from rest_fast.ops.dispatch import Op, OpError, Spec, use_backend
 from rest_fast.ops.frame_cross_attention import frame_cross_attention
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.gate_norm_modulate import gate_norm_modulate
+from rest_fast.ops.move_and_paint import move_and_paint
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope_cache
 from rest_fast.ops.rotate_context import rotate_context
@@ -24,6 +25,7 @@ ALL: tuple[Op, ...] = (
     pixel_norm_silu,
     depth_to_space,
     frames_to_uint8,
+    move_and_paint,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "frames_to_uint8",
     "functional",
     "gate_norm_modulate",
+    "move_and_paint",
     "pixel_norm_silu",
     "qk_norm_rope_cache",
     "rotate_context",

@@ -7,6 +7,7 @@ from rest_fast.ops.depth_to_space import space_to_depth
 from rest_fast.ops.frame_cross_attention import frame_attention
 from rest_fast.ops.frames_to_uint8 import to_uint8
 from rest_fast.ops.gate_norm_modulate import gated_residual, norm_modulate
+from rest_fast.ops.move_and_paint import moved_and_painted
 from rest_fast.ops.pixel_norm_silu import normed_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope, rms_norm
 from rest_fast.ops.rotate_context import shift_keys
@@ -20,6 +21,7 @@ __all__ = [
     "gated_residual",
     "guided_euler",
     "mirrored",
+    "moved_and_painted",
     "norm_modulate",
     "normed_silu",
     "qk_norm_rope",

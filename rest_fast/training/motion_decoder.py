@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from rest_fast.models.vae.motion import (
-    CLOSED,
-    FADE,
-    FLOW_UNIT,
-    MotionDecoder,
-    at_work_size,
-    compose,
-    full_flow,
-    moved,
-    rim,
-)
+from rest_fast.models.vae.motion import Maps, MotionDecoder, at_work_size
 from rest_fast.models.vae.state import StreamState
+from rest_fast.ops.move_and_paint import moved, whole_flow, whole_share
 from rest_fast.training.config import TrainingConfig
 from rest_fast.training.flow import autocast
 from rest_fast.training.motion_pairs import HIDDEN, SEEN, PairBatch, labels_to_codes, larger
@@ -42,13 +32,13 @@ class MotionDecoderStage(nn.Module):
 
     def forward(self, batch: PairBatch) -> dict[str, torch.Tensor]:
         with autocast(self.config, batch.photo.device):
-            maps = self.maps(batch)
-        coarse, finer, paint, photo = (x.float() for x in maps)
+            photo, maps = self.maps(batch)
+        maps = Maps(*(x.float() for x in maps))
         known = (batch.frames, batch.flow, batch.visible, batch.focus)
         target, flow, visible, focus = (x.flatten(0, 1) for x in known)
         window, size = self.decoder.window, tuple(photo.shape[2:])
-        shown = compose(photo, coarse, finer, paint, window)
-        whole = full_flow(coarse, finer, size, window)
+        shown = maps.shown(photo, window)
+        whole = whole_flow(maps.flow, maps.inner_flow, size, window)
         seen, hidden = ((visible == kind).float() for kind in (SEEN, HIDDEN))
         own = non_rigid(flow, seen).clamp(max=4)  # in pixels of 128; hair and collars have more, and matter less
         error = (larger(whole, flow.shape[3]) - flow).abs().sum(1, keepdim=True) * 64
@@ -56,21 +46,24 @@ class MotionDecoderStage(nn.Module):
         only_moved = moved(photo, whole)
         terms = {
             "pixels": (weight * (shown - target).abs()).mean(),
-            "slopes": sum((a - b).abs().mean() for a, b in zip(slopes(shown), slopes(target))),
+            # weighed, too, for teeth have edges, and a mean of many mouths has none
+            "slopes": sum(
+                (w * (a - b).abs()).mean() for w, a, b in zip(trimmed(weight), slopes(shown), slopes(target))
+            ),
             "moved": (only_moved - target).abs().mean(),
             "flow": (error * seen * (1 + own / 2 + FOCUS * focus * (1 + own))).sum() / seen.sum().clamp(min=1),
             # what the photo shows is moved, and not painted
-            "share": (share_of_paint(coarse, paint, size, window) * (1 - larger(hidden, size[0]))).mean(),
-            "smooth": sum(s.abs().mean() for s in slopes(FLOW_UNIT * coarse[:, :2])) * 32,
+            "share": (whole_share(maps.paint, maps.inner_paint, size, window) * (1 - larger(hidden, size[0]))).mean(),
+            "smooth": sum(s.abs().mean() for s in slopes(maps.flow)) * 32,
         }
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
         moving = (own * focus > 1).float() * seen
         terms["flow of a mouth, px of 128"] = (error * moving).sum() / moving.sum().clamp(min=1)
         return {"loss": loss, **terms}
 
-    def maps(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The decoder's maps for all frames of a batch, each as a lane of its own with a past of two frames; and their
-        photos [B F, 3, 128, 128]."""
+    def maps(self, batch: PairBatch) -> tuple[torch.Tensor, Maps]:
+        """The photos [B F, 3, 128, 128] of all frames of a batch, and the decoder's maps, each frame as a lane of its
+        own with a past of two frames."""
         b, f = batch.frames.shape[:2]
         labels = batch.labels + SHARED * torch.rand(b, 1, 1).to(batch.labels) * torch.randn_like(batch.labels[:, :1])
         now = labels[:, 1:].flatten(0, 1)[:, None]
@@ -84,7 +77,7 @@ class MotionDecoderStage(nn.Module):
                 state.histories[name] = value.repeat_interleave(f, 0)
         photo = batch.photo.repeat_interleave(f, 0)
         self.decoder.flow.remember(codes[:, :2], still, self.decoder.features(state), state)
-        return (*self.decoder.maps(at_work_size(photo), codes[:, 2:], state), photo)
+        return photo, self.decoder.maps(at_work_size(photo), codes[:, 2:], state)
 
     def coded(self, labels: torch.Tensor) -> torch.Tensor:
         """Scaled labels [N, T, 14] as noisy codes [N, T, c, 4, 4]."""
@@ -92,19 +85,13 @@ class MotionDecoderStage(nn.Module):
         return (codes + NOISE * torch.rand(1).to(codes) * torch.randn_like(codes)).unflatten(2, (-1, 4, 4))
 
 
-def share_of_paint(
-    coarse: torch.Tensor, paint: torch.Tensor, size: tuple[int, ...], window: tuple[int, ...]
-) -> torch.Tensor:
-    """Of both painters together, [N, 1, H, W]."""
-    share = larger((coarse[:, 2:3] + CLOSED).sigmoid(), size[0])
-    top, left, rows, columns = (n * size[0] // 64 for n in window)
-    inner = F.interpolate(paint[:, :1], (rows, columns), mode="bilinear", align_corners=False)
-    inner = rim(inner, size[0] * FADE // 64)
-    return share + F.pad(inner, (left, size[1] - left - columns, top, size[0] - top - rows))
-
-
 def slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x.diff(dim=3), x.diff(dim=2)
+
+
+def trimmed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x`` at the places of :func:`slopes`."""
+    return x[..., 1:], x[..., 1:, :]
 
 
 def non_rigid(flow: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

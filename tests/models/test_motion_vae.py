@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from rest_fast.config import ConfigError, MotionVAEConfig, preset
 from rest_fast.errors import ArgumentError
 from rest_fast.models.vae import TemporalVAE, motion
 from rest_fast.models.vae.state import StreamState
+from rest_fast.ops.move_and_paint import moved, moved_and_painted, whole_flow
 
 SMALL = MotionVAEConfig(
     latent_channels=16,
@@ -27,7 +27,7 @@ def small_vae(size: int = 256) -> TemporalVAE:
     vae = TemporalVAE(preset("demo").replace(vae=config, height=size, width=size, dit__positionwise_io=False))
     for part in (
         vae.decoder.flow.coarse,
-        vae.decoder.flow.finer,
+        vae.decoder.flow.inner,
         vae.decoder.painter.conv_out,
         vae.decoder.flow.memory,
     ):
@@ -69,10 +69,10 @@ def test_a_constant_flow_moves_the_photo_by_whole_pixels():
     photo = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     flow = torch.zeros(4, 2, 64, 64)
     flow[:, 0], flow[:, 1] = 3 / 64, -5 / 64  # what is shown here lies 3 pixels to the right and 5 above
-    out = motion.moved(photo, flow)
+    out = moved(photo, flow)
     want = photo.roll((5, -3), (2, 3)).repeat_interleave(2, 0)
     torch.testing.assert_close(out[..., 5:, :-3], want[..., 5:, :-3], atol=1e-5, rtol=0)
-    part = motion.moved(photo, flow[..., 10:30, 20:44], (10, 20, 20, 24))
+    part = moved(photo, flow[..., 10:30, 20:44], (10, 20, 20, 24))
     torch.testing.assert_close(part, out[..., 10:30, 20:44], atol=1e-5, rtol=0)
 
 
@@ -81,19 +81,18 @@ def test_maps_are_composed_as_written():
     window = SMALL.window
     for size in (128, 256):
         photo = torch.full((1, 3, size, size), 0.5)
-        coarse = torch.zeros(1, 6, 32, 32)
-        coarse[:, 2], coarse[:, 3:] = 3 + np.log(3), -0.4  # a share of 3 / 4, and paint 0.1
-        paint = torch.zeros(1, 4, 80, 80)
-        paint[:, 0], paint[:, 1:] = 0.25, 0.9
-        out = motion.compose(photo, coarse, torch.zeros(1, 2, 40, 40), paint, window)
+        flow, paint, inner = (torch.zeros(1, *shape) for shape in ((2, 32, 32), (4, 32, 32), (4, 80, 80)))
+        paint[:, 0], paint[:, 1:] = 0.75, 0.75 * 0.1
+        inner[:, 0], inner[:, 1:] = 0.25, 0.25 * 0.9
+        out = moved_and_painted(photo, flow, paint, torch.zeros(1, 2, 40, 40), inner, window)
         outside = 0.5 + 0.75 * (0.1 - 0.5)
         torch.testing.assert_close(out[0, 0, 4, 4], torch.tensor(outside))
         middle = size * (16 + 20) // 64, size * (12 + 20) // 64
         torch.testing.assert_close(out[0, 0, middle[0], middle[1]], torch.tensor(outside + 0.25 * (0.9 - outside)))
 
 
-def test_finer_flow_is_added_in_the_window_and_fades_at_its_rim():
-    flow = motion.full_flow(torch.zeros(1, 6, 32, 32), torch.ones(1, 2, 40, 40), (128, 128), SMALL.window)
+def test_the_inner_flow_is_added_in_the_window_and_fades_at_its_rim():
+    flow = whole_flow(torch.zeros(1, 2, 32, 32), torch.ones(1, 2, 40, 40), (128, 128), SMALL.window)
     assert flow[..., :32, :].abs().max() == 0 and flow[..., :24].abs().max() == 0
     assert flow[0, :, 72, 64].tolist() == [1, 1]
     row = flow[0, 0, 72, 24:64]

@@ -12,9 +12,10 @@ import torch
 from rest_fast.config import MotionVAEConfig
 from rest_fast.models.vae import motion
 from rest_fast.models.vae.layers import name_memories
+from rest_fast.ops.move_and_paint import whole_share
 from rest_fast.training import motion_pairs
 from rest_fast.training.config import TrainingConfig
-from rest_fast.training.motion_decoder import MotionDecoderStage, non_rigid, share_of_paint
+from rest_fast.training.motion_decoder import MotionDecoderStage, non_rigid
 from rest_fast.training.motion_encoder import MotionEncoderStage, PictureBatch, PictureBatches
 from rest_fast.training.motion_pairs import HIDDEN, SEEN, WALL, PairBatches, labels_to_codes, mirror, scales
 from rest_fast.training.motion_vae import motion_model
@@ -144,11 +145,10 @@ def test_an_affine_motion_is_rigid_and_a_mouth_is_not():
 
 
 def test_shares_of_both_painters_add_up():
-    coarse, paint = torch.zeros(1, 6, 32, 32), torch.full((1, 4, 80, 80), 0.5)
-    share = share_of_paint(coarse, paint, (128, 128), SMALL.window)
-    low = torch.sigmoid(torch.tensor(motion.CLOSED))
-    torch.testing.assert_close(share[0, 0, 10, 10], low)
-    torch.testing.assert_close(share[0, 0, 72, 64], low + 0.5)
+    paint, inner = torch.full((1, 4, 32, 32), 0.05), torch.full((1, 4, 80, 80), 0.5)
+    share = whole_share(paint, inner, (128, 128), SMALL.window)
+    torch.testing.assert_close(share[0, 0, 10, 10], torch.tensor(0.05))
+    torch.testing.assert_close(share[0, 0, 72, 64], torch.tensor(0.55))
     # it fades over the 8 pixels of the window's rim: 0.05 + 0.5 x 6 / 8 is above 0.4, with 5 / 8 it is not
     assert (share[0, 0, 72] > 0.4).sum() == (share[0, 0, :, 64] > 0.4).sum() == 80 - 2 * 6
 

@@ -3,16 +3,14 @@
 A frame's code is [c, 4, 4]; a latent holds the codes of its 8 frames, stacked as channels [8 c, 4, 4]. The decoder
 sees the photo once a stream (:class:`PhotoBranch`). For each frame the :class:`FlowBranch` turns the codes of frame and
 photo into a flow, coarse for the whole picture and finer in a window around eyes and mouth, and the :class:`Painter`
-fills in what the photo does not show: the inside of a mouth, a lid, what a turned head uncovers. Flow, paint and
-the share of the paint are small maps; :func:`compose` applies them to the photo at its full size.
-
-A *flow* [N, 2, H, W] holds (x, y) from each point of the frame to where it lies in the photo, in sides of the picture.
+fills in what the photo does not show: the inside of a mouth, a lid, what a turned head uncovers. Flow and paint
+are small maps; :mod:`rest_fast.ops.move_and_paint` applies them to the photo at its full size.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +19,32 @@ from torch import nn
 from rest_fast.config import TEMPORAL, MotionVAEConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.vae.family import Decoder
-from rest_fast.models.vae.layers import Piece, to_uint8
+from rest_fast.models.vae.layers import Piece
 from rest_fast.models.vae.state import REFERENCE, StreamState
+from rest_fast.ops import move_and_paint
+from rest_fast.ops.move_and_paint import moved, moved_and_painted, scaled, whole_flow
 
 CELLS = 4  # of a code along one side
 WORK = 128  # pixels a side at which the photo branch looks, and the painter paints
 FLOW_UNIT = 0.125  # sides of the picture: a flow of one as the network writes it
 CLOSED = -3.0  # where the share of paint begins, before the sigmoid
 BLUR = 9  # pixels of 128: paint is what must be added to the moved photo, blurred so
-FADE = 4  # cells of the window's rim over which its flow and paint fade in
 STILL = "still"  # among a stream's histories: the code of the photo
 FEATURES = "photo features"  # and what the photo branch made of it
-Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of MotionDecoder.maps
 Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift of features [N, C, 1, 1]
+
+
+class Maps(NamedTuple):
+    """What :mod:`rest_fast.ops.move_and_paint` makes N frames of, beside the photo."""
+
+    flow: torch.Tensor  # [N, 2, 32, 32]
+    paint: torch.Tensor  # [N, 4, 32, 32]: share in 0..1, and the paint times its share
+    inner_flow: torch.Tensor  # [N, 2, rows, columns], of the window
+    inner_paint: torch.Tensor  # [N, 4, 2 rows, 2 columns]
+
+    def shown(self, photo: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
+        """Frames [N, 3, H, W] of photos [B, 3, H, W]. Differentiable."""
+        return moved_and_painted(photo, *self, window)
 
 
 def conv(channels: int, out_channels: int, size: int = 3) -> nn.Conv2d:
@@ -172,8 +183,8 @@ class FlowBranch(nn.Module):
         self.first = nn.Sequential(Residual(lowest), Residual(lowest))
         self.larger = nn.ModuleList([Larger(lowest, low), Larger(low, middle), Larger(middle, fine)])
         self.blocks = nn.ModuleList([Residual(low), Residual(middle), Residual(fine)])
-        self.coarse, self.finer = conv(middle, 6), conv(fine, 2)
-        for last in (self.coarse, self.finer):
+        self.coarse, self.inner = conv(middle, 6), conv(fine, 2)
+        for last in (self.coarse, self.inner):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -182,8 +193,8 @@ class FlowBranch(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes [B, T, c, 4, 4] of frames and [B, 1, c, 4, 4] of the photo ->
 
-        coarse [B T, 6, 32, 32] (flow, share of paint, paint), finer flow [B T, 2, rows, columns] and features
-        [B T, C, rows, columns] of the window.
+        coarse [B T, 6, 32, 32] (flow, share of paint before its sigmoid, paint), inner flow [B T, 2, rows, columns] and
+        features [B T, C, rows, columns] of the window.
         """
         b, t = codes.shape[:2]
         told = self._told(codes, still)
@@ -194,7 +205,7 @@ class FlowBranch(nn.Module):
         x = self.blocks[1](self._seen(self.larger[1](x), maps[1], t, middle))
         coarse = self.coarse(F.silu(x))
         x = self.blocks[2](self._seen(self.larger[2](crop(x, self.window)), maps[0], t))
-        return coarse, FLOW_UNIT * self.finer(F.silu(x)), x
+        return coarse, FLOW_UNIT * self.inner(F.silu(x)), x
 
     def remember(self, codes: torch.Tensor, still: torch.Tensor, maps: list[torch.Tensor], state: StreamState) -> None:
         """Frames that came before, of which nothing is shown: codes [B, T, c, 4, 4]."""
@@ -233,12 +244,18 @@ class Painter(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share [N, 1, ...] in 0..1 and
-        paint [N, 3, ...] of the moved photo's size."""
+    def forward(self, x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share in 0..1, and paint in
+        the colours of the moved photo times its share: [N, 4, ...] of the moved photo's size."""
         y = self.blocks(self.conv_in(torch.cat([x, F.pixel_unshuffle(moved, 2)], 1)))
-        share, paint = F.pixel_shuffle(self.conv_out(F.silu(y)), 2).split([1, 3], 1)
-        return (share + CLOSED).sigmoid(), (paint + blur(moved)).clamp(-1, 1)
+        return shared(F.pixel_shuffle(self.conv_out(F.silu(y)), 2), blur(moved))
+
+
+def shared(y: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """What a network writes [N, 4, h, w] -> share, and paint beside these colours [N, 3, h, w] times its share."""
+    share, paint = y.split([1, 3], 1)
+    share = (share + CLOSED).sigmoid()
+    return torch.cat([share, share * (paint + colours).clamp(-1, 1)], 1)
 
 
 class MotionDecoder(Decoder):
@@ -252,18 +269,28 @@ class MotionDecoder(Decoder):
         self.photo, self.flow, self.painter = PhotoBranch(config), FlowBranch(config), Painter(config)
 
     def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
-        photo = state.histories.get(REFERENCE)
-        if photo is None:
-            raise ArgumentError("decode: reference: expected the photo, which every frame is made of; got none")
-        codes = to_codes(z)
-        if not state.started:
-            codes = codes[:, TEMPORAL - 1 :]
-            self.look(photo[:, :, 0].to(z), codes[:, :1], state)
-        return self.frames(photo[:, :, 0].to(z), codes, state).unflatten(0, (len(z), -1)).transpose(1, 2)
+        photo, maps = self.drawn(z, state)
+        return maps.shown(photo, self.window).unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
-        video = self(z, piece.state)
-        return to_uint8(video) if pictures else video
+        if not pictures:
+            return self(z, piece.state)
+        photo, maps = self.drawn(z, piece.state)
+        out = torch.empty(len(maps.flow), *photo.shape[2:], 3, dtype=torch.uint8, device=z.device)
+        move_and_paint(photo.float(), *(x.float().contiguous() for x in maps), out, window=self.window)
+        return out.unflatten(0, (len(z), -1))
+
+    def drawn(self, z: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, Maps]:
+        """The photo [B, 3, H, W], and the maps of its frames. At the start of a stream the first latent is the
+        photo's."""
+        reference = state.histories.get(REFERENCE)
+        if reference is None:
+            raise ArgumentError("decode: reference: expected the photo, which every frame is made of; got none")
+        photo, codes = reference[:, :, 0].to(z), to_codes(z)
+        if not state.started:
+            codes = codes[:, TEMPORAL - 1 :]
+            self.look(photo, codes[:, :1], state)
+        return photo, self.maps(photo, codes, state)
 
     def look(self, photo: torch.Tensor, still: torch.Tensor, state: StreamState) -> None:
         """Remember a photo [B, 3, H, W] and its code [B, 1, c, 4, 4], at the start of a stream."""
@@ -276,72 +303,20 @@ class MotionDecoder(Decoder):
         """What :meth:`look` made of the photo."""
         return [state.histories[f"{FEATURES} {i}"] for i in range(4)]
 
-    def frames(self, photo: torch.Tensor, codes: torch.Tensor, state: StreamState) -> torch.Tensor:
-        """Frames [B T, 3, H, W] of codes [B, T, c, 4, 4], behind :meth:`look`."""
-        return compose(photo, *self.maps(photo, codes, state), self.window)
-
     def maps(self, photo: torch.Tensor, codes: torch.Tensor, state: StreamState) -> Maps:
-        """Coarse [B T, 6, 32, 32]; finer flow [B T, 2, rows, columns] of the window; its share and paint [B T, 4,
-        2 rows, 2 columns]."""
-        coarse, finer, x = self.flow(codes, state.histories[STILL], self.features(state), state)
-        small = at_work_size(photo)
-        window = tuple(n * WORK // 64 for n in self.window)
-        flow = crop(full_flow(coarse, finer, (WORK, WORK), self.window), window)
-        share, paint = self.painter(x, moved(small, flow, window))
-        return coarse, finer, torch.cat([share, paint], 1)
-
-
-def compose(
-    photo: torch.Tensor, coarse: torch.Tensor, finer: torch.Tensor, paint: torch.Tensor, window: tuple[int, ...]
-) -> torch.Tensor:
-    """The photo [B, 3, H, W] by the maps of :meth:`MotionDecoder.maps`, at the photo's size: [B T, 3, H, W]."""
-    size = photo.shape[2:]
-    out = moved(photo, full_flow(coarse, finer, size, window))
-    small = F.interpolate(out, coarse.shape[2:], mode="bilinear", antialias=True, align_corners=False)
-    share = (coarse[:, 2:3] + CLOSED).sigmoid()
-    laid = F.interpolate(torch.cat([share, share * (coarse[:, 3:] + small).clamp(-1, 1)], 1), size, mode="bilinear")
-    out = torch.addcmul(out + laid[:, 1:], out, laid[:, :1], value=-1)
-    top, left, rows, columns = (n * size[0] // 64 for n in window)
-    share, colour = F.interpolate(paint, (rows, columns), mode="bilinear").split([1, 3], 1)
-    inside = out[..., top : top + rows, left : left + columns]
-    inside += rim(share, size[0] * FADE // 64) * (colour - inside)
-    return out
-
-
-def full_flow(
-    coarse: torch.Tensor, finer: torch.Tensor, size: tuple[int, ...], window: tuple[int, ...]
-) -> torch.Tensor:
-    """The flow [N, 2, H, W] that both make together; the finer one counts in the window alone."""
-    flow = F.interpolate(FLOW_UNIT * coarse[:, :2], tuple(size), mode="bilinear", align_corners=False)
-    top, left, rows, columns = (n * size[0] // 64 for n in window)
-    finer = rim(F.interpolate(finer, (rows, columns), mode="bilinear", align_corners=False), size[0] * FADE // 64)
-    flow[..., top : top + rows, left : left + columns] += finer
-    return flow
-
-
-def moved(photo: torch.Tensor, flow: torch.Tensor, window: tuple[int, ...] | None = None) -> torch.Tensor:
-    """The photo [B, 3, H, W] seen through flows [B T, 2, h, w], of the whole picture or of a window of it in pixels."""
-    top, left, rows, columns = window or (0, 0, *photo.shape[2:])
-    height, width = photo.shape[2:]
-    y = (torch.arange(rows, dtype=flow.dtype, device=flow.device) + (top + 0.5)) * (2 / height) - 1
-    x = (torch.arange(columns, dtype=flow.dtype, device=flow.device) + (left + 0.5)) * (2 / width) - 1
-    grid = torch.stack([x + 2 * flow[:, 0], y[:, None] + 2 * flow[:, 1]], -1)
-    source = photo.repeat_interleave(len(flow) // len(photo), 0)
-    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+        """Of the frames of codes [B, T, c, 4, 4], behind :meth:`look`."""
+        coarse, inner_flow, x = self.flow(codes, state.histories[STILL], self.features(state), state)
+        flow, paint = coarse.split([2, 4], 1)
+        flow, work = FLOW_UNIT * flow, at_work_size(photo)
+        small = moved(F.avg_pool2d(work, WORK // flow.shape[2]), flow)
+        place = scaled(self.window, (WORK, WORK))
+        through = crop(whole_flow(flow, inner_flow, (WORK, WORK), self.window), place)
+        return Maps(flow, shared(paint, small), inner_flow, self.painter(x, moved(work, through, place)))
 
 
 def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
     top, left, rows, columns = window
     return x[..., top : top + rows, left : left + columns]
-
-
-def rim(x: torch.Tensor, width: int) -> torch.Tensor:
-    """Maps of a window, faded to nothing over ``width`` pixels at its rim."""
-    ramps = []
-    for size in x.shape[2:]:
-        place = torch.arange(size, dtype=x.dtype, device=x.device)
-        ramps.append((torch.minimum(place, size - 1 - place) / width).clamp(max=1))
-    return x * (ramps[0][:, None] * ramps[1])
 
 
 def blur(x: torch.Tensor) -> torch.Tensor:

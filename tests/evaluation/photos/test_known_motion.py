@@ -50,7 +50,7 @@ def test_codes_stand_for_the_motion_beside_what_the_photo_has_of_its_own():
 def test_a_driver_gives_the_frames_of_the_decoder(tmp_path):
     torch.manual_seed(0)
     vae = TemporalVAE(preset("demo").replace(vae=SMALL, height=256, width=256, dit__positionwise_io=False)).eval()
-    for part in (vae.decoder.flow.coarse, vae.decoder.flow.finer):
+    for part in (vae.decoder.flow.coarse, vae.decoder.flow.inner):
         torch.nn.init.normal_(part.weight, std=0.3)
     picture = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
     portrait = Portrait("x", picture, (0, 0, 256, 256), picture)

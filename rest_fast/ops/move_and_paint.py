@@ -1,0 +1,177 @@
+"""``move_and_paint``: a frame of the motion VAE, made of its photo: moved by a flow, and painted where it must be.
+
+    moved(p) = photo(p + flow(p) + fade(p) inner_flow(p))
+    out      = moved (1 - share) + painted;  then in the window the same with fade x (inner share and inner painted)
+
+Flows and paint come as small maps, for which the photo's size does not matter: every map is enlarged bilinearly (the
+middles of corner cells stay where they are), and the photo is read bilinearly, its border going on outside. The *inner*
+maps belong to a *window* of the picture, (top, left, rows, columns) in 64ths of its sides; ``fade`` rises from 0 to 1
+over :data:`FADE` of those at the window's rim. Paint comes times its share.
+
+A *flow* [N, 2, h, w] holds (x, y) from each point of the frame to where it lies in the photo, in sides of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from rest_fast.ops import native
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.frames_to_uint8 import to_uint8
+
+NAME = "move_and_paint"
+UNITS = 64  # of a window, along each side of the picture
+FADE = 4  # of those units
+
+
+def moved_and_painted(
+    photo: torch.Tensor,  # [B, 3, H, W]
+    flow: torch.Tensor,  # [N, 2, h, w]
+    paint: torch.Tensor,  # [N, 4, h, w]: share in 0..1, and the paint times its share
+    inner_flow: torch.Tensor,  # [N, 2, h', w']
+    inner_paint: torch.Tensor,  # [N, 4, h", w"]
+    window: Sequence[int],
+) -> torch.Tensor:
+    """Functional reference: frames [N, 3, H, W], of which N / B belong to each photo. Differentiable."""
+    size = photo.shape[2:]
+    out = _laid_over(moved(photo, whole_flow(flow, inner_flow, size, window)), _larger(paint, size))
+    top, left, rows, columns = scaled(window, size)
+    inside = out[..., top : top + rows, left : left + columns].clone()  # a gradient needs it as it was
+    laid = faded(_larger(inner_paint, (rows, columns)), fade_width(size))
+    return _replaced(out, _laid_over(inside, laid), top, left)
+
+
+def moved(photo: torch.Tensor, flow: torch.Tensor, place: Sequence[int] | None = None) -> torch.Tensor:
+    """The photo [B, 3, H, W] seen through flows [N, 2, h, w]: of the whole picture, or of ``place`` of it, (top, left,
+    rows, columns) in pixels."""
+    height, width = photo.shape[2:]
+    top, left, rows, columns = place or (0, 0, height, width)
+    y = (torch.arange(rows, dtype=flow.dtype, device=flow.device) + (top + 0.5)) * (2 / height) - 1
+    x = (torch.arange(columns, dtype=flow.dtype, device=flow.device) + (left + 0.5)) * (2 / width) - 1
+    grid = torch.stack([x + 2 * flow[:, 0], y[:, None] + 2 * flow[:, 1]], -1)
+    source = photo.repeat_interleave(len(flow) // len(photo), 0)
+    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+
+
+def whole_flow(
+    flow: torch.Tensor, inner_flow: torch.Tensor, size: Sequence[int], window: Sequence[int]
+) -> torch.Tensor:
+    """The flow [N, 2, H, W] that both make together."""
+    whole = _larger(flow, size)
+    top, left, rows, columns = scaled(window, size)
+    inside = whole[..., top : top + rows, left : left + columns]
+    return _replaced(whole, inside + faded(_larger(inner_flow, (rows, columns)), fade_width(size)), top, left)
+
+
+def whole_share(
+    paint: torch.Tensor, inner_paint: torch.Tensor, size: Sequence[int], window: Sequence[int]
+) -> torch.Tensor:
+    """Shares of paint and inner paint, added up: [N, 1, H, W]."""
+    whole = _larger(paint[:, :1], size)
+    top, left, rows, columns = scaled(window, size)
+    inner = faded(_larger(inner_paint[:, :1], (rows, columns)), fade_width(size))
+    return whole + F.pad(inner, (left, size[1] - left - columns, top, size[0] - top - rows))
+
+
+def scaled(window: Sequence[int], size: Sequence[int]) -> tuple[int, int, int, int]:
+    """A window in pixels of a picture of this size."""
+    top, left, rows, columns = window
+    height, width = size
+    return top * height // UNITS, left * width // UNITS, rows * height // UNITS, columns * width // UNITS
+
+
+def fade_width(size: Sequence[int]) -> int:
+    return size[0] * FADE // UNITS
+
+
+def faded(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Maps of a window, faded to nothing over ``width`` pixels at its rim."""
+    ramps = []
+    for size in x.shape[2:]:
+        at = torch.arange(size, dtype=x.dtype, device=x.device)
+        ramps.append((torch.minimum(at, size - 1 - at) / width).clamp(max=1))
+    return x * (ramps[0][:, None] * ramps[1])
+
+
+def _laid_over(x: torch.Tensor, paint: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(x + paint[:, 1:], x, paint[:, :1], value=-1)
+
+
+def _larger(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _replaced(x: torch.Tensor, part: torch.Tensor, top: int, left: int) -> torch.Tensor:
+    """``x`` with ``part`` in place of what was there. ``x`` belongs to the caller, and is written."""
+    x[..., top : top + part.shape[2], left : left + part.shape[3]] = part
+    return x
+
+
+def check(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> Spec:
+    expect(NAME, "photo", photo, (-1, 3, -1, -1), dtype=torch.float32)
+    b, _, height, width = photo.shape
+    expect(NAME, "flow", flow, (-1, 2, -1, -1), dtype=torch.float32, device=photo.device)
+    frames = flow.shape[0]
+    if b == 0 or frames % b:
+        raise OpError(f"{NAME}: argument flow: expected a multiple of {b} frames, as photos, got {frames}")
+    expect(NAME, "paint", paint, (frames, 4, *flow.shape[2:]), dtype=torch.float32, device=photo.device)
+    expect(NAME, "inner_flow", inner_flow, (frames, 2, -1, -1), dtype=torch.float32, device=photo.device)
+    expect(NAME, "inner_paint", inner_paint, (frames, 4, -1, -1), dtype=torch.float32, device=photo.device)
+    expect(NAME, "out", out, (frames, height, width, 3), dtype=torch.uint8, device=photo.device)
+    _check_window(window, height, width)
+    return Spec(photo.device.type, photo.dtype, (("frames", frames), ("height", height), ("width", width)))
+
+
+def _check_window(window: Sequence[int], height: int, width: int) -> None:
+    top, left, rows, columns = window if len(window) == 4 else (-1, 0, 0, 0)
+    if min(top, left) < 0 or min(rows, columns) < 1 or top + rows > UNITS or left + columns > UNITS:
+        expected = f"top, left, rows, columns in {UNITS}ths of the picture"
+        raise OpError(f"{NAME}: argument window: expected {expected}, got {list(window)}")
+    if height % UNITS or width % UNITS:
+        raise OpError(f"{NAME}: argument photo: expected sides divisible by {UNITS}, got {height} x {width}")
+
+
+def reference(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> None:
+    """N frames of B photos, as 8-bit pictures.
+
+    Args:
+        photo: float32 [B, 3, H, W] in -1..1, H and W divisible by 64.
+        flow: float32 [N, 2, h, w], N divisible by B: the first N / B frames belong to the first photo.
+        paint: float32 [N, 4, h, w]: share, and the paint times its share.
+        inner_flow: float32 [N, 2, h', w'], of the window.
+        inner_paint: float32 [N, 4, h", w"], of the window.
+        out: uint8 [N, H, W, 3]. Written.
+        window: top, left, rows and columns in 64ths of the picture's sides.
+    """
+    frames = moved_and_painted(photo, flow, paint, inner_flow, inner_paint, window)
+    out.copy_(to_uint8(frames[:, :, None])[:, 0])
+
+
+def _cpp(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> None:
+    size = photo.shape[2:]
+    native.call(
+        NAME,
+        *(t.data_ptr() for t in (photo, flow, paint, inner_flow, inner_paint, out)),
+        (len(photo), len(flow), *size),
+        flow.shape[2:],
+        inner_flow.shape[2:],
+        inner_paint.shape[2:],
+        scaled(window, size),
+        fade_width(size),
+    )
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, [torch.float32])
+
+
+move_and_paint = Op(
+    f"{NAME}(Tensor photo, Tensor flow, Tensor paint, Tensor inner_flow, Tensor inner_paint, Tensor(a!) out, *, "
+    "int[] window)",
+    check=check,
+    reference=reference,
+    backends=(Backend("cpp", _cpp_supports, _cpp),),
+)
