@@ -198,6 +198,20 @@ def eager_frames_to_uint8(x):
     return (functional.to_uint8(x),)
 
 
+def make_move_and_paint(s: Size, draw: Draw) -> Values:
+    """In float32 whatever the dtype, as the decoder calls it."""
+    n, side = s.pixels[0], -(-s.pixels[1] // 64) * 64
+    shapes = {"flow": (2, 32, 32), "inner_flow": (2, 40, 40), "paint": (4, 32, 32), "inner_paint": (4, 80, 80)}
+    maps = {name: 0.02 * draw(n, *shape).float() for name, shape in shapes.items()}
+    out = torch.empty(n, side, side, 3, dtype=torch.uint8, device=draw.device)
+    return maps | {"photo": draw(1, 3, side, side).float(), "out": out, "window": [16, 12, 40, 40]}
+
+
+def eager_move_and_paint(photo, flow, paint, inner_flow, inner_paint, window):
+    frames = functional.moved_and_painted(photo, flow, paint, inner_flow, inner_paint, window)
+    return (functional.to_uint8(frames[:, :, None])[:, 0],)
+
+
 def conv_flop(s: Size) -> int:
     c, t, side = s.conv
     return 2 * 27 * c * c * t * side * side
@@ -262,6 +276,13 @@ TABLE = {
     "pixel_norm_silu": Entry(ops.pixel_norm_silu, make_pixel_norm_silu, eager_pixel_norm_silu, "x eps", "out"),
     "depth_to_space": Entry(ops.depth_to_space, make_depth_to_space, eager_depth_to_space, "x factors", "out"),
     "frames_to_uint8": Entry(ops.frames_to_uint8, make_frames_to_uint8, eager_frames_to_uint8, "x", "out"),
+    "move_and_paint": Entry(
+        ops.move_and_paint,
+        make_move_and_paint,
+        eager_move_and_paint,
+        "photo flow paint inner_flow inner_paint window",
+        "out",
+    ),
 }
 
 

@@ -10,6 +10,7 @@
 #include "ops/frame_cross_attention.h"
 #include "ops/frames_to_uint8.h"
 #include "ops/gate_norm_modulate.h"
+#include "ops/move_and_paint.h"
 #include "ops/pixel_norm_silu.h"
 #include "ops/qk_norm_rope_cache.h"
 #include "ops/rotate_context.h"
@@ -34,6 +35,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "pixel_norm_silu", rf::pixel_norm_silu_cpu);
   rf::bind_cpu(m, "depth_to_space", rf::depth_to_space_cpu);
   rf::bind_cpu(m, "frames_to_uint8", rf::frames_to_uint8_cpu);
+  rf::bind_cpu(m, "move_and_paint", rf::move_and_paint_cpu);
   rf::bind_cpu(m, "conv_epilogue", rf::conv_epilogue_cpu);
   rf::bind_cpu(m, "heads_pose", rf::heads_pose);
   rf::bind_cpu(m, "heads_raster", rf::heads_raster);

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import native
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.frames_to_uint8 import to_uint8
 
 NAME = "move_and_paint"
@@ -32,7 +32,7 @@ def moved_and_painted(
     flow: torch.Tensor,  # [N, 2, h, w]
     paint: torch.Tensor,  # [N, 4, h, w]: share in 0..1, and the paint times its share
     inner_flow: torch.Tensor,  # [N, 2, h', w']
-    inner_paint: torch.Tensor,  # [N, 4, h", w"]
+    inner_paint: torch.Tensor,  # [N, 4, 2 h', 2 w']
     window: Sequence[int],
 ) -> torch.Tensor:
     """Functional reference: frames [N, 3, H, W], of which N / B belong to each photo. Differentiable."""
@@ -111,18 +111,22 @@ def _replaced(x: torch.Tensor, part: torch.Tensor, top: int, left: int) -> torch
 
 
 def check(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> Spec:
-    expect(NAME, "photo", photo, (-1, 3, -1, -1), dtype=torch.float32)
+    expect_float(NAME, "photo", photo)
+    expect(NAME, "photo", photo, (-1, 3, -1, -1))
     b, _, height, width = photo.shape
-    expect(NAME, "flow", flow, (-1, 2, -1, -1), dtype=torch.float32, device=photo.device)
+    expect(NAME, "flow", flow, (-1, 2, -1, -1), dtype=photo.dtype, device=photo.device)
     frames = flow.shape[0]
     if b == 0 or frames % b:
         raise OpError(f"{NAME}: argument flow: expected a multiple of {b} frames, as photos, got {frames}")
-    expect(NAME, "paint", paint, (frames, 4, *flow.shape[2:]), dtype=torch.float32, device=photo.device)
-    expect(NAME, "inner_flow", inner_flow, (frames, 2, -1, -1), dtype=torch.float32, device=photo.device)
-    expect(NAME, "inner_paint", inner_paint, (frames, 4, -1, -1), dtype=torch.float32, device=photo.device)
+    expect(NAME, "paint", paint, (frames, 4, *flow.shape[2:]), dtype=photo.dtype, device=photo.device)
+    expect(NAME, "inner_flow", inner_flow, (frames, 2, -1, -1), dtype=photo.dtype, device=photo.device)
+    rows, columns = inner_flow.shape[2:]
+    expect(NAME, "inner_paint", inner_paint, (frames, 4, 2 * rows, 2 * columns), dtype=photo.dtype, device=photo.device)
     expect(NAME, "out", out, (frames, height, width, 3), dtype=torch.uint8, device=photo.device)
     _check_window(window, height, width)
-    return Spec(photo.device.type, photo.dtype, (("frames", frames), ("height", height), ("width", width)))
+    return Spec(
+        photo.device.type, photo.dtype, (("photos", b), ("frames", frames), ("height", height), ("width", width))
+    )
 
 
 def _check_window(window: Sequence[int], height: int, width: int) -> None:
@@ -138,11 +142,11 @@ def reference(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> No
     """N frames of B photos, as 8-bit pictures.
 
     Args:
-        photo: float32 [B, 3, H, W] in -1..1, H and W divisible by 64.
-        flow: float32 [N, 2, h, w], N divisible by B: the first N / B frames belong to the first photo.
-        paint: float32 [N, 4, h, w]: share, and the paint times its share.
-        inner_flow: float32 [N, 2, h', w'], of the window.
-        inner_paint: float32 [N, 4, h", w"], of the window.
+        photo: [B, 3, H, W] in -1..1, floating, H and W divisible by 64.
+        flow: [N, 2, h, w], N divisible by B: the first N / B frames belong to the first photo.
+        paint: [N, 4, h, w]: share, and the paint times its share.
+        inner_flow: [N, 2, h', w'], of the window.
+        inner_paint: [N, 4, 2 h', 2 w'], of the window.
         out: uint8 [N, H, W, 3]. Written.
         window: top, left, rows and columns in 64ths of the picture's sides.
     """
@@ -158,7 +162,6 @@ def _cpp(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> None:
         (len(photo), len(flow), *size),
         flow.shape[2:],
         inner_flow.shape[2:],
-        inner_paint.shape[2:],
         scaled(window, size),
         fade_width(size),
     )

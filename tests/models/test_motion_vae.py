@@ -120,6 +120,18 @@ def test_lanes_have_photos_of_their_own(vae):
         torch.testing.assert_close(both[lane : lane + 1], alone, atol=1e-4, rtol=0)
 
 
+def test_pictures_are_the_video_in_bytes(vae):
+    """By the op on maps, where decode goes through the functional reference."""
+    z = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    photos = torch.cat([smooth_photo(), -smooth_photo()])
+    video = vae.decode(z, reference=photos)
+    stream = vae.stream(reference=photos)
+    pictures = torch.cat([stream.pictures(piece) for piece in z.split((1, 2), 2)], 1)
+    assert pictures.shape == (2, 17, 256, 256, 3) and pictures.dtype == torch.uint8
+    levels = ((video + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 4, 1)
+    assert (pictures - levels).abs().max() < 0.5 + 0.05  # sums of other sizes: 1e-4 of -1..1
+
+
 def test_the_past_reaches_two_frames(vae):
     """The memory is a convolution over three frames: of what changes now, the third frame from here knows nothing."""
     photo, z = smooth_photo(), torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))

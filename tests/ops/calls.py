@@ -288,6 +288,36 @@ def frames_to_uint8(dtype: torch.dtype = torch.float32) -> Call:
     return {"x": x, "out": torch.full((2, 2, 3, 5, 3), 77, dtype=torch.uint8)}
 
 
+def move_and_paint(
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] = (64, 128),
+    *,
+    photos: int = 2,
+    frames: int = 4,
+    window: tuple[int, int, int, int] = (8, 16, 40, 32),
+    seed: int = 0,
+) -> Call:
+    """Flows of a few pixels, more at the border than there is of the photo."""
+    g = torch.Generator().manual_seed(seed)
+
+    def drawn(channels: int, rows: int, columns: int) -> torch.Tensor:
+        if channels == 2:
+            return (0.05 * torch.randn(frames, 2, rows, columns, generator=g)).to(dtype)
+        share = torch.rand(frames, 1, rows, columns, generator=g)
+        colour = 2 * torch.rand(frames, 3, rows, columns, generator=g) - 1
+        return torch.cat([share, share * colour], 1).to(dtype)
+
+    return {
+        "photo": (2 * torch.rand(photos, 3, *size, generator=g) - 1).to(dtype),
+        "flow": drawn(2, 5, 6),
+        "paint": drawn(4, 5, 6),
+        "inner_flow": drawn(2, 3, 4),
+        "inner_paint": drawn(4, 6, 8),
+        "out": torch.full((frames, *size, 3), 77, dtype=torch.uint8),
+        "window": list(window),
+    }
+
+
 VALID: dict[str, Callable[..., Call]] = {
     "qk_norm_rope_cache": qk_norm_rope_cache,
     "sink_ring_attention": sink_ring_attention,
@@ -299,4 +329,5 @@ VALID: dict[str, Callable[..., Call]] = {
     "pixel_norm_silu": pixel_norm_silu,
     "depth_to_space": depth_to_space,
     "frames_to_uint8": frames_to_uint8,
+    "move_and_paint": move_and_paint,
 }

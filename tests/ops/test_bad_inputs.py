@@ -41,6 +41,7 @@ def table(op: str, change: Change, arguments: str, expected: str, got: str) -> l
 QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
 GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
+MOVE = "move_and_paint"
 
 # op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
 ARGUMENTS = {
@@ -69,6 +70,7 @@ ARGUMENTS = {
     NORM: ("x", "scale shift out", "", "scale shift"),
     DEPTH: ("x", "out", "", ""),
     BYTES: ("x", "", "", "out"),
+    MOVE: ("photo", "flow paint inner_flow inner_paint", "", "photo flow paint inner_flow inner_paint out"),
 }
 OTHER_DTYPE = [  # arguments with a dtype of their own
     *table(QK, torch.Tensor.double, "rope_t rope_y rope_x", "torch.float32", "torch.float64"),
@@ -78,6 +80,7 @@ OTHER_DTYPE = [  # arguments with a dtype of their own
     *table(CFG, torch.Tensor.double, "v_uncond", "torch.float32", "torch.float64"),
     *table(BYTES, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
     *table(CONV, torch.Tensor.float, "pictures", "torch.uint8", "torch.float32"),
+    *table(MOVE, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
 ]
 
 
@@ -109,7 +112,7 @@ def test_one_bad_argument(op, argument, change, text):
 
 
 # Arguments that other arguments are measured by: one of those is named when the sizes disagree.
-YARDSTICKS = {"qkv", "q", "k", "k_cache", "x", "z", "buffer", "row_index"}
+YARDSTICKS = {"qkv", "q", "k", "k_cache", "x", "z", "buffer", "row_index", "photo", "flow", "inner_flow"}
 
 
 @pytest.mark.parametrize("op, argument", [(op, a) for op in ARGUMENTS for a in tensors(op).split()])
@@ -204,6 +207,12 @@ VALUES = [  # op, changes, what the message must say
     (CROSS, {"k": torch.randn(2, 3, 0, 2, 5)}, r"k: expected at least one token a frame, got shape \[2, 3, 0, 2, 5\]"),
     (CFG, {"v_cond": torch.ones(3, 5, 7).int(), "v_uncond": torch.ones(3, 5, 7).int()}, "v_cond: expected a floating"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
+    (MOVE, {"window": [8, 16, 40]}, r"window: expected top, left, rows, columns in 64ths .*got \[8, 16, 40\]"),
+    (MOVE, {"window": [30, 16, 40, 32]}, r"window: expected .*got \[30, 16, 40, 32\]"),
+    (MOVE, {"window": [8, -1, 40, 32]}, r"window: expected .*got \[8, -1, 40, 32\]"),
+    (MOVE, {"window": [8, 16, 0, 32]}, r"window: expected .*got \[8, 16, 0, 32\]"),
+    (MOVE, calls.move_and_paint(size=(64, 96)), "photo: expected sides divisible by 64, got 64 x 96"),
+    (MOVE, calls.move_and_paint(photos=3), "flow: expected a multiple of 3 frames, as photos, got 4"),
 ]
 
 

@@ -199,6 +199,16 @@ def wide(call: calls.Call, *names: str) -> tuple[torch.Tensor, ...]:
     return tuple(call[n].double().requires_grad_(True) for n in names)
 
 
+def smooth_photo() -> torch.Tensor:
+    """[1, 3, 64, 128]: between noisy pixels a slope is not known a step away."""
+    small = torch.rand(1, 3, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.nn.functional.interpolate(small, (64, 128), mode="bicubic")
+
+
+def moved_and_painted(*maps, photo, window):
+    return functional.moved_and_painted(photo, *maps, window)
+
+
 def differentiable() -> dict:
     """name -> (function, float64 inputs)."""
     qk, cross = calls.qk_norm_rope_cache(frames=1, grid=(1, 2)), calls.frame_cross_attention()
@@ -233,6 +243,10 @@ def differentiable() -> dict:
         "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),
         "depth_to_space": (lambda x: functional.depth_to_space(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),
         "space_to_depth": (lambda x: functional.space_to_depth(x, (3, 2, 3)), wide(calls.depth_to_space(), "x")),
+        "moved_and_painted": (
+            functools.partial(moved_and_painted, photo=smooth_photo(), window=(8, 16, 40, 32)),
+            wide(calls.move_and_paint(photos=1, frames=1), "flow", "paint", "inner_flow", "inner_paint"),
+        ),
         "rms_norm": (lambda x, weight: functional.rms_norm(x, weight, 1e-6), wide(cross, "q", "q_weight")),
     }
 
