@@ -66,16 +66,6 @@ def whole_flow(
     return _replaced(whole, inside + faded(_larger(inner_flow, (rows, columns)), fade_width(size)), top, left)
 
 
-def whole_share(
-    paint: torch.Tensor, inner_paint: torch.Tensor, size: Sequence[int], window: Sequence[int]
-) -> torch.Tensor:
-    """Shares of paint and inner paint, added up: [N, 1, H, W]."""
-    whole = _larger(paint[:, :1], size)
-    top, left, rows, columns = scaled(window, size)
-    inner = faded(_larger(inner_paint[:, :1], (rows, columns)), fade_width(size))
-    return whole + F.pad(inner, (left, size[1] - left - columns, top, size[0] - top - rows))
-
-
 def scaled(window: Sequence[int], size: Sequence[int]) -> tuple[int, int, int, int]:
     """A window in pixels of a picture of this size."""
     top, left, rows, columns = window

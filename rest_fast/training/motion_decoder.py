@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rest_fast.models.vae.motion import Maps, MotionDecoder, at_work_size
 from rest_fast.models.vae.state import StreamState
-from rest_fast.ops.move_and_paint import moved, whole_flow, whole_share
+from rest_fast.ops.move_and_paint import moved, scaled, whole_flow
 from rest_fast.training.config import TrainingConfig
 from rest_fast.training.flow import autocast
 from rest_fast.training.motion_pairs import HIDDEN, SEEN, PairBatch, labels_to_codes, larger
@@ -16,7 +17,7 @@ NOISE = 0.15  # of codes, beside labels that deviate by about 1
 SHARED = 0.4  # of labels, the same for photo and frames: an encoder misreads a face in the same way each time
 SPEED = 0.15  # change of a label from frame to frame
 FOCUS = 8.0  # how much more mouth and eyes count than the rest, which is thirty times as large
-WEIGHTS = {"pixels": 1.0, "slopes": 0.5, "moved": 0.3, "flow": 0.15, "share": 0.5, "smooth": 0.02}
+WEIGHTS = {"pixels": 1.0, "slopes": 0.5, "moved": 0.3, "flow": 0.15, "share": 0.25, "smooth": 0.02}
 
 
 class MotionDecoderStage(nn.Module):
@@ -52,8 +53,8 @@ class MotionDecoderStage(nn.Module):
             ),
             "moved": (only_moved - target).abs().mean(),
             "flow": (error * seen * (1 + own / 2 + FOCUS * focus * (1 + own))).sum() / seen.sum().clamp(min=1),
-            # what the photo shows is moved, and not painted
-            "share": (whole_share(maps.paint, maps.inner_paint, size, window) * (1 - larger(hidden, size[0]))).mean(),
+            # what the photo shows is moved, what it hides is painted
+            "share": sum(share_errors(maps, hidden, focus, window)),
             "smooth": sum(s.abs().mean() for s in slopes(maps.flow)) * 32,
         }
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
@@ -83,6 +84,26 @@ class MotionDecoderStage(nn.Module):
         """Scaled labels [N, T, 14] as noisy codes [N, T, c, 4, 4]."""
         codes = labels @ self.codes.T
         return (codes + NOISE * torch.rand(1).to(codes) * torch.randn_like(codes)).unflatten(2, (-1, 4, 4))
+
+
+def share_errors(
+    maps: Maps, hidden: torch.Tensor, focus: torch.Tensor, window: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of both shares of paint against what the photo hides [N, 1, G, G]: of the picture, of the window.
+
+    A share that must be found by pixels alone closes before the flow is good enough for paint to help.
+    """
+    weight = 1 + FOCUS * focus
+    errors = []
+    for share, place in ((maps.paint[:, :1], (0, 0, 64, 64)), (maps.inner_paint[:, :1], window)):
+        top, left, rows, columns = scaled(place, hidden.shape[2:])
+        known, weighed = (
+            F.interpolate(x[..., top : top + rows, left : left + columns], share.shape[2:], mode="area")
+            for x in (hidden, weight)
+        )
+        likely = 1e-3 + (1 - 2e-3) * share
+        errors.append((weighed * F.binary_cross_entropy(likely, known, reduction="none")).mean())
+    return errors[0], errors[1]
 
 
 def slopes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,10 +12,9 @@ import torch
 from rest_fast.config import MotionVAEConfig
 from rest_fast.models.vae import motion
 from rest_fast.models.vae.layers import name_memories
-from rest_fast.ops.move_and_paint import whole_share
 from rest_fast.training import motion_pairs
 from rest_fast.training.config import TrainingConfig
-from rest_fast.training.motion_decoder import MotionDecoderStage, non_rigid
+from rest_fast.training.motion_decoder import MotionDecoderStage, non_rigid, share_errors
 from rest_fast.training.motion_encoder import MotionEncoderStage, PictureBatch, PictureBatches
 from rest_fast.training.motion_pairs import HIDDEN, SEEN, WALL, PairBatches, labels_to_codes, mirror, scales
 from rest_fast.training.motion_vae import motion_model
@@ -144,13 +143,27 @@ def test_an_affine_motion_is_rigid_and_a_mouth_is_not():
     assert own[:40].mean() < 0.3
 
 
-def test_shares_of_both_painters_add_up():
-    paint, inner = torch.full((1, 4, 32, 32), 0.05), torch.full((1, 4, 80, 80), 0.5)
-    share = whole_share(paint, inner, (128, 128), SMALL.window)
-    torch.testing.assert_close(share[0, 0, 10, 10], torch.tensor(0.05))
-    torch.testing.assert_close(share[0, 0, 72, 64], torch.tensor(0.55))
-    # it fades over the 8 pixels of the window's rim: 0.05 + 0.5 x 6 / 8 is above 0.4, with 5 / 8 it is not
-    assert (share[0, 0, 72] > 0.4).sum() == (share[0, 0, :, 64] > 0.4).sum() == 80 - 2 * 6
+def test_shares_are_held_against_what_the_photo_hides():
+    """A hidden square in the window, and one beside it; each share right, then wrong in one place."""
+    hidden = torch.zeros(1, 1, GRID, GRID)
+    hidden[..., 40:48, 20:28] = hidden[..., 4:8, 4:8] = 1
+    focus, window = torch.zeros(1, 1, GRID, GRID), SMALL.window
+    share = torch.nn.functional.avg_pool2d(hidden, 2)
+    inner = hidden[..., 16:56, 12:52].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    flow, inner_flow = torch.zeros(1, 2, 32, 32), torch.zeros(1, 2, 40, 40)
+
+    def errors(share: torch.Tensor, inner: torch.Tensor) -> list[float]:
+        maps = motion.Maps(flow, share.expand(-1, 4, -1, -1), inner_flow, inner.expand(-1, 4, -1, -1))
+        return [float(e) for e in share_errors(maps, hidden, focus, window)]
+
+    least = -np.log(1 - 1e-3)  # of a share that is right
+    assert errors(share, inner) == pytest.approx([least, least], rel=1e-3)
+    wrong = share.clone()
+    wrong[..., 2:4, 2:4] = 0  # 4 of 1024 cells
+    assert errors(wrong, inner) == pytest.approx([least + 4 / 1024 * -np.log(1e-3), least], rel=2e-3)
+    assert errors(share, torch.full_like(inner, 0.5)) == pytest.approx([least, np.log(2)], rel=1e-3)
+    focus[..., 40:48, 20:28] = 1  # where it is weighed nine times: 64 of 1600 cells of the window
+    assert errors(share, torch.full_like(inner, 0.5))[1] == pytest.approx(np.log(2) * (1 + 8 * 64 / 1600), rel=1e-3)
 
 
 def test_a_decoder_learns_to_slide():
