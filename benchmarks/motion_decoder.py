@@ -27,9 +27,11 @@ from rest_fast.evaluation.photos.faces import FaceReader, find_reader
 from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, spoken_motion
 from rest_fast.evaluation.photos.study import measure
 from rest_fast.models.vae import TemporalVAE
+from rest_fast.models.vae.motion import FRAMING
 from rest_fast.training.motion_vae import SIDE, load
 from rest_fast.training.synthetic.heads.pairs import make_person, random_motion
 
+WHOLE = 100.0  # frames so wide that a picture is taken as it is: the truth is drawn as the photo is
 FIRST = 900_000  # seed of the first person that no training has seen
 
 
@@ -59,7 +61,8 @@ def drawn_people(vae: TemporalVAE, count: int, sound: Sound, reader: FaceReader,
             path = Path(folder, f"person_{seed}.png")
             Image.fromarray(photo).save(path)
             drivers = [known_motion(vae, known, name="known motion", sound=sound, gap=gap)]
-            one = measure(drivers, [path], work / path.stem, size=SIDE, cell=SIDE // 4, reader=reader, about={})
+            out = work / path.stem
+            one = measure(drivers, [path], out, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=WHOLE)
         found |= one["photos"]
         print(f"person {seed}", flush=True)
     return found
@@ -88,7 +91,7 @@ def main() -> None:
         gap = true_gap(reader, frames, Path(folder))
     drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
     paths = [first, *args.photos]
-    found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={})
+    found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=FRAMING)
     found |= {"people": people, "environment": environment}
     args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

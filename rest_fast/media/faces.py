@@ -21,12 +21,15 @@ WIDER = 2.5
 FRAMED = 0.85  # a square of this many shorter sides or more: the photo is framed already, nothing is cut off
 
 
-def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
+def find_face(image: UInt8, wider: float = WIDER) -> tuple[int, int, int, int] | None:
     """The square ``(left, top, right, bottom)`` in pixels around the largest frontal face of uint8 ``[H, W, 3]``.
 
     A square that sticks out is moved into the picture, and shrunk if it does not fit. A photo that is framed like a
     training picture gives its whole shorter side, so cropping a crop changes nothing. The same picture always gives the
     same square. Returns ``None``, with a :class:`rest_fast.RestFastWarning`, if there is no face or no OpenCV.
+
+    Args:
+        wider: sides of the cascade's square that the frame takes; fewer bring the face nearer.
     """
     pixels = as_uint8("image", image, "H", "W", 3)
     try:
@@ -50,7 +53,7 @@ def find_face(image: UInt8) -> tuple[int, int, int, int] | None:
         return None
     faces = [[int(v) for v in face] for face in found]
     x, y, w, h = max(faces, key=lambda face: (face[2], -face[1], -face[0]))  # the topmost of equally large ones
-    return _frame((x + w / 2) / scale, (y + h / 2) / scale, WIDER * w / scale, width, height)
+    return _frame((x + w / 2) / scale, (y + h / 2) / scale, wider * w / scale, width, height)
 
 
 def _frame(x: float, y: float, side: float, width: int, height: int) -> tuple[int, int, int, int]:

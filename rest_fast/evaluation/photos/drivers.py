@@ -19,7 +19,7 @@ from rest_fast import media
 from rest_fast.errors import RestFastWarning
 from rest_fast.evaluation.photos import measures
 from rest_fast.evaluation.sources import EvaluationError
-from rest_fast.media.faces import find_face
+from rest_fast.media.faces import WIDER, find_face
 from rest_fast.model import Model
 from rest_fast.training.synthetic.speech import Phoneme, speak
 from rest_fast.training.synthetic.visemes import viseme_of
@@ -79,12 +79,15 @@ class Portrait:
     notes: list[str] = field(default_factory=list)  # what is unusual about it
 
     @classmethod
-    def load(cls, path: Path, size: int) -> Portrait:
-        """Cropped as :meth:`rest_fast.model.Model.prepare` does. MediaError: no picture that can be read."""
+    def load(cls, path: Path, size: int, wider: float = WIDER) -> Portrait:
+        """Cropped as :meth:`rest_fast.model.Model.prepare` does, with another ``wider`` nearer to the face or less.
+
+        MediaError: no picture that can be read.
+        """
         whole = media.load_image(path)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", RestFastWarning)
-            found = find_face(whole)
+            found = find_face(whole, wider)
         picture, box = media.square_crop(whole, found, size)
         notes = [str(w.message) for w in said if issubclass(w.category, RestFastWarning)]
         side = box[2] - box[0]

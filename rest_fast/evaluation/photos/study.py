@@ -26,7 +26,7 @@ from rest_fast.evaluation.photos.faces import FaceReader, Faces, find_reader
 from rest_fast.evaluation.photos.readings import NO_INSTRUMENTS, STRIDE, Video
 from rest_fast.evaluation.sources import EvaluationError
 from rest_fast.media import MediaError
-from rest_fast.media.faces import LONGEST
+from rest_fast.media.faces import LONGEST, WIDER
 from rest_fast.model import Model
 
 log = logging.getLogger(__name__)
@@ -99,15 +99,17 @@ def measure(
     about: dict[str, Any],
     missing: dict[str, str] | None = None,
     progress: Progress | None = None,
+    wider: float = WIDER,
 ) -> dict[str, Any]:
     """Measure what drivers make of photos, at ``size`` pixels with latent cells of ``cell`` pixels.
 
-    See :func:`evaluate_photos`; ``about`` stands in the result as it is, ``missing`` among what was not measured.
+    See :func:`evaluate_photos`; ``about`` stands in the result as it is, ``missing`` among what was not measured, and
+    ``wider`` frames the faces (:func:`rest_fast.media.faces.find_face`).
     """
     everyone = [*drivers, moved_photo()]
     out.mkdir(parents=True, exist_ok=True)
     (out / "videos").mkdir(exist_ok=True)
-    portraits, failed = _portraits(paths, size, reader, out)
+    portraits, failed = _portraits(paths, size, wider, reader, out)
     made: dict[str, Any] = {}
     for n, portrait in enumerate(portraits):
         with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -122,7 +124,7 @@ def measure(
             made[portrait.name] = _read(portrait, everyone, videos, reader, cell, out)
     missing = dict(missing or {}) | ({} if reader else {"faces": NO_INSTRUMENTS})
     instruments = {} if reader is None else reader.versions
-    about = about | {"size": size, "cell": cell, "instruments": instruments}
+    about = about | {"size": size, "cell": cell, "wider": wider, "instruments": instruments}
     result: dict[str, Any] = jsonable(about | {"photos": made, "failed": failed, "not_measured": missing})
     (out / "photos.md").write_text(tables.markdown(result), encoding="utf-8")
     (out / "photos.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -158,14 +160,14 @@ def _read(
 
 
 def _portraits(
-    paths: Sequence[Path], size: int, reader: FaceReader | None, out: Path
+    paths: Sequence[Path], size: int, wider: float, reader: FaceReader | None, out: Path
 ) -> tuple[list[Portrait], dict[str, str]]:
     """Those with a face, with notes of what is unusual; and, by name, why the others are left out."""
     found: list[Portrait] = []
     failed: dict[str, str] = {}
     for path in paths:
         try:
-            found.append(Portrait.load(path, size))
+            found.append(Portrait.load(path, size, wider))
         except MediaError as e:
             failed[path.stem] = str(e)
     if reader is not None and found:
