@@ -59,6 +59,7 @@ class Compiled:
     spills: int
     shared: int  # bytes
     instructions: dict[str, int] = field(default_factory=dict)  # in the PTX
+    serialised: tuple[str, ...] = ()  # notes of ptxas that it makes products of the tensor cores wait for one another
 
     @property
     def wide_loads(self) -> int:
@@ -125,6 +126,8 @@ PATTERNS = {
 }
 
 
+# What ptxas says where it cannot keep several ``wgmma`` under way, by number: C7508, C7510, C7515 and their like.
+SERIALISED = r"\(C75\d\d\)[^\n]*wgmma[^\n]*"
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
 
@@ -137,6 +140,7 @@ def faults(case: Case, capability: int, report: Compiled) -> list[str]:
         found.append(f"shared memory: expected at most {SHARED_LIMIT[capability]} bytes, got {report.shared}")
     if case.tensor_cores and not report.instructions[TENSOR_CORES[capability]]:
         found.append(f"no {TENSOR_CORES[capability]}: the products do not run on this GPU's tensor cores")
+    found += [f"ptxas makes the products wait for one another: {note}" for note in report.serialised]
     if case.tma and capability >= 90 and not report.instructions["tma"]:
         found.append("no cp.async.bulk.tensor: the descriptors became ordinary loads")
     if not (report.wide_loads or case.narrow):
@@ -171,6 +175,7 @@ def compile_case(case: Case, capability: int) -> Compiled:
         spills=_number(r"(\d+) bytes spill stores", used) + _number(r"(\d+) bytes spill loads", used),
         shared=compiled.metadata.shared,
         instructions={name: len(re.findall(pattern, ptx)) for name, pattern in PATTERNS.items()},
+        serialised=tuple(sorted(set(re.findall(SERIALISED, used)))),
     )
 
 

@@ -106,8 +106,9 @@ def _tile(columns: int, area: int, cells: bool, dtype: torch.dtype, gpu: Gpu) ->
         return Tile(128, 256, 64 if gpu.descriptors else 32, 8, 4, part)
     if area <= SMALL_FRAME:  # of few pixels: more programs for the same weights
         return Tile(64, min(width, 128), 64, 4, 4, part)
+    # With three stages ptxas makes the products of the large pictures' layers wait for one another (its note C7515).
     if width <= 64:
-        return Tile(128, width, 64, 4, 3, part)
+        return Tile(128, width, 64, 4, 4 if gpu.descriptors else 3, part)
     if area >= LARGE_FRAME and gpu.descriptors and not cells:
-        return Tile(256, 128, 64, 8, 3, part)
+        return Tile(256, 128, 64, 8, 4, part)
     return Tile(128, 128, 64, 8, 3, part)

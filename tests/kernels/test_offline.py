@@ -147,6 +147,18 @@ def test_products_without_tensor_cores_are_found():
     assert any("no wgmma" in fault for fault in offline.faults(case, 90, offline.compile_case(case, 90)))
 
 
+def test_products_that_wait_for_one_another_are_found():
+    """With three stages this layer's loop is one that ptxas cannot keep under way, which it only says in a note."""
+    from rest_fast.kernels.causal_conv3d.cases import CONV_OUT, cases
+
+    (case,) = cases(CONV_OUT)
+    assert case.num_stages == 4
+    slow = offline.compile_case(dataclasses.replace(case, num_stages=3), 90)
+    (note,) = slow.serialised
+    assert note.startswith("(C7515)") and "serialized" in note
+    assert any("wait for one another" in fault for fault in offline.faults(case, 90, slow))
+
+
 def test_descriptors_that_became_ordinary_loads_are_found():
     case = dataclasses.replace(strided(1), tma=True)
     report = offline.compile_case(case, 90)
