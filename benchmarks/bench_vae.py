@@ -151,7 +151,7 @@ class Chunk:
             left_out["diffusers, compiled"] = "compiled on a GPU only: it takes minutes for each case"
         try:
             peers = {name: vae_peers.Diffusers(self.vae) for name in names}
-        except ImportError as e:
+        except (ImportError, RuntimeError) as e:  # the latter: of a version that its libraries refuse
             return {}, left_out | dict.fromkeys(names, f"{type(e).__name__}: {e}")
         if self.case.brief:
             del peers["diffusers"]
@@ -265,7 +265,7 @@ def test_stages(benchmark, release):
     assert isinstance(decoder, ConvDecoder)
     stream, parts = chunk.vae.stream(mode=case.mode), {"ours": vae_stages.our_parts(decoder)}
     runs: dict[str, Callable[[int], Any]] = {"ours": lambda i: stream.decode(chunk.latents[i])}
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, RuntimeError):
         peer, cut = vae_peers.Diffusers(chunk.vae), [chunk.clip(i) for i in range(kit.LAYERS)]
         peer.to(memory_format=torch.channels_last_3d)
         name = "diffusers, channels-last"

@@ -67,7 +67,7 @@ class Diffusers(nn.Module):
     """``LTXVideoDecoder3d`` with the weights of ours: latents as the decoder reads them -> video, a clip a call."""
 
     def __init__(self, vae: TemporalVAE):
-        """Raises: ImportError without diffusers."""
+        """Raises: ImportError without diffusers; RuntimeError where its libraries do not fit it."""
         from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoDecoder3d
 
         super().__init__()

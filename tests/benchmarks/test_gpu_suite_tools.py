@@ -44,7 +44,7 @@ def test_the_list_is_whole_and_new_enough():
             wanted += importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue  # not in this environment
-    there = {"numpy", "torch"}
+    there = {"numpy", "torch", "huggingface-hub", "httpx"}  # of the machine itself; the last two only diffusers wants
     for text in wanted:
         need = requirements.Requirement(text)
         if need.marker is not None and not need.marker.evaluate({"python_version": "3.12", "extra": ""}):
@@ -52,7 +52,7 @@ def test_the_list_is_whole_and_new_enough():
         if plain(need.name) in pins:
             assert need.specifier.contains(pins[plain(need.name)]), f"{text}, pinned to {pins[plain(need.name)]}"
         elif text not in project["project"]["dependencies"] + project["project"]["optional-dependencies"]["test"]:
-            assert need.name in there, f"{text} is not in the list"
+            assert plain(need.name) in there, f"{text} is not in the list"
 
 
 @pytest.mark.parametrize("line", ["pytest", "pytest>=9", "pytest==", "==9", "pytest==9 ; extra", "a==1\na==2"])
@@ -270,13 +270,18 @@ def test_a_python_without_pytorch_is_a_problem(monkeypatch):
 
 
 @pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
-def test_the_watched_program_runs_a_kernel_and_follows_no_stray_index(tmp_path):
+@pytest.mark.parametrize(
+    "op, strays",
+    [("rotate_context", ("row_index = 1073741824", "skip_slot = -1")), ("causal_conv3d", ())],
+    ids=["rotate_context", "causal_conv3d"],
+)
+def test_the_watched_program_runs_a_kernel_and_follows_no_stray_index(tmp_path, op, strays):
     """In Triton's interpreter, which reads and writes where the kernel says: a stray index would end the process."""
     variables = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, SUITE / "sanitize.py", "rotate_context"]
+    words = [sys.executable, SUITE / "sanitize.py", op]
     done = subprocess.run(words, capture_output=True, text=True, env=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for what in ("torch.float32", "torch.float16", "row_index = 1073741824", "skip_slot = -1"):
+    for what in ("torch.float32", "torch.float16", *strays):
         assert what in done.stdout
 
 

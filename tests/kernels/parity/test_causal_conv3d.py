@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from rest_fast.kernels import causal_conv3d as kernels
 from rest_fast.ops.dispatch import OpError, Spec
 from rest_fast.ops.memory_layouts import HALOED, halo, haloed, layout
 from tests.kernels import kit
-from tests.kernels.pictures import LAYOUTS, assert_untouched_around, placed
+from tests.kernels.pictures import LAYOUTS, assert_untouched_around, convolution_call, moved, placed
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 
@@ -23,67 +22,6 @@ NAME = "causal_conv3d"
 FP32, REASON = 4e-6, "fp32 sums of some hundred products in another order, an approximate root and exponential"
 UP = (2, 2, 2)
 RESULTS = ("out", "normed", "pictures", "history")
-
-
-def call_of(
-    channels: int = 16,
-    to: int = 16,  # of the result: the convolution has as many for each place of the cell
-    frames: int = 2,
-    size: tuple[int, int] = (4, 5),
-    *,
-    lanes: int = 2,
-    past: int = 2,
-    first: bool = False,
-    keep: int | None = None,
-    factors: tuple[int, int, int] = (1, 1, 1),
-    drop: int = 0,
-    residual: int = 1,  # how often it is tiled over the channels
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> calls.Call:
-    """A call with everything but pictures. What must not be read is NaN, and so are the results."""
-    g, deep = torch.Generator().manual_seed(seed), to * prod(factors)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=g).to(dtype)
-
-    buffer, history = (haloed((lanes, channels, n, *size), dtype=dtype) for n in (frames + 2, past))
-    buffer.copy_(normal(*buffer.shape))
-    buffer[:, :, :past], buffer[:, :, past + frames :] = torch.nan, torch.nan
-    history.copy_(torch.nan * history if first else normal(*history.shape))
-    weight = normal(deep, channels, 3, 3, 3) / (27 * channels) ** 0.5
-    shape = (lanes, to, frames * factors[0] - drop, size[0] * factors[1], size[1] * factors[2])
-    normed = haloed(shape, dtype=dtype)
-    return {
-        "buffer": buffer,
-        "history": history,
-        "weight": weight.contiguous(memory_format=torch.channels_last_3d),
-        "bias": normal(deep),
-        "noise": normal(lanes, *size),
-        "noise_scale": normal(deep),
-        "residual": normal(lanes, deep // residual, frames, *size),
-        "scale": normal(to),
-        "shift": normal(to),
-        "out": calls.nans(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last_3d),
-        "normed": normed.fill_(torch.nan),
-        "pictures": None,
-        "factors": list(factors),
-        "drop": drop,
-        "keep": frames if keep is None else keep,
-        "first": first,
-        "reflect": False,
-        "eps": 1e-6,
-    }
-
-
-def moved(x, device: str, dtype: torch.dtype | None = None):
-    """A copy with the same strides, its border, if it has one, of zeros."""
-    if not isinstance(x, torch.Tensor):
-        return x
-    dtype = dtype if dtype is not None and x.is_floating_point() else x.dtype
-    if layout(x) == HALOED:
-        return haloed(tuple(x.shape), dtype=dtype, device=device).copy_(x)
-    return torch.empty_like(x, dtype=dtype, device=device).copy_(x)
 
 
 def run(call: calls.Call, **changes) -> calls.Call:
@@ -145,7 +83,7 @@ def check(call: calls.Call, got: calls.Call | None = None) -> calls.Call:
 def test_parity(dtype, past, first):
     """All frames kept or only some, fewer frames than the kernel is long."""
     for frames, keep in ((1, 1), (1, 0), (3, 3), (3, 2)):
-        check(call_of(16, 16, frames, past=past, first=first, keep=keep, dtype=dtype))
+        check(convolution_call(16, 16, frames, past=past, first=first, keep=keep, dtype=dtype))
 
 
 OFF = dict.fromkeys(("bias", "noise", "noise_scale", "residual", "scale", "shift", "out"))
@@ -159,7 +97,7 @@ OFF = dict.fromkeys(("bias", "noise", "noise_scale", "residual", "scale", "shift
 )
 def test_each_part_of_the_store(names, dtype):
     """``normed`` from what the others make of it, and each of them alone."""
-    call = call_of(32, 24, dtype=dtype) | {n: None for n in OFF if n not in names}
+    call = convolution_call(32, 24, dtype=dtype) | {n: None for n in OFF if n not in names}
     check(call)
     if "out" in names:
         check(call | {"normed": None})
@@ -170,14 +108,14 @@ def test_each_part_of_the_store(names, dtype):
 def test_depth_to_space(to, residual, dtype):
     """One place of the cell a tile; of few channels all of them. The residual is tiled."""
     sizes = {"factors": UP, "residual": residual, "dtype": dtype}
-    check(call_of(16, to, 1, (3, 4), **sizes))
-    check(call_of(16, to, 2, (2, 3), lanes=1, first=True, drop=1, **sizes))
+    check(convolution_call(16, to, 1, (3, 4), **sizes))
+    check(convolution_call(16, to, 2, (2, 3), lanes=1, first=True, drop=1, **sizes))
 
 
 @pytest.mark.parametrize("to", [16, 5])
 @pytest.mark.parametrize("factors, drop", [((2, 1, 1), 1), ((1, 2, 2), 0), ((3, 1, 2), 2), ((2, 2, 1), 2)], ids=str)
 def test_other_factors(factors, drop, to):
-    check(call_of(16, to, 2, (3, 4), lanes=1, factors=factors, drop=drop))
+    check(convolution_call(16, to, 2, (3, 4), lanes=1, factors=factors, drop=drop))
 
 
 @pytest.mark.parametrize(
@@ -187,8 +125,8 @@ def test_other_factors(factors, drop, to):
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
 def test_other_plans(dtype, factors, change):
     for call in (
-        call_of(16, 24, 2, (2, 3), lanes=1, factors=factors, dtype=dtype),
-        call_of(16, 24, 1, (3, 4), lanes=1, factors=factors, first=True, drop=factors[0] - 1, dtype=dtype),
+        convolution_call(16, 24, 2, (2, 3), lanes=1, factors=factors, dtype=dtype),
+        convolution_call(16, 24, 1, (3, 4), lanes=1, factors=factors, first=True, drop=factors[0] - 1, dtype=dtype),
     ):
         check(call, run(call, **change))
 
@@ -198,7 +136,7 @@ def test_other_plans(dtype, factors, change):
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
 def test_more_channels_than_a_tile(dtype, out, splits):
     """The norm is then a kernel of its own: of ``out``, or in place."""
-    call = call_of(16, 40, dtype=dtype)
+    call = convolution_call(16, 40, dtype=dtype)
     call |= {} if out else {"out": None}
     chosen = kernels.planned(call["buffer"], call["weight"], call["factors"])
     tile = replace(chosen.tile, columns=16)
@@ -207,7 +145,7 @@ def test_more_channels_than_a_tile(dtype, out, splits):
 
 def test_wide_layers():
     """Of more channels than any tile: what is planned for them, not what a test asks for."""
-    call = call_of(16, 272, 1, (2, 3), lanes=1)
+    call = convolution_call(16, 272, 1, (2, 3), lanes=1)
     assert not kernels.planned(call["buffer"], call["weight"], call["factors"]).norm
     check(call)
     check(call | {"out": None})
@@ -217,14 +155,14 @@ def test_wide_layers():
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 1), (3, 6), (9, 8), (23, 24)], ids=str)
 def test_sizes(size, descriptors):
     """One pixel; several tiles a frame, the last one beyond its end."""
-    call = call_of(16, 16, 2, size, lanes=1 if size[0] > 5 else 2)
+    call = convolution_call(16, 16, 2, size, lanes=1 if size[0] > 5 else 2)
     check(call, run(call, descriptors=descriptors))
 
 
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 def test_any_layout_of_the_results(out_layout):
     """And of the residual; what lies around them stays."""
-    call = call_of(16, 16, 2, factors=UP, drop=1, residual=2)
+    call = convolution_call(16, 16, 2, factors=UP, drop=1, residual=2)
     want = reference(call)
     copy = {n: moved(v, kit.DEVICE) for n, v in call.items()}
     around = {n: placed(call[n].cpu(), out_layout, kit.DEVICE) for n in ("residual", "out", "normed")}
@@ -237,7 +175,7 @@ def test_any_layout_of_the_results(out_layout):
 
 def test_in_place_residual():
     """The stream of a block: what is added to is what is written."""
-    call = call_of(16, 16, dtype=torch.float32)
+    call = convolution_call(16, 16, dtype=torch.float32)
     want = reference(call)
     copy = {n: moved(v, kit.DEVICE) for n, v in call.items()}
     copy["out"].copy_(copy["residual"])
@@ -249,7 +187,7 @@ def test_in_place_residual():
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
 def test_pictures(dtype):
     """Sums of small whole numbers are exact: the same bytes, ties and values out of range included; NaN is 0."""
-    call = call_of(16, 3, 2, (3, 4), factors=(1, 4, 4), dtype=dtype) | OFF | {"normed": None}
+    call = convolution_call(16, 3, 2, (3, 4), factors=(1, 4, 4), dtype=dtype) | OFF | {"normed": None}
     g = torch.Generator().manual_seed(1)
     for name in ("buffer", "history", "weight"):
         call[name].copy_(torch.randint(-1, 2, call[name].shape, generator=g))
@@ -290,7 +228,7 @@ def pieces(call: calls.Call, cut: list[int], **changes) -> dict[str, torch.Tenso
 )
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
 def test_a_stream_cut_anywhere_is_the_same_bits(dtype, factors, change):
-    call = call_of(16, 16, 4, (2, 3), lanes=1, factors=factors, first=True, drop=factors[0] - 1, dtype=dtype)
+    call = convolution_call(16, 16, 4, (2, 3), lanes=1, factors=factors, first=True, drop=factors[0] - 1, dtype=dtype)
     whole = check(call, run(call, **change))
     for cut in ([1, 1, 1, 1], [1, 3], [2, 2]):
         got = pieces(call, cut, **change)
@@ -299,7 +237,7 @@ def test_a_stream_cut_anywhere_is_the_same_bits(dtype, factors, change):
 
 
 def test_a_lane_is_the_same_bits_alone():
-    call = call_of(16, 16, 2, lanes=3)
+    call = convolution_call(16, 16, 2, lanes=3)
     whole = run(call)
     for lane in range(3):
         one = {n: call[n][lane : lane + 1] for n in ("noise", "residual", "out")}
@@ -324,13 +262,13 @@ def test_a_lane_is_the_same_bits_alone():
 def test_any_call(channels, to, frames, size, past, first, factors, data):
     keep, drop = data.draw(st.integers(0, frames)), data.draw(st.integers(0, factors[0] - 1))
     sizes = {"lanes": data.draw(st.integers(1, 2)), "past": past, "first": first, "keep": keep}
-    call = call_of(channels, to, frames, size, factors=factors, drop=drop, **sizes)
+    call = convolution_call(channels, to, frames, size, factors=factors, drop=drop, **sizes)
     check(call | {n: None for n in data.draw(st.sampled_from(((), ("residual",), ("out", "bias"), ("normed",))))})
 
 
 def test_weights_anywhere_in_memory():
     """A descriptor asks for 16 bytes; elsewhere threads fetch for themselves."""
-    call = call_of(16, 16)
+    call = convolution_call(16, 16)
     got, weight = run(call), call["weight"]
     flat = torch.empty(weight.numel() + 1)
     call["weight"] = flat[1:].as_strided(weight.shape, weight.stride(), 1).copy_(weight)
@@ -342,7 +280,7 @@ def test_weights_anywhere_in_memory():
 
 
 def test_a_result_in_memory_that_is_read_is_refused():
-    call = {n: moved(v, kit.DEVICE) for n, v in call_of(16, 16).items()}
+    call = {n: moved(v, kit.DEVICE) for n, v in convolution_call(16, 16).items()}
     before = call["buffer"].clone()
     for name, source in (("normed", "buffer"), ("out", "buffer")):
         same = call | {name: call[source][:, :, 2:]}
@@ -395,5 +333,7 @@ def test_refused_with_a_reason(refused, reason):
 )
 def test_real_shapes(channels, to, frames, size, factors, dtype):
     residual = 1 if factors != UP else to * 8 // channels
-    call = call_of(channels, to, frames, (size, size), lanes=1, factors=factors, residual=residual, dtype=dtype)
+    call = convolution_call(
+        channels, to, frames, (size, size), lanes=1, factors=factors, residual=residual, dtype=dtype
+    )
     check(call | ({"normed": None} if to == 3 else {}))
