@@ -91,7 +91,7 @@ def test_ops_of_a_step_make_no_tensor():
     with Made() as seen, use_backend("reference"):
         stream.chunk()
     ours = {name for name in made.everything if name.startswith("rest_fast")}
-    assert len(ours) == 6 and {name for name, _ in seen.inside} == ours, "and what runs inside the ops"
+    assert len(ours) == 7 and {name for name, _ in seen.inside} == ours, "and what runs inside the ops"
     assert not made.inside
 
 
@@ -112,7 +112,7 @@ def block_call(dit: StreamingDiT, stream: Stream):
     work = Workspace(2, cache.chunk, config, dit.table)
     lanes, sampler = cache.lanes([0, 1]), stream.sampler
     codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
-    text, audio, mod = sampler.text[0], dit.audio_kv(codes)[0], sampler.modulations[0].block(0, 2)
+    text, audio, mod = sampler.text[0], dit.hear(codes)[0], sampler.modulations[0].block(0, 2)
     attend = functools.partial(dit.attend_cache, 0, lanes=lanes, work=work)
     pending = stream.normal(2, cache.chunk, config.width).to(dit.table), None
 
@@ -195,7 +195,7 @@ def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
         for first in range(1, frames, chunk):
             now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
             work = Workspace(1, chunk * tokens, config.dit, dit.table)
-            mod, audio = dit.modulation(t[:, now]), dit.audio_kv(codes[:, now])
+            mod, audio = dit.modulation(t[:, now]), dit.hear(codes[:, now])
             parts.append(dit.step(z[:, here], mod, cache.lanes([0]), work, text, audio))
             cache.commit([0])
     return (x[:, tokens:] for x in (torch.cat([truth[:, :tokens], *parts], 1), eager, truth))
