@@ -2,8 +2,8 @@
 
 The same weights, the same window (reference, one chunk of context, the current chunk), two lanes. Peers: the styles of
 ``peers.py`` in eager PyTorch (on the CPU two of them at rest-512), and torch.compile of ``roll`` and ``write``, without
-the time to compile. Text and audio keys, and ours of an audio update, are ready for all. A call at demo width runs four blocks one after another, as
-a step does its layers, and counts a quarter of it: weights come from L3, code is warm.
+the time to compile. Text and audio keys are ready for all, and so is our audio update. A call at demo width runs four
+blocks one after another, as a step does its layers, and counts a quarter of it: weights come from L3, code is warm.
 
 Where the time goes is measured inside separate calls: a clock around each linear layer, each attention, and the groups
 of the rest. *Outside* is the whole less linear layers, GELU and attention. Attention to text and audio counts with the

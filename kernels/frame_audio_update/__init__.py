@@ -2,11 +2,11 @@
 
     x <- x + base_i + sum over a and h of share[a, h] update_i[a, h]
 
-A program takes 16 tokens of one frame. It reads their whole queries a group of heads at a time, since the norm spans all
-heads and tokens need no more than a number for each head and audio token; the squares are summed on the way. The shares
-then stay in registers as the left side of a product on tensor cores, for one block of channels of x after the other. No
-query, key or attention output is written. Where there are few tokens, programs share the channels of a row, and each
-computes the shares anew: reading q again costs less than a second launch.
+A program takes 16 tokens of one frame. It reads their queries a group of heads at a time and sums the squares on the
+way, since the norm spans all heads; of a query no more is left than a number for each head and audio token. These
+shares stay in registers as the left side of a product on tensor cores, for one block of channels of x after the other.
+No attention output is written. Where there are few tokens, programs share the channels of a row, and each computes the
+shares anew: reading q again costs less than a second launch.
 A lane that hears nothing reads one constant row. Which lanes those are is read on the device.
 Rounding: fp32 with one rounding; in low precision the shares are rounded before the product, as eager attention rounds
 its weights.

@@ -1,4 +1,4 @@
-"""A program takes some tokens of a frame of a lane and a part of their channels: shares of all heads, then the update."""
+"""A program takes some tokens of a frame of a lane and a part of their channels: all heads' shares, then the update."""
 
 import triton
 import triton.language as tl

@@ -1,8 +1,8 @@
 """Attention to text and to audio, and what lanes hear in a chunk.
 
 The functional pass attends and projects. A step of few audio tokens adds an update of small rank instead, whose
-constants are made once a chunk (:mod:`rest_fast.ops.frame_audio_update`). A lane of the branch without a condition hears
-the null code, zeros: its keys and values are equal, so that whatever it asks, it gets one constant vector.
+constants are made once a chunk (:mod:`rest_fast.ops.frame_audio_update`). A lane of the branch without a condition
+hears the null code, zeros: its values are equal, so that whatever it asks, it gets one constant vector.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The shares of a token's attention add up to one, so with v_0 for the first value
 sees is ``Wo v_0 + bo``, the same for all tokens of the frame, and ``Wo (v_a - v_0)``, head by head, times the share of
 the other tokens a = 1 .. A - 1. Both are constants of a chunk (:func:`audio_constants`): a product of rank H (A - 1)
 replaces the projection of every token. Softmax does not change when a number is taken off all scores, so keys are kept
-as differences from the first, too, and carry scale and norm weight; of two audio tokens the share is one sigmoid a head.
+as differences from the first, too, and carry scale and norm weight: of two audio tokens a share is one sigmoid.
 A lane that hears nothing (the null code for every audio token) has equal values, hence no update: it adds a constant
 and needs no query.
 
@@ -123,7 +123,8 @@ def reference(
     Args:
         x: [B, N, W], floating. Written.
         q: [C, N, H D] with C of at most B, before its norm.
-        keys: [S, F, A - 1, H, D], F dividing N, of S slots: differences from the first key, times scale and norm weight.
+        keys: [S, F, A - 1, H, D], F dividing N, of S slots: differences from the first key, times scale and weight
+            of the norm of q.
         base: [S, F, W], the projected first value, bias included.
         update: [S, F, A - 1, H, W], differences from the first value, projected head by head.
         null: [W], what a lane adds that hears nothing.
