@@ -2,8 +2,8 @@
 
 The same weights, the same window (reference, one chunk of context, the current chunk), two lanes. Peers: the styles of
 ``peers.py`` in eager PyTorch (on the CPU two of them at rest-512), and torch.compile of ``roll`` and ``write``, without
-the time to compile. Text and audio keys are ready for all. A call at demo width runs four blocks one after another, as
-a step does its layers, and counts a quarter of it: weights come from L3, code is warm.
+the time to compile. Text and audio keys are ready for all, and so is our audio update. A call at demo width runs four
+blocks one after another, as a step does its layers, and counts a quarter of it: weights come from L3, code is warm.
 
 Where the time goes is measured inside separate calls: a clock around each linear layer, each attention, and the groups
 of the rest. *Outside* is the whole less linear layers, GELU and attention. Attention to text and audio counts with the
@@ -29,7 +29,7 @@ from benchmarks import kit, peers
 from benchmarks.kit import DTYPES, LAYERS
 from rest_fast import ops, preset
 from rest_fast.config import ModelConfig
-from rest_fast.models import dit_block
+from rest_fast.models import cross_attention, dit_block
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.dit_block import Workspace
 from rest_fast.ops import rope
@@ -40,11 +40,12 @@ SELF_ATTENTION = ops.sink_ring_attention
 SPLIT = ("ours", "roll", "write")  # measured inside as well
 PRODUCTS = ("linear", "attention", "gelu")  # on the CPU ours has the GELU inside a linear layer
 PARTS = {  # what a clock stands around: owner and name of a function
-    "linear": [(F, "linear"), (dit_block, "linear")],  # ours with the GELU inside
+    "linear": [(F, "linear"), (dit_block, "linear"), (cross_attention, "linear")],  # ours with the GELU inside
     "attention": [
         (F, "scaled_dot_product_attention"),
         (ops, "sink_ring_attention"),
         (ops, "frame_cross_attention"),
+        (ops, "frame_audio_update"),  # the projection behind it included
         (peers, "cross_attention"),
     ],
     "norm, modulate, gate": [(ops, "gate_norm_modulate"), (peers, "modulate"), (peers, "gated")],
@@ -75,7 +76,9 @@ class Layer:
         t = torch.rand(LANES, config.stream.chunk).to(device)
         self.six, self.mod = self.dit.time(t)[0].to(dtype), self.dit.modulation(t)
         codes = torch.randn(LANES, config.stream.chunk, config.speech.tokens, config.speech.width).to(device, dtype)
-        self.text, self.audio = self.dit.text_kv(), self.dit.audio_kv(codes)
+        codes[1:] = 0  # a session with guidance: the second lane hears nothing, which the peers compute, too
+        self.text, self.audio = self.dit.text_kv(), self.dit.hear(codes[:1])
+        self.audio_kv = self.block.audio.keys_values(codes)
         base = self.dit.positions.base(2) + torch.arange(config.stream.chunk)
         table = rope.token_table(self.dit.positions.time(base), self.dit.positions.y, self.dit.positions.x, width)
         self.tables = peers.pair_tables(table)
@@ -111,14 +114,14 @@ class Layer:
 
     def peer(self, style: str, function: Callable[..., torch.Tensor] = peers.block) -> torch.Tensor:
         remember, heads = getattr(self.window[style], style), self.config.dit.heads
-        return function(self.block, self.x, self.six, self.tables, remember, self.text[0], self.audio[0], heads)
+        return function(self.block, self.x, self.six, self.tables, remember, self.text[0], self.audio_kv, heads)
 
     def exact(self) -> torch.Tensor:
         """The peers' block one precision up: float64 for fp32, fp32 for the rest."""
         wide = torch.float64 if self.x.dtype == torch.float32 else torch.float32
         window = self.window["write"]
         remember = peers.Window(window.k.to(wide), window.v.to(wide), window.sink, window.chunk).write
-        text, audio = (None if kv is None else tuple(t.to(wide) for t in kv) for kv in (self.text[0], self.audio[0]))
+        text, audio = (None if kv is None else tuple(t.to(wide) for t in kv) for kv in (self.text[0], self.audio_kv))
         tables = tuple(t.to(wide) for t in self.tables)
         weights = self.block.to(wide)
         heads = self.config.dit.heads

@@ -2,7 +2,7 @@
 
 *eager* is ordinary PyTorch in the dtype of the call: ``F.rms_norm``, ready rotary tables, copies into the cache where
 one is kept. *compiled* is torch.compile of it, without the time to compile. Ratios are over ``op``, the backend that
-dispatch chooses by itself.
+dispatch chooses by itself. Where an op took the place of others of ours, *unfused* is what it replaced.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Entry:
     flop: Callable[[Size], int] = lambda size: 0
     moves: Callable[[Values], list[torch.Tensor]] | None = None  # read or written once; None: all of reads and writes
     copies: int = LAYERS
+    unfused: Callable[..., tuple[torch.Tensor, ...]] | None = None  # like eager, on our other ops
 
 
 def make_qk_norm_rope_cache(s: Size, draw: Draw) -> Values:
@@ -137,6 +138,31 @@ def make_text_attention(s: Size, draw: Draw) -> Values:
 
 def eager_frame_cross_attention(q, q_weight, k, v, eps):
     return (peers.cross_attention(q, q_weight, (k, v), eps),)
+
+
+def make_frame_audio_update(s: Size, draw: Draw) -> Values:
+    """A session with guidance: the second half of the lanes hears nothing, which the others compute all the same."""
+    values, half = make_frame_cross_attention(s, draw), s.lanes // 2
+    k, v, width = values["k"], values["v"], s.width
+    k[half:], v[half:] = k[half:, :1, :1].clone(), v[half:, :1, :1].clone()
+    weight, bias = draw(width, width) / width**0.5, draw(width)
+    project = {"q_weight": values["q_weight"], "out_weight": weight, "out_bias": bias}
+    names = ("keys", "base", "update")
+    ours = dict(zip(names, functional.audio_constants(k[:half], v[:half], **project), strict=True))
+    ours |= {"null": F.linear(v[half, 0, 0].flatten(), weight, bias), "q": values["q"][:half]}
+    ours |= {"slot": draw.ints(*range(half)), "x": draw(s.lanes, s.tokens, width), "eps": EPS}
+    return ours | project | {"k": k, "v": v, "queries": values["q"]}
+
+
+def eager_frame_audio_update(x, queries, q_weight, k, v, out_weight, out_bias, eps):
+    return (x + F.linear(peers.cross_attention(queries, q_weight, (k, v), eps), out_weight, out_bias),)
+
+
+def unfused_frame_audio_update(x, queries, q_weight, k, v, out_weight, out_bias, eps):
+    seen = torch.empty_like(queries)
+    ops.frame_cross_attention(queries, q_weight, k, v, seen, eps=eps)
+    ops.gate_norm_modulate(x, F.linear(seen, out_weight, out_bias), None, None, None, None, eps=eps)
+    return (x,)
 
 
 def make_cfg_euler_step(s: Size, draw: Draw) -> Values:
@@ -262,6 +288,16 @@ TABLE = {
         "out",
         flop=lambda s: 4 * s.lanes * s.tokens * s.text * s.width,
     ),
+    "frame_audio_update": Entry(
+        ops.frame_audio_update,
+        make_frame_audio_update,
+        eager_frame_audio_update,
+        "x queries q_weight k v out_weight out_bias eps",
+        "x",
+        flop=lambda s: s.lanes * s.tokens * s.heads * (s.audio - 1) * (s.width + s.head_dim),
+        moves=lambda values: [values[name] for name in ("x", "x", "q", "keys", "base", "update")],
+        unfused=unfused_frame_audio_update,
+    ),
     "cfg_euler_step": Entry(
         ops.cfg_euler_step, make_cfg_euler_step, eager_cfg_euler_step, "z v_cond v_uncond guidance dt", "z"
     ),
@@ -309,6 +345,8 @@ class Case:
         """Name -> run on the values of a layer, returning what was computed. ``op`` is dispatch's own choice."""
         runs: dict[str, Callable] = {"op": self._on(None)}
         runs |= {name: self._on(name) for name in self.backends if name != self.chosen}
+        if self.entry.unfused is not None:
+            runs["unfused"] = self._reading(self.entry.unfused)
         runs["eager"] = self._reading(self.entry.eager)
         if compiler is not None:
             runs["compiled"] = self._reading(compiler(self.entry.eager))

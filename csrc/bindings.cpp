@@ -7,6 +7,7 @@
 #include "ops/cfg_euler_step.h"
 #include "ops/conv_epilogue.h"
 #include "ops/depth_to_space.h"
+#include "ops/frame_audio_update.h"
 #include "ops/frame_cross_attention.h"
 #include "ops/frames_to_uint8.h"
 #include "ops/gate_norm_modulate.h"
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "rotate_context", rf::rotate_context_cpu);
   rf::bind_cpu(m, "gate_norm_modulate", rf::gate_norm_modulate_cpu);
   rf::bind_cpu(m, "frame_cross_attention", rf::frame_cross_attention_cpu);
+  rf::bind_cpu(m, "frame_audio_update", rf::frame_audio_update_cpu);
   rf::bind_cpu(m, "sink_ring_attention", rf::sink_ring_attention_cpu);
   rf::bind_cpu(m, "cfg_euler_step", rf::cfg_euler_step_cpu);
   rf::bind_cpu(m, "pixel_norm_silu", rf::pixel_norm_silu_cpu);

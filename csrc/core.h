@@ -33,6 +33,7 @@ enum ErrorCode : int {
   kLengthOutOfRange = 14,
   kBadVectorWidth = 15,
   kBadLayout = 16,
+  kAudioSlotOutOfRange = 17,
   kCudaErrorBase = 1000,  // 1000 + cudaError_t, from rest_fast._cuda only
 };
 
@@ -54,6 +55,7 @@ inline const char* error_string(int code) {
     case kBadFactors: return "a factor is below 1, or drop leaves no frame";
     case kLengthOutOfRange: return "n_valid is outside 1 .. slots";
     case kBadLayout: return "the channels of a pixel do not follow one another";
+    case kAudioSlotOutOfRange: return "slot is outside -1 .. slots - 1";
     case kBadVectorWidth: return "no vectors of that width on this machine";
     default: return "unknown error";
   }

@@ -11,15 +11,15 @@
 #include <limits>
 
 #include "exp.h"
-#include "vectors.h"
+#include "register_tile.h"
 
 namespace rest_fast {
 namespace {
 
-constexpr int kTokens = 16;  // of a tile: one AVX-512 vector
+constexpr int kTokens = kColumns;  // of a tile
 constexpr int kKeys = 32;    // with 64 channels the tile takes two thirds of a first-level cache
 
-using PerToken = float[kTokens];  // a number for each token of a tile
+using PerToken = Columns;  // a number for each token of a tile
 
 struct alignas(64) Tile {
   PerToken q[kMaxHeadDim];            // normed and scaled, channel by channel
@@ -32,51 +32,6 @@ struct alignas(64) Tile {
   PerToken sum;                       // of exp(score - top)
   PerToken root;                      // 1 / rms of the whole token, all heads
 };
-
-// Eight vectors, whatever their width, stay in registers: rows x tokens.
-template <int kWidth>
-struct RegisterTile : Wide<kWidth> {
-  static constexpr int kVectors = kTokens / kWidth;
-  static constexpr int kRows = 8 / kVectors;
-};
-
-// c[r] += sum over i of a[r row_stride + i step] b[i], for R rows. GCC vectors, because plain
-// arrays of this size do not end up in registers.
-template <int kWidth, int R>
-REST_FAST_INLINE void multiply(const float* a, int64_t row_stride, int64_t step, int64_t count,
-                               const PerToken* b, PerToken* c) {
-  using Vector = typename RegisterTile<kWidth>::Type;
-  constexpr int kVectors = RegisterTile<kWidth>::kVectors;
-  Vector sum[R][kVectors];
-  std::memcpy(sum, c, sizeof(sum));
-  for (int64_t i = 0; i < count; ++i) {
-    Vector right[kVectors];
-    std::memcpy(right, b[i], sizeof(right));
-    for (int r = 0; r < R; ++r) {
-      const float left = a[r * row_stride + i * step];
-      for (int n = 0; n < kVectors; ++n) sum[r][n] += left * right[n];
-    }
-  }
-  std::memcpy(c, sum, sizeof(sum));
-}
-
-template <int kWidth>
-REST_FAST_INLINE void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step,
-                                    int64_t count, const PerToken* b, PerToken* c) {
-  constexpr int kRows = RegisterTile<kWidth>::kRows;
-  int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) {
-    multiply<kWidth, kRows>(a + r * row_stride, row_stride, step, count, b, c + r);
-  }
-  if constexpr (kRows == 8) {
-    for (; r + 4 <= rows; r += 4) {
-      multiply<kWidth, 4>(a + r * row_stride, row_stride, step, count, b, c + r);
-    }
-  }
-  for (; r < rows; ++r) {
-    multiply<kWidth, 1>(a + r * row_stride, row_stride, step, count, b, c + r);
-  }
-}
 
 // to[j to_stride + i] = from[i from_stride + j], in squares of four that the compiler shuffles.
 REST_FAST_INLINE void transpose(const float* __restrict from, int64_t from_stride, int64_t rows,

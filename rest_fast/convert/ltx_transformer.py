@@ -190,7 +190,7 @@ def _names(config: ModelConfig, diffusers: bool) -> Iterator[tuple[str, list[str
 
 def _beginnings(config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """New weights for what the file lacks: SpeechAE's encoder and attention to audio; the prompt stays empty."""
-    from rest_fast.models.dit_block import CrossAttention
+    from rest_fast.models.cross_attention import CrossAttention
     from rest_fast.models.speech import SpeechEncoder
 
     dit = config.dit

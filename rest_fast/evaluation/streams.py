@@ -121,7 +121,7 @@ def streaming_error(model: Model, chunks: int = 4, seed: int = 0) -> float:
         now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
         work = Workspace(1, chunk * tokens, config.dit, dit.table)
         lanes, mod = cache.lanes([0]), dit.modulation(t[:, now])
-        v = dit.step(z[:, here], mod, lanes, work, model.text, dit.audio_kv(codes[:, now]))
+        v = dit.step(z[:, here], mod, lanes, work, model.text, dit.hear(codes[:, now]))
         cache.commit([0])
         worst = max(worst, float((v - whole[:, here]).abs().max()))
     return worst

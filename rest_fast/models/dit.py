@@ -21,7 +21,8 @@ from rest_fast import ops
 from rest_fast.config import Layout, ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.clip_attention import Attend, Context, clip_attention
-from rest_fast.models.dit_block import KV, Branch, DiTBlock, Workspace
+from rest_fast.models.cross_attention import KV, Audio
+from rest_fast.models.dit_block import Branch, DiTBlock, Workspace
 from rest_fast.models.positions import PositionTables
 
 fn = ops.functional
@@ -131,11 +132,15 @@ class StreamingDiT(nn.Module):
         projected = self.caption(self.prompt)[:, None]  # text attention sees it as one frame that all tokens attend to
         return [block.text.keys_values(projected) for block in self.blocks]
 
-    def audio_kv(self, codes: torch.Tensor | None) -> list[KV | None]:
-        """Keys and values of audio codes [B, F, A, Wa], per block: constants of a chunk."""
+    def hear(self, codes: torch.Tensor | None) -> list[Audio | None]:
+        """What the lanes of S sessions hear: codes [S, F, A, Wa], per block. Constants of a chunk.
+
+        Lanes beyond the first S hear the null code: the branch without a condition.
+        """
         if codes is None or not self.config.audio:
             return [None] * len(self.blocks)
-        return [block.audio.keys_values(codes) for block in self.blocks]
+        slot = torch.arange(len(codes), dtype=torch.int32, device=codes.device)
+        return [block.audio.hear(codes, slot) for block in self.blocks]
 
     def modulation(self, t: torch.Tensor) -> Modulation:
         """AdaLN vectors for timesteps t [B, F] in 0..1."""
@@ -222,7 +227,7 @@ class StreamingDiT(nn.Module):
         lanes: Lanes,
         work: Workspace,
         text: list[KV | None],
-        audio: list[KV | None],
+        audio: list[Audio | None],
     ) -> torch.Tensor:
         """One evaluation of the current chunk of B lanes: z [S, N, C] -> velocity [B, N, C]; writes their slots.
 

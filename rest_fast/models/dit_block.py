@@ -9,10 +9,10 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.config import DiTConfig
+from rest_fast.models.cross_attention import KV, Audio, CrossAttention
 from rest_fast.models.linear import linear
 
 fn = ops.functional
-KV = tuple[torch.Tensor, torch.Tensor]
 Branch = tuple[torch.Tensor | None, torch.Tensor | None]  # what will be added to the residual stream, and its gate
 
 
@@ -31,33 +31,6 @@ class SelfAttention(nn.Module):
         w = config.width
         self.qkv, self.out = nn.Linear(w, 3 * w), nn.Linear(w, w)
         self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
-
-
-class CrossAttention(nn.Module):
-    """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
-
-    def __init__(self, config: DiTConfig, context: int):
-        super().__init__()
-        w, self.heads, self.eps = config.width, config.heads, config.qk_eps
-        self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)
-        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
-
-    def keys_values(self, context: torch.Tensor) -> KV:
-        """[..., context] -> k, v [..., H, D]."""
-        k, v = self.kv(context).chunk(2, -1)
-        k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
-        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
-
-    def attend(self, x: torch.Tensor, kv: KV) -> torch.Tensor:
-        """x [B, N, W] sees all tokens of kv [1, 1, tokens, H, D] -> [B, N, W]."""
-        q = fn.rms_norm(self.q(x), self.q_norm, self.eps).to(x.dtype).unflatten(-1, (self.heads, -1))
-        k, v = (c[0].expand(x.shape[0], -1, -1, -1) for c in kv)
-        return self.out(fn.attention(q, k, v).flatten(2))
-
-    def step(self, x: torch.Tensor, kv: KV, scratch: torch.Tensor) -> torch.Tensor:
-        """The tokens of latent frame i of x [B, N, W] see those of kv [B or 1, F, tokens, H, D] -> [B, N, W]."""
-        ops.frame_cross_attention(linear(self.q, x), self.q_norm, *kv, scratch, eps=self.eps)
-        return linear(self.out, scratch)
 
 
 class DiTBlock(nn.Module):
@@ -105,7 +78,7 @@ class DiTBlock(nn.Module):
         mod: torch.Tensor,
         attend: Callable[[torch.Tensor], torch.Tensor],
         text: KV | None,
-        audio: KV | None,
+        audio: Audio | None,
         pending: Branch,
     ) -> Branch:
         """The same in place on ``work.x``. The first norm also adds ``pending``, the last branch of the block before.
@@ -116,9 +89,12 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = mod
         ops.gate_norm_modulate(x, *pending, scale1, shift1, y, eps=self.eps)
         pending = linear(self.attn.out, attend(linear(self.attn.qkv, y))), gate1
-        for cross, kv in ((self.text, text), (self.audio, audio)):
-            if cross is not None and kv is not None:
-                ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
-                pending = cross.step(x, kv, y), None
+        if self.text is not None and text is not None:
+            ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
+            pending = self.text.step(x, text, y), None
+        if self.audio is not None and audio is not None:
+            ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
+            audio.add(self.audio, x, y)
+            pending = None, None
         ops.gate_norm_modulate(x, *pending, scale2, shift2, y, eps=self.eps)
         return linear(self.mlp[2], linear(self.mlp[0], y, gelu=True)), gate2

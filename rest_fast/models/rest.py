@@ -13,8 +13,8 @@ from torch import nn
 
 from rest_fast import checkpoint, cores
 from rest_fast.config import ModelConfig, preset
+from rest_fast.models.cross_attention import KV
 from rest_fast.models.dit import StreamingDiT
-from rest_fast.models.dit_block import KV
 from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, SpeechWindow, speech_features
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.ops.derived import derived, forget

@@ -5,6 +5,7 @@ from rest_fast.ops.causal_conv3d import causal_conv3d
 from rest_fast.ops.cfg_euler_step import cfg_euler_step
 from rest_fast.ops.depth_to_space import depth_to_space
 from rest_fast.ops.dispatch import Op, OpError, Spec, use_backend
+from rest_fast.ops.frame_audio_update import frame_audio_update
 from rest_fast.ops.frame_cross_attention import frame_cross_attention
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.gate_norm_modulate import gate_norm_modulate
@@ -20,6 +21,7 @@ ALL: tuple[Op, ...] = (
     rotate_context,
     gate_norm_modulate,
     frame_cross_attention,
+    frame_audio_update,
     cfg_euler_step,
     causal_conv3d,
     pixel_norm_silu,
@@ -36,6 +38,7 @@ __all__ = [
     "causal_conv3d",
     "cfg_euler_step",
     "depth_to_space",
+    "frame_audio_update",
     "frame_cross_attention",
     "frames_to_uint8",
     "functional",

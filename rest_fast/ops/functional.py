@@ -4,6 +4,7 @@ from rest_fast.ops.causal_conv3d import causal_convolution, mirrored
 from rest_fast.ops.cfg_euler_step import guided_euler
 from rest_fast.ops.depth_to_space import functional_depth_to_space as depth_to_space
 from rest_fast.ops.depth_to_space import space_to_depth
+from rest_fast.ops.frame_audio_update import audio_constants, audio_update
 from rest_fast.ops.frame_cross_attention import frame_attention
 from rest_fast.ops.frames_to_uint8 import to_uint8
 from rest_fast.ops.gate_norm_modulate import gated_residual, norm_modulate
@@ -15,6 +16,8 @@ from rest_fast.ops.sink_ring_attention import attention
 
 __all__ = [
     "attention",
+    "audio_constants",
+    "audio_update",
     "causal_convolution",
     "depth_to_space",
     "frame_attention",

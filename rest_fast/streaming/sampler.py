@@ -15,8 +15,9 @@ import torch
 from rest_fast import ops
 from rest_fast.config import SamplingConfig
 from rest_fast.errors import ArgumentError
+from rest_fast.models.cross_attention import KV, Audio
 from rest_fast.models.dit import Modulation, StreamingDiT
-from rest_fast.models.dit_block import KV, Workspace
+from rest_fast.models.dit_block import Workspace
 from rest_fast.models.rest import REST
 from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.schedule import sigmas
@@ -131,7 +132,7 @@ class ChunkSampler:
         index: int,
         bank: int,
         work: Workspace,
-        audio: list[KV | None],
+        audio: list[Audio | None],
     ) -> None:
         """One evaluation, of which only the slots that it writes are of use."""
         lanes = cache.lanes(rows, bank)
@@ -139,15 +140,13 @@ class ChunkSampler:
 
     def _prepare(
         self, sessions: list[Branches], z: torch.Tensor, codes: torch.Tensor
-    ) -> tuple[list[int], torch.Tensor, Workspace, list[KV | None]]:
+    ) -> tuple[list[int], torch.Tensor, Workspace, list[Audio | None]]:
         rows = [s.cond for s in sessions]
-        codes = codes.to(self.device, self.dtype)
-        if self.guided:
+        if self.guided:  # the lanes behind those of the sessions, which hear nothing
             rows += [s.uncond for s in sessions if s.uncond is not None]
-            codes = torch.cat([codes, torch.zeros_like(codes)])  # the null code is zero
         work = Workspace(len(rows), z.shape[1], self.dit.config, self.dit.table)
         z = z.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32, copy=True)
-        return rows, z, work, self.dit.audio_kv(codes)
+        return rows, z, work, self.dit.hear(codes.to(self.device, self.dtype))
 
     def _per_session(self, values: list[float], count: int) -> torch.Tensor:
         """fp32 [len(values), count]: each value for every session."""

@@ -40,6 +40,7 @@ WIDE = {
     "rotate_context": "k_cache",
     "gate_norm_modulate": "x branch gate scale shift out",
     "frame_cross_attention": "q q_weight k v out",
+    "frame_audio_update": "x q keys base update null",
     "cfg_euler_step": "z v_cond v_uncond",
     "pixel_norm_silu": "x scale shift out",
     "depth_to_space": "x out",

@@ -91,7 +91,7 @@ def test_ops_of_a_step_make_no_tensor():
     with Made() as seen, use_backend("reference"):
         stream.chunk()
     ours = {name for name in made.everything if name.startswith("rest_fast")}
-    assert len(ours) == 6 and {name for name, _ in seen.inside} == ours, "and what runs inside the ops"
+    assert len(ours) == 7 and {name for name, _ in seen.inside} == ours, "and what runs inside the ops"
     assert not made.inside
 
 
@@ -112,7 +112,7 @@ def block_call(dit: StreamingDiT, stream: Stream):
     work = Workspace(2, cache.chunk, config, dit.table)
     lanes, sampler = cache.lanes([0, 1]), stream.sampler
     codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
-    text, audio, mod = sampler.text[0], dit.audio_kv(codes)[0], sampler.modulations[0].block(0, 2)
+    text, audio, mod = sampler.text[0], dit.hear(codes)[0], sampler.modulations[0].block(0, 2)
     attend = functools.partial(dit.attend_cache, 0, lanes=lanes, work=work)
     pending = stream.normal(2, cache.chunk, config.width).to(dit.table), None
 
@@ -177,7 +177,7 @@ def test_training_beside_fast_inference():
 
 
 def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
-    """Velocities of a clip: dense in float64; dense, and chunk by chunk through the cache, in ``dtype``."""
+    """Velocities of a clip, heard and unheard: chunk by chunk through the cache in ``dtype``; dense, in float64 too."""
     exact = dit_of(config, torch.float64)
     dit = dit_of(config, dtype)
     exact.load_state_dict({name: tensor.double() for name, tensor in dit.state_dict().items()})
@@ -187,17 +187,19 @@ def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
     codes = torch.randn(1, frames, config.speech.tokens, config.speech.width, generator=g).to(dtype)
     t = torch.rand(1, 1, generator=g).expand(1, frames).clone()
     t[:, 0], codes[:, 0] = 0, 0
+    both = z.repeat(2, 1, 1), t.repeat(2, 1), torch.cat([codes, 0 * codes])
     with torch.no_grad():
-        truth, eager = exact(z.double(), t, codes.double(), "streaming"), dit(z, t, codes, "streaming")
-        cache, parts, text = IDContextCache(config, 1, dtype=dtype), [], dit.text_kv()
+        truth = exact(both[0].double(), both[1], both[2].double(), "streaming")
+        eager = dit(*both, "streaming")
+        cache, parts, text = IDContextCache(config, 2, dtype=dtype), [], dit.text_kv()
         k, v = dit.sink(z[:, :tokens], codes[:, :1])
-        cache.open(0, k[:, 0], v[:, 0])
+        cache.open(0, k[:, 0], v[:, 0]), cache.open(1, k[:, 0], v[:, 0])
         for first in range(1, frames, chunk):
             now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
-            work = Workspace(1, chunk * tokens, config.dit, dit.table)
-            mod, audio = dit.modulation(t[:, now]), dit.audio_kv(codes[:, now])
-            parts.append(dit.step(z[:, here], mod, cache.lanes([0]), work, text, audio))
-            cache.commit([0])
+            work = Workspace(2, chunk * tokens, config.dit, dit.table)
+            mod, audio = dit.modulation(t[:, now]), dit.hear(codes[:, now])
+            parts.append(dit.step(z[:, here], mod, cache.lanes([0, 1]), work, text, audio))
+            cache.commit([0, 1])
     return (x[:, tokens:] for x in (torch.cat([truth[:, :tokens], *parts], 1), eager, truth))
 
 
@@ -207,6 +209,35 @@ def test_fast_chunks_are_one_dense_computation(dtype, sink):
     """The backends that run by default, through the slots, against one dense pass in float64."""
     mine, eager, truth = dense_and_chunked(toy(stream__sink=sink), dtype)
     twice_eager(mine, eager, truth, tiny=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("audio", [1, 4, 5])
+def test_fast_chunks_are_one_dense_computation_for_any_audio(audio, dtype):
+    """Four tokens make an update of small rank, as two do; a single one, and five, are attended to."""
+    config = toy(speech__tokens=audio)
+    mine, eager, truth = dense_and_chunked(config, dtype)
+    twice_eager(mine, eager, truth, tiny=1e-6)
+
+
+@pytest.mark.parametrize("audio", [2, 4, 5])
+def test_a_step_is_exact_in_float64(audio):
+    """The algebra of few audio tokens and of the lane that hears nothing loses nothing."""
+    mine, _, truth = dense_and_chunked(toy(speech__tokens=audio), torch.float64)
+    # The tables of angles are fp32 in both, and equal.
+    atol = 1e-11 * float(truth.abs().max())
+    assert_close(mine, truth, atol=atol, reason="float64 through two blocks of sums of hundreds")
+
+
+@torch.no_grad()
+def test_only_few_audio_tokens_are_an_update():
+    """Two to four; the rank grows with more of them, and one token has none."""
+    kinds = {}
+    for audio in (1, 2, 4, 5):
+        config = toy(speech__tokens=audio)
+        codes = torch.zeros(1, config.stream.chunk, audio, config.speech.width)
+        kinds[audio] = {type(heard).__name__ for heard in dit_of(config).hear(codes)}
+    assert kinds == {1: {"AudioKeys"}, 2: {"AudioUpdate"}, 4: {"AudioUpdate"}, 5: {"AudioKeys"}}
 
 
 def test_fast_chunks_are_one_dense_computation_without_context():

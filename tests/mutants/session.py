@@ -1,4 +1,4 @@
-"""Of a live stream: session, its snapshots, the block decoder, sampler, cache, noise."""
+"""Of a live stream: session, its snapshots, the block decoder, sampler, cache, noise, what a step hears."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ SNAPSHOTS = "tests/streaming/test_session_snapshots.py"
 SAMPLER = "tests/streaming/test_sampler.py"
 CACHE = "tests/streaming/test_cache.py"
 NOISE = "tests/test_noise.py"
+HEARING = "tests/models/test_step.py"
+EXACT = f"{HEARING}::test_a_step_is_exact_in_float64"
+HEARS = "tests/ops/test_frame_audio_update.py"
 
 FOLDER = "rest_fast/streaming"
 SESSION, STREAM, LINE = f"{FOLDER}/session.py", f"{FOLDER}/stream.py", f"{FOLDER}/timeline.py"
 STATE, DECODER, SOUND = f"{FOLDER}/snapshot.py", f"{FOLDER}/decoder.py", f"{FOLDER}/sound.py"
 LOOP, ROWS = f"{FOLDER}/sampler.py", f"{FOLDER}/cache.py"
+UPDATE = "rest_fast/ops/frame_audio_update.py"
 
 CONTEXT = [
     ("no rebuild after a cut segment", STREAM, "self.stale = plan.keep < self.chunk",
@@ -133,8 +137,8 @@ SAMPLING = [
     ("all steps read one bank", LOOP, "lanes[step % cache.banks]", "lanes[0]", SAMPLER),
     ("guidance the other way round", LOOP, "v[:count], v[-count:], guidance",
      "v[-count:], v[:count], guidance", SAMPLER),
-    ("the unconditional branch hears", LOOP, "torch.cat([codes, torch.zeros_like(codes)])",
-     "torch.cat([codes, codes])", SAMPLER),
+    ("the unconditional branch hears", LOOP, "self.dit.hear(codes.to(self.device, self.dtype))",
+     "self.dit.hear(codes.to(self.device, self.dtype).repeat(2 if self.guided else 1, 1, 1, 1))", SAMPLER),
     ("an opened row remembers its age", ROWS, "self.committed[row], self._opened[row] = 0, True",
      "self._opened[row] = True", SAMPLER),
     ("a restored row is young", ROWS, "self.k[:, row], self.v[:, row], self.committed[row] = state",
@@ -149,4 +153,15 @@ SAMPLING = [
     ("a negative index", "rest_fast/noise.py", "    _require(\"latent\", latent, 64)\n", "", NOISE),
 ]  # fmt: skip
 
-MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING]]
+AUDIO = [
+    ("a lane that hears nothing gets the bias alone", "rest_fast/models/cross_attention.py",
+     "self.out(self.kv.bias[-len(self.q_norm) :])", "1 * self.out.bias", EXACT),
+    ("few audio tokens are many", "rest_fast/models/cross_attention.py", "if not 1 < codes.shape[2] <= MOST:",
+     "if not 1 < codes.shape[2] <= 99:", f"{HEARING}::test_only_few_audio_tokens_are_an_update"),
+    ("the first audio token has no share", UPDATE, "pad(score, (0, 0, 1, 0)).softmax(-2)[..., 1:, :]",
+     "pad(score, (0, 0, 0, 0)).softmax(-2)", f"{EXACT} {HEARS}"),
+    ("keys without the norm's weight", UPDATE, " * q_weight.to(wide).view(heads, dim)", "", f"{EXACT} {HEARS}"),
+    ("a lane without a slot hears the first", UPDATE, "(slot < 0)[:, None, None]", "(slot < -1)[:, None, None]", HEARS),
+]  # fmt: skip
+
+MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO]]

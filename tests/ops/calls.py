@@ -201,6 +201,42 @@ def frame_cross_attention(
     }
 
 
+def frame_audio_update(
+    frames: int = 3,
+    tokens: int = 4,
+    audio: int = 2,
+    heads: int = 2,
+    dim: int = 5,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lanes: int = 3,
+    slot: tuple[int, ...] = (2, -1),
+    slots: int = 3,
+    seed: int = 0,
+) -> Call:
+    """Lane 0 hears, lane 1 has a query and hears nothing, lane 2 has none; a slot that no lane hears holds NaN."""
+    g = torch.Generator().manual_seed(seed)
+    width, others = heads * dim, audio - 1
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    call = {
+        "x": normal(lanes, frames * tokens, width),
+        "q": 2 * normal(len(slot), frames * tokens, width),
+        "keys": normal(slots, frames, others, heads, dim),
+        "base": normal(slots, frames, width),
+        "update": normal(slots, frames, others, heads, width),
+        "null": normal(width),
+        "slot": ints(*slot),
+        "eps": 1e-5,
+    }
+    for unheard in set(range(slots)) - set(slot):
+        for name in ("keys", "base", "update"):
+            call[name][unheard] = torch.nan
+    return call
+
+
 def cfg_euler_step(
     dtype: torch.dtype = torch.float32,
     velocity: torch.dtype | None = None,
@@ -324,6 +360,7 @@ VALID: dict[str, Callable[..., Call]] = {
     "rotate_context": rotate_context,
     "gate_norm_modulate": gate_norm_modulate,
     "frame_cross_attention": frame_cross_attention,
+    "frame_audio_update": frame_audio_update,
     "cfg_euler_step": cfg_euler_step,
     "causal_conv3d": causal_conv3d,
     "pixel_norm_silu": pixel_norm_silu,

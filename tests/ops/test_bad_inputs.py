@@ -40,6 +40,7 @@ def table(op: str, change: Change, arguments: str, expected: str, got: str) -> l
 
 QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
 GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
+HEAR = "frame_audio_update"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
 MOVE = "move_and_paint"
 
@@ -60,6 +61,7 @@ ARGUMENTS = {
     ROTATE: ("k_cache", "", "row_index skip_slot enabled", "k_cache shift row_index skip_slot enabled"),
     GLUE: ("x", "branch gate scale shift out", "", "x branch out"),
     CROSS: ("q", "q_weight k v out", "", "q q_weight k v out"),
+    HEAR: ("x", "q keys base update null", "slot", "x q keys base update null slot"),
     CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
     CONV: (
         "buffer",
@@ -112,7 +114,7 @@ def test_one_bad_argument(op, argument, change, text):
 
 
 # Arguments that other arguments are measured by: one of those is named when the sizes disagree.
-YARDSTICKS = {"qkv", "q", "k", "k_cache", "x", "z", "buffer", "row_index", "photo", "flow", "inner_flow"}
+YARDSTICKS = {"qkv", "q", "k", "keys", "k_cache", "x", "z", "buffer", "row_index", "photo", "flow", "inner_flow"}
 
 
 @pytest.mark.parametrize("op, argument", [(op, a) for op in ARGUMENTS for a in tensors(op).split()])
@@ -205,6 +207,13 @@ VALUES = [  # op, changes, what the message must say
     (CROSS, {"k": torch.randn(3, 3, 2, 2, 5)}, r"k: expected shape \[2, -1, -1, -1, -1\], got \[3, 3, 2, 2, 5\]"),
     (CROSS, {"k": torch.randn(1, 3, 2, 2, 5)}, r"v: expected shape \[1, 3, 2, 2, 5\], got \[2, 3, 2, 2, 5\]"),
     (CROSS, {"k": torch.randn(2, 3, 0, 2, 5)}, r"k: expected at least one token a frame, got shape \[2, 3, 0, 2, 5\]"),
+    (HEAR, {"slot": ints(0, 3)}, "slot: expected entries in -1..2, got 0..3"),
+    (HEAR, {"slot": ints(-2, 0)}, "slot: expected entries in -1..2, got -2..0"),
+    (HEAR, {"q": torch.randn(4, 12, 10), "slot": ints(0, 0, 0, 0)}, "q: expected at most 3 lanes, got 4"),
+    (HEAR, {"keys": torch.randn(3, 5, 1, 2, 5)}, r"keys: expected .* F dividing 12 .*, got \[3, 5, 1, 2, 5\]"),
+    (HEAR, {"keys": torch.randn(3, 3, 0, 2, 5)}, r"keys: expected .* no size of zero, got \[3, 3, 0, 2, 5\]"),
+    (HEAR, {"keys": torch.randn(3, 3, 2, 2, 5)}, r"update: expected shape \[3, 3, 2, 2, 10\], got \[3, 3, 1, 2, 10\]"),
+    (HEAR, {"base": torch.randn(3, 2, 10)}, r"base: expected shape \[3, 3, 10\], got \[3, 2, 10\]"),
     (CFG, {"v_cond": torch.ones(3, 5, 7).int(), "v_uncond": torch.ones(3, 5, 7).int()}, "v_cond: expected a floating"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
     (MOVE, {"window": [8, 16, 40]}, r"window: expected top, left, rows, columns in 64ths .*got \[8, 16, 40\]"),

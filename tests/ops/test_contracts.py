@@ -212,11 +212,12 @@ def moved_and_painted(*maps, photo, window):
 def differentiable() -> dict:
     """name -> (function, float64 inputs)."""
     qk, cross = calls.qk_norm_rope_cache(frames=1, grid=(1, 2)), calls.frame_cross_attention()
-    conv = calls.causal_conv3d()
+    conv, hear = calls.causal_conv3d(), calls.frame_audio_update(slot=(0, 1), slots=2, lanes=2, audio=3)
     glue, norm, cfg = calls.gate_norm_modulate(2, 1, 4), calls.pixel_norm_silu(), calls.cfg_euler_step()
     table = rope.token_table(qk["rope_t"][:1], qk["rope_y"], qk["rope_x"], 20).double()
     conv["x"] = conv["buffer"][:, :, 2:]
     qkv = {n: torch.randn(2, 3, 1, 4) for n in "qkv"}
+    project = tuple(torch.randn(*shape).double().requires_grad_(True) for shape in ((10, 10), (10,)))
 
     def convolve(x, weight, bias, history):
         return functional.causal_convolution(x, weight, bias, history)
@@ -237,6 +238,11 @@ def differentiable() -> dict:
             functools.partial(functional.frame_attention, eps=1e-5),
             wide(cross, "q", "q_weight", "k", "v"),
         ),
+        "audio_update": (
+            functools.partial(functional.audio_update, eps=1e-5),
+            wide(hear, "x", "q", "keys", "base", "update"),
+        ),
+        "audio_constants": (functional.audio_constants, (*wide(cross, "k", "v", "q_weight"), *project)),
         "guided_euler": (euler, wide(cfg, "z", "v_cond", "v_uncond")),
         "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
         "mirrored": (functional.mirrored, wide(conv, "x")),

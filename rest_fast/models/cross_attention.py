@@ -1,0 +1,93 @@
+"""Attention to text and to audio, and what lanes hear in a chunk.
+
+The functional pass attends and projects. A step of few audio tokens adds an update of small rank instead, whose
+constants are made once a chunk (:mod:`rest_fast.ops.frame_audio_update`). A lane of the branch without a condition
+hears the null code, zeros: its values are equal, so that whatever it asks, it gets one constant vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rest_fast import ops
+from rest_fast.config import DiTConfig
+from rest_fast.models.linear import linear
+from rest_fast.ops.derived import derived
+from rest_fast.ops.frame_audio_update import MOST, Constants
+
+fn = ops.functional
+KV = tuple[torch.Tensor, torch.Tensor]
+
+
+class CrossAttention(nn.Module):
+    """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
+
+    def __init__(self, config: DiTConfig, context: int):
+        super().__init__()
+        w, self.heads, self.eps = config.width, config.heads, config.qk_eps
+        self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
+
+    def keys_values(self, context: torch.Tensor) -> KV:
+        """[..., context] -> k, v [..., H, D]."""
+        k, v = self.kv(context).chunk(2, -1)
+        k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
+        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
+
+    def attend(self, x: torch.Tensor, kv: KV) -> torch.Tensor:
+        """x [B, N, W] sees all tokens of kv [1, 1, tokens, H, D] -> [B, N, W]."""
+        q = fn.rms_norm(self.q(x), self.q_norm, self.eps).to(x.dtype).unflatten(-1, (self.heads, -1))
+        k, v = (c[0].expand(x.shape[0], -1, -1, -1) for c in kv)
+        return self.out(fn.attention(q, k, v).flatten(2))
+
+    def step(self, x: torch.Tensor, kv: KV, scratch: torch.Tensor) -> torch.Tensor:
+        """The tokens of latent frame i of x [B, N, W] see those of kv [B or 1, F, tokens, H, D] -> [B, N, W]."""
+        ops.frame_cross_attention(linear(self.q, x), self.q_norm, *kv, scratch, eps=self.eps)
+        return linear(self.out, scratch)
+
+    def hear(self, codes: torch.Tensor, slot: torch.Tensor) -> Audio:
+        """Codes [S, F, A, Wa] as slots 0 .. S - 1; ``slot``, int32, names those of the first lanes, which ask."""
+        k, v = self.keys_values(codes)
+        null = derived(self, "null", (self.kv.bias, self.out.weight, self.out.bias), self._null)
+        if not 1 < codes.shape[2] <= MOST:
+            return AudioKeys((k, v), null)
+        return AudioUpdate(fn.audio_constants(k, v, self.q_norm, self.out.weight, self.out.bias), null, slot)
+
+    def _null(self) -> torch.Tensor:
+        """[W]: the output for the null code, whose value is the bias."""
+        return self.out(self.kv.bias[-len(self.q_norm) :])
+
+
+@dataclass
+class AudioUpdate:
+    """Of one block: constants of slots, and for each lane that asks its slot or -1. The other lanes hear nothing."""
+
+    constants: Constants
+    null: torch.Tensor  # [W]
+    slot: torch.Tensor  # int32 [C]
+
+    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor) -> None:
+        """x [B, N, W] += what its lanes hear."""
+        q = linear(layer.q, x[: len(self.slot)])
+        ops.frame_audio_update(x, q, *self.constants, self.null, slot=self.slot, eps=layer.eps)
+
+
+@dataclass
+class AudioKeys:
+    """Of one block, where an update's rank would be too large: keys and values of the first lanes, in their order."""
+
+    kv: KV
+    null: torch.Tensor  # [W]
+
+    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor) -> None:
+        """x [B, N, W] += what its lanes hear. ``scratch``, of the same size, is written."""
+        lanes = len(self.kv[0])
+        branch = layer.step(x[:lanes], self.kv, scratch[:lanes])
+        ops.gate_norm_modulate(x[:lanes], branch, None, None, None, None, eps=layer.eps)
+        x[lanes:] += self.null
+
+
+Audio = AudioUpdate | AudioKeys
