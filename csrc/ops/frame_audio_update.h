@@ -4,7 +4,7 @@
 
 namespace rest_fast {
 
-constexpr int kMaxRank = 512;  // heads x others, of frame_audio_update_cpu: its tiles lie on the stack
+constexpr int kMaxRank = 512;  // heads x others of frame_audio_update_cpu: tiles on the stack
 
 // x += base_i + sum over a and h of share[a, h] update_i[a, h]: token j of N hears frame
 // i = j / (N / F) of its lane's slot. The shares are the softmax over scores 0 and rms_norm(q)

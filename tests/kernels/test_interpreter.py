@@ -15,7 +15,7 @@ from tests.kernels.fitness import unfit
 PARITY = Path(__file__).parent / "parity"
 # Those of long tests have a process each, so that they can run side by side; the others share one, as importing
 # PyTorch and Triton costs more than their tests.
-LONG = ("causal_conv3d", "frame_cross_attention", "sink_ring_attention", "vae_decode")
+LONG = ("causal_conv3d", "frame_audio_update", "frame_cross_attention", "sink_ring_attention", "vae_decode")
 ALL = {path.stem.removeprefix("test_"): path for path in sorted(PARITY.glob("test_*.py"))}
 PROCESSES = {name: [ALL[name]] for name in LONG} | {"others": [path for name, path in ALL.items() if name not in LONG]}
 
