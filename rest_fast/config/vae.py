@@ -147,7 +147,7 @@ class MotionVAEConfig:
     work at 128 px and below; only the photo itself is as large as the picture. Lengths below are of the 64 x 64 map.
     """
 
-    mixed: ClassVar[bool] = False
+    mixed: ClassVar[bool] = True
 
     kind: Literal["motion"] = "motion"
     latent_channels: int = 64  # 8 frames of 8 channels

@@ -16,7 +16,7 @@ from rest_fast import ops
 from rest_fast.config import DiTConfig
 from rest_fast.models.linear import linear
 from rest_fast.ops.derived import derived
-from rest_fast.ops.frame_audio_update import MOST, Constants
+from rest_fast.ops.frame_audio_update import MOST, Constants, audio_keys, first_and_others
 
 fn = ops.functional
 KV = tuple[torch.Tensor, torch.Tensor]
@@ -33,7 +33,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: torch.Tensor) -> KV:
         """[..., context] -> k, v [..., H, D]."""
-        k, v = self.kv(context).chunk(2, -1)
+        k, v = linear(self.kv, context).chunk(2, -1)
         k = fn.rms_norm(k, self.k_norm, self.eps).to(v.dtype)
         return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1)).contiguous()
 
@@ -54,11 +54,13 @@ class CrossAttention(nn.Module):
         null = derived(self, "null", (self.kv.bias, self.out.weight, self.out.bias), self._null)
         if not 1 < codes.shape[2] <= MOST:
             return AudioKeys((k, v), null)
-        return AudioUpdate(fn.audio_constants(k, v, self.q_norm, self.out.weight, self.out.bias), null, slot)
+        first, others = first_and_others(v)
+        base, update = linear(self.out, first), linear(self.out, others, bias=False)
+        return AudioUpdate((audio_keys(k, self.q_norm), base, update), null, slot)
 
     def _null(self) -> torch.Tensor:
         """[W]: the output for the null code, whose value is the bias."""
-        return self.out(self.kv.bias[-len(self.q_norm) :])
+        return linear(self.out, self.kv.bias[-len(self.q_norm) :][None])[0]
 
 
 @dataclass

@@ -30,20 +30,21 @@ def _dtypes() -> tuple[torch.dtype, ...]:
 DTYPES = _dtypes()
 
 
-def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool = True) -> torch.Tensor:
     """``layer(x)``, then GELU (tanh form) where asked for: x [..., inputs] -> [..., outputs]. Differentiable.
 
-    A layer that learns, has hooks or is more than ``nn.Linear`` is called as it is.
+    ``bias``: False leaves it out. A layer that learns, has hooks or is more than ``nn.Linear`` is called as it is. Else
+    results do not depend on the number of threads, as those of MKL do for a few rows.
     """
-    weight, bias = layer.weight, layer.bias  # once: each look-up in a module takes half a microsecond
-    if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, bias, x):
-        y = layer(x)
+    weight, added = layer.weight, layer.bias if bias else None  # once: a look-up in a module takes half a microsecond
+    if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, added, x):
+        y = layer(x) if bias else F.linear(x, weight)
         return F.gelu(y, approximate="tanh") if gelu else y
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph must not keep weights
     if weight.numel() <= SMALL and not traced:
         source = weight
         weight = derived(layer, "reordered", (source,), lambda: _reordered(source.detach()), learning=source)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, added, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 
 def _plain(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> bool:

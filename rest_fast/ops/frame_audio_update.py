@@ -41,13 +41,26 @@ def audio_constants(
     out_bias: torch.Tensor,  # [W]
 ) -> Constants:
     """keys [S, F, A - 1, H, D], base [S, F, W], update [S, F, A - 1, H, W]. Differentiable."""
+    linear = torch.nn.functional.linear
+    first, others = first_and_others(v)
+    return audio_keys(k, q_weight), linear(first, out_weight, out_bias), linear(others, out_weight)
+
+
+def audio_keys(k: torch.Tensor, q_weight: torch.Tensor) -> torch.Tensor:
+    """[S, F, A - 1, H, D]: differences from the first key, times scale and weight of the norm of q."""
     heads, dim = k.shape[-2:]
-    wide, linear = torch.promote_types(k.dtype, torch.float32), torch.nn.functional.linear
+    wide = torch.promote_types(k.dtype, torch.float32)
     keys = (k[:, :, 1:].to(wide) - k[:, :, :1].to(wide)) * q_weight.to(wide).view(heads, dim) * dim**-0.5
-    # One product for all heads, each with zeros in place of the others: on a CPU twice as fast as one product a head.
-    own = torch.eye(heads, dtype=v.dtype, device=v.device)[:, :, None]
-    update = linear(((v[:, :, 1:] - v[:, :, :1])[..., None, :, :] * own).flatten(-2), out_weight)
-    return keys.to(k.dtype), linear(v[:, :, 0].flatten(-2), out_weight, out_bias), update
+    return keys.to(k.dtype)
+
+
+def first_and_others(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the output projection turns into base and update: [S, F, H D], and [S, F, A - 1, H, H D].
+
+    One product for all heads, each with zeros in place of the others: on a CPU twice as fast as one product a head.
+    """
+    own = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)[:, :, None]
+    return v[:, :, 0].flatten(-2), ((v[:, :, 1:] - v[:, :, :1])[..., None, :, :] * own).flatten(-2)
 
 
 def audio_update(

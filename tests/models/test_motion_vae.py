@@ -132,6 +132,24 @@ def test_pictures_are_the_video_in_bytes(vae):
     assert (pictures - levels).abs().max() < 0.5 + 0.05  # sums of other sizes: 1e-4 of -1..1
 
 
+def test_convolutions_in_bfloat16(vae):
+    """Eight bits of a number: a level or two of 256. What a stream remembers stays float32, so that it can move on."""
+    z, photo = torch.randn(1, 16, 4, 4, 4, generator=torch.Generator().manual_seed(0)), smooth_photo()
+    whole = vae.stream(reference=photo)
+    try:
+        vae.convolve_in(torch.bfloat16)
+        low = vae.stream(reference=photo)
+    finally:
+        vae.convolve_in(None)
+    one, other = (torch.cat([s.pictures(piece) for piece in z.split((1, 3), 2)], 1).float() for s in (whole, low))
+    assert (one[:, 1:] - one[:, :1]).abs().mean() > 5  # it moves
+    assert 0 < (one - other).abs().mean() < 0.3 and (one - other).abs().max() <= 6
+    assert {x.dtype for x in low.state.histories.values()} == {torch.float32}
+    whole.restore(low.snapshot())
+    again = whole.pictures(z[:, :, -1:]).float()
+    assert (again - low.pictures(z[:, :, -1:]).float()).abs().max() <= 6
+
+
 def test_the_past_reaches_two_frames(vae):
     """The memory is a convolution over three frames: of what changes now, the third frame from here knows nothing."""
     photo, z = smooth_photo(), torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))

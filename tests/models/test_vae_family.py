@@ -97,5 +97,5 @@ def test_it_is_restored_from_a_snapshot(model):
 
 
 def test_what_fits_one_family_only_is_refused_by_its_name(model):
-    with pytest.raises(ValueError, match="convolve_in: expected a decoder of kind basis, got mean"):
+    with pytest.raises(ValueError, match="convolve_in: expected a decoder of kind basis or motion, got mean"):
         model.vae.convolve_in(torch.bfloat16)

@@ -118,7 +118,7 @@ class TemporalVAE(Codec):
         return DecodeStream(self, mode, kept, seed, workspace)
 
     def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
-        """Set the dtype in which the demo's fp32 decoder convolves when no gradient is needed; None: fp32, too.
+        """Set the dtype in which an fp32 decoder of kind basis or motion convolves without gradients; None: fp32, too.
 
         Open streams keep their dtype.
 
@@ -126,7 +126,7 @@ class TemporalVAE(Codec):
         """
         if not self.decoder.mixed:
             raise ArgumentError(
-                f"convolve_in: expected a decoder of kind basis, got {self.config.kind} (load it in {dtype})"
+                f"convolve_in: expected a decoder of kind basis or motion, got {self.config.kind} (load it in {dtype})"
             )
         self.decoder.dtype = dtype
         return self

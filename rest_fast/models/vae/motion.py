@@ -162,7 +162,7 @@ class CausalMemory(nn.Module):
         """[B, C, T, h, w] -> the same; at the start the first frame is its own past."""
         before = state.histories.get(self.path)
         past = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1) if before is None else before, x], 2)
-        last = past[:, :, -2:]
+        last = past[:, :, -2:].to(self.conv.weight.dtype)  # whatever the convolutions' own dtype
         state.histories[self.path] = last if last.requires_grad else last.clone()
         return x + cast(torch.Tensor, self.conv(F.silu(past)))
 
@@ -263,6 +263,7 @@ class MotionDecoder(Decoder):
     """[B, 8 c, n, 4, 4] -> [B, 3, 8n (- 7 at the start), H, W]."""
 
     takes_photo = True
+    mixed = True
 
     def __init__(self, config: MotionVAEConfig):
         super().__init__()
@@ -274,9 +275,11 @@ class MotionDecoder(Decoder):
         return maps.shown(photo, self.window).unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
+        low = piece.dtype if z.dtype == torch.float32 else None
+        with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low not in (None, torch.float32)):
+            photo, maps = self.drawn(z, piece.state)
         if not pictures:
-            return self(z, piece.state)
-        photo, maps = self.drawn(z, piece.state)
+            return maps.shown(photo, self.window).unflatten(0, (len(z), -1)).transpose(1, 2)
         out = torch.empty(len(maps.flow), *photo.shape[2:], 3, dtype=torch.uint8, device=z.device)
         move_and_paint(photo.float(), *(x.float().contiguous() for x in maps), out, window=self.window)
         return out.unflatten(0, (len(z), -1))
@@ -297,7 +300,7 @@ class MotionDecoder(Decoder):
         """Remember a photo [B, 3, H, W] and its code [B, 1, c, 4, 4], at the start of a stream."""
         state.histories[STILL] = still
         for i, features in enumerate(self.photo(at_work_size(photo))):
-            state.histories[f"{FEATURES} {i}"] = features
+            state.histories[f"{FEATURES} {i}"] = features.to(still.dtype)
 
     @staticmethod
     def features(state: StreamState) -> list[torch.Tensor]:
