@@ -4,18 +4,23 @@
         --work build/motion/photos --store benchmarks/results/motion_decoder.json
 
 A sentence gives the motion. Of drawn people the same motion is drawn, too, and read by the same instruments: that is
-the truth of their lips. Needs ``make photo-instruments`` (docs/photos.md) and the data of heads (docs/heads.md).
+the truth of their lips. The decoder's time is measured, too. Needs ``make photo-instruments`` (docs/photos.md) and the
+data of heads (docs/heads.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import where
 from PIL import Image
 from skimage.data import astronaut
@@ -28,6 +33,8 @@ from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, s
 from rest_fast.evaluation.photos.study import measure
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae.motion import FRAMING
+from rest_fast.models.vae.state import StreamState
+from rest_fast.ops import move_and_paint
 from rest_fast.training.motion_vae import SIDE, load
 from rest_fast.training.synthetic.heads.pairs import make_person, random_motion
 
@@ -68,6 +75,40 @@ def drawn_people(vae: TemporalVAE, count: int, sound: Sound, reader: FaceReader,
     return found
 
 
+def speed(vae: TemporalVAE) -> list[dict[str, Any]]:
+    """Times by number of threads and dtype of the convolutions."""
+    before, rows = torch.get_num_threads(), []
+    for threads, dtype in itertools.product((1, 2), (torch.float32, torch.bfloat16)):
+        torch.set_num_threads(threads)
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            parts = parts_of(vae)
+        rows.append({"threads": threads, "dtype": str(dtype).removeprefix("torch."), **parts})
+    torch.set_num_threads(before)
+    return rows
+
+
+def parts_of(vae: TemporalVAE) -> dict[str, float]:
+    """Milliseconds of the photo branch, which runs once a stream, and of both parts of 24 frames: the least of 20."""
+    decoder, state = vae.decoder, StreamState()
+    photo, codes = torch.rand(1, 3, SIDE, SIDE) * 2 - 1, torch.randn(1, 24, vae.encoder.frame_channels, 4, 4)
+    out = torch.empty(24, SIDE, SIDE, 3, dtype=torch.uint8)
+    look = least(lambda: decoder.look(photo, codes[:, :1], state))
+    maps = least(lambda: decoder.maps(photo, codes, state))
+    made = [x.float().contiguous() for x in decoder.maps(photo, codes, state)]
+    move = least(lambda: move_and_paint(photo, *made, out, window=decoder.window))
+    return {"photo": look, "maps": maps, "move_and_paint": move}
+
+
+def least(job: Callable[[], Any], count: int = 20) -> float:
+    """Milliseconds."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - start)
+    return round(1000 * min(times), 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
@@ -92,7 +133,7 @@ def main() -> None:
     drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
     paths = [first, *args.photos]
     found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=FRAMING)
-    found |= {"people": people, "environment": environment}
+    found |= {"people": people, "speed": speed(vae), "environment": environment}
     args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

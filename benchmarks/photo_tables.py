@@ -33,6 +33,32 @@ def floor_table(found: dict[str, Any]) -> str:
     return table(lines)
 
 
+DRIVEN = (
+    *("identity", "seam, worst", "sharpness", "true gap r, amplitude", "gap std", "closed at p, b, m / ever"),
+    *("blinks, std", "head size", "background", "flicker", "face found"),
+)
+
+
+def known_motion_table(found: dict[str, Any]) -> str:
+    """A decoder driven by known motion: drawn people, of whom the truth is known, then photographs."""
+    lines = [["photo", *DRIVEN]]
+    for name, photo in (found["people"] | found["photos"]).items():
+        for row in photo["videos"].values():
+            if not row["control"]:
+                lines.append([name, *(cell(row, COLUMNS[title]) for title in DRIVEN)])
+    return table(lines)
+
+
+def decoder_speed_table(found: dict[str, Any]) -> str:
+    """Milliseconds for 24 frames of 256 px, and their parts."""
+    lines = [["threads", "convolutions in", "24 frames", "maps", "`move_and_paint`", "photo branch, once a stream"]]
+    for row in found["speed"]:
+        parts = row["maps"], row["move_and_paint"]
+        numbers = [f"{ms:.0f}" for ms in (sum(parts), *parts, row["photo"])]
+        lines.append([str(row["threads"]), row["dtype"], *numbers])
+    return table(lines)
+
+
 def means(found: dict[str, Any]) -> str:
     """Identity and lip sync over all photos and voices, in words."""
     rows = [row for photo in found["photos"].values() for row in photo["videos"].values() if not row["control"]]
