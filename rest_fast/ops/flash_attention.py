@@ -128,10 +128,16 @@ def _function(library: Library) -> tuple[Callable[..., Any] | None, str]:
     return function, ""
 
 
+@functools.cache
+def _known(library: Library) -> tuple[Callable[..., Any] | None, str]:
+    """:func:`_function`, once: importing and reading a signature would cost more than the call."""
+    return _function(library)
+
+
 def _run(
     library: Library, q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None
 ) -> None:
-    function, reason = _function(library)
+    function, reason = _known(library)
     if function is None:
         raise OpError(f"{OP}: backend {library.backend}: {reason}")
     place = torch.add(bank_index, row_index, alpha=k_cache.shape[1])

@@ -6,6 +6,9 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -64,4 +67,15 @@ def _unfit(spec: Spec) -> str:
         return f"CUDA tensors only, got {spec.device}"
     elif torch.cuda.is_available() and torch.cuda.get_device_capability(spec.device_index) < OLDEST:
         return f"expected compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
+    else:
+        return _no_compiler()
     return ""
+
+
+@functools.cache
+def _no_compiler() -> str:
+    """Why Triton cannot build its launcher, a small C file, or an empty string. It would say so at the first launch."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler for its launcher; expected gcc, clang or the variable CC, found none"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else f"Triton needs Python.h for its launcher, found none in {header.parent}"

@@ -23,6 +23,14 @@ LIBRARIES = {library.backend: library for library in (flash_attention.FLASH_3, f
 EVERY = pytest.mark.parametrize("backend", LIBRARIES)
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Each test has libraries of its own, and a library is looked up once in a process."""
+    flash_attention._known.cache_clear()
+    yield
+    flash_attention._known.cache_clear()
+
+
 def attend(q, keys, values, lengths, scale) -> tuple[torch.Tensor, torch.Tensor]:
     """out ``[B, Nq, H, D]`` and lse ``[B, H, Nq]`` of a list of sequences, in float64 inside."""
     outs, sums = [], []

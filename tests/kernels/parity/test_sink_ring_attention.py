@@ -65,6 +65,11 @@ def float64(given_call: calls.Call) -> calls.Call:
     return run(NAME, given_call | wide, "reference")
 
 
+def lse_error(dtype: torch.dtype) -> float:
+    """A few roundings of a number below 10; the tensor cores of a GPU cut sums of 16-bit products off instead."""
+    return 1e-5 if ON_GPU and dtype != torch.float32 else 4e-6
+
+
 def check_plan(chosen: Plan | None, given_call: calls.Call) -> None:
     """Against the reference by the rules of ``check_parity``, under a plan of the test's choice."""
     got, eager, exact = cut(chosen, given_call), run(NAME, given_call, "reference"), float64(given_call)
@@ -73,7 +78,7 @@ def check_plan(chosen: Plan | None, given_call: calls.Call) -> None:
     else:
         twice_eager(got["out"], eager["out"], exact["out"], tiny=TINY_ERROR)
     # Whatever the dtype, scores and their sum stay in fp32: a few roundings of a number below 10.
-    assert_close(got["lse"], exact["lse"], atol=4e-6, reason="fp32 sums of exact products")
+    assert_close(got["lse"], exact["lse"], atol=lse_error(given_call["q"].dtype), reason="fp32 sums of exact products")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,7 +127,7 @@ def test_split_is_whole_to_rounding(dtype):
     whole, split = cut(Plan(TINY), made), cut(Plan(TINY, 4), made)
     step = {torch.float32: 2**-22, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     assert_close(split["out"], whole["out"], rtol=step, atol=step, reason="one rounding of the result, either way")
-    assert_close(split["lse"], whole["lse"], atol=2e-6, reason="another order of an fp32 sum, below 10")
+    assert_close(split["lse"], whole["lse"], atol=lse_error(dtype) / 2, reason="another order of an fp32 sum, below 10")
 
 
 @pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 4)], ids=["whole", "split"])
