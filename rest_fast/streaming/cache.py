@@ -83,17 +83,11 @@ class IDContextCache:
         if not 0 <= bank < self.banks:
             raise ArgumentError(f"cache.lanes: bank: expected 0..{self.banks - 1}, got {bank}")
         n_valid = [self.n_valid(r) for r in rows]
-        return Lanes(
-            self.k,
-            self.v,
-            self._times,
-            self._ints(rows),
-            self._ints([bank] * len(rows)),
-            self._ints([self.write_slot(r) for r in rows]),
-            self._ints([self._base(r) for r in rows]),
-            self._ints(n_valid),
-            n_valid,
+        starts, bases = [self.write_slot(r) for r in rows], [self._base(r) for r in rows]
+        row_index, bank_index, write_slot, base, lengths = vectors(
+            [rows, [bank] * len(rows), starts, bases, n_valid], torch.int32, self.k.device
         )
+        return Lanes(self.k, self.v, self._times, row_index, bank_index, write_slot, base, lengths, n_valid)
 
     def _base(self, row: int) -> int:
         """The index in the table of times where the current chunk of this row begins."""
@@ -111,12 +105,15 @@ class IDContextCache:
         for row in rows:
             self.committed[row] += 1
         if self.stream.positions == "window" and self.stream.context_chunks and any(full):
+            row_index, skip_slot, enabled = vectors(
+                [rows, [self.write_slot(r) for r in rows], full], torch.int32, self.k.device
+            )
             ops.rotate_context(
                 self.k,
                 self._positions.chunk_back,
-                row_index=self._ints(rows),
-                skip_slot=self._ints([self.write_slot(r) for r in rows]),
-                enabled=self._ints(full),
+                row_index=row_index,
+                skip_slot=skip_slot,
+                enabled=enabled,
                 sink=self.sink,
                 chunk=self.chunk,
             )
@@ -131,9 +128,6 @@ class IDContextCache:
         self.k[:, row], self.v[:, row], self.committed[row] = state
         self._opened[row] = True
 
-    def _ints(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.k.device)
-
     def _check(self, rows: list[int], opened: bool = True) -> None:
         for row in rows:
             if not 0 <= row < self.rows:
@@ -142,3 +136,15 @@ class IDContextCache:
                 raise ArgumentError(f"cache: row {row}: expected an opened row (sink loaded), got a fresh one")
         if len(set(rows)) != len(rows):
             raise ArgumentError(f"cache: rows: expected distinct rows, got {rows}")
+
+
+def vectors(rows: list[list[int]] | list[list[float]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """Short lists of one length on the device, by one copy that the host does not wait for.
+
+    Each vector begins at a multiple of 16 bytes, since Triton compiles a kernel again where one does not.
+    """
+    count, four = len(rows[0]), 16 // dtype.itemsize
+    padded = [[*row, *[0] * (-count % four)] for row in rows]
+    on_gpu = device.type == "cuda"
+    together = torch.tensor(padded, dtype=dtype, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
+    return [row[:count] for row in together]

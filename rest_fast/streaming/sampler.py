@@ -19,7 +19,7 @@ from rest_fast.models.cross_attention import KV, Audio
 from rest_fast.models.dit import Modulation, StreamingDiT
 from rest_fast.models.dit_block import Workspace
 from rest_fast.models.rest import REST
-from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.cache import IDContextCache, vectors
 from rest_fast.streaming.schedule import sigmas
 from rest_fast.streaming.timeline import ChunkPlan
 
@@ -88,8 +88,8 @@ class ChunkSampler:
         self._check(cache, sessions, noise, codes)
         rows, z, work, audio = self._prepare(sessions, noise, codes)
         count = len(sessions)
-        guidance = self._per_session([self.sampling.guidance], count)[0]
-        dt = self._per_session([after - now for now, after in itertools.pairwise(self.sigmas)], count)
+        changes = [after - now for now, after in itertools.pairwise(self.sigmas)]
+        guidance, *dt = self._per_session([self.sampling.guidance, *changes], count)
         lanes = [cache.lanes(rows, bank) for bank in range(cache.banks)]
         for step in range(self.sampling.steps):
             v = self.dit.step(
@@ -148,9 +148,9 @@ class ChunkSampler:
         z = z.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32, copy=True)
         return rows, z, work, self.dit.hear(codes.to(self.device, self.dtype))
 
-    def _per_session(self, values: list[float], count: int) -> torch.Tensor:
-        """fp32 [len(values), count]: each value for every session."""
-        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None].repeat(1, count)
+    def _per_session(self, values: list[float], count: int) -> list[torch.Tensor]:
+        """fp32 [count] of each value: the same for every session."""
+        return vectors([[value] * count for value in values], torch.float32, self.device)
 
     def _modulation(self, t: float) -> Modulation:
         """AdaLN vectors of one sigma, shared by all lanes: [6, 1, 1, W] per block."""

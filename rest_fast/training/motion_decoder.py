@@ -43,7 +43,7 @@ class MotionDecoderStage(nn.Module):
         seen, hidden = ((visible == kind).float() for kind in (SEEN, HIDDEN))
         own = non_rigid(flow, seen).clamp(max=4)  # in pixels of 128; hair and collars have more, and matter less
         error = (larger(whole, flow.shape[3]) - flow).abs().sum(1, keepdim=True) * 64
-        weight = 1 + 4 * larger(hidden, size[0]) + FOCUS * larger(focus, size[0])
+        weight = larger(importance(hidden, focus), size[0])
         only_moved = moved(photo, whole)
         terms = {
             "pixels": (weight * (shown - target).abs()).mean(),
@@ -86,6 +86,11 @@ class MotionDecoderStage(nn.Module):
         return (codes + NOISE * torch.rand(1).to(codes) * torch.randn_like(codes)).unflatten(2, (-1, 4, 4))
 
 
+def importance(hidden: torch.Tensor, focus: torch.Tensor) -> torch.Tensor:
+    """Of each point [N, 1, G, G]: mouth and eyes count more, and most of all what is new in them, as teeth and lids."""
+    return 1 + 4 * hidden + FOCUS * focus * (1 + 3 * hidden)
+
+
 def share_errors(
     maps: Maps, hidden: torch.Tensor, focus: torch.Tensor, window: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +98,7 @@ def share_errors(
 
     A share that must be found by pixels alone closes before the flow is good enough for paint to help.
     """
-    weight = 1 + FOCUS * focus
+    weight = importance(hidden, focus)
     errors = []
     for share, place in ((maps.paint[:, :1], (0, 0, 64, 64)), (maps.inner_paint[:, :1], window)):
         top, left, rows, columns = scaled(place, hidden.shape[2:])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.cache import IDContextCache, vectors
 from rest_fast.streaming.sampler import Branches, ChunkSampler
 from tests.kit.models import F64, open_cache, sink, toy, toy_dit
 
@@ -353,3 +353,13 @@ def test_times_stay_where_they_are(positions):
         for row, base in zip([2, 1, 0], lanes.base.tolist(), strict=True):
             want = dit.positions.time(dit.positions.base(cache.committed[row]) + torch.arange(3))
             torch.testing.assert_close(lanes.rope_t[base : base + 3], want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_vectors_begin_at_multiples_of_16_bytes(count):
+    """Kernels are compiled for such a start, and once more for any other."""
+    for dtype in (torch.int32, torch.float32):
+        rows = [[10 * row + i for i in range(count)] for row in range(3)]
+        made = vectors(rows, dtype, torch.device("cpu"))
+        assert [one.tolist() for one in made] == rows
+        assert all(one.storage_offset() * one.element_size() % 16 == 0 and one.is_contiguous() for one in made)

@@ -178,7 +178,7 @@ class FlowBranch(nn.Module):
         codes = 3 * config.latent_channels // TEMPORAL
         width = config.code_width
         self.code = nn.Sequential(nn.Linear(codes * CELLS**2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.modulation = nn.Linear(width, 2 * (lowest + low + middle))
+        self.modulation = nn.Linear(width, 2 * (lowest + low + middle + fine))
         self.place = conv(codes, lowest, 1)
         self.memory = CausalMemory(lowest)
         self.first = nn.Sequential(Residual(lowest), Residual(lowest))
@@ -199,13 +199,13 @@ class FlowBranch(nn.Module):
         """
         b, t = codes.shape[:2]
         told = self._told(codes, still)
-        x, (low, middle) = self._lowest(told, maps[3])
+        x, (low, middle, fine) = self._lowest(told, maps[3])
         x = self.memory(x.unflatten(0, (b, t)).transpose(1, 2), state).transpose(1, 2).flatten(0, 1)
         x = self.first(x)
         x = self.blocks[0](self._seen(self.larger[0](x), maps[2], t, low))
         x = self.blocks[1](self._seen(self.larger[1](x), maps[1], t, middle))
         coarse = self.coarse(F.silu(x))
-        x = self.blocks[2](self._seen(self.larger[2](crop(x, self.window)), maps[0], t))
+        x = self.blocks[2](self._seen(self.larger[2](crop(x, self.window)), maps[0], t, fine))
         return coarse, FLOW_UNIT * self.inner(F.silu(x)), x
 
     def remember(self, codes: torch.Tensor, still: torch.Tensor, maps: list[torch.Tensor], state: StreamState) -> None:
@@ -219,18 +219,18 @@ class FlowBranch(nn.Module):
         return torch.cat([codes, still.expand_as(codes), codes - still], 2)
 
     def _lowest(self, told: torch.Tensor, photo: torch.Tensor) -> tuple[torch.Tensor, list[Modulation]]:
-        """Features [B T, C, 8, 8], and the modulations of the two larger maps."""
-        widths = self.channels[:0:-1]
+        """Features [B T, C, 8, 8], and the modulations of the three larger maps."""
+        widths = self.channels[::-1]
         scales, shifts = self.modulation(self.code(told.flatten(2))).flatten(0, 1)[..., None, None].chunk(2, 1)
         here, *others = zip((1 + scales).split(widths, 1), shifts.split(widths, 1))
         places = F.interpolate(self.place(told.flatten(0, 1)), scale_factor=2.0, mode="nearest")
         return self._seen(places, photo, told.shape[1], here), others
 
     @staticmethod
-    def _seen(x: torch.Tensor, photo: torch.Tensor, frames: int, modulation: Modulation | None = None) -> torch.Tensor:
+    def _seen(x: torch.Tensor, photo: torch.Tensor, frames: int, modulation: Modulation) -> torch.Tensor:
         """Features [B T, C, h, w] and the photo's map [B, C, h, w] together, scaled and shifted by the motion."""
         both = (x.unflatten(0, (-1, frames)) + photo[:, None]).flatten(0, 1)
-        return both if modulation is None else torch.addcmul(modulation[1], both, modulation[0])
+        return torch.addcmul(modulation[1], both, modulation[0])
 
 
 class Painter(nn.Module):
