@@ -142,7 +142,7 @@ def test_convolutions_in_bfloat16(vae):
     finally:
         vae.convolve_in(None)
     one, other = (torch.cat([s.pictures(piece) for piece in z.split((1, 3), 2)], 1).float() for s in (whole, low))
-    assert (one[:, 1:] - one[:, :1]).abs().mean() > 5  # it moves
+    assert (one[:, 1:] - one[:, :1]).abs().mean() > 3  # it moves
     assert 0 < (one - other).abs().mean() < 0.3 and (one - other).abs().max() <= 6
     assert {x.dtype for x in low.state.histories.values()} == {torch.float32}
     whole.restore(low.snapshot())

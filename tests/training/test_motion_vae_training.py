@@ -156,14 +156,16 @@ def test_shares_are_held_against_what_the_photo_hides():
         maps = motion.Maps(flow, share.expand(-1, 4, -1, -1), inner_flow, inner.expand(-1, 4, -1, -1))
         return [float(e) for e in share_errors(maps, hidden, focus, window)]
 
+    # Of the picture's 4096 points 80 are hidden, and of the window's 1600 are 64: each weighs five times as much.
+    whole, part = 1 + 4 * 80 / 4096, 1 + 4 * 64 / 1600
     least = -np.log(1 - 1e-3)  # of a share that is right
-    assert errors(share, inner) == pytest.approx([least, least], rel=1e-3)
+    assert errors(share, inner) == pytest.approx([whole * least, part * least], rel=1e-3)
     wrong = share.clone()
-    wrong[..., 2:4, 2:4] = 0  # 4 of 1024 cells
-    assert errors(wrong, inner) == pytest.approx([least + 4 / 1024 * -np.log(1e-3), least], rel=2e-3)
-    assert errors(share, torch.full_like(inner, 0.5)) == pytest.approx([least, np.log(2)], rel=1e-3)
-    focus[..., 40:48, 20:28] = 1  # where it is weighed nine times: 64 of 1600 cells of the window
-    assert errors(share, torch.full_like(inner, 0.5))[1] == pytest.approx(np.log(2) * (1 + 8 * 64 / 1600), rel=1e-3)
+    wrong[..., 2:4, 2:4] = 0  # 4 of 1024 cells, all hidden
+    assert errors(wrong, inner)[0] == pytest.approx(whole * least + 5 * 4 / 1024 * (-np.log(1e-3) - least), rel=1e-3)
+    assert errors(share, torch.full_like(inner, 0.5)) == pytest.approx([whole * least, part * np.log(2)], rel=1e-3)
+    focus[..., 40:48, 20:28] = 1  # where a mouth is, what is hidden weighs 5 + 8 x 4
+    assert errors(share, torch.full_like(inner, 0.5))[1] == pytest.approx((part + 32 * 64 / 1600) * np.log(2), rel=1e-3)
 
 
 def test_a_decoder_learns_to_slide():
