@@ -71,10 +71,8 @@ class Shader {
                                           {.7f, -.7f}, {.4f, .1f},   {-.3f, -.2f}};
     float share = 0;
     for (const float* at : kDisc) {
-      const float x = place.x + reach * at[0], y = place.y + reach * at[1];
-      const int64_t i = static_cast<int64_t>(x), j = static_cast<int64_t>(y);
-      const bool within = x >= 0 && y >= 0 && i < map.size && j < map.size;
-      if (!within || place.z < p.shadow[j * map.size + i] + bias) share += 1.0f / 9.0f;
+      const Vec beside{place.x + reach * at[0], place.y + reach * at[1], place.z};
+      if (!map.covered(p.shadow, beside, bias)) share += 1.0f / 9.0f;
     }
     return share;
   }

@@ -106,3 +106,19 @@ def test_a_vertex_outside_is_refused():
     triangle[1, 2] = 6
     with pytest.raises(ValueError, match="heads_raster: bad shape"):
         raster(screen, triangle)
+
+
+def test_what_is_left_out_is_hidden():
+    """Thousands of sloping triangles, most of which are left out behind others, against a few hundred at a time."""
+    count, some = 6000, 500
+    rng = np.random.default_rng(5)
+    places = rng.uniform(0, SIDE, (count, 1, 2)) + 4 * rng.normal(size=(count, 3, 2))
+    distance = np.maximum(4 + 0.5 * places[..., :1] + rng.uniform(0, 2, (count, 3, 1)), 1)
+    screen = np.concatenate([places, distance], 2).reshape(-1, 3).astype(np.float32)
+    triangle = np.arange(3 * count, dtype=np.int32).reshape(-1, 3)
+    found, _, depth = raster(screen, triangle)
+    founds, _, depths = map(np.stack, zip(*(raster(screen, triangle[k : k + some]) for k in range(0, count, some))))
+    nearest = depths.argmin(0)
+    np.testing.assert_allclose(depth, depths.min(0), rtol=1e-5)  # float32's rounding, where two are equally far
+    expected = np.take_along_axis(founds, nearest[None], 0)[0] + some * nearest
+    assert np.mean(found == expected) > 0.999

@@ -192,7 +192,7 @@ class Painter:
             world=world,
             light=light,
             middle=_MIDDLE,
-            depth=shadow,
+            height=shadow,
             size=_SHADOWS,
             radius=_REACH,
             triangle=self._casting,
