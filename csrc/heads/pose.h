@@ -7,7 +7,8 @@ namespace rest_fast {
 // Where the points of a head are in this frame: in front of the camera and in the picture.
 //
 // Points 0 .. mesh - 1 are vertices of the mesh, whose shape is given. The others follow in pairs,
-// the two edges of a strand of hair: each hangs on a triangle of the mesh and moves with it.
+// the two edges of a strand of hair: each hangs on a triangle of the mesh and moves with it. All
+// but the half width is read of the first of a pair.
 struct HeadsPoseParams {
   const float* shape;  // [mesh, 3] the mesh of this frame in the head's own coordinates, decimetres
   const float* rest;   // [points, 3] at rest; both points of a pair at the strand's middle

@@ -69,6 +69,20 @@ class Camera:
     roll: float = 0.0
 
 
+@dataclass(frozen=True)
+class Sensor:
+    """exposure: linear brightness of light skin; blur: radius in pixels; grain: standard deviation of noise; quality:
+    of JPEG, 0 for none."""
+
+    exposure: float
+    shoulder: float
+    saturation: float
+    gamma: float
+    blur: float
+    grain: float
+    quality: int
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """What the rasteriser leaves of a frame; side = 2 x the picture's size."""
@@ -218,12 +232,13 @@ class Painter:
         dark = float(np.clip(self.person.skin / 0.35, 0.2, 1)) ** 0.45
         return float(luminance.mean()) / dark if len(luminance) else 0.2
 
-    def develop(self, frame: Frame, background: Array, gain: float, shoulder: float) -> Array:
-        """float32 [size, size, 3] in 0..1, sRGB, before a background [size, size, 3] in linear light."""
-        picture = np.empty((self.size, self.size, 3), np.float32)
+    def develop(self, frame: Frame, background: Array, gain: float, sensor: Sensor, seed: int) -> Array:
+        """uint8 [size, size, 3] before a background [size, size, 3] in linear light; seed: of the grain."""
+        picture = np.empty((self.size, self.size, 3), np.uint8)
         call(
             "heads_develop", colour=frame.colour, id=frame.id, background=np.ascontiguousarray(background, np.float32),
-            picture=picture, size=self.size, gain=gain, shoulder=shoulder,
+            picture=picture, size=self.size, seed=seed, gain=gain, shoulder=sensor.shoulder,
+            saturation=sensor.saturation, gamma=sensor.gamma, grain=sensor.grain,
         )  # fmt: skip
         return picture
 
