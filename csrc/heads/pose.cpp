@@ -44,8 +44,7 @@ Vec project(const Camera& c, const Vec& world, float part) {
 }  // namespace
 
 int heads_pose(const HeadsPoseParams& p) {
-  if (p.mesh < 1 || p.points < p.mesh || (p.points - p.mesh) % 2 || p.triangles < 0)
-    return kBadShape;
+  if (p.mesh < 1 || p.pairs < 0 || p.triangles < 0) return kBadShape;
   if (p.shape == nullptr || p.rest == nullptr || p.screen == nullptr) return kNullAddress;
   const float* v = p.view;
   const Camera camera{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
@@ -69,26 +68,25 @@ int heads_pose(const HeadsPoseParams& p) {
     store(turn.direction(unit(normals[i])), p.normal + 3 * i);
     store(project(camera, world, turn.part), p.screen + 3 * i);
   }
-  for (int64_t i = p.mesh; i < p.points; i += 2) {
-    const int64_t s = i - p.mesh;
+  for (int64_t s = 0; s < p.pairs; ++s) {
     const int32_t* root = p.root + 3 * s;
     for (int k = 0; k < 3; ++k) {
       if (root[k] < 0 || root[k] >= p.mesh) return kBadShape;
     }
     const float* part = p.root_part + 3 * s;
     const Vec moved = blend(p.shape, root, part) - blend(p.rest, root, part);
-    const Turn turn = turn_of(i);
-    const Vec middle = turn.place(load(p.rest + 3 * i) + moved);
-    const Vec normal = turn.direction(load(p.out_dir + 3 * s));
+    const Turn turn = turn_of(p.mesh + s);
+    const Vec middle = turn.place(load(p.rest + 3 * (p.mesh + s)) + moved);
     const Vec along = turn.direction(load(p.tangent + 3 * s));
+    store(turn.direction(load(p.out_dir + 3 * s)), p.normal + 3 * (p.mesh + s));
+    store(along, p.along + 3 * s);
     // A ribbon that faces the camera, a little narrower where it runs towards it.
-    const Vec side = unit(cross(along, Vec{0, 0, 1}));
+    const Vec side = unit(cross(along, Vec{0, 0, 1})) * p.half[s];
+    const Vec edges[2] = {middle - side, middle + side};
     for (int64_t k = 0; k < 2; ++k) {
-      const Vec world = middle + side * p.half[s + k];
-      store(world, p.world + 3 * (i + k));
-      store(normal, p.normal + 3 * (i + k));
-      store(along, p.along + 3 * (s + k));
-      store(project(camera, world, turn.part), p.screen + 3 * (i + k));
+      const int64_t point = p.mesh + 2 * s + k;
+      store(edges[k], p.world + 3 * point);
+      store(project(camera, edges[k], turn.part), p.screen + 3 * point);
     }
   }
   return kOk;

@@ -18,7 +18,7 @@ using namespace heads;
 
 constexpr int kOctaves = 4;
 constexpr float kCycles[kOctaves] = {3.0f, 10.0f, 28.0f, 60.0f};  // per decimetre
-constexpr int kPaint = 8;
+constexpr int kPaint = 8, kAcross = 7;  // kAcross: of a strand, found while shading
 
 struct Lights {
   Vec key, key_colour, fill, fill_colour, sky, ground;
@@ -358,32 +358,56 @@ class Rows {
   }
 
   void add(int64_t element) {
+    if (kind(element) == HeadsKind::kStrand) {
+      add_strand(element);
+    } else {
+      add_surface(element);
+    }
+  }
+
+  // Between two pairs of points; across: 0 on the one edge, 1 on the other.
+  void add_strand(int64_t element) {
     const int32_t* corner = p.triangle + 3 * p.id[element];
     const float* w = p.share + 3 * element;
-    const HeadsKind kind = this->kind(element);
-    const Vec world = blend(p.world, corner, w), normal = blend(p.normal, corner, w);
-    float paint[kPaint];
+    const int64_t first = (corner[0] - p.mesh) / 2;
+    float next = 0, across = 0;
+    for (int k = 0; k < 3; ++k) {
+      if ((corner[k] - p.mesh) / 2 != first) next += w[k];
+      if ((corner[k] - p.mesh) % 2) across += w[k];
+    }
+    const int64_t a = p.mesh + first, b = a + 1;
+    const Vec normal = unit(mix(load(p.normal + 3 * a), load(p.normal + 3 * b), next));
+    strands_.put(kPlace, above(blend(p.world, corner, w), normal, 0.06f));
+    strands_.put(kNormal, normal);
+    strands_.put(kAlong, load(p.along + 3 * first));
+    for (int c = 0; c < kAcross; ++c) {
+      const float from = p.paint[kPaint * a + c], to = p.paint[kPaint * b + c];
+      strands_[kColours + c][strands_.count()] = from + (to - from) * next;
+    }
+    strands_[kColours + kAcross][strands_.count()] = across;
+    strands_.element.push_back(element);
+  }
+
+  void add_surface(int64_t element) {
+    const int32_t* corner = p.triangle + 3 * p.id[element];
+    const float* w = p.share + 3 * element;
+    points_.emplace_back();
+    Point& q = points_.back();
+    q.rest = blend(p.rest, corner, w);
+    q.normal = unit(blend(p.normal, corner, w));
     for (int c = 0; c < kPaint; ++c) {
-      paint[c] = w[0] * p.paint[kPaint * corner[0] + c] + w[1] * p.paint[kPaint * corner[1] + c] +
-                 w[2] * p.paint[kPaint * corner[2] + c];
+      q.paint[c] = w[0] * p.paint[kPaint * corner[0] + c] + w[1] * p.paint[kPaint * corner[1] + c] +
+                   w[2] * p.paint[kPaint * corner[2] + c];
     }
-    Batch& batch = kind == HeadsKind::kStrand ? strands_ : surfaces_;
-    const float bias = lift(kind, paint);
-    const Vec facing = unit(normal);
-    batch.put(kPlace, map_.place(world + facing * bias) + Vec{0, 0, bias});
-    if (kind == HeadsKind::kStrand) {
-      batch.put(kNormal, facing);
-      batch.put(kAlong, load(p.along + 3 * (corner[0] - p.mesh)));
-      for (int c = 0; c < kPaint; ++c) batch[kColours + c][batch.count()] = paint[c];
-    } else {
-      points_.emplace_back();
-      Point& q = points_.back();
-      q.rest = blend(p.rest, corner, w);
-      q.normal = facing;
-      std::copy_n(paint, kPaint, q.paint);
-      batch.put(kRest, q.rest);
-    }
-    batch.element.push_back(element);
+    const float bias = lift(kind(element), q.paint);
+    surfaces_.put(kPlace, above(blend(p.world, corner, w), q.normal, bias));
+    surfaces_.put(kRest, q.rest);
+    surfaces_.element.push_back(element);
+  }
+
+  // Where the light's map is asked: its shadows begin `bias` decimetres above a surface.
+  Vec above(const Vec& world, const Vec& normal, float bias) const {
+    return map_.place(world + normal * bias) + Vec{0, 0, bias};
   }
 
   // Decimetres above a surface from which the light is looked for.
@@ -442,18 +466,23 @@ int check(const HeadsShadeParams& p) {
   if (p.mesh < 0 || p.points < p.mesh || p.height < 1 || p.width < 1 || p.shadow_size < 1)
     return kBadShape;
   if (!(p.map[3] > 0)) return kBadShape;
-  for (int64_t i = 0; i < p.height * p.width; ++i) {
-    if (p.id[i] < -1 || p.id[i] >= p.triangles) return kBadShape;
-  }
+  bool good = true;
+  for (int64_t i = 0; i < p.height * p.width; ++i) good &= p.id[i] >= -1 && p.id[i] < p.triangles;
+  const int64_t pairs = (p.points - p.mesh) / 2;
   for (int64_t t = 0; t < p.triangles; ++t) {
-    if (p.kind[t] > static_cast<uint8_t>(HeadsKind::kStrand)) return kBadShape;
-    const bool strand = p.kind[t] == static_cast<uint8_t>(HeadsKind::kStrand);
-    for (int k = 0; k < 3; ++k) {
-      const int32_t corner = p.triangle[3 * t + k];
-      if (corner < (strand ? p.mesh : 0) || corner >= p.points) return kBadShape;
+    const int32_t* corner = p.triangle + 3 * t;
+    const HeadsKind kind = static_cast<HeadsKind>(p.kind[t]);
+    if (kind == HeadsKind::kStrand) {  // from a pair to the next one
+      const int64_t first = corner[0] - p.mesh - (corner[0] - p.mesh) % 2;
+      good &= first >= 0 && first / 2 + 1 < pairs;
+      for (int k = 0; k < 3; ++k)
+        good &= corner[k] - p.mesh >= first && corner[k] - p.mesh < first + 4;
+    } else {
+      good &= kind < HeadsKind::kStrand;
+      for (int k = 0; k < 3; ++k) good &= corner[k] >= 0 && corner[k] < p.mesh;
     }
   }
-  return kOk;
+  return good ? kOk : kBadShape;
 }
 
 }  // namespace

@@ -126,22 +126,22 @@ class Painter:
         y, turn = 1 - 1.6 * k / count, k * 2.399963
         across = np.sqrt(1 - y**2)
         directions = np.stack([across * np.sin(turn), y, across * np.cos(turn)], 1).astype(np.float32)
-        opened = np.zeros(len(world), np.float32)
+        opened = np.zeros(who.mesh, np.float32)
         call(
             "heads_occlusion", world=world, normal=normal, triangle=self._mesh_triangles, directions=directions,
             middle=_MIDDLE, open=opened, points=who.mesh, triangles=len(self._mesh_triangles), count=count, size=128,
             radius=_REACH,
         )  # fmt: skip
-        skin = np.zeros(len(world), bool)
+        skin = np.zeros(who.mesh, bool)
         skin[who.triangles[who.kind == 0]] = True
         opened = np.maximum(opened, who.covered)  # lids are folded away at rest
-        self.paint[skin, 4] *= 0.25 + 0.75 * opened[skin]
+        self.paint[: who.mesh][skin, 4] *= 0.25 + 0.75 * opened[skin]
 
     def _points(self, shape: Array, turn: Array, dx: float, dy: float) -> tuple[Array, Array, Array, Array]:
         who, cam = self.person, self.camera
-        points, strands = len(who.rest), who.strands
-        world, normal, screen = (np.empty((points, 3), np.float32) for _ in range(3))
-        along = np.empty((points - who.mesh, 3), np.float32)
+        strands, pairs = who.strands, len(who.strands.rest)
+        world, screen = (np.empty((who.mesh + 2 * pairs, 3), np.float32) for _ in range(2))
+        normal, along = np.empty((who.mesh + pairs, 3), np.float32), np.empty((pairs, 3), np.float32)
         scale = cam.zoom * self.side / FIELD * cam.focal
         shift = self.side / 128
         view = np.array(
@@ -151,7 +151,7 @@ class Painter:
             "heads_pose", shape=shape, rest=who.rest, out_dir=strands.outward, tangent=strands.tangent,
             half=strands.half, root=strands.root, root_part=strands.share, triangle=self._mesh_triangles, turn=turn,
             pivot=_PIVOT, view=view, world=world, normal=normal, along=along, screen=screen, mesh=who.mesh,
-            points=points, triangles=len(self._mesh_triangles),
+            pairs=pairs, triangles=len(self._mesh_triangles),
         )  # fmt: skip
         return world, normal, along, screen
 

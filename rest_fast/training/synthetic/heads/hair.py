@@ -30,15 +30,15 @@ class Strands:
 
 @dataclass(frozen=True, eq=False)
 class Ribbons:
-    """Strands of several kinds as points in pairs, ready to draw; P points, see csrc/heads/pose.h."""
+    """Strands of several kinds as Q pairs of points, the two edges at a place, ready to draw: see csrc/heads/pose.h."""
 
-    rest: Array  # [P, 3]
-    outward: Array  # [P, 3]
-    tangent: Array  # [P, 3]
-    half: Array  # [P]
-    root: Array  # [P, 3]
-    share: Array  # [P, 3]
-    paint: Array  # [P, 8]
+    rest: Array  # [Q, 3]
+    outward: Array  # [Q, 3]
+    tangent: Array  # [Q, 3]
+    half: Array  # [Q]
+    root: Array  # [Q, 3]
+    share: Array  # [Q, 3]
+    paint: Array  # [Q, 8]
     triangles: Array  # [T, 3], counted from the first point
 
 
@@ -46,7 +46,7 @@ def ribbons(kinds: list[Strands]) -> Ribbons:
     """All strands as one set of ribbons."""
     parts = [_ribbon(strands) for strands in kinds if len(strands.places)]
     assert parts, "ribbons: nobody is without lashes"
-    starts = np.cumsum([0, *(len(part.rest) for part in parts[:-1])])
+    starts = np.cumsum([0, *(2 * len(part.rest) for part in parts[:-1])])
     names = ("rest", "outward", "tangent", "half", "root", "share", "paint")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     triangles = np.concatenate([part.triangles + start for part, start in zip(parts, starts)])
@@ -55,36 +55,33 @@ def ribbons(kinds: list[Strands]) -> Ribbons:
 
 def _ribbon(strands: Strands) -> Ribbons:
     count, places = strands.places.shape[:2]
-    tangent = np.gradient(strands.places, axis=1)
-    tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9
     paint = np.zeros((count, places, 8), np.float32)
     paint[..., :3], paint[..., 3], paint[..., 4] = strands.colour, strands.gloss[:, None], strands.open
     paint[..., 5] = np.linspace(0, 1, places)
     paint[..., 6] = (np.arange(count) * 0.618 % 1 * 100)[:, None]  # each ribbon's own fibres
 
-    def twice(values: Array) -> Array:
-        """[N, places, ...] -> [N x places x 2, ...]."""
-        return np.repeat(values, 2, axis=1).reshape(-1, *values.shape[2:]).astype(values.dtype)
+    def each(values: Array, dtype: type) -> Array:
+        """[Q, 3] of [N, 3], the same for a whole strand, or of [N, places, 3]."""
+        whole = values if values.ndim == 3 else values[:, None]
+        return np.broadcast_to(whole, (count, places, 3)).astype(dtype).reshape(-1, 3)
 
-    def along(values: Array) -> Array:
-        """[N, 3], the same for a whole strand, or [N, places, 3]."""
-        return np.broadcast_to(values if values.ndim == 3 else values[:, None], (count, places, 3))
-
-    edges = twice(paint)
-    edges[1::2, 7] = 1
-    sign = np.tile(np.array([-1, 1], np.float32), count * places)
-    first = 2 * (np.arange(count)[:, None] * places + np.arange(places - 1)).reshape(-1, 1)
-    triangles = (first + np.array([0, 1, 2, 1, 3, 2])).reshape(-1, 3)
+    first = 2 * (np.arange(count, dtype=np.int32)[:, None] * places + np.arange(places - 1, dtype=np.int32))
+    triangles = first.reshape(-1, 1) + np.array([0, 1, 2, 1, 3, 2], np.int32)
     return Ribbons(
-        twice(strands.places.astype(np.float32)),
-        twice(strands.outward.astype(np.float32)),
-        twice(tangent.astype(np.float32)),
-        twice(strands.half.astype(np.float32)) * sign,
-        twice(along(strands.root.astype(np.int32))),
-        twice(along(strands.share.astype(np.float32))),
-        edges,
-        triangles.astype(np.int32),
+        each(strands.places, np.float32),
+        each(strands.outward, np.float32),
+        each(unit(np.gradient(strands.places, axis=1)), np.float32),
+        strands.half.astype(np.float32).ravel(),
+        each(strands.root, np.int32),
+        each(strands.share, np.float32),
+        paint.reshape(-1, 8),
+        triangles.reshape(-1, 3),
     )
+
+
+def unit(v: Array) -> Array:
+    """[..., 3] of unit length."""
+    return v / (np.sqrt(np.einsum("...k,...k->...", v, v))[..., None] + v.dtype.type(1e-9))
 
 
 class Scalp:

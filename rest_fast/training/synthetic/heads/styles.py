@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rest_fast.training.synthetic.heads.hair import Scalp, Strands
+from rest_fast.training.synthetic.heads.hair import Scalp, Strands, unit
 
 Array = np.ndarray
 CROWN = np.array([0.0, 1.15, -1.15], np.float32)
@@ -104,16 +104,16 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     down = np.array([0, -1.0, 0])
     frame = float(rng.uniform(0.50, 0.66))  # half width of the face that long hair leaves free
     for step in range(m):
-        radial = _unit(now - scalp.CENTRE)
-        comb = _unit(_comb(style, now, places, part)) + 0.12 * clump
-        comb = np.where(fringed[:, None], _unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
+        radial = unit(now - scalp.CENTRE)
+        comb = unit(_comb(style, now, places, part)) + 0.12 * clump
+        comb = np.where(fringed[:, None], unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
         flat = comb - 0.9 * (comb * radial).sum(1, keepdims=True) * radial if style.comb != "out" else comb
-        direction = _unit(
-            (1 - style.stiffness) * _unit(direction) + (style.stiffness + 0.15) * _unit(flat) + style.gravity * down
+        direction = unit(
+            (1 - style.stiffness) * unit(direction) + (style.stiffness + 0.15) * unit(flat) + style.gravity * down
         )
         direction = np.where(fringed[:, None], direction, _aside(direction, now, places[:, 0] - part, frame))
         now = scalp.push_out(now + direction * (length / m)[:, None], lift * min(1.0, 0.4 + 0.9 * (step + 1) / m))
-        path[:, step + 1], outward[:, step + 1] = now, _unit(now - scalp.CENTRE) * [1, 0.8, 1]
+        path[:, step + 1], outward[:, step + 1] = now, unit(now - scalp.CENTRE) * [1, 0.8, 1]
     along = np.linspace(0, 1, m + 1)
     if style.curl:
         rounds = min(style.length / (6.0 * style.curl), m / 5.0)  # five places to a turn, or it has corners
@@ -143,7 +143,7 @@ def _aside(direction: Array, now: Array, side: Array, frame: float) -> Array:
     before = np.clip((z + 0.5) / 0.25, 0, 1) * np.clip((1.12 - inside) / 0.2, 0, 1)
     out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side < 0, -1.0, 1.0))
     away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), -0.3 + 0 * x], 1)
-    return _unit(direction + 1.8 * before[:, None] * _unit(away))
+    return unit(direction + 1.8 * before[:, None] * unit(away))
 
 
 def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
@@ -154,7 +154,7 @@ def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
     radius = rng.uniform(0.26, 0.36, (n, 1))
     ring = np.stack([np.cos(turn) * np.cos(tilt), np.sin(turn) + 0 * tilt, np.cos(turn) * np.sin(tilt)], -1)
     places = KNOT + [0, 0.75, 0.55] + radius[..., None] * ring
-    outward = _unit(ring.reshape(-1, 3)).reshape(ring.shape)
+    outward = unit(ring.reshape(-1, 3)).reshape(ring.shape)
     tint = np.broadcast_to(colour * np.exp(rng.normal(0, 0.25, (n, 1, 1))), places.shape)
     opened = np.full((n, m + 1), 0.7) * (radius - 0.1) / 0.26
     return Strands(
@@ -181,7 +181,7 @@ def brows(
     n, m = len(places), 3
     side = np.sign(places[:, 0])
     lean = np.interp(s, [0, 0.2, 0.6, 1], [1.3, 0.6, 0.1, -0.5]) - 0.35 * off + rng.normal(0, 0.15, n)
-    direction = _unit(np.stack([side * np.cos(lean), np.sin(lean), -0.25 + 0 * s], 1) + 0.25 * normals)
+    direction = unit(np.stack([side * np.cos(lean), np.sin(lean), -0.25 + 0 * s], 1) + 0.25 * normals)
     step = np.linspace(0, 1, m + 1)
     length = rng.uniform(0.07, 0.13, n)
     path = places[:, None] + normals[:, None] * (0.012 + 0.01 * np.sin(np.pi * step))[None, :, None]
@@ -248,7 +248,7 @@ def beard(
     places, normals, root, share = scalp.sample(rng, field, count)
     n, m = len(places), 3
     step = np.linspace(0, 1, m + 1)
-    direction = _unit(0.55 * normals + [0, -0.75, 0.1] + rng.normal(0, 0.18, (n, 3)))
+    direction = unit(0.55 * normals + [0, -0.75, 0.1] + rng.normal(0, 0.18, (n, 3)))
     reach = np.where(places[:, 1] > -0.72, min(length, 0.09), length) * rng.uniform(
         0.5, 1.2, n
     )  # a moustache is cut short
@@ -261,7 +261,3 @@ def beard(
     shade = (0.6 + 0.4 * step)[None, :, None]
     opened = np.broadcast_to(0.55 + 0.45 * step, path.shape[:2])
     return Strands(path, outward, root, share, half, tint[:, None] * shade, np.full(n, 0.4), opened)
-
-
-def _unit(v: Array) -> Array:
-    return v / (np.linalg.norm(v, axis=-1, keepdims=True) + 1e-9)
