@@ -128,9 +128,10 @@ REST_FAST_MULTI_ISA void sense(const HeadsDevelopParams& p, int64_t row,
 int heads_flow(const HeadsFlowParams& p) {
   if (p.grid < 1 || p.side < p.grid || p.side % p.grid) return kBadShape;
   if (p.id == nullptr || p.photo_id == nullptr || p.flow == nullptr) return kNullAddress;
-  for (int64_t i = 0; i < p.side * p.side; ++i) {
-    if (p.id[i] < -1 || p.id[i] >= p.triangles || p.photo_id[i] >= p.triangles) return kBadShape;
-  }
+  bool good = true;
+  for (int64_t i = 0; i < p.side * p.side; ++i)
+    good &= p.id[i] >= -1 && p.id[i] < p.triangles && p.photo_id[i] < p.triangles;
+  if (!good) return kBadShape;
   const int64_t cell = p.side / p.grid;
   for (int64_t y = 0; y < p.grid; ++y) {
     for (int64_t x = 0; x < p.grid; ++x) {

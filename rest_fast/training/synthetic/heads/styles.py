@@ -85,12 +85,12 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     dense = np.clip(field / 0.10, 0, 1)
     places, normals, root, share = scalp.sample(rng, dense, style.count)
     n, m = len(places), style.steps
-    inner = rng.random(n) ** 0.7  # 0 next to the skin, 1 outside
+    inner = rng.random(n).astype(np.float32) ** 0.7  # 0 next to the skin, 1 outside
     lift = 0.02 + style.lift * inner
-    length = style.length * rng.uniform(0.75, 1.1, n) * (0.8 + 0.2 * inner)
+    length = style.length * rng.uniform(0.75, 1.1, n).astype(np.float32) * (0.8 + 0.2 * inner)
     forward = np.clip((places[:, 2] + 0.2) / 0.4, 0, 1) * np.clip(1 - np.abs(places[:, 0]) / 0.6, 0, 1)
     fringed = rng.random(n) < style.fringe * (forward > 0.3)
-    length = np.where(fringed, np.minimum(length, rng.uniform(0.45, 0.62, n)), length)
+    length = np.where(fringed, np.minimum(length, rng.uniform(0.45, 0.62, n).astype(np.float32)), length)
     if style.name in ("crop", "short", "quiff", "parted", "slick"):  # short at the sides and the nape
         length *= np.clip(0.35 + 0.9 * (places[:, 1] - 0.1), 0.25, 1)
     if style.length < 1.2 and style.comb != "back":  # the nape is cut
@@ -98,23 +98,24 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     part = float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.35))
     phase, turns = rng.uniform(0, 2 * np.pi, n), rng.uniform(0.8, 1.3, n)
     clump = np.sin(places @ rng.normal(0, 9, (3, 3)) + rng.uniform(0, 6, 3))  # neighbours go the same way
-    path, outward = np.zeros((n, m + 1, 3)), np.zeros((n, m + 1, 3))
+    clump = clump.astype(np.float32)
+    path, outward = (np.zeros((n, m + 1, 3), np.float32) for _ in range(2))
     path[:, 0], outward[:, 0] = places, normals
     now, direction = places + 0.0, normals + 0.3 * clump
-    down = np.array([0, -1.0, 0])
+    down, facing, over = (np.array(v, np.float32) for v in ([0, -1, 0], [1, 0.8, 1], [0, -0.5, 0.7]))
     frame = float(rng.uniform(0.50, 0.66))  # half width of the face that long hair leaves free
     for step in range(m):
         radial = unit(now - scalp.CENTRE)
         comb = unit(_comb(style, now, places, part)) + 0.12 * clump
-        comb = np.where(fringed[:, None], unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
-        flat = comb - 0.9 * (comb * radial).sum(1, keepdims=True) * radial if style.comb != "out" else comb
+        comb[fringed] = unit(0.5 * (now[fringed] - CROWN) + over) + 0.15 * clump[fringed]
+        flat = comb - 0.9 * np.einsum("nk,nk->n", comb, radial)[:, None] * radial if style.comb != "out" else comb
         direction = unit(
             (1 - style.stiffness) * unit(direction) + (style.stiffness + 0.15) * unit(flat) + style.gravity * down
         )
-        direction = np.where(fringed[:, None], direction, _aside(direction, now, places[:, 0] - part, frame))
+        _turn_aside(direction, ~fringed, now, places[:, 0] - part, frame)
         now = scalp.push_out(now + direction * (length / m)[:, None], lift * min(1.0, 0.4 + 0.9 * (step + 1) / m))
-        path[:, step + 1], outward[:, step + 1] = now, unit(now - scalp.CENTRE) * [1, 0.8, 1]
-    along = np.linspace(0, 1, m + 1)
+        path[:, step + 1], outward[:, step + 1] = now, unit(now - scalp.CENTRE) * facing
+    along = np.linspace(0, 1, m + 1, dtype=np.float32)
     if style.curl:
         rounds = min(style.length / (6.0 * style.curl), m / 5.0)  # five places to a turn, or it has corners
         angle = 2 * np.pi * (along[None] * rounds * turns[:, None]) + phase[:, None] * 0.6 + 3 * clump[:, :1]
@@ -136,14 +137,17 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     return Strands(path, outward, root, share, half, tint[:, None] * shade, rng.uniform(0.5, 1.2, n), opened)
 
 
-def _aside(direction: Array, now: Array, side: Array, frame: float) -> Array:
-    """Directions turned away from the face where hair would hang before it; side: [n], which way each strand goes."""
+def _turn_aside(direction: Array, which: Array, now: Array, side: Array, frame: float) -> None:
+    """Turn directions [n, 3] away from the face where hair would hang before it; which: bool [n]; side: [n], which way
+    each strand goes."""
     x, y, z = now.T
     inside = np.sqrt((x / frame) ** 2 + ((y + 0.15) / 1.02) ** 2)  # an ellipse around the face
     before = np.clip((z + 0.5) / 0.25, 0, 1) * np.clip((1.12 - inside) / 0.2, 0, 1)
-    out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side < 0, -1.0, 1.0))
-    away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), -0.3 + 0 * x], 1)
-    return unit(direction + 1.8 * before[:, None] * unit(away))
+    turned = which & (before > 0)
+    x, y, before = x[turned], y[turned], before[turned]
+    out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side[turned] < 0, np.float32(-1), np.float32(1)))
+    away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), np.full_like(x, -0.3)], 1)
+    direction[turned] = unit(direction[turned] + 1.8 * before[:, None] * unit(away))
 
 
 def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
