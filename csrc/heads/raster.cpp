@@ -24,6 +24,7 @@ namespace {
 using namespace heads;
 
 constexpr float kFar = 1e30f;
+constexpr float kFaint = 1e-15f;  // less nearness, or more than 1 / kFaint, is a mistake
 constexpr float kEdge = 1e-6f;    // rounding of an edge function: no gaps between neighbours
 constexpr int64_t kTile = 16;     // elements to a side
 constexpr int64_t kRound = 1024;  // triangles drawn between two looks at the tiles
@@ -74,23 +75,32 @@ struct Box {
   int64_t x0, x1, y0, y1;
 
   REST_FAST_INLINE Box(const Triangle& t, int64_t height, int64_t width) {
-    x0 = up(std::max(0.0f, least(t.a[0], t.b[0], t.c[0]) - 0.5f));
-    x1 = down(std::max(-1.0f, std::min(width - 1.0f, most(t.a[0], t.b[0], t.c[0]) - 0.5f)));
-    y0 = up(std::max(0.0f, least(t.a[1], t.b[1], t.c[1]) - 0.5f));
-    y1 = down(std::max(-1.0f, std::min(height - 1.0f, most(t.a[1], t.b[1], t.c[1]) - 0.5f)));
+    x0 = up(first(least(t.a[0], t.b[0], t.c[0]), width));
+    x1 = down(last(most(t.a[0], t.b[0], t.c[0]), width));
+    y0 = up(first(least(t.a[1], t.b[1], t.c[1]), height));
+    y1 = down(last(most(t.a[1], t.b[1], t.c[1]), height));
   }
   // Many triangles of hair lie between the middles.
   REST_FAST_INLINE bool empty() const { return x0 > x1 || y0 > y1; }
+
+ private:
+  static REST_FAST_INLINE float first(float at, int64_t count) {
+    return std::min<float>(count, std::max(0.0f, at - 0.5f));
+  }
+  static REST_FAST_INLINE float last(float at, int64_t count) {
+    return std::max(-1.0f, std::min(count - 1.0f, at - 0.5f));
+  }
 };
 
-// What may be seen, sorted by its nearest corner.
-std::vector<int32_t> front_to_back(const Canvas& s, int64_t triangles) {
-  std::vector<std::pair<int32_t, float>> found;
-  found.reserve(triangles);
-  float low = kFar, high = 0;
+// Sorts what may be seen by its nearest corner into `order`; found: space to work in.
+void front_to_back(const Canvas& s, int64_t triangles,
+                   std::vector<std::pair<int32_t, float>>& found, std::vector<int32_t>& order) {
+  found.clear();
+  float low = 1.0f / kFaint, high = kFaint;
   for (int64_t i = 0; i < triangles; ++i) {
     const Triangle t(s, i);
-    if (!(t.farthest() > 0) || Box(t, s.height, s.width).empty()) continue;
+    if (!(t.farthest() > kFaint && t.nearest() < 1.0f / kFaint)) continue;
+    if (Box(t, s.height, s.width).empty()) continue;
     found.emplace_back(static_cast<int32_t>(i), t.nearest());
     low = std::min(low, t.nearest());
     high = std::max(high, t.nearest());
@@ -100,9 +110,8 @@ std::vector<int32_t> front_to_back(const Canvas& s, int64_t triangles) {
   int64_t start[kBins + 1] = {};
   for (const auto& each : found) ++start[bin(each.second) + 1];
   for (int64_t k = 0; k < kBins; ++k) start[k + 1] += start[k];
-  std::vector<int32_t> order(found.size());
+  order.resize(found.size());
   for (const auto& each : found) order[start[bin(each.second)]++] = each.first;
-  return order;
 }
 
 struct Draw {
@@ -183,37 +192,41 @@ struct Draw {
   }
 };
 
+// Kept from call to call: what is freed goes back to the system, which takes longer to clear its
+// pages again than to draw some thousand triangles.
 struct Drawing {
-  std::vector<float> near;
-  std::vector<int32_t> id;
-};
+  std::vector<float> place, near, least;  // as in Canvas
+  std::vector<int32_t> id, order;
+  std::vector<std::pair<int32_t, float>> found;
 
-// The nearest triangle of each element; places as in Canvas.
-Drawing draw(const float* place, const int32_t* triangle, int64_t triangles, int64_t height,
-             int64_t width) {
-  const int64_t across = (width + kTile - 1) / kTile, down = (height + kTile - 1) / kTile;
-  Drawing out{std::vector<float>(height * width + kSlack, 0.0f),
-              std::vector<int32_t>(height * width + kSlack, -1)};
-  std::vector<float> least(across * down, 0.0f);
-  Canvas canvas{place,        triangle, nullptr, out.near.data(), out.id.data(),
-                least.data(), height,   width,   across};
-  const std::vector<int32_t> order = front_to_back(canvas, triangles);
-  canvas.order = order.data();
-  static const auto version = choose_version<Draw, Canvas>(0);
-  version(canvas, 0, static_cast<int64_t>(order.size()));
-  return out;
-}
+  // The nearest triangle of each element.
+  void draw(const int32_t* triangle, int64_t triangles, int64_t height, int64_t width) {
+    const int64_t across = (width + kTile - 1) / kTile, down = (height + kTile - 1) / kTile;
+    near.assign(height * width + kSlack, 0.0f);
+    id.assign(height * width + kSlack, -1);
+    least.assign(across * down, 0.0f);
+    Canvas canvas{place.data(), triangle, nullptr, near.data(), id.data(),
+                  least.data(), height,   width,   across};
+    front_to_back(canvas, triangles, found, order);
+    canvas.order = order.data();
+    static const auto version = choose_version<Draw, Canvas>(0);
+    version(canvas, 0, static_cast<int64_t>(order.size()));
+  }
+
+  // The same as a light sees it.
+  void draw(const LightMap& map, const float* world, int64_t points, const int32_t* triangle,
+            int64_t triangles) {
+    place.resize(3 * points);
+    for (int64_t i = 0; i < points; ++i) store(map.place(load(world + 3 * i)), &place[3 * i]);
+    draw(triangle, triangles, map.size, map.size);
+  }
+};
+thread_local Drawing drawing;
 
 bool inside(const int32_t* triangle, int64_t triangles, int64_t points) {
   bool all = true;
   for (int64_t i = 0; i < 3 * triangles; ++i) all &= triangle[i] >= 0 && triangle[i] < points;
   return all;
-}
-
-std::vector<float> mapped(const LightMap& map, const float* world, int64_t points) {
-  std::vector<float> out(3 * points);
-  for (int64_t i = 0; i < points; ++i) store(map.place(load(world + 3 * i)), out.data() + 3 * i);
-  return out;
 }
 
 }  // namespace
@@ -224,10 +237,11 @@ int heads_raster(const HeadsRasterParams& p) {
     return kNullAddress;
   if (!inside(p.triangle, p.triangles, p.points)) return kBadShape;
   // 1 / d is linear over the picture; shares are left for later.
-  std::vector<float> place(p.screen, p.screen + 3 * p.points);
+  std::vector<float>& place = drawing.place;
+  place.assign(p.screen, p.screen + 3 * p.points);
   for (int64_t i = 0; i < p.points; ++i) place[3 * i + 2] = 1.0f / place[3 * i + 2];
-  const Drawing drawn = draw(place.data(), p.triangle, p.triangles, p.height, p.width);
-  std::copy_n(drawn.id.data(), p.height * p.width, p.id);
+  drawing.draw(p.triangle, p.triangles, p.height, p.width);
+  std::copy_n(drawing.id.data(), p.height * p.width, p.id);
   const float *a = nullptr, *b = nullptr, *c = nullptr;
   float inverse = 0;
   int32_t last = -1;
@@ -260,9 +274,8 @@ int heads_shadow(const HeadsShadowParams& p) {
     return kNullAddress;
   if (!inside(p.triangle, p.triangles, p.points)) return kBadShape;
   const LightMap map(load(p.light), load(p.middle), p.radius, p.size);
-  const std::vector<float> place = mapped(map, p.world, p.points);
-  const Drawing drawn = draw(place.data(), p.triangle, p.triangles, p.size, p.size);
-  std::copy_n(drawn.near.data(), p.size * p.size, p.height);
+  drawing.draw(map, p.world, p.points, p.triangle, p.triangles);
+  std::copy_n(drawing.near.data(), p.size * p.size, p.height);
   return kOk;
 }
 
@@ -276,13 +289,12 @@ int heads_occlusion(const HeadsOcclusionParams& p) {
   for (int64_t k = 0; k < p.count; ++k) {
     const Vec light = load(p.directions + 3 * k);
     const LightMap map(light, load(p.middle), p.radius, p.size);
-    const std::vector<float> place = mapped(map, p.world, p.points);
-    const Drawing drawn = draw(place.data(), p.triangle, p.triangles, p.size, p.size);
+    drawing.draw(map, p.world, p.points, p.triangle, p.triangles);
     for (int64_t i = 0; i < p.points; ++i) {
       const float facing = dot(load(p.normal + 3 * i), light);
       if (facing <= 0) continue;
       all[i] += facing;
-      if (!map.covered(drawn.near.data(), load(place.data() + 3 * i), bias)) seen[i] += facing;
+      if (!map.covered(drawing.near.data(), load(&drawing.place[3 * i]), bias)) seen[i] += facing;
     }
   }
   for (int64_t i = 0; i < p.points; ++i) p.open[i] = std::min(1.0f, seen[i] / all[i]);

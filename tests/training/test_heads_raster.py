@@ -122,3 +122,16 @@ def test_what_is_left_out_is_hidden():
     np.testing.assert_allclose(depth, depths.min(0), rtol=1e-5)  # float32's rounding, where two are equally far
     expected = np.take_along_axis(founds, nearest[None], 0)[0] + some * nearest
     assert np.mean(found == expected) > 0.999
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30, 0])
+def test_places_that_cannot_be_are_survived(value: float):
+    """One corner's number is spoilt; triangles without it are drawn as before."""
+    screen, triangle = random_triangles(10, 3)
+    expected = raster(screen, triangle[1:])
+    for axis in range(3):
+        for corner in range(3):
+            spoilt = screen.copy()
+            spoilt[corner, axis] = value
+            found, _, depth = raster(spoilt, triangle)
+            np.testing.assert_array_equal(depth[found != 0], expected[2][found != 0])
