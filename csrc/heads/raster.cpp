@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "../cpu/vectors.h"
@@ -24,33 +23,35 @@ namespace {
 using namespace heads;
 
 constexpr float kFar = 1e30f;
-constexpr float kFaint = 1e-15f;  // less nearness, or more than 1 / kFaint, is a mistake
-constexpr float kEdge = 1e-6f;    // rounding of an edge function: no gaps between neighbours
-constexpr int64_t kTile = 16;     // elements to a side
-constexpr int64_t kRound = 1024;  // triangles drawn between two looks at the tiles
-constexpr int64_t kBins = 256;    // of nearness, to sort by
-constexpr int64_t kSlack = 16;    // elements after the last that a vector may touch
+constexpr float kFaint = 1e-15f;    // less nearness, or more than 1 / kFaint, is a mistake
+constexpr int64_t kWidest = 32766;  // elements in a row or a column: Box counts with 16 bits
+constexpr float kEdge = 1e-6f;      // rounding of an edge function: no gaps between neighbours
+constexpr int64_t kTile = 16;       // elements to a side
+constexpr int64_t kRound = 1024;    // triangles drawn between two looks at the tiles
+constexpr int64_t kBins = 256;      // of nearness, to sort by
+constexpr int64_t kSlack = 16;      // elements after the last that a vector may touch
 
 // A picture to draw. Nearness is any number that is linear over the picture, positive and larger
 // where something is nearer.
+struct Candidate;
 struct Canvas {
   const float* place;             // [points, 3] x, y in picture elements, nearness
   const int32_t* triangle;        // [triangles, 3]
-  const int32_t* order;           // triangles, roughly from front to back
   float* near;                    // [height, width] nearness, 0 where there is nothing
   int32_t* id;                    // [height, width] its triangle, or -1
   float* least;                   // [tiles] what is not nearer cannot be seen there
   int64_t height, width, across;  // across: tiles in a row
+  const Candidate* candidates;    // roughly from front to back
 };
 
 // Whole numbers at or above, at or below: a library call for each would be half of the time.
-REST_FAST_INLINE int64_t down(float x) {
-  const int64_t i = static_cast<int64_t>(x);
-  return i - (x < static_cast<float>(i));
+REST_FAST_INLINE int16_t down(float x) {
+  const int32_t i = static_cast<int32_t>(x);
+  return static_cast<int16_t>(i - (x < static_cast<float>(i)));
 }
-REST_FAST_INLINE int64_t up(float x) {
-  const int64_t i = static_cast<int64_t>(x);
-  return i + (x > static_cast<float>(i));
+REST_FAST_INLINE int16_t up(float x) {
+  const int32_t i = static_cast<int32_t>(x);
+  return static_cast<int16_t>(i + (x > static_cast<float>(i)));
 }
 REST_FAST_INLINE float least(float a, float b, float c) {
   return std::min(a, std::min(b, c));
@@ -66,13 +67,11 @@ struct Triangle {
       : a(s.place + 3 * s.triangle[3 * t]),
         b(s.place + 3 * s.triangle[3 * t + 1]),
         c(s.place + 3 * s.triangle[3 * t + 2]) {}
-  REST_FAST_INLINE float nearest() const { return most(a[2], b[2], c[2]); }
-  REST_FAST_INLINE float farthest() const { return least(a[2], b[2], c[2]); }
 };
 
 // Elements whose middles may lie in a triangle.
 struct Box {
-  int64_t x0, x1, y0, y1;
+  int16_t x0, x1, y0, y1;
 
   REST_FAST_INLINE Box(const Triangle& t, int64_t height, int64_t width) {
     x0 = up(first(least(t.a[0], t.b[0], t.c[0]), width));
@@ -92,26 +91,35 @@ struct Box {
   }
 };
 
-// Sorts what may be seen by its nearest corner into `order`; found: space to work in.
-void front_to_back(const Canvas& s, int64_t triangles,
-                   std::vector<std::pair<int32_t, float>>& found, std::vector<int32_t>& order) {
+// A triangle that may be seen. All that tells whether it is hidden lies together.
+struct Candidate {
+  int32_t number;
+  float nearest;
+  Box box;
+};
+
+// What may be seen, sorted by its nearest corner; found: space to work in.
+void front_to_back(const Canvas& s, int64_t triangles, std::vector<Candidate>& found,
+                   std::vector<Candidate>& sorted) {
   found.clear();
   float low = 1.0f / kFaint, high = kFaint;
   for (int64_t i = 0; i < triangles; ++i) {
     const Triangle t(s, i);
-    if (!(t.farthest() > kFaint && t.nearest() < 1.0f / kFaint)) continue;
-    if (Box(t, s.height, s.width).empty()) continue;
-    found.emplace_back(static_cast<int32_t>(i), t.nearest());
-    low = std::min(low, t.nearest());
-    high = std::max(high, t.nearest());
+    const float nearest = most(t.a[2], t.b[2], t.c[2]);
+    if (!(least(t.a[2], t.b[2], t.c[2]) > kFaint && nearest < 1.0f / kFaint)) continue;
+    const Box box(t, s.height, s.width);
+    if (box.empty()) continue;
+    found.push_back({static_cast<int32_t>(i), nearest, box});
+    low = std::min(low, nearest);
+    high = std::max(high, nearest);
   }
   const float scale = high > low ? (kBins - 1) / (high - low) : 0.0f;
-  const auto bin = [&](float nearest) { return static_cast<int64_t>((high - nearest) * scale); };
+  const auto bin = [&](const Candidate& c) { return static_cast<int>((high - c.nearest) * scale); };
   int64_t start[kBins + 1] = {};
-  for (const auto& each : found) ++start[bin(each.second) + 1];
+  for (const Candidate& each : found) ++start[bin(each) + 1];
   for (int64_t k = 0; k < kBins; ++k) start[k + 1] += start[k];
-  order.resize(found.size());
-  for (const auto& each : found) order[start[bin(each.second)]++] = each.first;
+  sorted = found;
+  for (const Candidate& each : found) sorted[start[bin(each)]++] = each;
 }
 
 struct Draw {
@@ -119,9 +127,9 @@ struct Draw {
   static REST_FAST_INLINE void run(const Canvas& s, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (i % kRound == kRound - 1) look<Wide<kWidth>>(s);
-      const Triangle t(s, s.order[i]);
-      const Box box(t, s.height, s.width);
-      if (!hidden(s, box, t.nearest())) fill<Wide<kWidth>>(s, t, box, s.order[i]);
+      const Candidate& c = s.candidates[i];
+      if (!hidden(s, c.box, c.nearest))
+        fill<Wide<kWidth>>(s, Triangle(s, c.number), c.box, c.number);
     }
   }
 
@@ -196,8 +204,8 @@ struct Draw {
 // pages again than to draw some thousand triangles.
 struct Drawing {
   std::vector<float> place, near, least;  // as in Canvas
-  std::vector<int32_t> id, order;
-  std::vector<std::pair<int32_t, float>> found;
+  std::vector<int32_t> id;
+  std::vector<Candidate> found, sorted;
 
   // The nearest triangle of each element.
   void draw(const int32_t* triangle, int64_t triangles, int64_t height, int64_t width) {
@@ -205,12 +213,12 @@ struct Drawing {
     near.assign(height * width + kSlack, 0.0f);
     id.assign(height * width + kSlack, -1);
     least.assign(across * down, 0.0f);
-    Canvas canvas{place.data(), triangle, nullptr, near.data(), id.data(),
-                  least.data(), height,   width,   across};
-    front_to_back(canvas, triangles, found, order);
-    canvas.order = order.data();
+    Canvas canvas{place.data(), triangle, near.data(), id.data(), least.data(),
+                  height,       width,    across,      nullptr};
+    front_to_back(canvas, triangles, found, sorted);
+    canvas.candidates = sorted.data();
     static const auto version = choose_version<Draw, Canvas>(0);
-    version(canvas, 0, static_cast<int64_t>(order.size()));
+    version(canvas, 0, static_cast<int64_t>(sorted.size()));
   }
 
   // The same as a light sees it.
@@ -229,10 +237,40 @@ bool inside(const int32_t* triangle, int64_t triangles, int64_t points) {
   return all;
 }
 
+// Shares and depths of a row whose triangles are known.
+void shares(const HeadsRasterParams& p, int64_t y) {
+  const float *a = nullptr, *b = nullptr, *c = nullptr;
+  float inverse = 0;
+  int32_t last = -1;
+  for (int64_t x = 0; x < p.width; ++x) {
+    const int64_t i = y * p.width + x;
+    if (p.id[i] < 0) {
+      p.depth[i] = kFar;
+      store({0, 0, 0}, p.share + 3 * i);
+      continue;
+    }
+    if (p.id[i] != last) {
+      last = p.id[i];
+      const int32_t* corner = p.triangle + 3 * last;
+      a = &drawing.place[3 * corner[0]];
+      b = &drawing.place[3 * corner[1]];
+      c = &drawing.place[3 * corner[2]];
+      inverse = 1.0f / ((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]));
+    }
+    const float px = x + 0.5f - a[0], py = y + 0.5f - a[1];
+    const float eb = (px * (c[1] - a[1]) - py * (c[0] - a[0])) * inverse;
+    const float ec = ((b[0] - a[0]) * py - (b[1] - a[1]) * px) * inverse;
+    const Vec weight{(1.0f - eb - ec) * a[2], eb * b[2], ec * c[2]};
+    p.depth[i] = 1.0f / (weight.x + weight.y + weight.z);
+    store(weight * p.depth[i], p.share + 3 * i);
+  }
+}
+
 }  // namespace
 
 int heads_raster(const HeadsRasterParams& p) {
   if (p.points < 0 || p.triangles < 0 || p.height < 1 || p.width < 1) return kBadShape;
+  if (p.height > kWidest || p.width > kWidest) return kBadShape;
   if (p.screen == nullptr || p.id == nullptr || p.share == nullptr || p.depth == nullptr)
     return kNullAddress;
   if (!inside(p.triangle, p.triangles, p.points)) return kBadShape;
@@ -242,34 +280,13 @@ int heads_raster(const HeadsRasterParams& p) {
   for (int64_t i = 0; i < p.points; ++i) place[3 * i + 2] = 1.0f / place[3 * i + 2];
   drawing.draw(p.triangle, p.triangles, p.height, p.width);
   std::copy_n(drawing.id.data(), p.height * p.width, p.id);
-  const float *a = nullptr, *b = nullptr, *c = nullptr;
-  float inverse = 0;
-  int32_t last = -1;
-  for (int64_t i = 0; i < p.height * p.width; ++i) {
-    if (p.id[i] < 0) {
-      p.depth[i] = kFar;
-      store({0, 0, 0}, p.share + 3 * i);
-      continue;
-    }
-    if (p.id[i] != last) {
-      last = p.id[i];
-      const int32_t* corner = p.triangle + 3 * last;
-      a = place.data() + 3 * corner[0], b = place.data() + 3 * corner[1];
-      c = place.data() + 3 * corner[2];
-      inverse = 1.0f / ((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]));
-    }
-    const float px = i % p.width + 0.5f - a[0], py = i / p.width + 0.5f - a[1];
-    const float eb = (px * (c[1] - a[1]) - py * (c[0] - a[0])) * inverse;
-    const float ec = ((b[0] - a[0]) * py - (b[1] - a[1]) * px) * inverse;
-    const Vec weight{(1.0f - eb - ec) * a[2], eb * b[2], ec * c[2]};
-    p.depth[i] = 1.0f / (weight.x + weight.y + weight.z);
-    store(weight * p.depth[i], p.share + 3 * i);
-  }
+  for (int64_t y = 0; y < p.height; ++y) shares(p, y);
   return kOk;
 }
 
 int heads_shadow(const HeadsShadowParams& p) {
-  if (p.points < 0 || p.triangles < 0 || p.size < 1 || !(p.radius > 0)) return kBadShape;
+  if (p.points < 0 || p.triangles < 0 || p.size < 1 || p.size > kWidest || !(p.radius > 0))
+    return kBadShape;
   if (p.world == nullptr || p.height == nullptr || p.light == nullptr || p.middle == nullptr)
     return kNullAddress;
   if (!inside(p.triangle, p.triangles, p.points)) return kBadShape;
@@ -280,7 +297,8 @@ int heads_shadow(const HeadsShadowParams& p) {
 }
 
 int heads_occlusion(const HeadsOcclusionParams& p) {
-  if (p.points < 0 || p.triangles < 0 || p.size < 1 || p.count < 1 || !(p.radius > 0))
+  if (p.points < 0 || p.triangles < 0 || p.size < 1 || p.size > kWidest || p.count < 1 ||
+      !(p.radius > 0))
     return kBadShape;
   if (p.world == nullptr || p.normal == nullptr || p.open == nullptr) return kNullAddress;
   if (!inside(p.triangle, p.triangles, p.points)) return kBadShape;
