@@ -377,7 +377,8 @@ class Rows {
     }
     const int64_t a = p.mesh + first, b = a + 1;
     const Vec normal = unit(mix(load(p.normal + 3 * a), load(p.normal + 3 * b), next));
-    strands_.put(kPlace, above(blend(p.world, corner, w), normal, 0.06f));
+    strands_.put(kPlace,
+                 above(blend(p.world, corner, w), normal, lift(HeadsKind::kStrand, nullptr)));
     strands_.put(kNormal, normal);
     strands_.put(kAlong, load(p.along + 3 * first));
     for (int c = 0; c < kAcross; ++c) {
