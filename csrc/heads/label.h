@@ -37,21 +37,28 @@ inline auto arguments(const HeadsFlowParams*) {
 
 int heads_flow(const HeadsFlowParams& p);
 
-// The picture of a frame: 2 x 2 elements to a pixel, before a background, through a tone curve.
+// The picture of a frame: 2 x 2 elements to a pixel, before a background, through a tone curve and
+// a sensor.
 struct HeadsDevelopParams {
   const float* colour;      // [2 size, 2 size, 3] linear light
   const int32_t* id;        // [2 size, 2 size]
   const float* background;  // [size, size, 3] linear light, exposed already
-  float* picture;           // [size, size, 3] 0 .. 1, sRGB
+  uint8_t* picture;         // [size, size, 3] sRGB
   int64_t size;
+  int64_t seed;    // of the grain
   float gain;      // exposure
   float shoulder;  // 0 straight, 1 soft highlights
+  float saturation;
+  float gamma;
+  float grain;  // its standard deviation, of 1
 };
 
 inline auto arguments(const HeadsDevelopParams*) {
   return std::make_tuple(REST_FAST_FIELD(colour), REST_FAST_FIELD(id), REST_FAST_FIELD(background),
-                         REST_FAST_FIELD(picture), REST_FAST_FIELD(size), REST_FAST_FIELD(gain),
-                         REST_FAST_FIELD(shoulder));
+                         REST_FAST_FIELD(picture), REST_FAST_FIELD(size), REST_FAST_FIELD(seed),
+                         REST_FAST_FIELD(gain), REST_FAST_FIELD(shoulder),
+                         REST_FAST_FIELD(saturation), REST_FAST_FIELD(gamma),
+                         REST_FAST_FIELD(grain));
 }
 
 int heads_develop(const HeadsDevelopParams& p);

@@ -1,4 +1,4 @@
-// A picture of distances as a light sees them, without a lens.
+// A picture of heights as a light sees them, without a lens.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,19 @@ struct LightMap {
     up = cross(towards, right);
   }
 
-  // x, y in elements of the map and the distance from a plane before everything.
+  // x, y in elements of the map and the height above a plane behind everything.
   Vec place(const Vec& world) const {
     const Vec q = world - middle;
     const float scale = 0.5f * size / radius;
     return {0.5f * size + scale * dot(q, right), 0.5f * size - scale * dot(q, up),
-            100.0f - dot(q, light)};
+            100.0f + dot(q, light)};
+  }
+
+  // Whether something lies more than `bias` above a place. height: [size, size], 0 for nothing.
+  bool covered(const float* height, const Vec& place, float bias) const {
+    const int64_t x = static_cast<int64_t>(place.x), y = static_cast<int64_t>(place.y);
+    const bool within = place.x >= 0 && place.y >= 0 && x < size && y < size;
+    return within && place.z + bias <= height[y * size + x];
   }
 };
 

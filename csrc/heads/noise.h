@@ -7,12 +7,17 @@
 
 namespace rest_fast::heads {
 
-REST_FAST_INLINE float lattice(int32_t x, int32_t y, int32_t z, uint32_t seed) {
-  uint32_t h = static_cast<uint32_t>(x) * 0x8da6b343u ^ static_cast<uint32_t>(y) * 0xd8163841u ^
-               static_cast<uint32_t>(z) * 0xcb1ab31fu ^ seed;
+// Numbers that are close become numbers that have nothing in common.
+REST_FAST_INLINE uint32_t scatter(uint32_t h) {
   h = (h ^ (h >> 15)) * 0x2c1b3c6du;
   h = (h ^ (h >> 12)) * 0x297a2d39u;
-  h ^= h >> 15;
+  return h ^ (h >> 15);
+}
+
+REST_FAST_INLINE float lattice(int32_t x, int32_t y, int32_t z, uint32_t seed) {
+  const uint32_t h =
+      scatter(static_cast<uint32_t>(x) * 0x8da6b343u ^ static_cast<uint32_t>(y) * 0xd8163841u ^
+              static_cast<uint32_t>(z) * 0xcb1ab31fu ^ seed);
   return static_cast<float>(static_cast<int32_t>(h)) * (1.0f / 2147483648.0f);
 }
 

@@ -21,31 +21,30 @@ struct Camera {
   float low, high, focal, scale, x, y, dx, dy;
 };
 
-void put(const HeadsPoseParams& p, const Camera& c, int64_t i, const Vec& place,
-         const Vec& normal) {
-  const Vec pivot = load(p.pivot);
-  const float w = step(c.low, c.high, p.rest[3 * i + 1]);
-  const Vec from = place - pivot;
-  const Vec world = mix(from, rotate(p.turn, from), w) + pivot;
-  store(world, p.world + 3 * i);
-  store(unit(mix(normal, rotate(p.turn, normal), w)), p.normal + 3 * i);
-}
+// How what hangs on a height at rest moves: `part` of the head's turn.
+struct Turn {
+  const float* turn;
+  Vec pivot;
+  float part;
 
-void project(const HeadsPoseParams& p, const Camera& c, int64_t i) {
-  const Vec world = load(p.world + 3 * i);
-  const float w = step(c.low, c.high, p.rest[3 * i + 1]);
-  const float shift = kShoulders + (1.0f - kShoulders) * w;
+  Vec direction(const Vec& v) const { return unit(mix(v, rotate(turn, v), part)); }
+  Vec place(const Vec& v) const {
+    const Vec from = v - pivot;
+    return mix(from, rotate(turn, from), part) + pivot;
+  }
+};
+
+Vec project(const Camera& c, const Vec& world, float part) {
+  const float shift = kShoulders + (1.0f - kShoulders) * part;
   const float distance = c.focal - world.z;
-  p.screen[3 * i] = c.x + shift * c.dx + c.scale * world.x / distance;
-  p.screen[3 * i + 1] = c.y + shift * c.dy - c.scale * world.y / distance;
-  p.screen[3 * i + 2] = distance;
+  const float scale = c.scale / distance;
+  return {c.x + shift * c.dx + scale * world.x, c.y + shift * c.dy - scale * world.y, distance};
 }
 
 }  // namespace
 
 int heads_pose(const HeadsPoseParams& p) {
-  if (p.mesh < 1 || p.points < p.mesh || (p.points - p.mesh) % 2 || p.triangles < 0)
-    return kBadShape;
+  if (p.mesh < 1 || p.pairs < 0 || p.triangles < 0) return kBadShape;
   if (p.shape == nullptr || p.rest == nullptr || p.screen == nullptr) return kNullAddress;
   const float* v = p.view;
   const Camera camera{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
@@ -59,27 +58,36 @@ int heads_pose(const HeadsPoseParams& p) {
     const Vec n = cross(load(p.shape + 3 * corner[1]) - a, load(p.shape + 3 * corner[2]) - a);
     for (int k = 0; k < 3; ++k) normals[corner[k]] = normals[corner[k]] + n;
   }
+  const auto turn_of = [&](int64_t i) {
+    return Turn{p.turn, load(p.pivot), step(camera.low, camera.high, p.rest[3 * i + 1])};
+  };
   for (int64_t i = 0; i < p.mesh; ++i) {
-    put(p, camera, i, load(p.shape + 3 * i), unit(normals[i]));
-    project(p, camera, i);
+    const Turn turn = turn_of(i);
+    const Vec world = turn.place(load(p.shape + 3 * i));
+    store(world, p.world + 3 * i);
+    store(turn.direction(unit(normals[i])), p.normal + 3 * i);
+    store(project(camera, world, turn.part), p.screen + 3 * i);
   }
-  for (int64_t i = p.mesh; i < p.points; ++i) {
-    const int64_t s = i - p.mesh;
+  for (int64_t s = 0; s < p.pairs; ++s) {
     const int32_t* root = p.root + 3 * s;
     for (int k = 0; k < 3; ++k) {
       if (root[k] < 0 || root[k] >= p.mesh) return kBadShape;
     }
     const float* part = p.root_part + 3 * s;
     const Vec moved = blend(p.shape, root, part) - blend(p.rest, root, part);
-    put(p, camera, i, load(p.rest + 3 * i) + moved, load(p.out_dir + 3 * s));
-    const float w = step(camera.low, camera.high, p.rest[3 * i + 1]);
-    const Vec tangent = load(p.tangent + 3 * s);
-    const Vec turned = unit(mix(tangent, rotate(p.turn, tangent), w));
-    store(turned, p.along + 3 * s);
+    const Turn turn = turn_of(p.mesh + s);
+    const Vec middle = turn.place(load(p.rest + 3 * (p.mesh + s)) + moved);
+    const Vec along = turn.direction(load(p.tangent + 3 * s));
+    store(turn.direction(load(p.out_dir + 3 * s)), p.normal + 3 * (p.mesh + s));
+    store(along, p.along + 3 * s);
     // A ribbon that faces the camera, a little narrower where it runs towards it.
-    const Vec side = unit(cross(turned, Vec{0, 0, 1}));
-    store(load(p.world + 3 * i) + side * p.half[s], p.world + 3 * i);
-    project(p, camera, i);
+    const Vec side = unit(cross(along, Vec{0, 0, 1})) * p.half[s];
+    const Vec edges[2] = {middle - side, middle + side};
+    for (int64_t k = 0; k < 2; ++k) {
+      const int64_t point = p.mesh + 2 * s + k;
+      store(edges[k], p.world + 3 * point);
+      store(project(camera, edges[k], turn.part), p.screen + 3 * point);
+    }
   }
   return kOk;
 }

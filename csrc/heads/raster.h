@@ -27,13 +27,13 @@ inline auto arguments(const HeadsRasterParams*) {
 
 int heads_raster(const HeadsRasterParams& p);
 
-// Only distances, without a lens: how far from a light the first surface is.
+// Only heights, without a lens: how near to a light the first surface is.
 struct HeadsShadowParams {
   const float* world;       // [points, 3]
   const int32_t* triangle;  // [triangles, 3]
   const float* light;       // [3] unit, towards the light
   const float* middle;      // [3] of what the map covers
-  float* depth;             // [size, size] distance along the light, 1e30 where there is none
+  float* height;            // [size, size] as in light_map.h, 0 where there is none
   int64_t points;
   int64_t triangles;
   int64_t size;
@@ -42,7 +42,7 @@ struct HeadsShadowParams {
 
 inline auto arguments(const HeadsShadowParams*) {
   return std::make_tuple(REST_FAST_FIELD(world), REST_FAST_FIELD(triangle), REST_FAST_FIELD(light),
-                         REST_FAST_FIELD(middle), REST_FAST_FIELD(depth), REST_FAST_FIELD(points),
+                         REST_FAST_FIELD(middle), REST_FAST_FIELD(height), REST_FAST_FIELD(points),
                          REST_FAST_FIELD(triangles), REST_FAST_FIELD(size),
                          REST_FAST_FIELD(radius));
 }

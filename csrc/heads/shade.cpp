@@ -18,35 +18,53 @@ using namespace heads;
 
 constexpr int kOctaves = 4;
 constexpr float kCycles[kOctaves] = {3.0f, 10.0f, 28.0f, 60.0f};  // per decimetre
-constexpr int kPaint = 8;
+constexpr int kPaint = 8, kAcross = 7;  // kAcross: of a strand, found while shading
 
 struct Lights {
   Vec key, key_colour, fill, fill_colour, sky, ground;
+  Vec half_key, half_fill;  // half way to the camera
+
+  explicit Lights(const float* l)
+      : key(load(l)),
+        key_colour(load(l + 3)),
+        fill(load(l + 6)),
+        fill_colour(load(l + 9)),
+        sky(load(l + 12)),
+        ground(load(l + 15)),
+        half_key(unit(key + Vec{0, 0, 1})),
+        half_fill(unit(fill + Vec{0, 0, 1})) {}
+
+  REST_FAST_INLINE Vec ambient(const Vec& normal, float open) const {
+    return mix(ground, sky, 0.5f + 0.5f * normal.y) * open;
+  }
 };
 
 struct Point {
-  Vec rest, world, normal;
+  Vec rest, normal;
   float paint[kPaint];
+  float key;  // share of the key light that arrives
   float noise[kOctaves];
 };
 
-float power(float x, int squarings) {
+REST_FAST_INLINE float power(float x, int squarings) {
   for (int i = 0; i < squarings; ++i) x *= x;
   return x;
+}
+
+// What lies below the neckline.
+bool clothed(const float* paint) {
+  return paint[6] > -0.02f;
 }
 
 class Shader {
  public:
   explicit Shader(const HeadsShadeParams& params)
-      : p(params), map(load(params.lights), load(params.map), params.map[3], params.shadow_size) {
-    const float* l = p.lights;
-    lights = {load(l), load(l + 3), load(l + 6), load(l + 9), load(l + 12), load(l + 15)};
-    half_key = unit(lights.key + view);
-    half_fill = unit(lights.fill + view);
-    seed = static_cast<uint32_t>(p.seed);
-  }
+      : lights(params.lights), seed(static_cast<uint32_t>(params.seed)), p(params) {}
 
-  Vec colour(HeadsKind kind, const Point& q, const Vec& along) const {
+  const Lights lights;
+  const uint32_t seed;
+
+  Vec colour(HeadsKind kind, const Point& q) const {
     switch (kind) {
       case HeadsKind::kSkin: return skin(q);
       case HeadsKind::kMouth: return mouth(q, {0.34f, 0.07f, 0.06f}, 1.0f);
@@ -54,35 +72,11 @@ class Shader {
       case HeadsKind::kUpperTeeth:
       case HeadsKind::kLowerTeeth: return tooth(q);
       case HeadsKind::kTongue: return tongue(q);
-      case HeadsKind::kStrand: return strand(q, along);
-      case HeadsKind::kSolid: break;
+      default: return lit(load(q.paint), q.normal, q.paint[4], q.key, 0.05f, q.paint[3]);
     }
-    return lit(load(q.paint), q.normal, q.paint[4], key_share(q.world, q.normal, 0.04f), 0.05f,
-               q.paint[3]);
   }
 
  private:
-  // Share of the key light that arrives: the map is asked at several places around.
-  float key_share(const Vec& world, const Vec& normal, float bias) const {
-    const Vec place = map.place(world + normal * bias);
-    const float reach = p.map[4] * 0.5f * map.size / map.radius;
-    static constexpr float kDisc[9][2] = {{0, 0},      {.9f, .2f},   {.3f, .9f},
-                                          {-.7f, .6f}, {-.9f, -.3f}, {-.2f, -.9f},
-                                          {.7f, -.7f}, {.4f, .1f},   {-.3f, -.2f}};
-    float share = 0;
-    for (const float* at : kDisc) {
-      const float x = place.x + reach * at[0], y = place.y + reach * at[1];
-      const int64_t i = static_cast<int64_t>(x), j = static_cast<int64_t>(y);
-      const bool within = x >= 0 && y >= 0 && i < map.size && j < map.size;
-      if (!within || place.z < p.shadow[j * map.size + i] + bias) share += 1.0f / 9.0f;
-    }
-    return share;
-  }
-
-  Vec ambient(const Vec& n, float open) const {
-    return mix(lights.ground, lights.sky, 0.5f + 0.5f * n.y) * open;
-  }
-
   // Diffuse light that reaches `wrap` round the edge of the shade, and a dull and a sharp
   // highlight.
   Vec lit(const Vec& albedo, const Vec& n, float open, float key, float wrap, float gloss) const {
@@ -96,9 +90,9 @@ class Shader {
                         round(lights.fill, 0.7f * wrap)};
     const Vec direct =
         lights.key_colour * soft_key * key + lights.fill_colour * soft_fill * (0.4f + 0.6f * open);
-    const Vec body = albedo * (direct + ambient(n, open));
-    const float dull = power(std::max(0.0f, dot(n, half_key)), 4), sharp = power(dull, 2);
-    const float fill_dull = power(std::max(0.0f, dot(n, half_fill)), 4);
+    const Vec body = albedo * (direct + lights.ambient(n, open));
+    const float dull = power(std::max(0.0f, dot(n, lights.half_key)), 4), sharp = power(dull, 2);
+    const float fill_dull = power(std::max(0.0f, dot(n, lights.half_fill)), 4);
     const float facing = std::max(0.0f, dot(n, lights.key));
     const float rim = power(1.0f - clamp01(n.z), 2);
     const Vec shine =
@@ -111,7 +105,7 @@ class Shader {
   Vec skin(const Point& q) const {
     const float* n = q.noise;
     const float* s = p.skin;
-    if (q.paint[6] > -0.02f) return clothes(q);
+    if (clothed(q.paint)) return clothes(q);
     const float grain = s[0] * n[0] + s[1] * n[1] + s[2] * n[2] + s[3] * n[3];
     const float blotch = s[0] * n[1] + s[1] * n[0];  // redder and paler areas
     Vec albedo = load(q.paint);
@@ -127,7 +121,7 @@ class Shader {
                  Vec{crease, 0, 0} * (0.12f * lips);
     normal = unit(normal);
     const float gloss = q.paint[3] * (1.0f + 0.35f * n[1] + 0.3f * n[3]) + 0.35f * lips;
-    return lit(albedo, normal, q.paint[4], key_share(q.world, q.normal, 0.025f), 0.16f, gloss);
+    return lit(albedo, normal, q.paint[4], q.key, 0.16f, gloss);
   }
 
   Vec clothes(const Point& q) const {
@@ -156,7 +150,7 @@ class Shader {
     albedo = albedo *
              (1.0f + c[11] * weave + 0.10f * q.noise[0] + 0.12f * rib * std::sin(q.rest.x * 90));
     const Vec normal = unit(q.normal + Vec{0.45f * fold, 0.12f * q.noise[1], 0});
-    return lit(albedo, normal, open, key_share(q.world, q.normal, 0.04f), 0.05f, 0.1f);
+    return lit(albedo, normal, open, q.key, 0.05f, 0.1f);
   }
 
   // What is inside the mouth gets dark with the depth behind the lips.
@@ -167,7 +161,7 @@ class Shader {
 
   Vec mouth(const Point& q, const Vec& albedo, float gloss) const {
     const float open = inside(q);
-    const float key = key_share(q.world, q.normal, 0.03f) * open;
+    const float key = q.key * open;
     return lit(albedo, q.normal, 0.7f * open * open, key, 0.1f, gloss * open);
   }
 
@@ -194,7 +188,7 @@ class Shader {
     albedo = mix(albedo, {0.45f, 0.16f, 0.15f}, step(-0.03f, 0.05f, gum));
     const Vec normal = unit(q.normal + Vec{(f - 0.5f) * 0.5f, 0, 0});
     const float open = inside(q);
-    const float key = open * (0.35f + 0.65f * key_share(q.world, q.normal, 0.05f));
+    const float key = open * (0.35f + 0.65f * q.key);
     return lit(albedo, normal, open * (q.paint[7] > 1.5f ? 0.6f : 0.95f), key, 0.25f, 0.9f * open);
   }
 
@@ -217,91 +211,279 @@ class Shader {
     const Vec n = unit(q.normal);
     // The lid and its lashes shade the upper part.
     const float lid = 1.0f - e[6] * step(0.02f, 0.42f, d.y) - 0.25f * step(0.1f, 0.5f, -d.y);
-    const float key = 0.35f + 0.65f * key_share(q.world, q.normal, 0.05f);
+    const float key = 0.35f + 0.65f * q.key;
     const Vec body = lit(albedo, n, 0.9f * lid, key * lid, 0.2f, 0.0f);
     // The cornea bulges: a point of light near the iris, and a faint wide one.
     const float bulge = 1.0f + 0.25f * iris;
     const Vec cornea = unit(Vec{n.x * bulge, n.y * bulge, n.z});
-    const float spark = power(std::max(0.0f, dot(cornea, half_key)), 9);
-    const float glow = power(std::max(0.0f, dot(cornea, half_fill)), 6);
+    const float spark = power(std::max(0.0f, dot(cornea, lights.half_key)), 9);
+    const float glow = power(std::max(0.0f, dot(cornea, lights.half_fill)), 6);
     return body + lights.key_colour * (1.5f * spark) + lights.fill_colour * (0.25f * glow) +
            lights.sky * (0.03f * iris);
   }
 
-  // A fibre shines across its direction (Kajiya and Kay), within the shape of the whole head of
-  // hair.
-  Vec strand(const Point& q, const Vec& along) const {
-    const auto across = [&](const Vec& light) {
-      const float c = dot(along, light);
-      return std::sqrt(std::max(0.0f, 1.0f - c * c));
-    };
-    const float key = key_share(q.world, q.normal, 0.06f);
-    const float shape = clamp01(0.35f + 0.65f * dot(q.normal, lights.key));
-    const float shape_fill = clamp01(0.3f + 0.7f * dot(q.normal, lights.fill));
-    const float open = q.paint[4];
-    const float fibre = noise(q.paint[7] * 5.0f, q.paint[5] * 3.0f, q.paint[6], seed + 11);
-    const Vec albedo = load(q.paint) * (1.0f + 0.4f * fibre);
-    const Vec body =
-        albedo *
-        (lights.key_colour * (across(lights.key) * shape * (0.15f + 0.85f * key)) +
-         lights.fill_colour * (across(lights.fill) * shape_fill * open) + ambient(q.normal, open));
-    const float shine = power(across(half_key), 5) * shape * key;
-    const float second = power(across(unit(half_key + q.normal * 0.25f)), 3) * shape * key;
-    return body + (lights.key_colour * (0.05f * q.paint[3] * shine) +
-                   albedo * lights.key_colour * (0.5f * second * q.paint[3])) *
-                      open;
-  }
-
   const HeadsShadeParams& p;
-  const Vec view{0, 0, 1};
-  Lights lights;
-  LightMap map;
-  Vec half_key, half_fill;
-  uint32_t seed;
 };
 
+// Numbers of picture elements that are shaded together, [fields, room].
+class Batch {
+ public:
+  Batch(int64_t fields, int64_t room) : room(room), numbers_(fields * room) {
+    element.reserve(room);
+  }
+  float* operator[](int64_t field) { return numbers_.data() + field * room; }
+  int64_t count() const { return static_cast<int64_t>(element.size()); }
+  void put(int64_t field, const Vec& v) {
+    float* at = (*this)[field] + count();
+    at[0] = v.x, at[room] = v.y, at[2 * room] = v.z;
+  }
+
+  const int64_t room;
+  std::vector<int64_t> element;
+
+ private:
+  std::vector<float> numbers_;
+};
+
+// Fields: a place in the light's map and what arrives there; of a strand then normal, direction and
+// paint, of other surfaces the place at rest and its noise.
+constexpr int64_t kPlace = 0, kKey = 3, kNormal = 4, kAlong = 7, kColours = 10, kStrandFields = 18;
+constexpr int64_t kRest = 4, kNoise = 7, kSurfaceFields = kNoise + kOctaves;
+
+REST_FAST_INLINE Vec at(const float* field, int64_t room, int64_t i) {
+  return {field[i], field[room + i], field[2 * room + i]};
+}
+
 // Noise of a run of places, eight or sixteen at a time.
-REST_FAST_MULTI_ISA void noises(const float* __restrict places, int64_t count, uint32_t seed,
-                                float* __restrict out) {
+REST_FAST_MULTI_ISA void noises(const float* __restrict places, int64_t room, int64_t count,
+                                uint32_t seed, float* __restrict out) {
   for (int octave = 0; octave < kOctaves; ++octave) {
     const float cycles = kCycles[octave];
-    const float *x = places, *y = places + count, *z = places + 2 * count;
+    const float *x = places, *y = places + room, *z = places + 2 * room;
     for (int64_t i = 0; i < count; ++i) {
-      out[octave * count + i] = noise(x[i] * cycles + 500.0f, y[i] * cycles + 500.0f,
-                                      z[i] * cycles + 500.0f, seed + octave * 7919u);
+      out[octave * room + i] = noise(x[i] * cycles + 500.0f, y[i] * cycles + 500.0f,
+                                     z[i] * cycles + 500.0f, seed + octave * 7919u);
     }
   }
 }
 
-Point gather(const HeadsShadeParams& p, int64_t pixel, const int32_t* corner) {
-  const float* w = p.share + 3 * pixel;
-  Point q;
-  q.rest = blend(p.rest, corner, w);
-  q.world = blend(p.world, corner, w);
-  q.normal = unit(blend(p.normal, corner, w));
-  for (int c = 0; c < kPaint; ++c) {
-    q.paint[c] = w[0] * p.paint[kPaint * corner[0] + c] + w[1] * p.paint[kPaint * corner[1] + c] +
-                 w[2] * p.paint[kPaint * corner[2] + c];
+// Share of the key light that arrives: the map of heights is asked at several places around.
+REST_FAST_MULTI_ISA void key_shares(const float* __restrict heights, int32_t size, float reach,
+                                    const float* __restrict places, int64_t room, int64_t count,
+                                    float* __restrict share) {
+  static constexpr float kDisc[9][2] = {{0, 0},      {.9f, .2f},   {.3f, .9f},
+                                        {-.7f, .6f}, {-.9f, -.3f}, {-.2f, -.9f},
+                                        {.7f, -.7f}, {.4f, .1f},   {-.3f, -.2f}};
+  const float *px = places, *py = places + room, *height = places + 2 * room;
+  const float last = static_cast<float>(size - 1);
+  for (int64_t i = 0; i < count; ++i) share[i] = 0;
+  for (const float* at : kDisc) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = px[i] + reach * at[0], y = py[i] + reach * at[1];
+      const float column = std::min(last, std::max(0.0f, x));
+      const float row = std::min(last, std::max(0.0f, y));
+      const float above = heights[static_cast<int32_t>(row) * size + static_cast<int32_t>(column)];
+      const bool covered = (column == x) & (row == y) & (height[i] <= above);
+      share[i] += covered ? 0.0f : 1.0f / 9.0f;
+    }
   }
-  return q;
 }
+
+// A fibre shines across its direction (Kajiya and Kay), within the shape of the whole head of hair.
+REST_FAST_MULTI_ISA void strands(const Lights& given, uint32_t seed, const float* __restrict n,
+                                 int64_t room, int64_t count, float* __restrict colour) {
+  const Lights l = given;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* paint = n + kColours * room + i;
+    const float key = n[kKey * room + i], gloss = paint[3 * room], open = paint[4 * room];
+    const Vec normal = at(n + kNormal * room, room, i), along = at(n + kAlong * room, room, i);
+    const auto across = [&](const Vec& light) {
+      const float c = dot(along, light);
+      return std::sqrt(std::max(0.0f, 1.0f - c * c));
+    };
+    const float shape = clamp01(0.35f + 0.65f * dot(normal, l.key));
+    const float shape_fill = clamp01(0.3f + 0.7f * dot(normal, l.fill));
+    const float fibre =
+        noise(paint[7 * room] * 5.0f, paint[5 * room] * 3.0f, paint[6 * room], seed);
+    const Vec albedo = at(paint, room, 0) * (1.0f + 0.4f * fibre);
+    const Vec body =
+        albedo * (l.key_colour * (across(l.key) * shape * (0.15f + 0.85f * key)) +
+                  l.fill_colour * (across(l.fill) * shape_fill * open) + l.ambient(normal, open));
+    const float shine = power(across(l.half_key), 5) * shape * key * gloss;
+    const float second = power(across(unit(l.half_key + normal * 0.25f)), 3) * shape * key * gloss;
+    const Vec out =
+        body + l.key_colour * (Vec{0.05f, 0.05f, 0.05f} * shine + albedo * (0.5f * second)) * open;
+    colour[i] = out.x, colour[room + i] = out.y, colour[2 * room + i] = out.z;
+  }
+}
+
+// Two rows of picture elements at a time. A pixel of skin alone is shaded once for its four.
+class Rows {
+ public:
+  explicit Rows(const HeadsShadeParams& params)
+      : p(params),
+        shader_(p),
+        map_(load(p.lights), load(p.map), p.map[3], p.shadow_size),
+        strands_(kStrandFields, 2 * p.width),
+        surfaces_(kSurfaceFields, 2 * p.width) {}
+
+  void shade(int64_t y) {
+    strands_.element.clear();
+    surfaces_.element.clear();
+    points_.clear();
+    for (int64_t x = 0; x < p.width; x += 2) {
+      if (plain(x, y)) {
+        add(y * p.width + x);
+        continue;
+      }
+      for (int64_t j = y; j < std::min(p.height, y + 2); ++j) {
+        for (int64_t i = x; i < std::min(p.width, x + 2); ++i) {
+          if (p.id[j * p.width + i] >= 0) add(j * p.width + i);
+        }
+      }
+    }
+    finish_strands();
+    finish_surfaces();
+  }
+
+ private:
+  HeadsKind kind(int64_t element) const { return static_cast<HeadsKind>(p.kind[p.id[element]]); }
+  bool skin(int64_t element) const {
+    return p.id[element] >= 0 && kind(element) == HeadsKind::kSkin;
+  }
+  bool plain(int64_t x, int64_t y) const {
+    const int64_t i = y * p.width + x;
+    return x + 1 < p.width && y + 1 < p.height && skin(i) && skin(i + 1) && skin(i + p.width) &&
+           skin(i + p.width + 1);
+  }
+
+  void add(int64_t element) {
+    if (kind(element) == HeadsKind::kStrand) {
+      add_strand(element);
+    } else {
+      add_surface(element);
+    }
+  }
+
+  // Between two pairs of points; across: 0 on the one edge, 1 on the other.
+  void add_strand(int64_t element) {
+    const int32_t* corner = p.triangle + 3 * p.id[element];
+    const float* w = p.share + 3 * element;
+    const int64_t first = (corner[0] - p.mesh) / 2;
+    float next = 0, across = 0;
+    for (int k = 0; k < 3; ++k) {
+      if ((corner[k] - p.mesh) / 2 != first) next += w[k];
+      if ((corner[k] - p.mesh) % 2) across += w[k];
+    }
+    const int64_t a = p.mesh + first, b = a + 1;
+    const Vec normal = unit(mix(load(p.normal + 3 * a), load(p.normal + 3 * b), next));
+    strands_.put(kPlace,
+                 above(blend(p.world, corner, w), normal, lift(HeadsKind::kStrand, nullptr)));
+    strands_.put(kNormal, normal);
+    strands_.put(kAlong, load(p.along + 3 * first));
+    for (int c = 0; c < kAcross; ++c) {
+      const float from = p.paint[kPaint * a + c], to = p.paint[kPaint * b + c];
+      strands_[kColours + c][strands_.count()] = from + (to - from) * next;
+    }
+    strands_[kColours + kAcross][strands_.count()] = across;
+    strands_.element.push_back(element);
+  }
+
+  void add_surface(int64_t element) {
+    const int32_t* corner = p.triangle + 3 * p.id[element];
+    const float* w = p.share + 3 * element;
+    points_.emplace_back();
+    Point& q = points_.back();
+    q.rest = blend(p.rest, corner, w);
+    q.normal = unit(blend(p.normal, corner, w));
+    for (int c = 0; c < kPaint; ++c) {
+      q.paint[c] = w[0] * p.paint[kPaint * corner[0] + c] + w[1] * p.paint[kPaint * corner[1] + c] +
+                   w[2] * p.paint[kPaint * corner[2] + c];
+    }
+    const float bias = lift(kind(element), q.paint);
+    surfaces_.put(kPlace, above(blend(p.world, corner, w), q.normal, bias));
+    surfaces_.put(kRest, q.rest);
+    surfaces_.element.push_back(element);
+  }
+
+  // Where the light's map is asked: its shadows begin `bias` decimetres above a surface.
+  Vec above(const Vec& world, const Vec& normal, float bias) const {
+    return map_.place(world + normal * bias) + Vec{0, 0, bias};
+  }
+
+  // Decimetres above a surface from which the light is looked for.
+  static float lift(HeadsKind kind, const float* paint) {
+    switch (kind) {
+      case HeadsKind::kSkin: return clothed(paint) ? 0.04f : 0.025f;
+      case HeadsKind::kMouth:
+      case HeadsKind::kTongue: return 0.03f;
+      case HeadsKind::kSolid: return 0.04f;
+      case HeadsKind::kStrand: return 0.06f;
+      default: return 0.05f;
+    }
+  }
+
+  void light(Batch& batch) const {
+    const float reach = p.map[4] * 0.5f * map_.size / map_.radius;
+    key_shares(p.shadow, static_cast<int32_t>(map_.size), reach, batch[kPlace], batch.room,
+               batch.count(), batch[kKey]);
+  }
+
+  void finish_strands() {
+    light(strands_);
+    float* colour = strands_[kPlace];  // no longer needed
+    strands(shader_.lights, shader_.seed + 11, strands_[0], strands_.room, strands_.count(),
+            colour);
+    for (int64_t i = 0; i < strands_.count(); ++i)
+      store(at(colour, strands_.room, i), p.colour + 3 * strands_.element[i]);
+  }
+
+  void finish_surfaces() {
+    light(surfaces_);
+    noises(surfaces_[kRest], surfaces_.room, surfaces_.count(), shader_.seed, surfaces_[kNoise]);
+    for (int64_t i = 0; i < surfaces_.count(); ++i) {
+      Point& q = points_[i];
+      q.key = surfaces_[kKey][i];
+      for (int octave = 0; octave < kOctaves; ++octave)
+        q.noise[octave] = surfaces_[kNoise + octave][i];
+      const int64_t element = surfaces_.element[i], x = element % p.width, y = element / p.width;
+      const Vec colour = shader_.colour(kind(element), q);
+      store(colour, p.colour + 3 * element);
+      if (x % 2 == 0 && y % 2 == 0 && plain(x, y)) {
+        for (const int64_t other : {element + 1, element + p.width, element + p.width + 1})
+          store(colour, p.colour + 3 * other);
+      }
+    }
+  }
+
+  const HeadsShadeParams& p;
+  const Shader shader_;
+  const LightMap map_;
+  Batch strands_, surfaces_;
+  std::vector<Point> points_;
+};
 
 int check(const HeadsShadeParams& p) {
   if (p.mesh < 0 || p.points < p.mesh || p.height < 1 || p.width < 1 || p.shadow_size < 1)
     return kBadShape;
   if (!(p.map[3] > 0)) return kBadShape;
-  for (int64_t i = 0; i < p.height * p.width; ++i) {
-    if (p.id[i] < -1 || p.id[i] >= p.triangles) return kBadShape;
-  }
+  bool good = true;
+  for (int64_t i = 0; i < p.height * p.width; ++i) good &= p.id[i] >= -1 && p.id[i] < p.triangles;
+  const int64_t pairs = (p.points - p.mesh) / 2;
   for (int64_t t = 0; t < p.triangles; ++t) {
-    if (p.kind[t] > static_cast<uint8_t>(HeadsKind::kStrand)) return kBadShape;
-    const bool strand = p.kind[t] == static_cast<uint8_t>(HeadsKind::kStrand);
-    for (int k = 0; k < 3; ++k) {
-      const int32_t corner = p.triangle[3 * t + k];
-      if (corner < (strand ? p.mesh : 0) || corner >= p.points) return kBadShape;
+    const int32_t* corner = p.triangle + 3 * t;
+    const HeadsKind kind = static_cast<HeadsKind>(p.kind[t]);
+    if (kind == HeadsKind::kStrand) {  // from a pair to the next one
+      const int64_t first = corner[0] - p.mesh - (corner[0] - p.mesh) % 2;
+      good &= first >= 0 && first / 2 + 1 < pairs;
+      for (int k = 0; k < 3; ++k)
+        good &= corner[k] - p.mesh >= first && corner[k] - p.mesh < first + 4;
+    } else {
+      good &= kind < HeadsKind::kStrand;
+      for (int k = 0; k < 3; ++k) good &= corner[k] >= 0 && corner[k] < p.mesh;
     }
   }
-  return kOk;
+  return good ? kOk : kBadShape;
 }
 
 }  // namespace
@@ -310,58 +492,9 @@ int heads_shade(const HeadsShadeParams& p) {
   if (p.id == nullptr || p.colour == nullptr || p.lights == nullptr || p.map == nullptr)
     return kNullAddress;
   if (const int error = check(p)) return error;
-  const Shader shader(p);
   std::fill(p.colour, p.colour + 3 * p.height * p.width, 0.0f);
-  std::vector<Point> row(p.width);
-  std::vector<int64_t> element(p.width);
-  std::vector<float> places(3 * p.width), fields(kOctaves * p.width);
-  const auto kind_at = [&](int64_t i) {
-    return p.id[i] < 0 ? -1 : static_cast<int>(p.kind[p.id[i]]);
-  };
-  const auto plain = [&](int64_t x,
-                         int64_t y) {  // a pixel of skin alone: shaded once for its four elements
-    const int64_t i = y * p.width + x;
-    return x + 1 < p.width && y + 1 < p.height && kind_at(i) == 0 && kind_at(i + 1) == 0 &&
-           kind_at(i + p.width) == 0 && kind_at(i + p.width + 1) == 0;
-  };
-  for (int64_t y = 0; y < p.height; ++y) {
-    int64_t count = 0;
-    for (int64_t x = 0; x < p.width; ++x) {
-      const int64_t i = y * p.width + x;
-      if (p.id[i] < 0) continue;
-      if (plain(x & ~int64_t{1}, y & ~int64_t{1}) && ((x | y) & 1)) continue;
-      const int64_t t = p.id[i];
-      const HeadsKind kind = static_cast<HeadsKind>(p.kind[t]);
-      const Point q = gather(p, i, p.triangle + 3 * t);
-      if (kind == HeadsKind::kSkin || kind == HeadsKind::kTongue) {
-        element[count] = i;
-        row[count++] = q;
-        continue;
-      }
-      const Vec along = kind == HeadsKind::kStrand
-                            ? load(p.along + 3 * (p.triangle[3 * t] - p.mesh))
-                            : Vec{0, 1, 0};
-      store(shader.colour(kind, q, along), p.colour + 3 * i);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      places[i] = row[i].rest.x;
-      places[count + i] = row[i].rest.y;
-      places[2 * count + i] = row[i].rest.z;
-    }
-    noises(places.data(), count, static_cast<uint32_t>(p.seed), fields.data());
-    for (int64_t i = 0; i < count; ++i) {
-      for (int octave = 0; octave < kOctaves; ++octave)
-        row[i].noise[octave] = fields[octave * count + i];
-      const int64_t at = element[i];
-      const Vec colour =
-          shader.colour(static_cast<HeadsKind>(p.kind[p.id[at]]), row[i], Vec{0, 1, 0});
-      store(colour, p.colour + 3 * at);
-      if (y % 2 == 0 && at % p.width % 2 == 0 && plain(at % p.width, y)) {
-        for (const int64_t other : {at + 1, at + p.width, at + p.width + 1})
-          store(colour, p.colour + 3 * other);
-      }
-    }
-  }
+  Rows rows(p);
+  for (int64_t y = 0; y < p.height; y += 2) rows.shade(y);
   return kOk;
 }
 

@@ -18,22 +18,22 @@ enum class HeadsKind : uint8_t {
 
 // Colour of each picture element, linear light.
 //
-// `paint` of a point, by kind:
+// `paint` of a spot (pose.h), by kind:
 //   all     0..2 colour, 3 gloss, 4 share of the sky that it sees
 //   skin    5 lips, 6 decimetres below the neckline of the clothes, 7 freckles
 //   eye     0..2 direction from the middle of the eye instead of a colour
 //   teeth   5 place along the arch in teeth, 6 height (0 gum, 1 edge), 7 seed of the tints
-//   strand  5 place along it, 6 a number of its own, 7 place across it (0 one edge, 1 the other)
+//   strand  5 place along it, 6 a number of its own
 struct HeadsShadeParams {
   const int32_t* id;        // [height, width] as heads_raster gives it
   const float* share;       // [height, width, 3]
   const int32_t* triangle;  // [triangles, 3]
   const uint8_t* kind;      // [triangles] HeadsKind
-  const float* rest;    // [points, 3] noise is drawn at rest places, so that it moves with the skin
+  const float* rest;    // [spots, 3] noise is drawn at rest places, so that it moves with the skin
   const float* world;   // [points, 3]
-  const float* normal;  // [points, 3]
-  const float* along;   // [points - mesh, 3]
-  const float* paint;   // [points, 8]
+  const float* normal;  // [spots, 3]
+  const float* along;   // [pairs, 3]
+  const float* paint;   // [spots, 8]
   const float* shadow;  // [shadow_size, shadow_size] as heads_shadow gives it
   const float* lights;  // [18] key: direction, colour; fill: direction, colour; sky; ground
   const float* skin;    // [8] four amplitudes of noise, bump, lip colour

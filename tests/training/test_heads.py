@@ -138,7 +138,7 @@ def test_flow_carries_the_photo_to_the_frame(seed: int):
     flow, visible, _ = painter.flow(frame, photo, GRID)
 
     def rest_map(shot):
-        corner = painter.person.triangles[np.maximum(shot.id, 0)]
+        corner = np.minimum(painter.person.triangles[np.maximum(shot.id, 0)], painter.person.mesh - 1)  # hair: anywhere
         return (painter.person.rest[corner] * shot.share[..., None]).sum(2), painter.person.kind[np.maximum(shot.id, 0)]
 
     (there, kind_there), (here, kind_here) = rest_map(photo), rest_map(frame)

@@ -106,3 +106,32 @@ def test_a_vertex_outside_is_refused():
     triangle[1, 2] = 6
     with pytest.raises(ValueError, match="heads_raster: bad shape"):
         raster(screen, triangle)
+
+
+def test_what_is_left_out_is_hidden():
+    """Thousands of sloping triangles, most of which are left out behind others, against a few hundred at a time."""
+    count, some = 6000, 500
+    rng = np.random.default_rng(5)
+    places = rng.uniform(0, SIDE, (count, 1, 2)) + 4 * rng.normal(size=(count, 3, 2))
+    distance = np.maximum(4 + 0.5 * places[..., :1] + rng.uniform(0, 2, (count, 3, 1)), 1)
+    screen = np.concatenate([places, distance], 2).reshape(-1, 3).astype(np.float32)
+    triangle = np.arange(3 * count, dtype=np.int32).reshape(-1, 3)
+    found, _, depth = raster(screen, triangle)
+    founds, _, depths = map(np.stack, zip(*(raster(screen, triangle[k : k + some]) for k in range(0, count, some))))
+    nearest = depths.argmin(0)
+    np.testing.assert_allclose(depth, depths.min(0), rtol=1e-5)  # float32's rounding, where two are equally far
+    expected = np.take_along_axis(founds, nearest[None], 0)[0] + some * nearest
+    assert np.mean(found == expected) > 0.999
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30, 0])
+def test_places_that_cannot_be_are_survived(value: float):
+    """One corner's number is spoilt; triangles without it are drawn as before."""
+    screen, triangle = random_triangles(10, 3)
+    expected = raster(screen, triangle[1:])
+    for axis in range(3):
+        for corner in range(3):
+            spoilt = screen.copy()
+            spoilt[corner, axis] = value
+            found, _, depth = raster(spoilt, triangle)
+            np.testing.assert_array_equal(depth[found != 0], expected[2][found != 0])

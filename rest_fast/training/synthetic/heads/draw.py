@@ -69,6 +69,20 @@ class Camera:
     roll: float = 0.0
 
 
+@dataclass(frozen=True)
+class Sensor:
+    """exposure: linear brightness of light skin; blur: radius in pixels; grain: standard deviation of noise; quality:
+    of JPEG, 0 for none."""
+
+    exposure: float
+    shoulder: float
+    saturation: float
+    gamma: float
+    blur: float
+    grain: float
+    quality: int
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """What the rasteriser leaves of a frame; side = 2 x the picture's size."""
@@ -112,22 +126,22 @@ class Painter:
         y, turn = 1 - 1.6 * k / count, k * 2.399963
         across = np.sqrt(1 - y**2)
         directions = np.stack([across * np.sin(turn), y, across * np.cos(turn)], 1).astype(np.float32)
-        opened = np.zeros(len(world), np.float32)
+        opened = np.zeros(who.mesh, np.float32)
         call(
             "heads_occlusion", world=world, normal=normal, triangle=self._mesh_triangles, directions=directions,
             middle=_MIDDLE, open=opened, points=who.mesh, triangles=len(self._mesh_triangles), count=count, size=128,
             radius=_REACH,
         )  # fmt: skip
-        skin = np.zeros(len(world), bool)
+        skin = np.zeros(who.mesh, bool)
         skin[who.triangles[who.kind == 0]] = True
         opened = np.maximum(opened, who.covered)  # lids are folded away at rest
-        self.paint[skin, 4] *= 0.25 + 0.75 * opened[skin]
+        self.paint[: who.mesh][skin, 4] *= 0.25 + 0.75 * opened[skin]
 
     def _points(self, shape: Array, turn: Array, dx: float, dy: float) -> tuple[Array, Array, Array, Array]:
         who, cam = self.person, self.camera
-        points, strands = len(who.rest), who.strands
-        world, normal, screen = (np.empty((points, 3), np.float32) for _ in range(3))
-        along = np.empty((points - who.mesh, 3), np.float32)
+        strands, pairs = who.strands, len(who.strands.rest)
+        world, screen = (np.empty((who.mesh + 2 * pairs, 3), np.float32) for _ in range(2))
+        normal, along = np.empty((who.mesh + pairs, 3), np.float32), np.empty((pairs, 3), np.float32)
         scale = cam.zoom * self.side / FIELD * cam.focal
         shift = self.side / 128
         view = np.array(
@@ -137,7 +151,7 @@ class Painter:
             "heads_pose", shape=shape, rest=who.rest, out_dir=strands.outward, tangent=strands.tangent,
             half=strands.half, root=strands.root, root_part=strands.share, triangle=self._mesh_triangles, turn=turn,
             pivot=_PIVOT, view=view, world=world, normal=normal, along=along, screen=screen, mesh=who.mesh,
-            points=points, triangles=len(self._mesh_triangles),
+            pairs=pairs, triangles=len(self._mesh_triangles),
         )  # fmt: skip
         return world, normal, along, screen
 
@@ -192,7 +206,7 @@ class Painter:
             world=world,
             light=light,
             middle=_MIDDLE,
-            depth=shadow,
+            height=shadow,
             size=_SHADOWS,
             radius=_REACH,
             triangle=self._casting,
@@ -218,12 +232,13 @@ class Painter:
         dark = float(np.clip(self.person.skin / 0.35, 0.2, 1)) ** 0.45
         return float(luminance.mean()) / dark if len(luminance) else 0.2
 
-    def develop(self, frame: Frame, background: Array, gain: float, shoulder: float) -> Array:
-        """float32 [size, size, 3] in 0..1, sRGB, before a background [size, size, 3] in linear light."""
-        picture = np.empty((self.size, self.size, 3), np.float32)
+    def develop(self, frame: Frame, background: Array, gain: float, sensor: Sensor, seed: int) -> Array:
+        """uint8 [size, size, 3] before a background [size, size, 3] in linear light; seed: of the grain."""
+        picture = np.empty((self.size, self.size, 3), np.uint8)
         call(
             "heads_develop", colour=frame.colour, id=frame.id, background=np.ascontiguousarray(background, np.float32),
-            picture=picture, size=self.size, gain=gain, shoulder=shoulder,
+            picture=picture, size=self.size, seed=seed, gain=gain, shoulder=sensor.shoulder,
+            saturation=sensor.saturation, gamma=sensor.gamma, grain=sensor.grain,
         )  # fmt: skip
         return picture
 

@@ -30,15 +30,15 @@ class Strands:
 
 @dataclass(frozen=True, eq=False)
 class Ribbons:
-    """Strands of several kinds as points in pairs, ready to draw; P points, see csrc/heads/pose.h."""
+    """Strands of several kinds as Q pairs of points, the two edges at a place, ready to draw: see csrc/heads/pose.h."""
 
-    rest: Array  # [P, 3]
-    outward: Array  # [P, 3]
-    tangent: Array  # [P, 3]
-    half: Array  # [P]
-    root: Array  # [P, 3]
-    share: Array  # [P, 3]
-    paint: Array  # [P, 8]
+    rest: Array  # [Q, 3]
+    outward: Array  # [Q, 3]
+    tangent: Array  # [Q, 3]
+    half: Array  # [Q]
+    root: Array  # [Q, 3]
+    share: Array  # [Q, 3]
+    paint: Array  # [Q, 8]
     triangles: Array  # [T, 3], counted from the first point
 
 
@@ -46,7 +46,7 @@ def ribbons(kinds: list[Strands]) -> Ribbons:
     """All strands as one set of ribbons."""
     parts = [_ribbon(strands) for strands in kinds if len(strands.places)]
     assert parts, "ribbons: nobody is without lashes"
-    starts = np.cumsum([0, *(len(part.rest) for part in parts[:-1])])
+    starts = np.cumsum([0, *(2 * len(part.rest) for part in parts[:-1])])
     names = ("rest", "outward", "tangent", "half", "root", "share", "paint")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     triangles = np.concatenate([part.triangles + start for part, start in zip(parts, starts)])
@@ -55,36 +55,40 @@ def ribbons(kinds: list[Strands]) -> Ribbons:
 
 def _ribbon(strands: Strands) -> Ribbons:
     count, places = strands.places.shape[:2]
-    tangent = np.gradient(strands.places, axis=1)
-    tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9
     paint = np.zeros((count, places, 8), np.float32)
     paint[..., :3], paint[..., 3], paint[..., 4] = strands.colour, strands.gloss[:, None], strands.open
     paint[..., 5] = np.linspace(0, 1, places)
     paint[..., 6] = (np.arange(count) * 0.618 % 1 * 100)[:, None]  # each ribbon's own fibres
 
-    def twice(values: Array) -> Array:
-        """[N, places, ...] -> [N x places x 2, ...]."""
-        return np.repeat(values, 2, axis=1).reshape(-1, *values.shape[2:]).astype(values.dtype)
+    def each(values: Array, dtype: type) -> Array:
+        """[Q, 3] of [N, 3], the same for a whole strand, or of [N, places, 3]."""
+        whole = values if values.ndim == 3 else values[:, None]
+        return np.broadcast_to(whole, (count, places, 3)).astype(dtype).reshape(-1, 3)
 
-    def along(values: Array) -> Array:
-        """[N, 3], the same for a whole strand, or [N, places, 3]."""
-        return np.broadcast_to(values if values.ndim == 3 else values[:, None], (count, places, 3))
-
-    edges = twice(paint)
-    edges[1::2, 7] = 1
-    sign = np.tile(np.array([-1, 1], np.float32), count * places)
-    first = 2 * (np.arange(count)[:, None] * places + np.arange(places - 1)).reshape(-1, 1)
-    triangles = (first + np.array([0, 1, 2, 1, 3, 2])).reshape(-1, 3)
+    first = 2 * (np.arange(count, dtype=np.int32)[:, None] * places + np.arange(places - 1, dtype=np.int32))
+    triangles = first.reshape(-1, 1) + np.array([0, 1, 2, 1, 3, 2], np.int32)
     return Ribbons(
-        twice(strands.places.astype(np.float32)),
-        twice(strands.outward.astype(np.float32)),
-        twice(tangent.astype(np.float32)),
-        twice(strands.half.astype(np.float32)) * sign,
-        twice(along(strands.root.astype(np.int32))),
-        twice(along(strands.share.astype(np.float32))),
-        edges,
-        triangles.astype(np.int32),
+        each(strands.places, np.float32),
+        each(strands.outward, np.float32),
+        each(unit(np.gradient(strands.places, axis=1)), np.float32),
+        strands.half.astype(np.float32).ravel(),
+        each(strands.root, np.int32),
+        each(strands.share, np.float32),
+        paint.reshape(-1, 8),
+        triangles.reshape(-1, 3),
     )
+
+
+def unit(v: Array) -> Array:
+    """[..., 3] of unit length."""
+    return v / (np.sqrt(np.einsum("...k,...k->...", v, v))[..., None] + v.dtype.type(1e-9))
+
+
+def _blend(corners: Array, share: Array) -> Array:
+    """[n, ...]: points of triangles, from their corners [n, 3, ...] and shares [n, 3]. Sums over an axis of three are
+    many times slower."""
+    weights = share.reshape(*share.shape, *[1] * (corners.ndim - 2))
+    return corners[:, 0] * weights[:, 0] + corners[:, 1] * weights[:, 1] + corners[:, 2] * weights[:, 2]
 
 
 class Scalp:
@@ -104,8 +108,9 @@ class Scalp:
         size = np.linalg.norm(normal, axis=1)
         self._corner = np.stack([a, b, c], 1)
         self._normal, self._area = normal / (size[:, None] + 1e-9), size
-        middle = self._corner.mean(1)
-        points = np.concatenate([shape[np.unique(triangles)], middle])
+        used = np.zeros(len(shape), bool)
+        used[triangles] = True
+        points = np.concatenate([shape[used], (a + b + c) / 3])
         points = points[points[:, 1] > -0.85]  # without the shoulders, onto which hair would else be thrown
         radius, row, column = self._polar(points)
         grid = np.zeros((self._BANDS, self._SECTORS), np.float32)
@@ -118,15 +123,16 @@ class Scalp:
 
     def sample(self, rng: np.random.Generator, field: Array, count: int) -> tuple[Array, Array, Array, Array]:
         """Up to `count` roots where `field` [V], 0..1, allows: places, outward normals, vertices [n, 3], shares."""
-        weight = self._area * field[self.triangles].mean(1)
+        a, b, c = (field[self.triangles[:, k]] for k in range(3))
+        weight = self._area * ((a + b + c) / 3)
         if weight.sum() <= 0:
             return (np.zeros((0, 3), np.float32),) * 2 + (np.zeros((0, 3), np.int32), np.zeros((0, 3), np.float32))
         order = np.searchsorted(np.cumsum(weight / weight.sum()), rng.random(count))
         chosen = np.minimum(order, len(weight) - 1)
         u, v = rng.random((2, count))
         share = np.stack([1 - np.sqrt(u), np.sqrt(u) * (1 - v), np.sqrt(u) * v], 1).astype(np.float32)
-        places = (self._corner[chosen] * share[..., None]).sum(1)
-        kept = rng.random(count) < (field[self.triangles[chosen]] * share).sum(1)
+        places = _blend(self._corner[chosen], share)
+        kept = rng.random(count) < _blend(field[self.triangles[chosen]], share)
         return places[kept], self._normal[chosen][kept], self.triangles[chosen][kept], share[kept]
 
     def push_out(self, places: Array, lift: Array) -> Array:
@@ -143,7 +149,7 @@ class Scalp:
 
     def _polar(self, places: Array) -> tuple[Array, Array, Array]:
         q = places - self.CENTRE
-        radius = np.linalg.norm(q, axis=1) + 1e-6
+        radius = np.sqrt(np.einsum("nk,nk->n", q, q)) + np.float32(1e-6)
         row = (np.arcsin(np.clip(q[:, 1] / radius, -1, 1)) / np.pi + 0.5) * (self._BANDS - 1)
         column = (np.arctan2(q[:, 0], q[:, 2]) / (2 * np.pi) + 0.5) * self._SECTORS
         return radius, row, np.minimum(column, self._SECTORS - 1e-3)

@@ -11,6 +11,7 @@ import gzip
 import importlib.metadata
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,17 @@ class Head:
         out[index] += np.float32(weight) * delta
 
     def of(self, *parts: str) -> Array:
-        """bool [V]: the vertices of these parts."""
-        chosen = np.isin(self.part, [PARTS.index(part) for part in parts])
-        out = np.zeros(len(self.vertices), bool)
-        out[self.triangles[chosen]] = True
-        return out
+        """bool [V], read-only: the vertices of these parts."""
+        return _vertices_of(self, parts)
+
+
+@cache
+def _vertices_of(head: Head, parts: tuple[str, ...]) -> Array:
+    chosen = np.isin(head.part, [PARTS.index(part) for part in parts])
+    out = np.zeros(len(head.vertices), bool)
+    out[head.triangles[chosen]] = True
+    out.flags.writeable = False
+    return out
 
 
 def available() -> bool:

@@ -32,13 +32,13 @@ class Person:
     kind: Array  # uint8 [T]
     mesh: int  # vertices of the mesh
     strands: Ribbons
-    rest: Array  # float32 [P, 3]
-    paint: Array  # float32 [P, 8], without the share of the sky for the mesh: the renderer finds it
+    rest: Array  # float32 [S, 3]: vertices of the mesh, then pairs of points of strands
+    paint: Array  # float32 [S, 8], without the share of the sky for the mesh: the renderer finds it
     eyes: Array  # float32 [2, 3] middles, right eye first
     eye_vertices: tuple[Array, Array]
     pupils: tuple[int, int]  # the foremost vertex of each eye
     skin: float  # brightness of the skin, linear
-    covered: Array  # float32 [P]: lids
+    covered: Array  # float32 [V]: lids
     gaze: Array  # [2] radians: where the eyes rest, right and up
     looks: Looks
 
@@ -58,8 +58,7 @@ def invent(rng: np.random.Generator, head: Head, marks: Landmarks) -> Person:
     made = ribbons(kinds)
     triangles, kind = _surfaces(head, made)
     paint = np.concatenate([looks.paint(rng, head, shape, eyes, who, covers, below), made.paint])
-    covered = np.zeros(len(paint), np.float32)
-    covered[: len(shape)] = 0.85 * (head.mask("eyelids") > 0.2)
+    covered = (0.85 * (head.mask("eyelids") > 0.2)).astype(np.float32)
     pupils = tuple(int(side[shape[side, 2].argmax()]) for side in sides)
     gaze = rng.normal([0, -0.02], [0.04, 0.02])
     return Person(

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rest_fast.training.synthetic.heads.draw import Camera, Light
+from rest_fast.training.synthetic.heads.draw import Camera, Light, Sensor
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """exposure: linear brightness of light skin; grain: standard deviation of noise; quality: of JPEG, 0 for none."""
-
-    exposure: float
-    shoulder: float
-    saturation: float
-    gamma: float
-    blur: float
-    grain: float
-    quality: int
 
 
 def random_light(rng: np.random.Generator) -> Light:
@@ -98,13 +84,9 @@ def _shapes(rng: np.random.Generator, size: int) -> Image.Image:
     return image
 
 
-def expose(rng: np.random.Generator, sensor: Sensor, picture: Array) -> Array:
-    """uint8 [size, size, 3] of a picture in 0..1: colours, blur, grain, JPEG."""
-    grey = picture @ np.array([0.3, 0.59, 0.11], np.float32)
-    out = grey[..., None] + (picture - grey[..., None]) * np.float32(sensor.saturation)
-    out = np.clip(out, 0, 1) ** np.float32(sensor.gamma)
-    out = out + np.float32(sensor.grain) * rng.standard_normal(out.shape, np.float32)
-    image = Image.fromarray((np.clip(out, 0, 1) * 255 + 0.5).astype(np.uint8))
+def publish(sensor: Sensor, picture: Array) -> Array:
+    """uint8 [size, size, 3] of what the sensor saw, uint8 like it: blurred, and once a JPEG."""
+    image = Image.fromarray(picture)
     if sensor.blur:
         image = image.filter(ImageFilter.GaussianBlur(sensor.blur))
     if sensor.quality:

@@ -54,15 +54,16 @@ class Studio:
 
     def picture(self, frame: Frame) -> Array:
         """uint8 [size, size, 3], with fresh grain."""
-        shot = self.painter.develop(frame, self._wall, self._gain, self._sensor.shoulder)
-        return scene.expose(self._rng, self._sensor, shot)
+        seed = int(self._rng.integers(2**32))
+        shot = self.painter.develop(frame, self._wall, self._gain, self._sensor, seed)
+        return scene.publish(self._sensor, shot)
 
     def measure(self, frame: Frame) -> tuple[Array, Array, Array]:
         """From the vertices of a frame, in pixels of a 128 px picture: geometry float32 [4] as portraits.GEOMETRY,
         opening of the right and of the left eye [2], and PLACES [10, 2]."""
         painter = self.painter
         marks, person = painter.person.marks, painter.person
-        at = frame.screen[:, :2] * (128 / painter.side)
+        at = frame.screen[: person.mesh, :2] * (128 / painter.side)
         roll = painter.camera.roll + frame.motion["roll"]
         along = at @ np.array([-np.sin(roll), np.cos(roll)], np.float32)  # down the head
         upper = marks.upper_lip[along[marks.upper_lip].argmax()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rest_fast.training.synthetic.heads.hair import Scalp, Strands
+from rest_fast.training.synthetic.heads.hair import Scalp, Strands, unit
 
 Array = np.ndarray
 CROWN = np.array([0.0, 1.15, -1.15], np.float32)
@@ -85,12 +85,12 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     dense = np.clip(field / 0.10, 0, 1)
     places, normals, root, share = scalp.sample(rng, dense, style.count)
     n, m = len(places), style.steps
-    inner = rng.random(n) ** 0.7  # 0 next to the skin, 1 outside
+    inner = rng.random(n).astype(np.float32) ** 0.7  # 0 next to the skin, 1 outside
     lift = 0.02 + style.lift * inner
-    length = style.length * rng.uniform(0.75, 1.1, n) * (0.8 + 0.2 * inner)
+    length = style.length * rng.uniform(0.75, 1.1, n).astype(np.float32) * (0.8 + 0.2 * inner)
     forward = np.clip((places[:, 2] + 0.2) / 0.4, 0, 1) * np.clip(1 - np.abs(places[:, 0]) / 0.6, 0, 1)
     fringed = rng.random(n) < style.fringe * (forward > 0.3)
-    length = np.where(fringed, np.minimum(length, rng.uniform(0.45, 0.62, n)), length)
+    length = np.where(fringed, np.minimum(length, rng.uniform(0.45, 0.62, n).astype(np.float32)), length)
     if style.name in ("crop", "short", "quiff", "parted", "slick"):  # short at the sides and the nape
         length *= np.clip(0.35 + 0.9 * (places[:, 1] - 0.1), 0.25, 1)
     if style.length < 1.2 and style.comb != "back":  # the nape is cut
@@ -98,23 +98,24 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     part = float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.35))
     phase, turns = rng.uniform(0, 2 * np.pi, n), rng.uniform(0.8, 1.3, n)
     clump = np.sin(places @ rng.normal(0, 9, (3, 3)) + rng.uniform(0, 6, 3))  # neighbours go the same way
-    path, outward = np.zeros((n, m + 1, 3)), np.zeros((n, m + 1, 3))
+    clump = clump.astype(np.float32)
+    path, outward = (np.zeros((n, m + 1, 3), np.float32) for _ in range(2))
     path[:, 0], outward[:, 0] = places, normals
     now, direction = places + 0.0, normals + 0.3 * clump
-    down = np.array([0, -1.0, 0])
+    down, facing, over = (np.array(v, np.float32) for v in ([0, -1, 0], [1, 0.8, 1], [0, -0.5, 0.7]))
     frame = float(rng.uniform(0.50, 0.66))  # half width of the face that long hair leaves free
     for step in range(m):
-        radial = _unit(now - scalp.CENTRE)
-        comb = _unit(_comb(style, now, places, part)) + 0.12 * clump
-        comb = np.where(fringed[:, None], _unit(0.5 * (now - CROWN) + [0, -0.5, 0.7]) + 0.15 * clump, comb)
-        flat = comb - 0.9 * (comb * radial).sum(1, keepdims=True) * radial if style.comb != "out" else comb
-        direction = _unit(
-            (1 - style.stiffness) * _unit(direction) + (style.stiffness + 0.15) * _unit(flat) + style.gravity * down
+        radial = unit(now - scalp.CENTRE)
+        comb = unit(_comb(style, now, places, part)) + 0.12 * clump
+        comb[fringed] = unit(0.5 * (now[fringed] - CROWN) + over) + 0.15 * clump[fringed]
+        flat = comb - 0.9 * np.einsum("nk,nk->n", comb, radial)[:, None] * radial if style.comb != "out" else comb
+        direction = unit(
+            (1 - style.stiffness) * unit(direction) + (style.stiffness + 0.15) * unit(flat) + style.gravity * down
         )
-        direction = np.where(fringed[:, None], direction, _aside(direction, now, places[:, 0] - part, frame))
+        _turn_aside(direction, ~fringed, now, places[:, 0] - part, frame)
         now = scalp.push_out(now + direction * (length / m)[:, None], lift * min(1.0, 0.4 + 0.9 * (step + 1) / m))
-        path[:, step + 1], outward[:, step + 1] = now, _unit(now - scalp.CENTRE) * [1, 0.8, 1]
-    along = np.linspace(0, 1, m + 1)
+        path[:, step + 1], outward[:, step + 1] = now, unit(now - scalp.CENTRE) * facing
+    along = np.linspace(0, 1, m + 1, dtype=np.float32)
     if style.curl:
         rounds = min(style.length / (6.0 * style.curl), m / 5.0)  # five places to a turn, or it has corners
         angle = 2 * np.pi * (along[None] * rounds * turns[:, None]) + phase[:, None] * 0.6 + 3 * clump[:, :1]
@@ -136,14 +137,17 @@ def grow(rng: np.random.Generator, scalp: Scalp, field: Array, style: Style, col
     return Strands(path, outward, root, share, half, tint[:, None] * shade, rng.uniform(0.5, 1.2, n), opened)
 
 
-def _aside(direction: Array, now: Array, side: Array, frame: float) -> Array:
-    """Directions turned away from the face where hair would hang before it; side: [n], which way each strand goes."""
+def _turn_aside(direction: Array, which: Array, now: Array, side: Array, frame: float) -> None:
+    """Turn directions [n, 3] away from the face where hair would hang before it; which: bool [n]; side: [n], which way
+    each strand goes."""
     x, y, z = now.T
     inside = np.sqrt((x / frame) ** 2 + ((y + 0.15) / 1.02) ** 2)  # an ellipse around the face
     before = np.clip((z + 0.5) / 0.25, 0, 1) * np.clip((1.12 - inside) / 0.2, 0, 1)
-    out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side < 0, -1.0, 1.0))
-    away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), -0.3 + 0 * x], 1)
-    return _unit(direction + 1.8 * before[:, None] * _unit(away))
+    turned = which & (before > 0)
+    x, y, before = x[turned], y[turned], before[turned]
+    out = np.where(np.abs(x) > 0.05, np.sign(x), np.where(side[turned] < 0, np.float32(-1), np.float32(1)))
+    away = np.stack([out * np.maximum(np.abs(x) / frame, 0.35), 0.5 * (y + 0.15), np.full_like(x, -0.3)], 1)
+    direction[turned] = unit(direction[turned] + 1.8 * before[:, None] * unit(away))
 
 
 def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
@@ -154,7 +158,7 @@ def bun(rng: np.random.Generator, root: Array, colour: Array) -> Strands:
     radius = rng.uniform(0.26, 0.36, (n, 1))
     ring = np.stack([np.cos(turn) * np.cos(tilt), np.sin(turn) + 0 * tilt, np.cos(turn) * np.sin(tilt)], -1)
     places = KNOT + [0, 0.75, 0.55] + radius[..., None] * ring
-    outward = _unit(ring.reshape(-1, 3)).reshape(ring.shape)
+    outward = unit(ring.reshape(-1, 3)).reshape(ring.shape)
     tint = np.broadcast_to(colour * np.exp(rng.normal(0, 0.25, (n, 1, 1))), places.shape)
     opened = np.full((n, m + 1), 0.7) * (radius - 0.1) / 0.26
     return Strands(
@@ -181,7 +185,7 @@ def brows(
     n, m = len(places), 3
     side = np.sign(places[:, 0])
     lean = np.interp(s, [0, 0.2, 0.6, 1], [1.3, 0.6, 0.1, -0.5]) - 0.35 * off + rng.normal(0, 0.15, n)
-    direction = _unit(np.stack([side * np.cos(lean), np.sin(lean), -0.25 + 0 * s], 1) + 0.25 * normals)
+    direction = unit(np.stack([side * np.cos(lean), np.sin(lean), -0.25 + 0 * s], 1) + 0.25 * normals)
     step = np.linspace(0, 1, m + 1)
     length = rng.uniform(0.07, 0.13, n)
     path = places[:, None] + normals[:, None] * (0.012 + 0.01 * np.sin(np.pi * step))[None, :, None]
@@ -248,7 +252,7 @@ def beard(
     places, normals, root, share = scalp.sample(rng, field, count)
     n, m = len(places), 3
     step = np.linspace(0, 1, m + 1)
-    direction = _unit(0.55 * normals + [0, -0.75, 0.1] + rng.normal(0, 0.18, (n, 3)))
+    direction = unit(0.55 * normals + [0, -0.75, 0.1] + rng.normal(0, 0.18, (n, 3)))
     reach = np.where(places[:, 1] > -0.72, min(length, 0.09), length) * rng.uniform(
         0.5, 1.2, n
     )  # a moustache is cut short
@@ -261,7 +265,3 @@ def beard(
     shade = (0.6 + 0.4 * step)[None, :, None]
     opened = np.broadcast_to(0.55 + 0.45 * step, path.shape[:2])
     return Strands(path, outward, root, share, half, tint[:, None] * shade, np.full(n, 0.4), opened)
-
-
-def _unit(v: Array) -> Array:
-    return v / (np.linalg.norm(v, axis=-1, keepdims=True) + 1e-9)
