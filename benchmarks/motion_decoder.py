@@ -27,7 +27,7 @@ from skimage.data import astronaut
 
 from rest_fast.evaluation import mouths
 from rest_fast.evaluation.photos import measures
-from rest_fast.evaluation.photos.drivers import Sound
+from rest_fast.evaluation.photos.drivers import Sound, pictures
 from rest_fast.evaluation.photos.faces import FaceReader, find_reader
 from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, spoken_motion
 from rest_fast.evaluation.photos.study import measure
@@ -131,7 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gap = true_gap(reader, frames, Path(folder))
     drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
-    paths = [first, *args.photos]
+    paths = pictures([first, *args.photos])
     found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=FRAMING)
     found |= {"people": people, "speed": speed(vae), "environment": environment}
     args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

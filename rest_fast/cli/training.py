@@ -103,16 +103,21 @@ def _evaluate_photos(args: Namespace) -> None:
     check_model(args)
     model = load_model(args)
     with Progress("videos", quiet=args.quiet) as progress:
-        evaluate_photos(
-            model,
-            args.photos,
-            args.sounds or [DEMO / "speech.wav"],
-            args.out,
-            interpreter=args.instruments,
-            seed=args.seed,
-            guidance=args.guidance,
-            progress=progress,
-        )
+        try:
+            evaluate_photos(
+                model,
+                args.photos,
+                args.sounds or [DEMO / "speech.wav"],
+                args.out,
+                interpreter=args.instruments,
+                seed=args.seed,
+                guidance=args.guidance,
+                progress=progress,
+            )
+        except BaseException:
+            if progress.done:
+                args.left = f"{args.out} is partial: it holds {progress.done} of {progress.total} videos and no report"
+            raise
     args.left = f"{report} is complete"
     say(report.read_text(encoding="utf-8").rstrip("\n"), sys.stdout)
 

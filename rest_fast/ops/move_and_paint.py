@@ -6,7 +6,7 @@
 Flows and paint come as small maps, for which the photo's size does not matter: every map is enlarged bilinearly (the
 middles of corner cells stay where they are), and the photo is read bilinearly, its border going on outside. The *inner*
 maps belong to a *window* of the picture, (top, left, rows, columns) in 64ths of its sides; ``fade`` rises from 0 to 1
-over :data:`FADE` of those at the window's rim. Paint comes times its share.
+over :data:`FADE` 64ths of the picture's height at all four sides of the window. Paint comes times its share.
 
 A *flow* [N, 2, h, w] holds (x, y) from each point of the frame to where it lies in the photo, in sides of the picture.
 """
@@ -24,7 +24,7 @@ from rest_fast.ops.frames_to_uint8 import to_uint8
 
 NAME = "move_and_paint"
 UNITS = 64  # of a window, along each side of the picture
-FADE = 4  # of those units
+FADE = 4  # of those units, of the height
 
 
 def moved_and_painted(
@@ -113,6 +113,9 @@ def check(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> Spec:
     rows, columns = inner_flow.shape[2:]
     expect(NAME, "inner_paint", inner_paint, (frames, 4, 2 * rows, 2 * columns), dtype=photo.dtype, device=photo.device)
     expect(NAME, "out", out, (frames, height, width, 3), dtype=torch.uint8, device=photo.device)
+    for name, x in (("flow", flow), ("inner_flow", inner_flow)):
+        if 0 in x.shape[2:]:
+            raise OpError(f"{NAME}: argument {name}: expected at least one cell, got {list(x.shape)}")
     _check_window(window, height, width)
     return Spec(
         photo.device.type, photo.dtype, (("photos", b), ("frames", frames), ("height", height), ("width", width))
@@ -124,7 +127,7 @@ def _check_window(window: Sequence[int], height: int, width: int) -> None:
     if min(top, left) < 0 or min(rows, columns) < 1 or top + rows > UNITS or left + columns > UNITS:
         expected = f"top, left, rows, columns in {UNITS}ths of the picture"
         raise OpError(f"{NAME}: argument window: expected {expected}, got {list(window)}")
-    if height % UNITS or width % UNITS:
+    if 0 in (height, width) or height % UNITS or width % UNITS:
         raise OpError(f"{NAME}: argument photo: expected sides divisible by {UNITS}, got {height} x {width}")
 
 

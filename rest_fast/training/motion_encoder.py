@@ -57,8 +57,8 @@ class PictureBatches:
         assert self.clips is not None
         clip, frame = (int(torch.randint(n, (1,), generator=g)) for n in self.clips.video.shape[:2])
         picture = self.clips.pixels(clip, slice(frame, frame + 1)).transpose(0, 1)
-        label = torch.zeros(len(HEAD_MOTION))
-        label[: len(HEAD_MOTION) - 1] = torch.from_numpy(np.array(self.clips.motion[clip, frame]))
+        motion = torch.from_numpy(np.array(self.clips.motion[clip, frame]))
+        label = F.pad(motion, (0, len(HEAD_MOTION) - len(motion)))  # drawn faces do not smile, heads do
         return coloured(at_work_size(picture), g), (label * self.scales)[None]
 
 

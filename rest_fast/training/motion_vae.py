@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rest_fast import checkpoint
 from rest_fast.config import ModelConfig, MotionVAEConfig, preset
+from rest_fast.errors import CheckpointError, RestFastError, TrainError
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World
@@ -49,19 +51,27 @@ def motion_model(side: int = SIDE) -> ModelConfig:
 def train(part: str, pairs: Path, out: Path, clips: Path | None = None, **changes: Any) -> None:
     """Train ``decoder`` or ``encoder`` and write ``OUT/PART.safetensors``."""
     stage = dataclasses.replace(STAGES[part], **changes)
+    people = PairsFolder(pairs)
+    if people.about["frames"] < 2:
+        raise TrainError(f"{pairs}: expected pairs of at least two frames, got {people.about['frames']}")
+    drawn = None if clips is None else Clips(clips)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise TrainError(f"--out {out}: expected a folder, got {e.strerror}") from None
     config = TrainingConfig(motion_model(), report_every=50, save_every=250)
     torch.manual_seed(config.seed)
     vae = TemporalVAE(config.model).requires_grad_(False)
-    people = PairBatches(PairsFolder(pairs), stage.batch, config.seed, textures=textures())
+    batches = PairBatches(people, stage.batch, config.seed, textures=textures())
     if part == "decoder":
         decoder = MotionDecoderStage(vae.decoder, vae.encoder.frame_channels, config)
-        trainer, batches = Trainer(decoder, stage, config, out / part, World()), people
+        trainer = Trainer(decoder, stage, config, out / part, World())
     else:
         encoder = MotionEncoderStage(vae.encoder, config)
-        drawn = PictureBatches(people, None if clips is None else Clips(clips))
-        trainer, batches = Trainer(encoder, stage, config, out / part, World()), drawn  # type: ignore[assignment]
-    trainer.resume()
-    trainer.run(batches)
+        trainer = Trainer(encoder, stage, config, out / part, World())
+    if trainer.resume() > stage.steps:
+        raise TrainError(f"{out / part}: expected at most {stage.steps} steps done, found {trainer.step}")
+    trainer.run(batches if part == "decoder" else PictureBatches(batches, drawn))
     write(getattr(vae, part), out / f"{part}.safetensors")
 
 
@@ -72,19 +82,40 @@ def write(module: torch.nn.Module, path: Path) -> None:
 
 def join(out: Path) -> Path:
     """One file of both halves."""
-    parts = {part: load_file(out / f"{part}.safetensors") for part in STAGES}
+    parts = {part: _read(out / f"{part}.safetensors") for part in STAGES}
+    whole = {f"{part}.{name}": value for part, half in parts.items() for name, value in half.items()}
+    _filled(whole, SIDE, str(out))
     path = out / "vae.safetensors"
-    save_file({f"{part}.{name}": value for part, half in parts.items() for name, value in half.items()}, path)
+    save_file(whole, path)
     return path
 
 
 def load(path: Path, side: int = SIDE) -> TemporalVAE:
     """The motion VAE of a file of :func:`join`, for pictures of ``side`` pixels."""
+    return _filled(_read(path), side, str(path)).eval().requires_grad_(False)
+
+
+def _filled(weights: dict[str, torch.Tensor], side: int, source: str) -> TemporalVAE:
     with checkpoint.Unfilled():
         vae = TemporalVAE(motion_model(side))
-    found = {name: value.float() for name, value in load_file(path).items()}
-    vae.load_state_dict(found | {"latents_mean": torch.zeros(64, 1, 1, 1), "latents_std": torch.ones(64, 1, 1, 1)})
-    return vae.eval().requires_grad_(False)
+    found = {name: value.float() for name, value in weights.items()}
+    own = vae.state_dict()
+    found |= {"latents_mean": torch.zeros_like(own["latents_mean"]), "latents_std": torch.ones_like(own["latents_std"])}
+    wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n, x in own.items() if x.shape != found[n].shape)
+    if wrong:
+        expected = f"{source}: expected the motion VAE's {len(own) - 2} weights"
+        raise CheckpointError(f"{expected}, got others in {len(wrong)} places, {wrong[0]} the first")
+    vae.load_state_dict(found)
+    return vae
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected weights of the motion VAE, got no file") from None
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: expected weights of the motion VAE in safetensors, got {e}") from None
 
 
 def textures() -> list[NDArray]:
@@ -109,10 +140,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
     for name in {"pairs": ("pairs",), "join": ("out",)}.get(args.part, ("pairs", "out")):
         if getattr(args, name) is None:
             parser.error(f"--{name}: expected a folder for {args.part}, got none")
+    if args.clips is not None and args.part != "encoder":
+        parser.error(f"--clips: expected it with encoder, got it with {args.part}")
+    for name, least in (("count", 1), ("workers", 0), ("steps", 1), ("threads", 1)):
+        if (number := getattr(args, name)) is not None and number < least:
+            parser.error(f"--{name}: expected a whole number of at least {least}, got {number}")
+    torch.set_num_threads(args.threads)
+    try:
+        _run(args)
+    except (RestFastError, OSError, ImportError) as e:
+        parser.exit(2, f"{parser.prog}: error: {e}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: stopped; the same call goes on from what is kept\n")
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.part == "pairs":
         write_pairs(args.pairs, args.count, workers=args.workers, progress=lambda done, of: print(f"{done} of {of}"))
     elif args.part == "join":

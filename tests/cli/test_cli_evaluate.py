@@ -85,6 +85,16 @@ def test_a_report_is_not_overwritten(calls, face, tmp_path, capsys):
     assert not calls
 
 
+def test_a_stop_says_what_is_left(calls, face, tmp_path, capsys, monkeypatch):
+    def stop(*_, progress, **__):
+        progress(1, 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rest_fast.evaluation.photos.study.evaluate_photos", stop)
+    assert cli.main(["evaluate", "--photos", str(face), "--out", str(tmp_path / "out")]) == 130
+    assert "out is partial: it holds 1 of 3 videos and no report" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_refusals_of_the_study_are_one_line(calls, face, tmp_path, capsys, monkeypatch):
     def refuse(*_, **__):
         raise EvaluationError("photos: expected a photo that can be measured, got none")

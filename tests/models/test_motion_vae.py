@@ -8,6 +8,7 @@ import torch
 from rest_fast.config import ConfigError, MotionVAEConfig, preset
 from rest_fast.errors import ArgumentError
 from rest_fast.models.vae import TemporalVAE, motion
+from rest_fast.models.vae.layers import name_memories
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops.move_and_paint import moved, moved_and_painted, whole_flow
 
@@ -44,6 +45,11 @@ def vae():
 def smooth_photo(size: int = 256) -> torch.Tensor:
     small = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return torch.nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(-1, 1)[:, :, None]
+
+
+def in_levels(video: torch.Tensor) -> torch.Tensor:
+    """[B, 3, T, H, W] -> [B, T, H, W, 3], in 0..255."""
+    return ((video.float() + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 4, 1)
 
 
 def test_codes_are_a_latent_in_another_order():
@@ -99,6 +105,40 @@ def test_the_inner_flow_is_added_in_the_window_and_fades_at_its_rim():
     assert torch.equal(row[:9], torch.arange(9) / 8) and (row[9:] == 1).all()
 
 
+def test_all_parts_look_at_the_same_window():
+    """Of 64ths of the picture: photo branch and flow branch cut their maps there, the painter gets the photo there."""
+    torch.manual_seed(0)
+    decoder = motion.MotionDecoder(SMALL)  # a new one: no flow
+    top, left, rows, columns = SMALL.window
+    assert top != left
+    given, made = {}, {}
+
+    def watch(name: str, part: torch.nn.Module) -> None:
+        def note(_, args, out) -> None:
+            given[name], made[name] = args, out
+
+        part.register_forward_hook(note)
+
+    parts = {"photo's": decoder.photo.out[0], "block": decoder.photo.blocks[0], "up": decoder.photo.up[0]}
+    parts |= {"middle": decoder.flow.blocks[1], "larger": decoder.flow.larger[2], "painter": decoder.painter}
+    for name, part in parts.items():
+        watch(name, part)
+    photo, codes = smooth_photo()[:, :, 0], torch.randn(1, 1, 2, 4, 4)
+    with torch.no_grad():
+        name_memories(decoder)
+        state = StreamState()
+        decoder.look(photo, codes, state)
+        decoder.maps(photo, codes, state)
+
+    def there(x, scale):
+        a, b, c, d = (int(n * scale) for n in (top, top + rows, left, left + columns))
+        return x[..., a:b, c:d]
+
+    torch.testing.assert_close(given["photo's"][0], torch.nn.functional.silu(there(made["block"] + made["up"], 1)))
+    torch.testing.assert_close(given["larger"][0], there(made["middle"], 0.5))
+    torch.testing.assert_close(given["painter"][1], there(motion.at_work_size(photo), 2), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (2, 2), (1, 3)])
 def test_pieces_give_the_whole(vae, cuts):
     z = torch.randn(1, 16, 5, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -128,8 +168,7 @@ def test_pictures_are_the_video_in_bytes(vae):
     stream = vae.stream(reference=photos)
     pictures = torch.cat([stream.pictures(piece) for piece in z.split((1, 2), 2)], 1)
     assert pictures.shape == (2, 17, 256, 256, 3) and pictures.dtype == torch.uint8
-    levels = ((video + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 4, 1)
-    assert (pictures - levels).abs().max() < 0.5 + 0.05  # sums of other sizes: 1e-4 of -1..1
+    assert (pictures - in_levels(video)).abs().max() < 0.5 + 0.05  # sums of other sizes: 1e-4 of -1..1
 
 
 def test_convolutions_in_bfloat16(vae):
@@ -145,9 +184,26 @@ def test_convolutions_in_bfloat16(vae):
     assert (one[:, 1:] - one[:, :1]).abs().mean() > 3  # it moves
     assert 0 < (one - other).abs().mean() < 0.3 and (one - other).abs().max() <= 6
     assert {x.dtype for x in low.state.histories.values()} == {torch.float32}
+    try:
+        vae.convolve_in(torch.bfloat16)
+        video = vae.decode(z, reference=photo)
+    finally:
+        vae.convolve_in(None)
+    assert (other - in_levels(video)).abs().max() < 0.5 + 0.05
     whole.restore(low.snapshot())
     again = whole.pictures(z[:, :, -1:]).float()
     assert (again - low.pictures(z[:, :, -1:]).float()).abs().max() <= 6
+
+
+def test_weights_in_bfloat16():
+    """Places stay float32 in both, or a photo of noise would show it; colours are rounded to 8 bits."""
+    vae = small_vae().to(torch.bfloat16)
+    z = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    photo = (torch.rand(1, 3, 1, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1).bfloat16()
+    video = vae.decode(z, reference=photo)
+    assert video.dtype == vae.encode(photo).dtype == torch.bfloat16
+    pictures = vae.stream(reference=photo).pictures(z)
+    assert (pictures - in_levels(video)).abs().max() <= 1  # half a level by each rounding
 
 
 def test_the_past_reaches_two_frames(vae):

@@ -221,7 +221,10 @@ VALUES = [  # op, changes, what the message must say
     (MOVE, {"window": [8, -1, 40, 32]}, r"window: expected .*got \[8, -1, 40, 32\]"),
     (MOVE, {"window": [8, 16, 0, 32]}, r"window: expected .*got \[8, 16, 0, 32\]"),
     (MOVE, calls.move_and_paint(size=(64, 96)), "photo: expected sides divisible by 64, got 64 x 96"),
+    (MOVE, calls.move_and_paint(size=(0, 64)), "photo: expected sides divisible by 64, got 0 x 64"),
     (MOVE, calls.move_and_paint(photos=3), "flow: expected a multiple of 3 frames, as photos, got 4"),
+    (MOVE, {"flow": torch.zeros(4, 2, 0, 6), "paint": torch.zeros(4, 4, 0, 6)}, "flow: expected at least one cell"),
+    (MOVE, {"inner_flow": torch.zeros(4, 2, 3, 0), "inner_paint": torch.zeros(4, 4, 6, 0)}, "inner_flow: expected at"),
 ]
 
 

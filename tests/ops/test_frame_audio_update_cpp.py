@@ -175,6 +175,14 @@ def test_the_module_refuses_and_writes_nothing(changes, text):
     assert not torch.equal(call["x"], before)
 
 
+@pytest.mark.parametrize("slot", [-2, 3])
+def test_a_slot_that_is_none_is_refused(slot):
+    call = calls.frame_audio_update(slot=(0, slot), slots=3)
+    before = call["x"].clone()
+    assert "slot is outside -1 .. slots - 1" in cpp.direct(NAME, call, {})
+    assert_same_bits(call["x"], before, "x")
+
+
 def test_nothing_to_do():
     assert cpp.run(NAME, calls.frame_audio_update(tokens=0))["x"].numel() == 0
 

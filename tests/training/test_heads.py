@@ -59,6 +59,20 @@ def test_the_cache_holds_what_was_read(monkeypatch, tmp_path):
 
 
 @needs_data
+def test_a_damaged_cache_is_made_again_and_one_that_cannot_be_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vertices = mesh.load_head().vertices
+    (path,) = (tmp_path / "rest_fast").iterdir()
+    for damaged in (b"none", path.read_bytes()[:1000]):
+        path.write_bytes(damaged)
+        np.testing.assert_array_equal(mesh.load_head().vertices, vertices)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"file/rest_fast: expected a folder to write to .* got Not a directory"):
+        mesh.load_head()
+
+
+@needs_data
 def test_landmarks_lie_where_they_should():
     head, marks = base()
     v = head.vertices
@@ -204,6 +218,51 @@ def test_a_folder_of_pairs(tmp_path):
     assert (tmp_path / "0000000" / "flow.npy").stat().st_mtime_ns == time  # kept
     with pytest.raises(DataError, match="expected pairs like these"):
         write_pairs(tmp_path, 18, frames=3, size=32, grid=16)
+
+
+@needs_data
+def test_a_folder_of_pairs_grows_with_the_people_asked_for(tmp_path):
+    """The last chunk is made again with all of its people, of whom the first are the same."""
+    few = {"frames": 1, "size": 32, "grid": 16, "workers": 1}
+    write_pairs(tmp_path, 2, **few)
+    first = PairsFolder(tmp_path)[1].images.copy()
+    write_pairs(tmp_path, 3, **few)
+    assert len(PairsFolder(tmp_path)) == 3
+    np.testing.assert_array_equal(PairsFolder(tmp_path)[1].images, first)
+    write_pairs(tmp_path, 1, **few)  # fewer: what is there stays
+    assert len(PairsFolder(tmp_path)) == 3 and {p.name for p in tmp_path.iterdir()} == {"0000000", "pairs.json"}
+
+
+def folder_of_zeros(path):
+    """A chunk of two people of one frame."""
+    (path / "0000000").mkdir(parents=True)
+    (path / "pairs.json").write_text('{"frames": 1, "size": 32, "grid": 16}')
+    shapes = {"images": (32, 32, 3), "flow": (16, 16, 2), "visible": (16, 16), "matte": (16, 16)}
+    shapes |= {"motion": (14,), "geometry": (4,), "eyes": (2,), "places": (10, 2)}
+    kinds = {"images": np.uint8, "flow": np.float16, "visible": np.uint8, "matte": np.uint8}
+    for name, shape in shapes.items():
+        np.save(path / "0000000" / f"{name}.npy", np.zeros((2, 1, *shape), kinds.get(name, np.float32)))
+    return path
+
+
+def test_a_damaged_folder_of_pairs_is_refused_by_name(tmp_path):
+    chunk = folder_of_zeros(tmp_path) / "0000000"
+    assert len(PairsFolder(tmp_path)) == 2
+    np.save(chunk / "eyes.npy", np.zeros((1, 1, 2), np.float32))
+    with pytest.raises(DataError, match=r"0000000: expected as many people in each array, found .*'eyes': 1"):
+        PairsFolder(tmp_path)
+    (chunk / "eyes.npy").write_text("none")
+    with pytest.raises(DataError, match=r"eyes.npy: expected float32 \[n, 1, 2\], got "):
+        PairsFolder(tmp_path)
+    (chunk / "eyes.npy").unlink()
+    with pytest.raises(DataError, match=r"eyes.npy: expected float32 \[n, 1, 2\], got .*No such file"):
+        PairsFolder(tmp_path)
+    chunk.rename(tmp_path / "0000000.1.partial")
+    with pytest.raises(DataError, match=r"expected pairs in it .write_pairs., found none"):
+        PairsFolder(tmp_path)
+    (tmp_path / "pairs.json").write_text("{")
+    with pytest.raises(DataError, match=r"pairs.json: expected frames, size and grid of pairs in JSON"):
+        PairsFolder(tmp_path)
 
 
 @needs_data

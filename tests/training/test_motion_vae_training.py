@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rest_fast.config import MotionVAEConfig
+from rest_fast.errors import CheckpointError
 from rest_fast.models.vae import motion
 from rest_fast.models.vae.layers import name_memories
-from rest_fast.training import motion_pairs
+from rest_fast.training import motion_decoder, motion_pairs, motion_vae
 from rest_fast.training.config import TrainingConfig
 from rest_fast.training.motion_decoder import MotionDecoderStage, non_rigid, share_errors
 from rest_fast.training.motion_encoder import MotionEncoderStage, PictureBatch, PictureBatches
-from rest_fast.training.motion_pairs import HIDDEN, SEEN, WALL, PairBatches, labels_to_codes, mirror, scales
+from rest_fast.training.motion_pairs import HIDDEN, SEEN, WALL, PairBatch, PairBatches, labels_to_codes, mirror, scales
 from rest_fast.training.motion_vae import motion_model
 from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
 from rest_fast.training.synthetic.heads.pairs import PLACES
@@ -111,8 +112,9 @@ def test_a_wall_behind_the_photos_head_is_hidden():
 
 
 def test_the_focus_is_on_mouth_and_eyes():
-    batch = batch_of(0)
-    for focus, flow in zip(batch.focus.flatten(0, 1)[:, 0], batch.flow.flatten(0, 1)):
+    frames = [pair for b in map(batch_of, range(2)) for pair in zip(b.focus.flatten(0, 1)[:, 0], b.flow.flatten(0, 1))]
+    assert {bool(flow[0].max() > 0) for _, flow in frames} == {False, True}  # some people are mirrored
+    for focus, flow in frames:
         shift = -float(flow[0].flatten()[flow[0].abs().argmax()]) * 128  # of the head, mirrored or not
         mouth = 52 + shift if shift > 0 else 128 - (52 - shift)
         eyes = (mouth - 10, mouth + 10)
@@ -189,6 +191,56 @@ def test_a_decoder_learns_to_slide():
     assert np.isfinite(errors).all()
 
 
+def test_true_maps_have_little_loss(monkeypatch):
+    """What the photo shows is moved, what it hides is painted; the other way round, and unmoved, nothing is right."""
+    batch = batch_of(0)
+    decoder = motion.MotionDecoder(SMALL)
+    stage = MotionDecoderStage(decoder, 8, TrainingConfig(motion_model(), precision="fp32"))
+    photo = batch.photo.repeat_interleave(3, 0)
+    target, flow, hidden = (x.flatten(0, 1) for x in (batch.frames, batch.flow, (batch.visible == HIDDEN).float()))
+
+    def terms(flow: torch.Tensor, share: torch.Tensor) -> dict[str, float]:
+        paint = torch.cat([share, share * motion_pairs.larger(target, GRID)], 1)
+        inner = motion_pairs.larger(paint[..., 16:56, 12:52], 80)
+        small = (torch.nn.functional.avg_pool2d(x, 2) for x in (flow, paint))
+        maps = motion.Maps(*small, torch.zeros(12, 2, 40, 40), inner)
+        monkeypatch.setattr(stage, "maps", lambda batch: (photo, maps))
+        return {name: float(term) for name, term in stage(batch).items()}
+
+    true, unmoved, inverse = terms(flow, hidden), terms(0 * flow, hidden), terms(flow, 1 - hidden)
+    # At its border a head of 32 cells a side takes part of its flow from the wall, 2 of 16 cells of the coarse map.
+    assert true["flow"] < 0.3 * unmoved["flow"]
+    assert true["share"] < 0.2 and inverse["share"] > 3
+    assert true["pixels"] < 0.5 * unmoved["pixels"] and true["moved"] < unmoved["moved"]
+
+
+def test_each_frame_is_made_of_its_own_photo(monkeypatch):
+    """The maps of two people are those of each alone."""
+    for name in ("NOISE", "SHARED", "SPEED"):
+        monkeypatch.setattr(motion_decoder, name, 0.0)
+    torch.manual_seed(0)
+    decoder = motion.MotionDecoder(SMALL)
+    name_memories(decoder)
+    for last in (decoder.flow.coarse, decoder.flow.inner, decoder.painter.conv_out, decoder.flow.memory.conv):
+        torch.nn.init.normal_(last.weight, std=0.2)
+    stage = MotionDecoderStage(decoder, 8, TrainingConfig(motion_model(), precision="fp32"))
+    batches = PairBatches(Sliding(), 2, 0, frames=2)
+
+    def people(rows: range) -> PairBatch:
+        """Whose labels differ, those of the photos, too."""
+        batch = batches(0, rows)
+        batch.labels.add_(torch.tensor(list(rows)).view(-1, 1, 1))
+        return batch
+
+    with torch.no_grad():
+        photos, both = stage.maps(people(range(2)))
+        alone = [stage.maps(people(range(n, n + 1))) for n in range(2)]
+    assert torch.equal(photos, torch.cat([photo for photo, _ in alone]))
+    for whole, *parts in zip(both, *(maps for _, maps in alone)):
+        torch.testing.assert_close(whole, torch.cat(parts), atol=1e-4, rtol=0)
+        assert (parts[0] - parts[1]).abs().max() > 1e-3
+
+
 def test_an_encoder_that_reads_the_labels_has_no_loss(monkeypatch):
     torch.manual_seed(0)
     encoder = motion.MotionEncoder(SMALL)
@@ -205,13 +257,52 @@ def test_an_encoder_that_reads_the_labels_has_no_loss(monkeypatch):
     assert float(stage(PictureBatch(batch.pictures, batch.labels))["loss"]) == pytest.approx(0.1 * 9 / 128, rel=1e-3)
 
 
-def test_drawn_frames_stand_beside_heads():
+@pytest.mark.parametrize("columns", [13, 14], ids=["drawn", "heads"])
+def test_frames_of_clips_stand_beside_heads(columns):
+    """Drawn faces have no smile."""
     clips = SimpleNamespace(
         video=np.zeros((2, 3, 128, 128, 3), np.uint8),
-        motion=np.arange(2 * 3 * 13, dtype=np.float32).reshape(2, 3, 13),
+        motion=np.arange(2 * 3 * columns, dtype=np.float32).reshape(2, 3, columns),
         pixels=lambda clip, frames: torch.zeros(3, 1, 128, 128),
     )
     batch = PictureBatches(PairBatches(Sliding(), 2, 0, frames=1), clips, drawn=3)(0, range(2))
     assert batch.pictures.shape[0] == 2 * 2 + 2 * 3
     for row in batch.labels[4:] / scales():
-        assert row[13] == 0 and float(row[0]) % 13 == 0 and torch.allclose(row[:13].diff(), torch.ones(12), atol=1e-4)
+        assert float(row[0]) % columns == pytest.approx(0, abs=1e-4)
+        torch.testing.assert_close(row[:columns].diff(), torch.ones(columns - 1), atol=1e-4, rtol=0)
+        assert columns == 14 or row[13] == 0
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("pairs", "--pairs: expected a folder for pairs, got none"),
+        ("pairs --pairs IN --count 0", "--count: expected a whole number of at least 1, got 0"),
+        ("pairs --pairs IN --workers -1", "--workers: expected a whole number of at least 0, got -1"),
+        ("decoder --pairs IN --out IN --steps 0", "--steps: expected a whole number of at least 1, got 0"),
+        ("decoder --pairs IN --out IN --clips IN", "--clips: expected it with encoder, got it with decoder"),
+        ("decoder --pairs IN --out IN", "IN: expected pairs with pairs.json (write_pairs), found none"),
+        ("join --out IN", "IN/decoder.safetensors: expected weights of the motion VAE, got no file"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["motion_vae", *words.replace("IN", str(tmp_path)).split()])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    with pytest.raises(SystemExit) as stopped:
+        motion_vae.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"motion_vae: error: {says.replace('IN', str(tmp_path))}"
+
+
+def test_weights_that_are_none_of_a_motion_vae(tmp_path):
+    (tmp_path / "none").write_text("none")
+    with pytest.raises(CheckpointError, match="none: expected weights of the motion VAE in safetensors, got "):
+        motion_vae.load(tmp_path / "none")
+    motion_vae.write(torch.nn.Linear(2, 2), tmp_path / "half")
+    with pytest.raises(CheckpointError, match=r"half: expected the motion VAE's \d+ weights, got others in \d+ places, bias "):
+        motion_vae.load(tmp_path / "half")
+    for part in ("decoder", "encoder"):
+        motion_vae.write(torch.nn.Linear(2, 2), tmp_path / f"{part}.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected the motion VAE's \d+ weights"):
+        motion_vae.join(tmp_path)
+    assert not (tmp_path / "vae.safetensors").exists()

@@ -97,7 +97,8 @@ def test_what_is_missing_is_said_before_work_starts(tmp_path, monkeypatch):
         clips.write_clips(tmp_path / "clips", 1, voices="mixed")
     assert not (tmp_path / "clips").exists()
     with pytest.raises(ArgumentError, match="expected a split with recorded speakers, got validation, which has none"):
-        flite.speaker(np.random.default_rng(0), "validation")
+        clips.write_clips(tmp_path / "clips", 1, voices="flite", split="validation")
+    assert not (tmp_path / "clips").exists()
     with pytest.raises(ArgumentError, match="flite: expected one of"):
         flite.speak("x", "nobody")
 

@@ -50,7 +50,7 @@ def evaluate_photos(
 ) -> dict[str, Any]:
     """Measure a model on every photo with every sound. The result is what ``OUT/photos.json`` holds.
 
-    Also written: ``photos.md``, a strip ``NAME.png`` of each photo, and ``videos/NAME, SOUND.mp4``.
+    Also written: ``photos.md``, a strip ``NAME.png`` of each photo, and ``videos/NAME_SOUND.mp4``.
 
     Args:
         photos: pictures, and folders of them.

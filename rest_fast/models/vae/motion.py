@@ -112,7 +112,7 @@ class MotionEncoder(nn.Module):
         """Frames [N, 3, H, W] in -1..1 -> [N, c, 4, 4]."""
         top, left, rows, columns = (round(share * frames.shape[2]) for share in self.MOUTH)
         mouth = frames[..., top : top + rows, left : left + columns]
-        whole, mouth = (F.interpolate(x, (64, 64), mode="bilinear", antialias=True) for x in (frames, mouth))
+        whole, mouth = (resized(x, 64) for x in (frames, mouth))
         return cast(torch.Tensor, self.out(torch.cat([self.whole(whole), self.mouth(mouth)], 1)))
 
     def forward(self, video: torch.Tensor, state: StreamState) -> torch.Tensor:
@@ -248,7 +248,7 @@ class Painter(nn.Module):
     def forward(self, x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share in 0..1, and paint in
         the colours of the moved photo times its share: [N, 4, ...] of the moved photo's size."""
-        y = self.blocks(self.conv_in(torch.cat([x, F.pixel_unshuffle(moved, 2)], 1)))
+        y = self.blocks(self.conv_in(torch.cat([x, F.pixel_unshuffle(moved, 2).to(x.dtype)], 1)))
         return shared(F.pixel_shuffle(self.conv_out(F.silu(y)), 2), blur(moved))
 
 
@@ -272,21 +272,21 @@ class MotionDecoder(Decoder):
 
     def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
         photo, maps = self.drawn(z, state)
-        return maps.shown(photo, self.window).unflatten(0, (len(z), -1)).transpose(1, 2)
+        return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
         low = piece.dtype if z.dtype == torch.float32 else None
         with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low not in (None, torch.float32)):
             photo, maps = self.drawn(z, piece.state)
         if not pictures:
-            return maps.shown(photo, self.window).unflatten(0, (len(z), -1)).transpose(1, 2)
+            return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
         out = torch.empty(len(maps.flow), *photo.shape[2:], 3, dtype=torch.uint8, device=z.device)
-        move_and_paint(photo.float(), *(x.float().contiguous() for x in maps), out, window=self.window)
+        move_and_paint(photo, *(x.contiguous() for x in maps), out, window=self.window)
         return out.unflatten(0, (len(z), -1))
 
     def drawn(self, z: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, Maps]:
-        """The photo [B, 3, H, W], and the maps of its frames. At the start of a stream the first latent is the
-        photo's."""
+        """The photo [B, 3, H, W], and the maps of its frames, in float32 at least. At the start of a stream the first
+        latent is the photo's."""
         reference = state.histories.get(REFERENCE)
         if reference is None:
             raise ArgumentError("decode: reference: expected the photo, which every frame is made of; got none")
@@ -294,7 +294,7 @@ class MotionDecoder(Decoder):
         if not state.started:
             codes = codes[:, TEMPORAL - 1 :]
             self.look(photo, codes[:, :1], state)
-        return photo, self.maps(photo, codes, state)
+        return wide(photo), Maps(*(wide(x) for x in self.maps(photo, codes, state)))
 
     def look(self, photo: torch.Tensor, still: torch.Tensor, state: StreamState) -> None:
         """Remember a photo [B, 3, H, W] and its code [B, 1, c, 4, 4], at the start of a stream."""
@@ -311,7 +311,8 @@ class MotionDecoder(Decoder):
         """Of the frames of codes [B, T, c, 4, 4], behind :meth:`look`."""
         coarse, inner_flow, x = self.flow(codes, state.histories[STILL], self.features(state), state)
         flow, paint = coarse.split([2, 4], 1)
-        flow, work = FLOW_UNIT * flow, at_work_size(photo)
+        # eight bits of a place are an eighth of a pixel of 128
+        flow, inner_flow, work = wide(FLOW_UNIT * flow), wide(inner_flow), wide(at_work_size(photo))
         small = moved(F.avg_pool2d(work, WORK // flow.shape[2]), flow)
         place = scaled(self.window, (WORK, WORK))
         through = crop(whole_flow(flow, inner_flow, (WORK, WORK), self.window), place)
@@ -331,9 +332,17 @@ def blur(x: torch.Tensor) -> torch.Tensor:
 
 def at_work_size(photo: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] -> [B, 3, 128, 128]."""
-    if photo.shape[2:] == (WORK, WORK):
-        return photo
-    return F.interpolate(photo, (WORK, WORK), mode="bilinear", antialias=True, align_corners=False)
+    return photo if photo.shape[2:] == (WORK, WORK) else resized(photo, WORK)
+
+
+def resized(x: torch.Tensor, side: int) -> torch.Tensor:
+    """[N, 3, H, W] -> [N, 3, side, side], without aliases. On a CPU PyTorch does not do this in half precision."""
+    return F.interpolate(wide(x), (side, side), mode="bilinear", antialias=True).to(x.dtype)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def build(config: MotionVAEConfig, grid: tuple[int, int] | None) -> tuple[nn.Module, Decoder]:

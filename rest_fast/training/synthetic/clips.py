@@ -120,6 +120,8 @@ def write_clips(
     generator(split, first)
     if count < 1 or size < 32 or size % 32:
         raise ArgumentError(f"synth: expected clips >= 1 and a size that is a multiple of 32, got {count} and {size}")
+    if voices == "flite":
+        flite.speakers(split)
     if voices != "espeak":
         flite.program()
     out.mkdir(parents=True, exist_ok=True)

@@ -82,10 +82,15 @@ def _phonemes(printed: str, count: int, pitch: float) -> tuple[Phoneme, ...]:
     return tuple(found)
 
 
-def speaker(rng: np.random.Generator, split: str) -> tuple[str, Speak]:
-    """A random speaker of a split with a pace and a pitch of their own."""
+def speakers(split: str) -> tuple[str, ...]:
+    """The recorded speakers of a split. ArgumentError: it has none."""
     if not VOICES[split]:
         raise ArgumentError(f"voices: expected a split with recorded speakers, got {split}, which has none")
-    voice = str(rng.choice(VOICES[split]))
+    return VOICES[split]
+
+
+def speaker(rng: np.random.Generator, split: str) -> tuple[str, Speak]:
+    """A random speaker of a split with a pace and a pitch of their own."""
+    voice = str(rng.choice(speakers(split)))
     pace, pitch = rng.uniform(0.85, 1.2), rng.uniform(0.85, 1.2)
     return f"flite {voice}", partial(speak, voice=voice, pace=pace, pitch=pitch)

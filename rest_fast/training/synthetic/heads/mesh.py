@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -95,13 +96,19 @@ def load_head() -> Head:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rest_fast"
     path = cache / f"head-{FORMAT}-{version}.npz"
     if path.exists():
-        return _unpack(path)
+        try:
+            return _unpack(path)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass  # damaged: it is made again
     distribution = importlib.metadata.distribution(WHEEL)
     head = read_head(Path(str(distribution.locate_file(f"{WHEEL}/data"))))
-    cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")
-    _pack(head, partial)
-    partial.replace(path)  # whole or not at all, whoever else writes it
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _pack(head, partial)
+        partial.replace(path)  # whole or not at all, whoever else writes it
+    except OSError as e:
+        raise DataError(f"heads: {cache}: expected a folder to write to ($XDG_CACHE_HOME), got {e.strerror}") from None
     return head
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -147,7 +148,7 @@ def write_pairs(
     """Write people ``first .. first + count - 1`` for :class:`PairsFolder`. The seed of a person is its number.
 
     A chunk of 16 people is a folder of arrays that appears whole; chunks that are there already are kept, so that the
-    same call continues after a stop.
+    same call continues after a stop. A last chunk of fewer people is made again when more are asked for.
 
     Args:
         workers: processes of one thread each; 0: one for each core.
@@ -156,7 +157,10 @@ def write_pairs(
     if count < 1 or first < 0 or first % CHUNK:
         raise ArgumentError(f"heads: expected count >= 1 and first a multiple of {CHUNK}, got {count} and {first}")
     load_head()  # reads the wheel once, before many processes would
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{out}: expected a folder to write pairs to, got {e.strerror}") from None
     about = {
         "frames": frames,
         "size": size,
@@ -166,18 +170,33 @@ def write_pairs(
         "places": PLACES,
     }
     known = out / ABOUT
-    if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(about)):
-        raise DataError(f"{out}: expected pairs like these, {about}, found {known.read_text()}")
-    known.write_text(json.dumps(about))
+    if known.exists():
+        found = _read_about(known)
+        if found != json.loads(json.dumps(about)):
+            raise DataError(f"{out}: expected pairs like these, {about}, found {found}")
+    else:
+        partial_about = known.with_suffix(f".{os.getpid()}.partial")
+        partial_about.write_text(json.dumps(about))
+        partial_about.replace(known)
     starts = range(first, first + count, CHUNK)
-    todo = [s for s in starts if not (out / f"{s:07d}").exists()]
     ends = {s: min(s + CHUNK, first + count) for s in starts}
+    todo = [s for s in starts if _people(out / f"{s:07d}") < ends[s] - s]
     write = partial(_write_chunk, out, frames=frames, size=size, grid=grid, backgrounds=backgrounds)
     done = count - sum(ends[s] - s for s in todo)
     for start in _spread(write, [(s, ends[s]) for s in todo], workers):
         done += ends[start] - start
         if progress is not None:
             progress(done, count)
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What ``pairs.json`` says. DataError: it is none."""
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        _shapes(about["frames"], about["size"], about["grid"])
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise DataError(f"{path}: expected frames, size and grid of pairs in JSON, got {e}") from None
+    return about
 
 
 def _spread(work: Callable[[tuple[int, int]], int], items: list[Any], workers: int) -> Iterator[int]:
@@ -190,6 +209,15 @@ def _spread(work: Callable[[tuple[int, int]], int], items: list[Any], workers: i
         yield from pool.imap_unordered(work, items)
 
 
+def _people(chunk: Path) -> int:
+    """How many a chunk holds; none if it is not there."""
+    path = chunk / "motion.npy"
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) if chunk.exists() else 0
+    except (OSError, ValueError, EOFError) as e:
+        raise DataError(f"{path}: expected motion of people, got {e} (remove {chunk})") from None
+
+
 def _write_chunk(
     out: Path, span: tuple[int, int], *, frames: int, size: int, grid: int, backgrounds: list[Array] | None
 ) -> int:
@@ -199,8 +227,22 @@ def _write_chunk(
     partial_folder.mkdir(exist_ok=True)
     for name in _FACTS:
         np.save(partial_folder / f"{name}.npy", np.stack([getattr(person, name) for person in people]))
-    partial_folder.rename(out / f"{first:07d}")
+    whole = out / f"{first:07d}"
+    shutil.rmtree(whole, ignore_errors=True)  # of fewer people
+    partial_folder.rename(whole)
     return first
+
+
+def _read_fact(path: Path, dtype: type, shape: tuple[int, ...]) -> Array:
+    """One array of a chunk, mapped from disk."""
+    wanted = f"{np.dtype(dtype)} [n, {', '.join(map(str, shape))}]"
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise DataError(f"{path}: expected {wanted}, got {e}") from None
+    if array.dtype != dtype or array.shape[1:] != shape:
+        raise DataError(f"{path}: expected {wanted}, found {array.dtype} {list(array.shape)}")
+    return array
 
 
 class PairsFolder:
@@ -209,16 +251,16 @@ class PairsFolder:
     def __init__(self, folder: Path) -> None:
         if not (folder / ABOUT).is_file():
             raise DataError(f"{folder}: expected pairs with {ABOUT} (write_pairs), found none")
-        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+        self.about = _read_about(folder / ABOUT)
         shapes = _shapes(self.about["frames"], self.about["size"], self.about["grid"])
         self._chunks: list[dict[str, Array]] = []
         for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()):
-            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _FACTS}
-            for name, array in arrays.items():
-                expected = shapes[name]
-                if array.dtype != expected[0] or array.shape[1:] != expected[1]:
-                    raise DataError(f"{path}: expected {name} {expected}, found {array.dtype} {array.shape[1:]}")
-            self._chunks.append(arrays)
+            self._chunks.append({name: _read_fact(path / f"{name}.npy", *shapes[name]) for name in _FACTS})
+            counts = {name: len(array) for name, array in self._chunks[-1].items()}
+            if len(set(counts.values())) > 1:
+                raise DataError(f"{path}: expected as many people in each array, found {counts}")
+        if not self._chunks:
+            raise DataError(f"{folder}: expected pairs in it (write_pairs), found none")
         self._where = [(c, i) for c, arrays in enumerate(self._chunks) for i in range(len(arrays["images"]))]
 
     def __len__(self) -> int:
