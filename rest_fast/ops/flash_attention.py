@@ -129,7 +129,7 @@ def _function(library: Library) -> tuple[Callable[..., Any] | None, str]:
 
 
 @functools.cache
-def _known(library: Library) -> tuple[Callable[..., Any] | None, str]:
+def looked_up(library: Library) -> tuple[Callable[..., Any] | None, str]:
     """:func:`_function`, once: importing and reading a signature would cost more than the call."""
     return _function(library)
 
@@ -137,7 +137,7 @@ def _known(library: Library) -> tuple[Callable[..., Any] | None, str]:
 def _run(
     library: Library, q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None
 ) -> None:
-    function, reason = _known(library)
+    function, reason = looked_up(library)
     if function is None:
         raise OpError(f"{OP}: backend {library.backend}: {reason}")
     place = torch.add(bank_index, row_index, alpha=k_cache.shape[1])

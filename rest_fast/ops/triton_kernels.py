@@ -34,7 +34,7 @@ def backend(op: str) -> Backend:
     """The entry of a dispatch table for the kernels of an op."""
 
     def supports(spec: Spec) -> tuple[bool, str]:
-        reason = _unfit(spec)
+        reason = unfit(spec)
         if reason:
             return False, reason
         try:
@@ -54,7 +54,7 @@ def backend(op: str) -> Backend:
     return Backend("triton", supports, run, by_name)
 
 
-def _unfit(spec: Spec) -> str:
+def unfit(spec: Spec) -> str:
     """Why no Triton kernel runs on this device, or an empty string."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed [pip install 'rest_fast[triton]']"
@@ -68,12 +68,12 @@ def _unfit(spec: Spec) -> str:
     elif torch.cuda.is_available() and torch.cuda.get_device_capability(spec.device_index) < OLDEST:
         return f"expected compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
     else:
-        return _no_compiler()
+        return lacks_compiler()
     return ""
 
 
 @functools.cache
-def _no_compiler() -> str:
+def lacks_compiler() -> str:
     """Why Triton cannot build its launcher, a small C file, or an empty string. It would say so at the first launch."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler for its launcher; expected gcc, clang or the variable CC, found none"

@@ -285,7 +285,7 @@ def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
         raise ImportError("libtriton.so: undefined symbol")
 
     monkeypatch.setattr(triton_kernels, "kernel", broken)
-    monkeypatch.setattr(triton_kernels, "_unfit", lambda spec: "")
+    monkeypatch.setattr(triton_kernels, "unfit", lambda spec: "")
     for op in ops.ALL:
         entries = {name: (ok, reason) for name, ok, reason in op.report(spec_of(op.name))}
         if "triton" in entries:
@@ -298,8 +298,8 @@ def test_a_machine_on_which_triton_cannot_build_its_launcher(monkeypatch, tmp_pa
     monkeypatch.setattr(triton_kernels, "interpreted", lambda: False)
 
     def reason() -> str:
-        triton_kernels._no_compiler.cache_clear()
-        return triton_kernels._unfit(Spec("cuda", torch.float32))
+        triton_kernels.lacks_compiler.cache_clear()
+        return triton_kernels.unfit(Spec("cuda", torch.float32))
 
     try:
         monkeypatch.setenv("CC", "cc")
@@ -313,7 +313,7 @@ def test_a_machine_on_which_triton_cannot_build_its_launcher(monkeypatch, tmp_pa
         (tmp_path / "Python.h").touch()
         assert reason() == ""
     finally:
-        triton_kernels._no_compiler.cache_clear()
+        triton_kernels.lacks_compiler.cache_clear()
 
 
 def test_varying_arguments_make_no_new_decision():

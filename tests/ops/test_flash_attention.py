@@ -26,9 +26,9 @@ EVERY = pytest.mark.parametrize("backend", LIBRARIES)
 @pytest.fixture(autouse=True)
 def forgotten():
     """Each test has libraries of its own, and a library is looked up once in a process."""
-    flash_attention._known.cache_clear()
+    flash_attention.looked_up.cache_clear()
     yield
-    flash_attention._known.cache_clear()
+    flash_attention.looked_up.cache_clear()
 
 
 def attend(q, keys, values, lengths, scale) -> tuple[torch.Tensor, torch.Tensor]:

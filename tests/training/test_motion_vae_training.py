@@ -299,7 +299,9 @@ def test_weights_that_are_none_of_a_motion_vae(tmp_path):
     with pytest.raises(CheckpointError, match="none: expected weights of the motion VAE in safetensors, got "):
         motion_vae.load(tmp_path / "none")
     motion_vae.write(torch.nn.Linear(2, 2), tmp_path / "half")
-    with pytest.raises(CheckpointError, match=r"half: expected the motion VAE's \d+ weights, got others in \d+ places, bias "):
+    with pytest.raises(
+        CheckpointError, match=r"half: expected the motion VAE's \d+ weights, got others in \d+ places, bias "
+    ):
         motion_vae.load(tmp_path / "half")
     for part in ("decoder", "encoder"):
         motion_vae.write(torch.nn.Linear(2, 2), tmp_path / f"{part}.safetensors")
