@@ -1,7 +1,7 @@
 """The motion VAE's decoder driven by known motion: people that it has never seen, and photographs.
 
-    python benchmarks/motion_decoder.py --vae build/motion/vae.safetensors --photos PORTRAITS \\
-        --work build/motion/photos --store benchmarks/results/motion_decoder.json
+    python benchmarks/motion_decoder.py --photos PORTRAITS --work build/motion/photos \\
+        --store benchmarks/results/motion_decoder.json
 
 A sentence gives the motion. Of drawn people the same motion is drawn, too, and read by the same instruments: that is
 the truth of their lips. The decoder's time is measured, too. Needs ``make photo-instruments`` (docs/photos.md) and the
@@ -29,15 +29,18 @@ from rest_fast.evaluation import mouths
 from rest_fast.evaluation.photos import measures
 from rest_fast.evaluation.photos.drivers import Sound, pictures
 from rest_fast.evaluation.photos.faces import FaceReader, find_reader
-from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, spoken_motion
+from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, labels_of, spoken_motion
 from rest_fast.evaluation.photos.study import measure
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae.motion import FRAMING
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import move_and_paint
 from rest_fast.training.motion_vae import SIDE, load
+from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
 from rest_fast.training.synthetic.heads.pairs import make_person, random_motion
+from rest_fast.units import from_levels
 
+WEIGHTS = Path(__file__).parent / "weights" / "motion_vae.safetensors"
 WHOLE = 100.0  # frames so wide that a picture is taken as it is: the truth is drawn as the photo is
 FIRST = 900_000  # seed of the first person that no training has seen
 
@@ -73,6 +76,19 @@ def drawn_people(vae: TemporalVAE, count: int, sound: Sound, reader: FaceReader,
         found |= one["photos"]
         print(f"person {seed}", flush=True)
     return found
+
+
+@torch.inference_mode()
+def readings(vae: TemporalVAE, people: int = 24) -> dict[str, float]:
+    """Correlation of what the encoder reads off four pictures each of unseen people with their true labels."""
+    read, true = [], []
+    for seed in range(FIRST, FIRST + people):
+        person = make_person(seed, 4, SIDE, 64)
+        pictures = from_levels(torch.from_numpy(person.images)).permute(0, 3, 1, 2)
+        read.append(labels_of(vae.encoder.codes(pictures)).numpy())
+        true.append(person.motion)
+    pairs = zip(np.concatenate(read).T, np.concatenate(true).T)
+    return {name: float(np.corrcoef(a, b)[0, 1]) for name, (a, b) in zip(HEAD_MOTION, pairs)}
 
 
 def speed(vae: TemporalVAE) -> list[dict[str, Any]]:
@@ -111,7 +127,7 @@ def least(job: Callable[[], Any], count: int = 20) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, default=WEIGHTS, help=f"of ``motion_vae join``; default: {WEIGHTS.name}")
     parser.add_argument("--photos", type=Path, nargs="*", default=[], help="beside the astronaut")
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--work", type=Path, required=True, help="folder of strips and videos")
@@ -133,7 +149,7 @@ def main() -> None:
     drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
     paths = pictures([first, *args.photos])
     found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=FRAMING)
-    found |= {"people": people, "speed": speed(vae), "environment": environment}
+    found |= {"people": people, "read": readings(vae), "speed": speed(vae), "environment": environment}
     args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -49,6 +49,11 @@ def known_motion_table(found: dict[str, Any]) -> str:
     return table(lines)
 
 
+def reading_table(found: dict[str, Any]) -> str:
+    """Correlation of what the encoder reads with the true labels."""
+    return table([list(found["read"]), [f"{r:.2f}" for r in found["read"].values()]])
+
+
 def decoder_speed_table(found: dict[str, Any]) -> str:
     """Milliseconds for 24 frames of 256 px, and their parts."""
     lines = [["threads", "convolutions in", "24 frames", "maps", "`move_and_paint`", "photo branch, once a stream"]]

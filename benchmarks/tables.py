@@ -196,6 +196,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photos-means": lambda r: photo_tables.means(r.script("photos_demo")),
     "photo-instruments": script_table(photo_tables.instrument_table, "photo_instruments"),
     "motion-decoder": script_table(photo_tables.known_motion_table, "motion_decoder"),
+    "motion-encoder": script_table(photo_tables.reading_table, "motion_decoder"),
     "motion-decoder-speed": script_table(photo_tables.decoder_speed_table, "motion_decoder"),
     "ablation": lambda r: ablation_report.numbers(r.ablation()),
     "ablation-claims": lambda r: ablation_report.comparison(r.ablation()),
