@@ -49,7 +49,10 @@ class CrossAttention(nn.Module):
         return linear(self.out, scratch)
 
     def hear(self, codes: torch.Tensor, slot: torch.Tensor) -> Audio:
-        """Codes [S, F, A, Wa] as slots 0 .. S - 1; ``slot``, int32, names those of the first lanes, which ask."""
+        """Codes [S, F, A, Wa] as slots 0 .. S - 1; ``slot``, int32, names those of the first lanes, which ask.
+
+        With one audio token, or more than :data:`MOST`, lanes hear the slots in their order.
+        """
         k, v = self.keys_values(codes)
         null = derived(self, "null", (self.kv.bias, self.out.weight, self.out.bias), self._null)
         if not 1 < codes.shape[2] <= MOST:

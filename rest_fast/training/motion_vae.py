@@ -120,8 +120,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def textures() -> list[NDArray]:
     """Photographs of surfaces that scikit-image ships (extra ``evaluate``), none of them of a person."""
-    from skimage import data
-
+    try:
+        from skimage import data
+    except ImportError as e:
+        raise ImportError(f'{e}: textures need scikit-image (pip install "rest_fast[evaluate]")') from None
     found = [
         getattr(data, name)() for name in ("coffee", "rocket", "chelsea", "brick", "grass", "gravel", "colorwheel")
     ]

@@ -72,6 +72,10 @@ def evaluate_photos(
     names = [sound.name for sound in heard]
     if not heard or len(set(names)) < len(names):
         raise EvaluationError(f"photos: sounds: expected at least one, and names that differ, got {names}")
+    films = [f"{path.stem}_{name}" for path in paths for name in names]
+    twice = sorted({film for film in films if films.count(film) > 1} | ({moved_photo().name} & set(names)))
+    if twice:
+        raise EvaluationError(f"photos: expected names of photos and sounds that make videos of their own, got {twice}")
     sampling = dataclasses.asdict(config.sampling) | ({} if guidance is None else {"guidance": guidance})
     about = {"name": config.name, "fingerprint": model.fingerprint, "sampling": sampling, "seed": seed}
     drivers = voices(model, heard, seed=seed, guidance=guidance)

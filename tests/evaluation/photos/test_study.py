@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -195,12 +196,18 @@ def test_refused_before_any_work(model, folder, tmp_path, python, monkeypatch):
     monkeypatch.setattr(type(model), "prepare", lambda *_: pytest.fail("work began"))
     noise, anna = folder / "noise.png", folder / "anna.wav"
     (tmp_path / "bad.wav").write_text("no sound")
+    for copy, source in (("a.png", noise), ("a_b.png", noise), ("b_c.wav", anna), ("c.wav", anna)):
+        shutil.copy(source, tmp_path / copy)
+    shutil.copy(anna, tmp_path / "moved photo.wav")
+    photo, other, sound, control = (tmp_path / n for n in ("a.png", "a_b.png", "b_c.wav", "moved photo.wav"))
     for photos, sounds, more, error, says in (
         ([noise], [], {}, EvaluationError, "sounds: expected at least one"),
         ([noise], [anna, anna], {}, EvaluationError, r"names that differ, got \['anna', 'anna'\]"),
         ([noise], [tmp_path / "bad.wav"], {}, media.MediaError, r"bad\.wav"),
         ([noise], [anna], {"interpreter": tmp_path / "none"}, EvaluationError, "instruments: .*none"),
         ([tmp_path / "none.png"], [anna], {}, EvaluationError, "expected a folder or a picture"),
+        ([photo, other], [sound, tmp_path / "c.wav"], {}, EvaluationError, r"videos of their own, got \['a_b_c'\]"),
+        ([noise], [control], {}, EvaluationError, r"videos of their own, got \['moved photo'\]"),
     ):
         with pytest.raises(error, match=says):
             study.evaluate_photos(
