@@ -155,7 +155,7 @@ SAMPLING = [
 
 AUDIO = [
     ("a lane that hears nothing gets the bias alone", "rest_fast/models/cross_attention.py",
-     "self.out(self.kv.bias[-len(self.q_norm) :])", "1 * self.out.bias", EXACT),
+     "linear(self.out, self.kv.bias[-len(self.q_norm) :][None])[0]", "1 * self.out.bias", EXACT),
     ("few audio tokens are many", "rest_fast/models/cross_attention.py", "if not 1 < codes.shape[2] <= MOST:",
      "if not 1 < codes.shape[2] <= 99:", f"{HEARING}::test_only_few_audio_tokens_are_an_update"),
     ("the first audio token has no share", UPDATE, "pad(score, (0, 0, 1, 0)).softmax(-2)[..., 1:, :]",
