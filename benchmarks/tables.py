@@ -176,6 +176,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "block": machines(cpu_tables.block_table, "block"),
     "attention": machines(cpu_tables.attention_table, "attention"),
     "ops": machines(cpu_tables.ops_table, "ops"),
+    "audio-and-paint": bench(stored.ratio_table, "audio_and_paint_cpu"),
     "vae-fairest": lambda r: vae_tables.fairest(r.bench("vae_cpu", "chunk")),
     "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),
     "vae-stages": bench(one(vae_tables.stage_table), "vae_cpu", "stages[0.9.5"),
