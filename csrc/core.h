@@ -15,6 +15,8 @@ namespace rest_fast {
 // The order is part of the Python interface: rest_fast/ops passes the numbers.
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+constexpr int32_t kIdle = -1;  // as the cache row of a lane: it has nothing to do
+
 enum ErrorCode : int {
   kOk = 0,
   kBadDType = 1,

@@ -46,6 +46,10 @@ class OpError(RestFastError, ValueError):
     """A call that an op refuses: names op, argument, expectation and value."""
 
 
+class CaptureError(RestFastError, RuntimeError):
+    """A CUDA graph that cannot be captured: names what, and why."""
+
+
 class ConvertError(RestFastError, ValueError):
     """Something that cannot be converted: names the file, the expectation and what was found."""
 

@@ -136,7 +136,7 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path, monkeypatch)
     out, avatar = tmp_path / "out.mp4", model.prepare(photo())
     broken = toy()
     sampler = ChunkSampler.of(broken, broken.config.sampling)
-    original, calls = sampler.sample, []
+    original, calls = sampler.run, []
 
     def sample(*args):
         if len(calls) == 2:
@@ -144,7 +144,7 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path, monkeypatch)
         calls.append(1)
         return original(*args)
 
-    sampler.sample = sample
+    sampler.run = sample
     monkeypatch.setattr(ChunkSampler, "of", lambda model, sampling: sampler)
     with pytest.raises(KeyboardInterrupt):
         rest_fast.render(broken, avatar, media.Audio(sound(16000, 4.0)[:, None], 16000), out)

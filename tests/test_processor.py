@@ -125,8 +125,7 @@ def constants(model, threads):
 
     def job():
         text = [t for kv in model.text if kv is not None for t in kv]
-        modulations = ChunkSampler.of(model, model.config.sampling).modulations
-        return [*model.null_sink, *text, *(t for m in modulations for t in (*m.blocks, m.final))]
+        return [*model.null_sink, *text, ChunkSampler.of(model, model.config.sampling).step.modulations.vectors]
 
     return model.compute(job)
 

@@ -69,6 +69,7 @@ REST_FAST_INLINE void run_range(const QkNormRopeCacheParams& p, int64_t begin, i
   for (int64_t item = begin; item < end; ++item) {
     const int64_t token = item / p.batch;
     const int64_t lane = item % p.batch;
+    if (p.row_index[lane] == kIdle) continue;
     const int64_t frame = token / (p.grid_h * p.grid_w);
     load_axis(angles, 0, p.rope_t, p.base[lane] + frame);
     load_axis(angles, 1, p.rope_y, token / p.grid_w % p.grid_h);
@@ -103,6 +104,7 @@ REST_FAST_MULTI_ISA void run_float16(const QkNormRopeCacheParams& p, int64_t beg
 int check_indices(const QkNormRopeCacheParams& p) {
   const int64_t last_frame = (p.tokens - 1) / (p.grid_h * p.grid_w);
   for (int64_t lane = 0; lane < p.batch; ++lane) {
+    if (p.row_index[lane] == kIdle) continue;
     const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
     if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
     if (!inside(p.bank_index[lane], p.banks)) return kBankOutOfRange;

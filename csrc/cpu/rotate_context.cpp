@@ -30,7 +30,7 @@ REST_FAST_INLINE void run_range(const RotateContextParams& p, int64_t begin, int
   const int64_t first_time_channel = p.width - 6 * frequencies;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t lane = item / (p.layers * p.banks);
-    if (p.enabled[lane] == 0) continue;
+    if (p.enabled[lane] == 0 || p.row_index[lane] == kIdle) continue;
     const int64_t layer = item / p.banks % p.layers;
     const int64_t bank = item % p.banks;
     const int64_t place = (layer * p.rows + p.row_index[lane]) * p.banks + bank;
@@ -58,6 +58,7 @@ int check_indices(const RotateContextParams& p) {
   for (int64_t lane = 0; lane < p.batch; ++lane) {
     const int64_t row = p.row_index[lane];
     const int64_t skip = p.skip_slot[lane];
+    if (row == kIdle) continue;
     if (row < 0 || row >= p.rows) return kRowOutOfRange;
     if (skip < p.sink || skip > p.slots - p.chunk) return kSkipOutOfRange;
     for (int64_t other = 0; other < lane; ++other) {

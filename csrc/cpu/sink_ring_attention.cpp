@@ -170,6 +170,7 @@ REST_FAST_INLINE void attend(const SinkRingAttentionParams& p, int64_t task) {
   Scratch s;
   const int64_t blocks = (p.tokens + kQueries - 1) / kQueries;
   const int64_t lane = task / blocks / p.heads;
+  if (p.row_index[lane] == kIdle) return;
   const int64_t head = task / blocks % p.heads;
   const int64_t first = task % blocks * kQueries;
   const int64_t dim = p.head_dim;
@@ -237,6 +238,7 @@ struct Body {
 
 int check_indices(const SinkRingAttentionParams& p) {
   for (int64_t lane = 0; lane < p.batch; ++lane) {
+    if (p.row_index[lane] == kIdle) continue;
     const auto inside = [](int64_t i, int64_t n) { return i >= 0 && i < n; };
     if (!inside(p.row_index[lane], p.rows)) return kRowOutOfRange;
     if (!inside(p.bank_index[lane], p.banks)) return kBankOutOfRange;
@@ -255,7 +257,9 @@ int sink_ring_attention_cpu(const SinkRingAttentionParams& p) {
   if (const int error = check_indices(p)) return error;
 
   int64_t keys = 0;
-  for (int64_t lane = 0; lane < p.batch; ++lane) keys += p.n_valid[lane];
+  for (int64_t lane = 0; lane < p.batch; ++lane) {
+    if (p.row_index[lane] != kIdle) keys += p.n_valid[lane];
+  }
   const int64_t tasks = p.batch * p.heads * ((p.tokens + kQueries - 1) / kQueries);
   // A score costs two products of head_dim; 32 of those take as long as an element of a plain pass.
   const int64_t work = keys * p.heads * p.tokens * (p.head_dim / 16 + 1);

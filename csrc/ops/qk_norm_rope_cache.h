@@ -20,7 +20,7 @@ struct QkNormRopeCacheParams {
   void* k_cache;              // [rows, banks, slots, W] dtype, last two dims contiguous
   void* v_cache;              // the same shape and strides as k_cache
   void* q_out;                // [B, N, W] dtype, contiguous
-  const int32_t* row_index;   // [B] in [0, rows)
+  const int32_t* row_index;   // [B] in [0, rows) or kIdle
   const int32_t* bank_index;  // [B] in [0, banks)
   const int32_t* write_slot;  // [B] in [0, slots - N]
   const int32_t* base;        // [B], base[b] + last latent frame < positions

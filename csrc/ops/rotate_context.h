@@ -10,7 +10,7 @@ namespace rest_fast {
 struct RotateContextParams {
   void* k_cache;             // [layers, rows, banks, slots, W] dtype, contiguous
   const float* shift;        // [n, 2] (cos, sin)
-  const int32_t* row_index;  // [B] in [0, rows), different for enabled lanes
+  const int32_t* row_index;  // [B] in [0, rows), different for enabled lanes, or kIdle
   const int32_t* skip_slot;  // [B] in [sink, slots - chunk]
   const int32_t* enabled;    // [B], 0: the lane stays as it is
   int64_t batch;             // B

@@ -13,7 +13,7 @@ struct SinkRingAttentionParams {
   const void* v_cache;        // the same shape and strides as k_cache
   void* out;                  // [B, N, H, D] dtype, contiguous
   float* lse;                 // [B, H, N], contiguous, or null
-  const int32_t* row_index;   // [B] in [0, rows)
+  const int32_t* row_index;   // [B] in [0, rows) or kIdle
   const int32_t* bank_index;  // [B] in [0, banks)
   const int32_t* n_valid;     // [B] in [1, slots]
   int64_t batch;              // B

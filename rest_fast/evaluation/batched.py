@@ -24,8 +24,7 @@ from rest_fast.evaluation.readers import PixelReader, at_128
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
 from rest_fast.models.vae import to_latents, to_uint8
-from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.sampler import ChunkSampler
 from rest_fast.streaming.stream import Stream
 from rest_fast.units import FPS, FRAME, from_levels
 
@@ -192,18 +191,15 @@ def _latents(
     model: Model, sampling: SamplingConfig, avatars: list[Avatar], talks: Sequence[Talk], seeds: Sequence[int]
 ) -> torch.Tensor:
     """Streams whose next chunks are lanes of one call; one that has ended goes on in silence."""
-    sampler, lanes = ChunkSampler.of(model, sampling), len(talks)
-    cache = IDContextCache(model.config, 2 * lanes, dtype=model.dtype, device=model.device, steps=sampling.steps)
-    streams = []
-    for lane, (avatar, talk, seed) in enumerate(zip(avatars, talks, seeds)):
-        rows = Branches(lane, lanes + lane if sampler.guided else None)
-        streams.append(Stream(model, avatar, sampler, cache, rows, seed=seed))
+    sampler, streams = ChunkSampler.of(model, sampling, len(talks)), []
+    for i, (avatar, talk, seed) in enumerate(zip(avatars, talks, seeds)):
+        streams.append(Stream(model, avatar, sampler, sampler.session(i), seed=seed))
         streams[-1].push(talk.samples)
         streams[-1].end_segment()
     made = []
     while any(stream.due() for stream in streams):
         jobs = [stream.next_chunk(idle=not stream.due()) for stream in streams]
-        made.append(sampler.run(cache, jobs))
+        made.append(sampler.run(jobs))
         for stream, job, latents in zip(streams, jobs, made[-1]):
             stream.accept(job, latents)
             for _ in range(job.plan.keep):  # they are shown elsewhere

@@ -16,7 +16,7 @@ from rest_fast import ops
 from rest_fast.config import DiTConfig
 from rest_fast.models.linear import linear
 from rest_fast.ops.derived import derived
-from rest_fast.ops.frame_audio_update import MOST, Constants, audio_keys, first_and_others
+from rest_fast.ops.frame_audio_update import MOST, audio_keys, first_and_others
 
 fn = ops.functional
 KV = tuple[torch.Tensor, torch.Tensor]
@@ -48,18 +48,15 @@ class CrossAttention(nn.Module):
         ops.frame_cross_attention(linear(self.q, x), self.q_norm, *kv, scratch, eps=self.eps)
         return linear(self.out, scratch)
 
-    def hear(self, codes: torch.Tensor, slot: torch.Tensor) -> Audio:
-        """Codes [S, F, A, Wa] as slots 0 .. S - 1; ``slot``, int32, names those of the first lanes, which ask.
-
-        With one audio token, or more than :data:`MOST`, lanes hear the slots in their order.
-        """
+    def hear(self, codes: torch.Tensor) -> Audio:
+        """The codes [S, F, A, Wa] of sessions, as a pool of S slots."""
         k, v = self.keys_values(codes)
         null = derived(self, "null", (self.kv.bias, self.out.weight, self.out.bias), self._null)
         if not 1 < codes.shape[2] <= MOST:
             return AudioKeys((k, v), null)
         first, others = first_and_others(v)
         base, update = linear(self.out, first), linear(self.out, others, bias=False)
-        return AudioUpdate((audio_keys(k, self.q_norm), base, update), null, slot)
+        return AudioUpdate((audio_keys(k, self.q_norm), base, update), null)
 
     def _null(self) -> torch.Tensor:
         """[W]: the output for the null code, whose value is the bias."""
@@ -67,32 +64,41 @@ class CrossAttention(nn.Module):
 
 
 @dataclass
-class AudioUpdate:
-    """Of one block: constants of slots, and for each lane that asks its slot or -1. The other lanes hear nothing."""
+class Audio:
+    """Of one block: tensors [S, ...] that hold what the sessions of S slots hear, and the constant of those who hear
+    nothing."""
 
-    constants: Constants
-    null: torch.Tensor  # [W]
-    slot: torch.Tensor  # int32 [C]
-
-    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor) -> None:
-        """x [B, N, W] += what its lanes hear."""
-        q = linear(layer.q, x[: len(self.slot)])
-        ops.frame_audio_update(x, q, *self.constants, self.null, slot=self.slot, eps=layer.eps)
-
-
-@dataclass
-class AudioKeys:
-    """Of one block, where an update's rank would be too large: keys and values of the first lanes, in their order."""
-
-    kv: KV
+    slots: tuple[torch.Tensor, ...]
     null: torch.Tensor  # [W]
 
-    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor) -> None:
-        """x [B, N, W] += what its lanes hear. ``scratch``, of the same size, is written."""
-        lanes = len(self.kv[0])
-        branch = layer.step(x[:lanes], self.kv, scratch[:lanes])
+    def put(self, slot: int, heard: Audio) -> None:
+        """Replace a slot by the only one of another pool."""
+        for mine, other in zip(self.slots, heard.slots, strict=True):
+            mine[slot].copy_(other[0])
+
+    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor, hears: torch.Tensor) -> None:
+        """x [B, N, W] += what its lanes hear; ``hears``, int32 [C], names the slots of the first lanes, or -1.
+
+        ``scratch``, of the size of x, may be written.
+        """
+        raise NotImplementedError
+
+
+class AudioUpdate(Audio):
+    """Slots of keys, base and update (:data:`rest_fast.ops.frame_audio_update.Constants`)."""
+
+    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor, hears: torch.Tensor) -> None:
+        keys, base, update = self.slots
+        q = linear(layer.q, x[: len(hears)])
+        ops.frame_audio_update(x, q, keys, base, update, self.null, slot=hears, eps=layer.eps)
+
+
+class AudioKeys(Audio):
+    """Slots of keys and values, where an update's rank would be too large."""
+
+    def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor, hears: torch.Tensor) -> None:
+        lanes, slots = len(hears), hears.clamp(min=0)
+        k, v = (tensor.index_select(0, slots) for tensor in self.slots)
+        branch = torch.where((hears < 0)[:, None, None], self.null, layer.step(x[:lanes], (k, v), scratch[:lanes]))
         ops.gate_norm_modulate(x[:lanes], branch, None, None, None, None, eps=layer.eps)
         x[lanes:] += self.null
-
-
-Audio = AudioUpdate | AudioKeys

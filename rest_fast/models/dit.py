@@ -40,7 +40,9 @@ class Lanes:
     write_slot: torch.Tensor
     base: torch.Tensor  # index in rope_t of the position of the chunk's first frame
     n_valid: torch.Tensor
-    host_n_valid: list[int]
+    turn: torch.Tensor  # the row of z [S, N, C] that the lane denoises
+    hears: torch.Tensor  # int32 [C] of the first lanes, C <= B: the slot of audio, or -1; further lanes hear nothing
+    host_n_valid: list[int] | None  # None: only the device knows the lengths
 
 
 class PositionwiseLinear(nn.Module):
@@ -95,6 +97,7 @@ class StreamingDiT(nn.Module):
         self.tokens = config.tokens
         self.checkpointing = False  # training: compute the blocks twice rather than keep what they need
         channels, w = config.vae.latent_channels, dit.width
+        self.channels, self.audio_shape = channels, (config.speech.tokens, config.speech.width)
         if dit.positionwise_io:
             self.proj_in: nn.Module = PositionwiseLinear(self.tokens, channels, w)
             self.proj_out: nn.Module = PositionwiseLinear(self.tokens, w, channels)
@@ -133,14 +136,10 @@ class StreamingDiT(nn.Module):
         return [block.text.keys_values(projected) for block in self.blocks]
 
     def hear(self, codes: torch.Tensor | None) -> list[Audio | None]:
-        """What the lanes of S sessions hear: codes [S, F, A, Wa], per block. Constants of a chunk.
-
-        Lanes beyond the first S hear the null code: the branch without a condition.
-        """
+        """What sessions in slots 0 .. S - 1 hear: codes [S, F, A, Wa], per block. Constants of a chunk."""
         if codes is None or not self.config.audio:
             return [None] * len(self.blocks)
-        slot = torch.arange(len(codes), dtype=torch.int32, device=codes.device)
-        return [block.audio.hear(codes, slot) for block in self.blocks]
+        return [block.audio.hear(codes) for block in self.blocks]
 
     def modulation(self, t: torch.Tensor) -> Modulation:
         """AdaLN vectors for timesteps t [B, F] in 0..1."""
@@ -231,13 +230,13 @@ class StreamingDiT(nn.Module):
     ) -> torch.Tensor:
         """One evaluation of the current chunk of B lanes: z [S, N, C] -> velocity [B, N, C]; writes their slots.
 
-        Guidance branches share z: lanes s, S + s, ... are those of z[s].
+        ``work`` is of B lanes; the branches of one session share z.
         """
-        work.x.unflatten(0, (-1, z.shape[0])).copy_(self.proj_in(z))
+        torch.index_select(self.proj_in(z), 0, lanes.turn, out=work.x)
         pending: Branch = (None, None)
         for i, block in enumerate(self.blocks):
             attend = functools.partial(self.attend_cache, i, lanes=lanes, work=work)
-            pending = block.step(work, mod.block(i, len(work.x)), attend, text[i], audio[i], pending)
+            pending = block.step(work, mod.block(i, len(work.x)), attend, text[i], audio[i], lanes.hears, pending)
         ops.gate_norm_modulate(work.x, *pending, None, None, None, eps=self.config.norm_eps)
         return self.output(work.x, mod.final)
 

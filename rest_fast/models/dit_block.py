@@ -24,6 +24,12 @@ class Workspace:
         self.x, self.y = (like.new_empty(lanes, tokens, config.width) for _ in range(2))
         self.q, self.out = like.new_empty(heads), like.new_empty(heads)
 
+    def first(self, lanes: int) -> Workspace:
+        """The same memory for fewer lanes."""
+        part = object.__new__(Workspace)
+        part.x, part.y, part.q, part.out = (buffer[:lanes] for buffer in (self.x, self.y, self.q, self.out))
+        return part
+
 
 class SelfAttention(nn.Module):
     def __init__(self, config: DiTConfig):
@@ -79,11 +85,13 @@ class DiTBlock(nn.Module):
         attend: Callable[[torch.Tensor], torch.Tensor],
         text: KV | None,
         audio: Audio | None,
+        hears: torch.Tensor,
         pending: Branch,
     ) -> Branch:
         """The same in place on ``work.x``. The first norm also adds ``pending``, the last branch of the block before.
 
-        ``work.y`` is scratch. Returns this block's last branch and its gate, which the next block, or the end, adds.
+        ``work.y`` is scratch; ``hears`` is that of :class:`rest_fast.models.dit.Lanes`. Returns this block's last
+        branch and its gate, which the next block, or the end, adds.
         """
         x, y = work.x, work.y
         shift1, scale1, gate1, shift2, scale2, gate2 = mod
@@ -94,7 +102,7 @@ class DiTBlock(nn.Module):
             pending = self.text.step(x, text, y), None
         if self.audio is not None and audio is not None:
             ops.gate_norm_modulate(x, *pending, None, None, None, eps=self.eps)
-            audio.add(self.audio, x, y)
+            audio.add(self.audio, x, y, hears)
             pending = None, None
         ops.gate_norm_modulate(x, *pending, scale2, shift2, y, eps=self.eps)
         return linear(self.mlp[2], linear(self.mlp[0], y, gelu=True)), gate2

@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[Any, str]] = {  # of arguments in a schema: their Python 
 }
 LIBRARY = torch.library.Library("rest_fast", "DEF")
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("rest_fast_backend", default=None)
+_CAPTURING: contextvars.ContextVar[bool] = contextvars.ContextVar("rest_fast_capturing", default=False)
 
 
 class Spec(NamedTuple):
@@ -53,13 +54,20 @@ class Backend:
     """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason).
 
     ``by_name`` is a reason why it runs only when it is asked for by name, or a function that gives such a reason, or ""
-    if there is none, for a call.
+    if there is none, for a call. ``waits`` is a reason why it cannot be part of a CUDA graph: what it does on the host.
     """
 
     name: str
     supports: Callable[[Spec], tuple[bool, str]]
     run: Callable[..., None]
     by_name: str | Callable[[Spec], str] = ""
+    waits: str = ""
+
+    def can(self, spec: Spec) -> tuple[bool, str]:
+        """:attr:`supports`, and inside of :func:`capturing` whether it can be captured."""
+        if self.waits and _CAPTURING.get():
+            return False, f"cannot be captured: {self.waits}"
+        return self.supports(spec)
 
     def reluctance(self, spec: Spec) -> str:
         """Why it is not chosen by itself for such a call, which it supports; empty if it is."""
@@ -74,7 +82,8 @@ class Op:
     ``check`` gets exactly the arguments of the op and must look at nothing but their :func:`_trait`: it runs once for
     each combination of those. ``ranges`` holds the checks of integer contents; it runs at every call, for CPU tensors
     only, where reading them costs no wait. ``host`` checks, at every call on any device, the arguments named in
-    ``varying``: host copies of device integers, which change from call to call and decide nothing.
+    ``varying``: host copies of device integers, which change from call to call; only whether they are
+    there decides something.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class Op:
         *,
         check: Callable[..., Spec],
         reference: Callable[..., None],
+        reference_waits: str = "",
         ranges: Callable[..., None] | None = None,
         host: Callable[..., None] | None = None,
         varying: tuple[str, ...] = (),
@@ -92,7 +102,7 @@ class Op:
         self.__doc__, self.__wrapped__ = reference.__doc__, reference  # what help() and inspect.signature() show
         self.check = check
         self._ranges, self._host, self._varying = ranges, host, varying
-        always = Backend("reference", lambda spec: (True, ""), reference)
+        always = Backend("reference", lambda spec: (True, ""), reference, waits=reference_waits)
         self.backends = (*backends, always)
         self.decided: dict[tuple, tuple[Spec, Backend]] = {}
         LIBRARY.define(f"{schema} -> ()")
@@ -126,8 +136,9 @@ class Op:
         try:
             key = (
                 forced,
+                _CAPTURING.get(),
                 *map(_trait, args),
-                *(_trait(v) for k, v in kwargs.items() if k not in self._varying),
+                *(_trait(v) if k not in self._varying else v is None for k, v in kwargs.items()),
                 *kwargs,
             )
             decided = self.decided.get(key)
@@ -181,16 +192,18 @@ class Op:
     def choose(self, spec: Spec, forced: str | None) -> Backend:
         """The backend for such a call: the first that can, or one of those asked for."""
         if forced is None:
-            return next(b for b in self.backends if b.supports(spec)[0] and not b.reluctance(spec))
+            chosen = next((b for b in self.backends if b.can(spec)[0] and not b.reluctance(spec)), None)
+            if chosen is not None:
+                return chosen
         known, reasons = {b.name: b for b in self.backends}, []
-        for name in forced.split(","):
+        for name in forced.split(",") if forced else known:
             if name not in known:
                 reasons.append(f"{name!r} is none of {list(known)}")
                 continue
-            ok, reason = known[name].supports(spec)
-            if ok:
+            ok, reason = known[name].can(spec)
+            if ok and forced:
                 return known[name]
-            reasons.append(f"{name!r} cannot run {spec}: {reason}")
+            reasons.append(f"{name!r} cannot run {spec}: {reason or known[name].reluctance(spec)}")
         raise OpError(f"{self.name}: backend: expected one that runs this call, got {forced!r}: {'; '.join(reasons)}")
 
     def report(self, spec: Spec, forced: str | None = None) -> list[tuple[str, bool, str]]:
@@ -229,6 +242,16 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _FORCED.reset(token)
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Inside, calls are being recorded as a CUDA graph: backends that read anything on the host refuse."""
+    token = _CAPTURING.set(True)
+    try:
+        yield
+    finally:
+        _CAPTURING.reset(token)
 
 
 def expect(
@@ -270,6 +293,7 @@ def expect_range(op: str, name: str, index: torch.Tensor, low: int, high: int) -
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+IDLE = -1  # as the cache row of a lane: it has nothing to do
 
 
 def expect_float(op: str, name: str, tensor: torch.Tensor) -> None:

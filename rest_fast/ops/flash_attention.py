@@ -140,7 +140,7 @@ def _run(
     function, reason = looked_up(library)
     if function is None:
         raise OpError(f"{OP}: backend {library.backend}: {reason}")
-    place = torch.add(bank_index, row_index, alpha=k_cache.shape[1])
+    place = torch.add(bank_index, row_index, alpha=k_cache.shape[1]).clamp_(min=0)  # that of an idle lane is negative
     k, v = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     try:
         with torch.cuda.device_of(q):

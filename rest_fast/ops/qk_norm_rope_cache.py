@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import FLOATS, Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import FLOATS, IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate, token_table
 
 NAME = "qk_norm_rope_cache"
@@ -112,7 +112,7 @@ def ranges(
     tokens = qkv.shape[1]
     rows, banks, slots = k_cache.shape[:3]
     frames = tokens // (rope_y.shape[0] * rope_x.shape[0])
-    expect_range(NAME, "row_index", row_index, 0, rows - 1)
+    expect_range(NAME, "row_index", row_index, IDLE, rows - 1)
     expect_range(NAME, "bank_index", bank_index, 0, banks - 1)
     expect_range(NAME, "write_slot", write_slot, 0, slots - tokens)
     expect_range(NAME, "base", base, 0, rope_t.shape[0] - frames)
@@ -142,8 +142,9 @@ def reference(
         q_weight, k_weight: [H D], of the norms.
         rope_t, rope_y, rope_x: float32 [positions or grid, n, 2], (cos, sin) of n = H D // 6 frequencies an axis.
         k_cache, v_cache: [rows, banks, slots, H, D]. Written.
-        q_out: [B, N, H, D]. Written.
-        row_index, bank_index: int32 [B] in [0, rows) and [0, banks).
+        q_out: [B, N, H, D]. Written; of an idle lane anything.
+        row_index: int32 [B] in [0, rows), or -1: an idle lane, of which nothing goes into the cache.
+        bank_index: int32 [B] in [0, banks).
         write_slot: int32 [B] in [0, slots - N].
         base: int32 [B], the position in time of each lane's first token.
         eps: of the norms.
@@ -156,9 +157,10 @@ def reference(
     q, k, v = qk_norm_rope(qkv, q_weight, k_weight, tables, heads=heads, eps=eps)
     q_out.copy_(q)
     slots = write_slot[:, None].long() + torch.arange(tokens, device=qkv.device)
-    where = (row_index.long()[:, None], bank_index.long()[:, None], slots)
-    k_cache[where] = k
-    v_cache[where] = v
+    busy = row_index != IDLE
+    where = (row_index[busy].long()[:, None], bank_index[busy].long()[:, None], slots[busy])
+    k_cache[where] = k[busy]
+    v_cache[where] = v[busy]
 
 
 def _arguments(
@@ -235,6 +237,7 @@ qk_norm_rope_cache = Op(
     check=check,
     ranges=ranges,
     reference=reference,
+    reference_waits="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _supports("cpu"), _cpp),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate
 
 NAME = "rotate_context"
@@ -50,11 +50,11 @@ def check(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> Spec
 
 
 def ranges(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
-    expect_range(NAME, "row_index", row_index, 0, k_cache.shape[1] - 1)
+    expect_range(NAME, "row_index", row_index, IDLE, k_cache.shape[1] - 1)
     expect_range(NAME, "skip_slot", skip_slot, sink, k_cache.shape[3] - chunk)
     expect_range(NAME, "enabled", enabled, 0, 1)
     rows = row_index.tolist()
-    moved = [row for row, on in zip(rows, enabled.tolist(), strict=True) if on]
+    moved = [row for row, on in zip(rows, enabled.tolist(), strict=True) if on and row != IDLE]
     if any(rows.count(row) > 1 for row in moved):
         raise OpError(f"{NAME}: argument row_index: expected a row of its own for each enabled lane, got {rows}")
 
@@ -74,15 +74,16 @@ def reference(
     Args:
         k_cache: [L, rows, banks, slots, H, D], floating, H D even. Written.
         shift: float32 [n, 2], (cos, sin) of each of the n = H D // 6 frequencies.
-        row_index: int32 [B] in [0, rows), different for enabled lanes.
+        row_index: int32 [B] in [0, rows), different for enabled lanes; -1: an idle lane.
         skip_slot: int32 [B] in [sink, slots - chunk].
-        enabled: int32 [B]; 0: the lane stays as it is.
+        enabled: int32 [B]; 0: the lane stays as it is, as an idle one does.
         sink, chunk: slots of the reference and of a chunk.
     """
     slot = torch.arange(k_cache.shape[3], device=k_cache.device)
     inside = (slot >= skip_slot[:, None]) & (slot < skip_slot[:, None] + chunk)
-    moves = (slot >= sink) & ~inside & (enabled[:, None] != 0)  # [B, slots]
-    rows = row_index.long()
+    moves = (slot >= sink) & ~inside  # [B, slots]
+    turned = (enabled != 0) & (row_index != IDLE)
+    rows, moves = row_index[turned].long(), moves[turned]
     keys = k_cache[:, rows]
     k_cache[:, rows] = torch.where(moves[:, None, :, None, None], shift_keys(keys, shift), keys)
 
@@ -114,5 +115,6 @@ rotate_context = Op(
     check=check,
     ranges=ranges,
     reference=reference,
+    reference_waits="it picks the lanes that are not idle on the host",
     backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

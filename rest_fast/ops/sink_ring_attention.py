@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import flash_attention, native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 
 NAME = "sink_ring_attention"
 MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/ops/sink_ring_attention.h
@@ -54,11 +54,20 @@ def check(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_va
     return Spec(
         q.device.type,
         q.dtype,
-        (("lanes", lanes), ("tokens", tokens), ("heads", heads), ("head_dim", dim), ("slots", slots)),
+        (
+            ("lanes", lanes),
+            ("tokens", tokens),
+            ("heads", heads),
+            ("head_dim", dim),
+            ("slots", slots),
+            ("lengths", "on the device" if host_n_valid is None else "on the host"),
+        ),
     )
 
 
 def host(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+    if host_n_valid is None:
+        return
     lanes, slots = q.shape[0], k_cache.shape[2]
     fits = isinstance(host_n_valid, (list, tuple)) and len(host_n_valid) == lanes
     if not fits or any(not 0 < n <= slots for n in host_n_valid):
@@ -66,9 +75,11 @@ def host(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_val
 
 
 def ranges(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
-    expect_range(NAME, "row_index", row_index, 0, k_cache.shape[0] - 1)
+    expect_range(NAME, "row_index", row_index, IDLE, k_cache.shape[0] - 1)
     expect_range(NAME, "bank_index", bank_index, 0, k_cache.shape[1] - 1)
-    if n_valid.tolist() != list(host_n_valid):
+    if host_n_valid is None:
+        expect_range(NAME, "n_valid", n_valid, 1, k_cache.shape[2])
+    elif n_valid.tolist() != list(host_n_valid):
         _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
 
 
@@ -81,7 +92,7 @@ def reference(
     row_index: torch.Tensor,
     bank_index: torch.Tensor,
     n_valid: torch.Tensor,
-    host_n_valid: Sequence[int],
+    host_n_valid: Sequence[int] | None,
     scale: float,
     lse: torch.Tensor | None = None,
 ) -> None:
@@ -93,15 +104,16 @@ def reference(
         q: [B, N, H, D], floating, rotated.
         k_cache, v_cache: [rows, banks, slots, H, D], dtype of q.
         out: [B, N, H, D], dtype of q. Written.
-        row_index: int32 [B] in [0, rows).
+        row_index: int32 [B] in [0, rows), or -1: an idle lane, whose ``out`` and ``lse`` may become anything.
         bank_index: int32 [B] in [0, banks).
         n_valid: int32 [B] in [1, slots], on the device.
-        host_n_valid: the same B numbers on the host.
+        host_n_valid: the same B numbers on the host; None, as a captured step needs it, where only the device knows
+            them: backends that ask the host then refuse the call.
         scale: of the scores.
         lse: float32 [B, H, N], the logarithm of the sum of each softmax, or None. Written.
     """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    where = (row_index.long(), bank_index.long())
+    where = (row_index.clamp(min=0).long(), bank_index.long())
     k, v = k_cache[where].to(wide), v_cache[where].to(wide)
     valid = torch.arange(k.shape[1], device=q.device) < n_valid[:, None]  # [B, slots]
     score = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale
@@ -144,11 +156,15 @@ def _sdpa(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_va
     places = [row * banks + bank for row, bank in zip(row_index.tolist(), bank_index.tolist(), strict=True)]
     q, keys, values = q.transpose(1, 2), k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     for lanes, where in _batches(places, host_n_valid):
+        if places[lanes.start] < 0:  # idle
+            continue
         size = (lanes.stop - lanes.start, -1, -1, -1)  # one place may serve several lanes
         k, v = (c[where, : host_n_valid[lanes.start]].transpose(1, 2).expand(size) for c in (keys, values))
         out[lanes].copy_(F.scaled_dot_product_attention(q[lanes], k, v, scale=scale).transpose(1, 2))
     if lse is not None:
         for lane, (place, n) in enumerate(zip(places, host_n_valid, strict=True)):  # a batched product rounds otherwise
+            if place < 0:
+                continue
             score = q[lane].float() @ keys[place, :n].permute(1, 2, 0).float()
             lse[lane].copy_(score.mul(scale).logsumexp(-1))
 
@@ -156,7 +172,7 @@ def _sdpa(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_va
 def _batches(places: list[int], lengths: list[int]) -> Iterator[tuple[slice, slice]]:
     """(lanes, their places in a flat cache) of each call: one call for all if a view shows them, else one per lane."""
     step = places[1] - places[0] if len(places) > 1 else 0
-    even = all(b - a == step for a, b in pairwise(places))
+    even = min(places, default=0) >= 0 and all(b - a == step for a, b in pairwise(places))
     if even and step >= 0 and len(set(lengths)) == 1:
         yield slice(0, len(places)), slice(places[0], places[-1] + 1, step or 1)
         return
@@ -174,7 +190,7 @@ def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     """
     if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
         return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
-    products = math.prod(int(size) for _, size in spec.dims)
+    products = math.prod(size for _, size in spec.dims if isinstance(size, int))
     if spec.dtype != torch.float32 and products >= LARGE and has_matrix_unit():
         return False, f"16-bit with AMX: SDPA is faster from {LARGE} products on, got {products}"
     return native.supports(spec, list(native.DTYPES))
@@ -187,6 +203,8 @@ def has_matrix_unit() -> bool:
 def _sdpa_supports(spec: Spec) -> tuple[bool, str]:
     if spec.device != "cpu":
         return False, "reads row_index on the host, which would wait for an accelerator"
+    if spec.get("lengths") == "on the device":
+        return False, "reads lengths on the host, and host_n_valid is None"
     return True, ""
 
 
@@ -196,7 +214,7 @@ def _refuse_lengths(expected: str, got: object) -> None:
 
 sink_ring_attention = Op(
     f"{NAME}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, *, Tensor row_index, Tensor bank_index, "
-    "Tensor n_valid, int[] host_n_valid, float scale, Tensor(b!)? lse=None)",
+    "Tensor n_valid, int[]? host_n_valid, float scale, Tensor(b!)? lse=None)",
     check=check,
     ranges=ranges,
     host=host,
@@ -205,7 +223,7 @@ sink_ring_attention = Op(
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _cpp_supports, _cpp),
-        Backend("sdpa", _sdpa_supports, _sdpa),
+        Backend("sdpa", _sdpa_supports, _sdpa, waits="it reads rows and lengths on the host"),
         flash_attention.backend(flash_attention.FLASH_3),
         flash_attention.backend(flash_attention.FLASH_4),
     ),

@@ -41,9 +41,10 @@ class IDContextCache:
         shape = (dit.layers, rows, self.banks, self.slots, dit.heads, dit.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self._positions = PositionTables(config).to(device)
-        # The window's positions are the same for all rows; absolute ones are refilled for each row and chunk.
+        # The window's positions are the same for all rows. Absolute ones grow: each row has its chunk's, and moves on.
         grown = torch.zeros(rows * stream.chunk, *self._positions.window.shape[1:], device=device)
-        self._times = self._positions.window if stream.positions == "window" else grown
+        self.times = self._positions.window if stream.positions == "window" else grown
+        self.rotates = stream.positions == "window" and stream.context_chunks > 0
         self.committed = [0] * rows  # chunks committed since the row was opened
         self._opened = [False] * rows
 
@@ -56,7 +57,8 @@ class IDContextCache:
             if tuple(sink.shape) != want:
                 raise ArgumentError(f"cache.open: {name}: expected shape {list(want)}, got {list(sink.shape)}")
             cache[:, row, :, first : first + self.reference] = sink[:, None].to(cache.dtype)
-        self.committed[row], self._opened[row] = 0, True
+        self._opened[row] = True
+        self._move(row, 0)
 
     def write_slot(self, row: int) -> int:
         """First slot of the current chunk."""
@@ -77,58 +79,71 @@ class IDContextCache:
             return start, self.reference + self.chunk
         return start, self.sink + min(committed + 1, self.stream.context_chunks + 1) * self.chunk
 
-    def lanes(self, rows: list[int], bank: int = 0) -> Lanes:
-        """The slots as the next step of these rows sees them; ``bank`` is the step index under ``per_step``."""
-        self._check(rows)
+    def base(self, row: int) -> int:
+        """The index in :attr:`times` of the first frame of the current chunk."""
+        grows = self.stream.positions == "absolute"
+        return row * self.stream.chunk if grows else self._positions.base(self.committed[row])
+
+    def lanes(self, rows: list[int], bank: int = 0, *, sessions: int | None = None) -> Lanes:
+        """The slots as the next step of these rows sees them; ``bank`` is the step index under ``per_step``.
+
+        The first rows are those of ``sessions`` (None: all of them), which have their latents and hear their audio.
+        Further rows are branches without a condition of the same sessions, in the same order.
+        """
+        self.require_open(rows)
         if not 0 <= bank < self.banks:
             raise ArgumentError(f"cache.lanes: bank: expected 0..{self.banks - 1}, got {bank}")
-        n_valid = [self.n_valid(r) for r in rows]
-        starts, bases = [self.write_slot(r) for r in rows], [self._base(r) for r in rows]
-        row_index, bank_index, write_slot, base, lengths = vectors(
-            [rows, [bank] * len(rows), starts, bases, n_valid], torch.int32, self.k.device
-        )
-        return Lanes(self.k, self.v, self._times, row_index, bank_index, write_slot, base, lengths, n_valid)
-
-    def _base(self, row: int) -> int:
-        """The index in the table of times where the current chunk of this row begins."""
-        position, chunk = self._positions.base(self.committed[row]), self.stream.chunk
-        if self.stream.positions == "window":
-            return position
-        here = slice(row * chunk, (row + 1) * chunk)
-        self._times[here] = self._positions.time(position + torch.arange(chunk))
-        return here.start
+        count, n_valid = sessions or len(rows), [self.n_valid(r) for r in rows]
+        turns = [i % count for i in range(len(rows))]
+        entries = [rows, [bank] * len(rows), [self.write_slot(r) for r in rows], [self.base(r) for r in rows], n_valid]
+        row, bank_index, slot, base, valid, turn = vectors([*entries, turns], torch.int32, self.k.device)
+        return Lanes(self.k, self.v, self.times, row, bank_index, slot, base, valid, turn, turn[:count], n_valid)
 
     def commit(self, rows: list[int]) -> None:
         """Make the chunk that was written context; the slots of the oldest context become the current ones."""
-        self._check(rows)
+        skip_slot, enabled = self.advance(rows)
+        if self.rotates and any(enabled):
+            self.rotate(*vectors([rows, skip_slot, enabled], torch.int32, self.k.device))
+
+    def advance(self, rows: list[int]) -> tuple[list[int], list[int]]:
+        """The part of :meth:`commit` that only counts. Returns what :meth:`rotate` needs for these rows: the slots of
+        their new current chunks, and 1 for those whose window was full."""
+        self.require_open(rows)
         full = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
         for row in rows:
-            self.committed[row] += 1
-        if self.stream.positions == "window" and self.stream.context_chunks and any(full):
-            row_index, skip_slot, enabled = vectors(
-                [rows, [self.write_slot(r) for r in rows], full], torch.int32, self.k.device
-            )
-            ops.rotate_context(
-                self.k,
-                self._positions.chunk_back,
-                row_index=row_index,
-                skip_slot=skip_slot,
-                enabled=enabled,
-                sink=self.sink,
-                chunk=self.chunk,
-            )
+            self._move(row, self.committed[row] + 1)
+        return [self.write_slot(r) for r in rows], full
+
+    def rotate(self, row_index: torch.Tensor, skip_slot: torch.Tensor, enabled: torch.Tensor) -> None:
+        """The part of :meth:`commit` that computes, of a window that moves on; int32 [B] each."""
+        sizes = {"sink": self.sink, "chunk": self.chunk}
+        indices = {"row_index": row_index, "skip_slot": skip_slot, "enabled": enabled}
+        ops.rotate_context(self.k, self._positions.chunk_back, **indices, **sizes)
+
+    def _move(self, row: int, committed: int) -> None:
+        """Set the number of a row's current chunk."""
+        self.committed[row] = committed
+        if self.stream.positions == "absolute":
+            first, chunk = self._positions.base(committed), self.stream.chunk
+            positions = torch.arange(first, first + chunk, device=self.times.device)
+            self.times[row * chunk : (row + 1) * chunk] = self._positions.time(positions)
 
     def snapshot(self, row: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """(k, v, committed) of one row; :meth:`restore` continues from it bit for bit, in any row of any pool."""
-        self._check([row])
+        self.require_open([row])
         return self.k[:, row].clone(), self.v[:, row].clone(), self.committed[row]
 
     def restore(self, row: int, state: tuple[torch.Tensor, torch.Tensor, int]) -> None:
         self._check([row], opened=False)
-        self.k[:, row], self.v[:, row], self.committed[row] = state
+        self.k[:, row], self.v[:, row], committed = state
         self._opened[row] = True
+        self._move(row, committed)
 
-    def _check(self, rows: list[int], opened: bool = True) -> None:
+    def require_open(self, rows: list[int]) -> None:
+        """Raise unless these rows exist, are opened and differ."""
+        self._check(rows, opened=True)
+
+    def _check(self, rows: list[int], opened: bool) -> None:
         for row in rows:
             if not 0 <= row < self.rows:
                 raise IndexError(f"cache: row: expected 0..{self.rows - 1}, got {row}")

@@ -5,7 +5,7 @@ Whoever runs it (a session, an engine, an evaluation) calls it from the model's 
     stream.push(samples); stream.end_segment()          # what came
     block = stream.make_block(); stream.deliver()       # while stream.prepare_block()
     job = stream.next_chunk()                           # when there is no further block, and stream.due()
-    stream.accept(job, sampler.run(cache, [job])[0])    # or stream.drop(job)
+    stream.accept(job, sampler.run([job])[0])           # or stream.drop(job)
 
 Frames depend on the order of these calls and on nothing else. A job that was not run leaves no trace. A job that was
 run has advanced the cache, so it has to be accepted or dropped; after a drop the context is rebuilt.
@@ -27,11 +27,11 @@ from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.models.rest import REST
 from rest_fast.models.speech import speech_window
 from rest_fast.streaming.block import Block, Latent
-from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.decoder import BlockDecoder, DecoderContent
 from rest_fast.streaming.metrics import Stopwatch
-from rest_fast.streaming.sampler import Branches, ChunkJob, ChunkSampler, ContextChunk
+from rest_fast.streaming.sampler import ChunkJob, ChunkSampler, ContextChunk
 from rest_fast.streaming.snapshot import Fields, SessionState
+from rest_fast.streaming.step import Branches
 from rest_fast.streaming.timeline import Timeline
 from rest_fast.units import RATE
 
@@ -49,7 +49,7 @@ class Content:
 
 class Stream:
     """Args:
-    sampler, cache, rows: the sampler that generates its chunks, a cache, and this stream's own rows of it.
+    sampler, session: the sampler that generates its chunks, and this stream's own places in its step and cache.
     rate: of the sound, Hz.
     seed: of the noise.
     decode: how the VAE sees time; see :meth:`rest_fast.models.vae.TemporalVAE.stream`.
@@ -60,15 +60,14 @@ class Stream:
         model: REST,
         avatar: Avatar,
         sampler: ChunkSampler,
-        cache: IDContextCache,
-        rows: Branches,
+        session: Branches,
         *,
         rate: int = RATE,
         seed: int = 0,
         decode: str | None = None,
     ):
         config = model.config
-        self.model, self.avatar, self.sampler, self.cache, self.rows = model, avatar, sampler, cache, rows
+        self.model, self.avatar, self.sampler, self.cache, self.session = model, avatar, sampler, sampler.cache, session
         self.seed, self.chunk = seed, config.stream.chunk
         self.lead = self.chunk  # latents that can be taken back after delivery
         self.context = config.stream.context_chunks * self.chunk
@@ -89,10 +88,9 @@ class Stream:
 
     @classmethod
     def alone(cls, model: REST, avatar: Avatar, sampling: SamplingConfig, **arguments: Any) -> Stream:
-        """A stream with a sampler and a cache of its own; see :meth:`generate`."""
+        """A stream with a sampler, a step and a cache of its own; see :meth:`generate`."""
         sampler = ChunkSampler.of(model, sampling)
-        cache = IDContextCache(model.config, 2, dtype=model.dtype, device=model.device, steps=sampling.steps)
-        return cls(model, avatar, sampler, cache, Branches(0, 1 if sampler.guided else None), **arguments)
+        return cls(model, avatar, sampler, sampler.session(0), **arguments)
 
     # -- what comes in
 
@@ -131,7 +129,7 @@ class Stream:
             plan = timeline.plan(idle)
             codes = self._codes(plan.first, plan.limit)
             start = torch.cat([self._noise(timeline.drawn + i, noise.LATENT) for i in range(self.chunk)])[None]
-            return ChunkJob(self.rows, codes, start, self._context() if self.stale else (), plan)
+            return ChunkJob(self.session, codes, start, self._context() if self.stale else (), plan)
 
     def drop(self, job: ChunkJob) -> None:
         """Give up a job that was run, or may have been."""
@@ -152,7 +150,7 @@ class Stream:
         """Generate the next chunk with this stream's own sampler."""
         job = self.next_chunk(idle)
         with self.watch("denoise"):
-            latents = self.sampler.run(self.cache, [job])[0]
+            latents = self.sampler.run([job])[0]
         try:
             self.accept(job, latents)
         except BaseException:
@@ -169,9 +167,9 @@ class Stream:
         return noise.normal(self.seed, index, tokens * channels, purpose).view(tokens, channels)
 
     def _open_rows(self) -> None:
-        self.cache.open(self.rows.cond, self.avatar.sink_k, self.avatar.sink_v)
-        if self.rows.uncond is not None:
-            self.cache.open(self.rows.uncond, *self.model.null_sink)
+        self.cache.open(self.session.cond, self.avatar.sink_k, self.avatar.sink_v)
+        if self.session.uncond is not None:
+            self.cache.open(self.session.uncond, *self.model.null_sink)
 
     def _context(self) -> tuple[ContextChunk, ...]:
         """Reset the cache rows, and give the latest latents that are to become their context; positions start anew.
@@ -259,7 +257,7 @@ class Stream:
         """The whole state of this stream, and ``more`` values with it."""
         tensors: dict[str, torch.Tensor] = {}
         committed = []
-        for i, row in enumerate(self._row_numbers()):
+        for i, row in enumerate(self.session.rows):
             tensors[f"k.{i}"], tensors[f"v.{i}"], count = self.cache.snapshot(row)
             committed.append(count)
         for i, latent in enumerate(self.history):
@@ -291,9 +289,6 @@ class Stream:
         self.history = deque(content.history, maxlen=self.history.maxlen)
         self.timeline, self.stale = content.timeline, content.stale
 
-    def _row_numbers(self) -> list[int]:
-        return [row for row in (self.rows.cond, self.rows.uncond) if row is not None]
-
     def _read_history(self, fields: Fields, timeline: Timeline) -> list[Latent]:
         """The latest latents, with the leading references as far as they are still in the history."""
         idle, config, device = fields.array("idle", bool), self.model.config, self.model.device
@@ -313,7 +308,7 @@ class Stream:
 
     def _read_rows(self, fields: Fields, timeline: Timeline) -> dict[int, tuple[torch.Tensor, torch.Tensor, int]]:
         """Contents of the cache rows. Slots that are written before they are read may hold anything."""
-        cache, rows = self.cache, self._row_numbers()
+        cache, rows = self.cache, self.session.rows
         most = timeline.drawn // self.chunk + self.model.config.stream.context_chunks
         committed = fields.array("committed", int)
         same = len(committed) == len(rows) and len(set(committed)) == 1 and 0 <= committed[0] <= most

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rest_fast.config import BasisVAEConfig, ModelConfig, preset
+from rest_fast.config import BasisVAEConfig, ModelConfig, SamplingConfig, preset
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.models.vae.basis import BasisEncoder
 from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.sampler import ChunkSampler, noise_levels
+from rest_fast.streaming.step import Step
 
 F64 = torch.float64
 
@@ -136,6 +138,26 @@ class Stream:
             torch.randn(chunks, 1, 3 * 4, channels, generator=g, dtype=F64),
             torch.randn(chunks, 1, 3, 2, config.speech.width, generator=g, dtype=F64),
         )
+
+
+class PoolSampler:
+    """:class:`ChunkSampler` for whatever cache a call names, with a step of its own for each."""
+
+    def __init__(self, dit: StreamingDiT, sampling: SamplingConfig):
+        self.dit, self.sampling = dit, sampling
+        self.samplers: dict[int, ChunkSampler] = {}
+
+    def on(self, cache: IDContextCache) -> ChunkSampler:
+        if id(cache) not in self.samplers:  # a sampler keeps its cache, so that no other gets the same id
+            step = Step(self.dit, cache, noise_levels(self.sampling), slots=cache.rows, lanes=max(2, cache.rows))
+            self.samplers[id(cache)] = ChunkSampler(step, self.sampling)
+        return self.samplers[id(cache)]
+
+    def sample(self, cache: IDContextCache, *args) -> torch.Tensor:
+        return self.on(cache).sample(*args)
+
+    def rebuild(self, cache: IDContextCache, *args) -> None:
+        self.on(cache).rebuild(*args)
 
 
 @dataclass

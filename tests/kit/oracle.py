@@ -1,7 +1,7 @@
 """What a session must show, worked out the plain way: the whole timeline in lists, from which nothing is dropped.
 
 It has the input and output calls of a :class:`rest_fast.Session`, and none of its parts: no queue, ring, history or
-state to return to. Features of a fixed window, codes, noise of (seed, index, purpose), the sampler with a cache that is
+state to return to. Features of a fixed window, codes, noise of (seed, index, purpose), a sampler whose cache is
 opened at each break, and a decoder that after each interrupt begins again at the photo. The calls of those parts are
 the same in number and shape, so what is shown is the same bit for bit.
 """
@@ -19,8 +19,7 @@ from rest_fast import media, noise
 from rest_fast.models.vae import TemporalVAE, to_latents
 from rest_fast.models.vae.state import Mode, read_mode
 from rest_fast.streaming.block import Block, Latent
-from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.sampler import ChunkSampler
 from rest_fast.streaming.sound import MARGIN
 
 FRAME = 640  # samples of a frame at the model's 16 kHz
@@ -35,12 +34,12 @@ class Oracle:
         changes = {"sampling__steps": steps, "sampling__guidance": guidance}
         self.config = model.config.replace(**{k: v for k, v in changes.items() if v is not None})
         self.model, self.avatar, self.rate, self.seed = model, avatar, sample_rate, seed
-        self.sampler, self.chunk = ChunkSampler.of(model, self.config.sampling), self.config.stream.chunk
+        self.chunk = self.config.stream.chunk
         self.sound, self.pushed = np.zeros(0, np.float32), False  # the whole timeline, what was taken back cut off
         self.ends: list[tuple[int, int]] = []  # of segments: the latent behind the last, the sample behind the last
         self.latents: list[Latent] = []  # of the whole timeline
         self.drawn = 0  # latents for which noise was drawn, those that were dropped included
-        self.cache: IDContextCache | None = None  # None: the next chunk does not follow what was sampled last
+        self.sampler: ChunkSampler | None = None  # None: the next chunk does not follow what was sampled last
         self.delivered = self.epoch = self.most = 0  # most: ever delivered
         silence = torch.zeros(1, 8 * (self.chunk + 1), self.config.speech.positions, self.config.speech.channels)
         with torch.inference_mode():
@@ -69,7 +68,7 @@ class Oracle:
                 raise ValueError(f"oracle: cannot go back to {shown_pts}")
             shown = math.ceil(shown_pts / 0.32 - 1e-6)
         if len(self.latents) > shown:
-            self.cache = None
+            self.sampler = None
         self.latents, self.ends, self.delivered = self.latents[:shown], [], shown
         self.sound = self.sound[: self.border(shown)]
         self.film.back_to(shown)
@@ -127,13 +126,13 @@ class Oracle:
         else:
             codes = self.codes(len(self.sound) if end is None else self.border(end))
             keep = keep if end is None else min(keep, end - first)
-        if self.cache is None:
-            self.cache = self.rebuilt()
-        z = self.sampler.sample(self.cache, [self.rows], self.noise(noise.LATENT), codes)[0].split(self.config.tokens)
+        if self.sampler is None:
+            self.sampler = self.rebuilt()
+        z = self.sampler.sample([self.sampler.session(0)], self.noise(noise.LATENT), codes)[0].split(self.config.tokens)
         self.drawn += self.chunk
         self.latents += [Latent(z[i], codes[0, i], idle) for i in range(keep)]
         if keep < self.chunk:  # the cache holds latents that the stream does not
-            self.cache = None
+            self.sampler = None
 
     def codes(self, limit: int) -> torch.Tensor:
         """Of the next chunk: a window of sound that is silent from sample ``limit`` on, whatever comes there."""
@@ -153,10 +152,6 @@ class Oracle:
 
     # -- context
 
-    @property
-    def rows(self) -> Branches:
-        return Branches(0, 1 if self.config.sampling.guidance != 1 else None)
-
     def noise(self, purpose: int, ahead: int = 0) -> torch.Tensor:
         """[1, N, C] of the next chunk, or of one so many latents later."""
         channels = self.config.vae.latent_channels
@@ -164,19 +159,20 @@ class Oracle:
         drawn = [noise.normal(self.seed, first + i, size, purpose) for i in range(self.chunk)]
         return torch.cat(drawn).view(1, -1, channels)
 
-    def rebuilt(self) -> IDContextCache:
+    def rebuilt(self) -> ChunkSampler:
         """Sinks, and the latest latents that were shown, in whole chunks: the reference stands before the first."""
-        cache = IDContextCache(self.config, 2, dtype=self.model.dtype, steps=self.config.sampling.steps)
-        cache.open(0, self.avatar.sink_k, self.avatar.sink_v)
-        cache.open(1, *self.model.null_sink)
+        sampler = ChunkSampler.of(self.model, self.config.sampling)
+        sampler.cache.open(0, self.avatar.sink_k, self.avatar.sink_v)
+        if sampler.guided:
+            sampler.cache.open(1, *self.model.null_sink)
         chunks = math.ceil(len(self.latents) / self.chunk)
         whole = [self.silent] * (chunks * self.chunk - len(self.latents)) + self.latents
         for i in range(max(0, chunks - self.config.stream.context_chunks), chunks):
             part = whole[i * self.chunk : (i + 1) * self.chunk]
             z, codes = torch.cat([x.z for x in part])[None], torch.stack([x.code for x in part])[None]
             ahead = (i - max(0, chunks - self.config.stream.context_chunks)) * self.chunk
-            self.sampler.rebuild(cache, [self.rows], z, self.noise(noise.CONTEXT, ahead), codes)
-        return cache
+            sampler.rebuild([sampler.session(0)], z, self.noise(noise.CONTEXT, ahead), codes)
+        return sampler
 
 
 class Film:

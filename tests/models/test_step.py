@@ -16,9 +16,9 @@ from rest_fast.models.dit_block import Workspace
 from rest_fast.ops import native
 from rest_fast.ops.dispatch import use_backend
 from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.step import Branches
 from tests.kit.compare import assert_close, twice_eager
-from tests.kit.models import randomise, toy
+from tests.kit.models import PoolSampler, randomise, toy
 
 compiled_module = pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "rest_fast._cpu is there")
 SESSION = [Branches(0, 1)]
@@ -44,7 +44,7 @@ class Stream:
             reference = self.normal(1, config.tokens, config.vae.latent_channels).to(dtype)
             k, v = dit.sink(reference, null)
             self.cache.open(row, k[:, 0], v[:, 0])
-        self.sampler = ChunkSampler(dit, config.sampling)
+        self.sampler = PoolSampler(dit, config.sampling)
 
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)
@@ -110,15 +110,15 @@ def block_call(dit: StreamingDiT, stream: Stream):
     """(function of the residual stream that runs block 0 in place, the cache that it writes)."""
     config, cache = dit.config, stream.cache
     work = Workspace(2, cache.chunk, config, dit.table)
-    lanes, sampler = cache.lanes([0, 1]), stream.sampler
+    lanes, step = cache.lanes([0, 1]), stream.sampler.on(cache).step
     codes = stream.normal(2, 3, stream.config.speech.tokens, stream.config.speech.width).to(dit.table)
-    text, audio, mod = sampler.text[0], dit.hear(codes)[0], sampler.modulations[0].block(0, 2)
+    text, audio, mod = step.text[0], dit.hear(codes)[0], step.modulations.at(lanes.turn).block(0, 2)
     attend = functools.partial(dit.attend_cache, 0, lanes=lanes, work=work)
     pending = stream.normal(2, cache.chunk, config.width).to(dit.table), None
 
     def run(x: torch.Tensor) -> torch.Tensor:
         work.x.copy_(x)
-        branch, gate = dit.blocks[0].step(work, mod, attend, text, audio, pending)
+        branch, gate = dit.blocks[0].step(work, mod, attend, text, audio, lanes.hears, pending)
         ops.gate_norm_modulate(work.x, branch, gate, None, None, None, eps=config.norm_eps)
         return work.x.clone()
 
@@ -172,7 +172,7 @@ def test_training_beside_fast_inference():
     torch.optim.AdamW(dit.parameters(), lr=1e-3).step()
     changed = [name for name, p in dit.named_parameters() if not torch.equal(p, weights[name])]
     assert len(changed) > 30
-    stream.sampler = ChunkSampler(dit, config.sampling)  # constants of the model are made anew
+    stream.sampler = PoolSampler(dit, config.sampling)  # constants of the model are made anew
     assert stream.chunk().isfinite().all()
 
 
@@ -198,7 +198,7 @@ def dense_and_chunked(config: ModelConfig, dtype: torch.dtype, chunks: int = 3):
             now, here = slice(first, first + chunk), slice(first * tokens, (first + chunk) * tokens)
             work = Workspace(2, chunk * tokens, config.dit, dit.table)
             mod, audio = dit.modulation(t[:, now]), dit.hear(codes[:, now])
-            parts.append(dit.step(z[:, here], mod, cache.lanes([0, 1]), work, text, audio))
+            parts.append(dit.step(z[:, here], mod, cache.lanes([0, 1], sessions=1), work, text, audio))
             cache.commit([0, 1])
     return (x[:, tokens:] for x in (torch.cat([truth[:, :tokens], *parts], 1), eager, truth))
 

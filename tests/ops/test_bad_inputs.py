@@ -130,8 +130,8 @@ def test_a_wrong_size(op, argument):
 
 
 VALUES = [  # op, changes, what the message must say
-    (QK, {"row_index": ints(0, 4)}, "row_index: expected entries in 0..3, got 0..4"),
-    (QK, {"row_index": ints(-1, 2)}, "row_index: expected entries in 0..3, got -1..2"),
+    (QK, {"row_index": ints(0, 4)}, "row_index: expected entries in -1..3, got 0..4"),
+    (QK, {"row_index": ints(-2, 2)}, "row_index: expected entries in -1..3, got -2..2"),
     (QK, {"bank_index": ints(0, 2)}, "bank_index: expected entries in 0..1, got 0..2"),
     (QK, {"bank_index": ints(1, -2)}, "bank_index: expected entries in 0..1, got -2..1"),
     (QK, {"write_slot": ints(0, 9)}, "write_slot: expected entries in 0..8, got 0..9"),
@@ -141,8 +141,8 @@ VALUES = [  # op, changes, what the message must say
     (QK, {"qkv": torch.randn(2, 11, 60)}, r"qkv: expected shape \[2, 12, 60\], got \[2, 11, 60\]"),
     (QK, {"qkv": torch.randn(2, 12, 63)}, r"qkv: expected shape \[2, 12, 60\], got \[2, 12, 63\]"),
     (QK, {"k_cache": torch.randn(6)}, r"k_cache: expected shape \[-1, -1, -1, -1, -1\], got \[6\]"),
-    (RING, {"row_index": ints(0, 4, 1)}, "row_index: expected entries in 0..3, got 0..4"),
-    (RING, {"row_index": ints(0, -1, 1)}, "row_index: expected entries in 0..3, got -1..1"),
+    (RING, {"row_index": ints(0, 4, 1)}, "row_index: expected entries in -1..3, got 0..4"),
+    (RING, {"row_index": ints(0, -2, 1)}, "row_index: expected entries in -1..3, got -2..1"),
     (RING, {"bank_index": ints(0, 2, 1)}, "bank_index: expected entries in 0..1, got 0..2"),
     (RING, {"host_n_valid": [4, 7]}, r"host_n_valid: expected 3 lengths in 1..7, got \[4, 7\]"),
     (RING, {"host_n_valid": [4, 7, 0]}, r"host_n_valid: expected 3 lengths in 1..7, got \[4, 7, 0\]"),
@@ -150,8 +150,8 @@ VALUES = [  # op, changes, what the message must say
     (RING, {"host_n_valid": [4, 7, 2]}, r"host_n_valid: expected the same as n_valid \[4, 7, 1\], got \[4, 7, 2\]"),
     (RING, {"n_valid": ints(4, 8, 1)}, r"host_n_valid: expected the same as n_valid \[4, 8, 1\], got \[4, 7, 1\]"),
     (RING, {"k_cache": torch.randn(6)}, r"k_cache: expected shape \[-1, -1, -1, -1, -1\], got \[6\]"),
-    (ROTATE, {"row_index": ints(0, 5, 1)}, "row_index: expected entries in 0..4, got 0..5"),
-    (ROTATE, {"row_index": ints(0, -5, 1)}, "row_index: expected entries in 0..4, got -5..1"),
+    (ROTATE, {"row_index": ints(0, 5, 1)}, "row_index: expected entries in -1..4, got 0..5"),
+    (ROTATE, {"row_index": ints(0, -5, 1)}, "row_index: expected entries in -1..4, got -5..1"),
     (ROTATE, {"skip_slot": ints(2, 5, 9)}, "skip_slot: expected entries in 2..8, got 2..9"),
     (ROTATE, {"skip_slot": ints(1, 5, 8)}, "skip_slot: expected entries in 2..8, got 1..8"),
     (ROTATE, {"enabled": ints(1, 2, 0)}, "enabled: expected entries in 0..1, got 0..2"),

@@ -139,7 +139,7 @@ def test_lanes_of_one_call_equal_lanes_apart():
     "argument, value, text",
     [
         ("row_index", 4, "row_index is outside the cache rows"),
-        ("row_index", -1, "row_index is outside the cache rows"),
+        ("row_index", -2, "row_index is outside the cache rows"),
         ("bank_index", 2, "bank_index is outside the cache banks"),
         ("write_slot", 9, r"write_slot \+ tokens is outside the cache slots"),
         ("write_slot", -1, r"write_slot \+ tokens is outside the cache slots"),

@@ -118,7 +118,7 @@ def test_threads():
     "argument, value, text",
     [
         ("row_index", 5, "row_index is outside the cache rows"),
-        ("row_index", -1, "row_index is outside the cache rows"),
+        ("row_index", -2, "row_index is outside the cache rows"),
         ("skip_slot", 9, "outside the context slots"),
         ("skip_slot", 1, "outside the context slots"),
     ],

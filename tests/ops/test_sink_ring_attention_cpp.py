@@ -292,7 +292,7 @@ def test_nothing_is_written_beside_the_outputs(dtype):
     "argument, value, text",
     [
         ("row_index", 4, "row_index is outside the cache rows"),
-        ("row_index", -1, "row_index is outside the cache rows"),
+        ("row_index", -2, "row_index is outside the cache rows"),
         ("bank_index", 2, "bank_index is outside the cache banks"),
         ("bank_index", -(2**31), "bank_index is outside the cache banks"),
         ("n_valid", 0, "n_valid is outside 1 .. slots"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rest_fast.streaming.cache import IDContextCache, vectors
-from rest_fast.streaming.sampler import Branches, ChunkSampler
-from tests.kit.models import F64, open_cache, sink, toy, toy_dit
+from rest_fast.streaming.step import Branches
+from tests.kit.models import F64, PoolSampler, open_cache, sink, toy, toy_dit
 
 SINK = 4  # tokens of a latent frame of the toy
 CHUNK = 3 * SINK
@@ -268,7 +268,7 @@ def test_ten_thousand_chunks(sampled):
     changes = {"dit__layers": 1, "sampling__guidance": 1.0, "sampling__steps": 1}
     config, dit, old = setup(1, **changes)
     _, _, young = setup(1, **changes)
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     places = old.k.data_ptr(), old.v.data_ptr(), old.k.shape
     g = torch.Generator().manual_seed(2)
     latents, noise = torch.randn(2, 4, 1, CHUNK, 8, generator=g, dtype=F64)

@@ -10,9 +10,21 @@ import torch
 from rest_fast.config import ModelConfig
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.sampler import Branches, ChunkSampler
 from rest_fast.streaming.schedule import sigmas
-from tests.kit.models import F64, Spy, Stream, clip, open_cache, plain_velocity, sink, toy, toy_dit, window_view
+from rest_fast.streaming.step import Branches
+from tests.kit.models import (
+    F64,
+    PoolSampler,
+    Spy,
+    Stream,
+    clip,
+    open_cache,
+    plain_velocity,
+    sink,
+    toy,
+    toy_dit,
+    window_view,
+)
 
 STEPS = 3
 TOKENS = 12  # of a chunk of the toy: 3 latent frames of 4 tokens
@@ -40,7 +52,7 @@ def pool(dit: StreamingDiT, config: ModelConfig, *streams: Stream) -> IDContextC
 
 
 def rows(s: int = 0) -> Branches:
-    return Branches(2 * s, 2 * s + 1)
+    return Branches(2 * s, 2 * s + 1, s)
 
 
 def levels(config: ModelConfig) -> list[float]:
@@ -72,7 +84,7 @@ def test_chunks_through_the_cache_equal_the_clip(context, positions, chunks):
     config = config_of(context, positions, chunks)
     dit = toy_dit(config)
     stream, spy = Stream.draw(config, 5, 3), Spy(dit)
-    cache, sampler = pool(dit, config, stream), ChunkSampler(dit, config.sampling)
+    cache, sampler = pool(dit, config, stream), PoolSampler(dit, config.sampling)
     made = [sampler.sample(cache, [rows()], stream.noise[i], stream.codes[i]) for i in range(5)]
     per_chunk = STEPS + (context == "clean")
     assert len(spy.calls) == 5 * per_chunk
@@ -102,7 +114,7 @@ def test_the_policies_differ():
         config = config_of(context)
         dit = toy_dit(config)
         stream = Stream.draw(config, 2, 3)
-        cache, sampler = pool(dit, config, stream), ChunkSampler(dit, config.sampling)
+        cache, sampler = pool(dit, config, stream), PoolSampler(dit, config.sampling)
         results.append([sampler.sample(cache, [rows()], stream.noise[i], stream.codes[i]) for i in range(2)])
     for a, b in [(0, 1), (0, 2), (1, 2)]:
         assert torch.equal(results[a][0], results[b][0])  # the first chunk has no context
@@ -116,7 +128,7 @@ def test_training_forward_is_the_first_step():
     z, t, codes = clip(dit, config, 4)
     t[:, 1:] = 1
     spy, cache = Spy(dit), open_cache(dit, config, [z[0, :4], torch.zeros(4, 8, dtype=F64)])
-    ChunkSampler(dit, config.sampling).sample(cache, [rows()], z[:, 4:], codes[:, 1:])
+    PoolSampler(dit, config.sampling).sample(cache, [rows()], z[:, 4:], codes[:, 1:])
     torch.testing.assert_close(spy.calls[0][1][:1], dit(z, t, codes)[:, 4:], **EXACT)
 
 
@@ -141,7 +153,7 @@ def test_guidance_by_hand(guidance):
     dit = toy_dit(config)
     stream = Stream.draw(config, 1, 5)
     noise = stream.noise.clone()
-    got = ChunkSampler(dit, config.sampling).sample(
+    got = PoolSampler(dit, config.sampling).sample(
         pool(dit, config, stream), [rows()], stream.noise[0], stream.codes[0]
     )
     # float32 steps and tables through three evaluations, times 6 for guidance
@@ -154,13 +166,13 @@ def test_guidance_one_is_one_lane():
     dit = toy_dit(config)
     stream, spy = Stream.draw(config, 2, 5), Spy(dit)
     cache = open_cache(dit, config, [stream.reference])
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     got = [sampler.sample(cache, [Branches(0, None)], stream.noise[i], stream.codes[i]) for i in range(2)]
     assert [z.shape[0] for z, _ in spy.calls] == [1] * 2 * STEPS
     torch.testing.assert_close(got[0][0], by_hand(dit, config, stream, 1.0), rtol=0, atol=2e-5)
     # and it is the limit of the two-lane formula: v_u + g (v_c - v_u) with g next to 1
     close = config_of(sampling__guidance=1 + 1e-6)
-    other, pair = ChunkSampler(dit, close.sampling), pool(dit, config, stream)
+    other, pair = PoolSampler(dit, close.sampling), pool(dit, config, stream)
     for i in range(2):
         want = other.sample(pair, [rows()], stream.noise[i], stream.codes[i])
         torch.testing.assert_close(got[i], want, rtol=0, atol=1e-4)
@@ -174,7 +186,7 @@ def test_float32_follows_float64():
     caches = pool(wide, config, stream), IDContextCache(config, 2)
     for row, reference in enumerate((stream.reference, torch.zeros_like(stream.reference))):
         caches[1].open(row, *sink(wide, config, reference))
-    samplers = [ChunkSampler(d, config.sampling) for d in (wide, narrow)]
+    samplers = [PoolSampler(d, config.sampling) for d in (wide, narrow)]
     for i in range(4):
         a, b = (s.sample(c, [rows()], stream.noise[i], stream.codes[i]) for s, c in zip(samplers, caches))
         assert (a.dtype, b.dtype) == (F64, torch.float32)
@@ -192,7 +204,7 @@ def test_two_sessions_in_one_batch(context):
     config = config_of(context)
     dit = toy_dit(config)
     streams = [Stream.draw(config, 5, s) for s in (7, 8)]
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     alone = []
     for s in streams:
         cache = pool(dit, config, s)
@@ -214,7 +226,7 @@ def test_interleaved_calls_are_separate_streams(context):
     config = config_of(context, chunks=2)
     dit = toy_dit(config)
     streams = [Stream.draw(config, 4, s) for s in (7, 8)]
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     shared, own = pool(dit, config, *streams), [pool(dit, config, s) for s in streams]
     for s, i in [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2), (0, 3), (1, 3)]:
         noise, codes = streams[s].noise[i], streams[s].codes[i]
@@ -229,7 +241,7 @@ def test_a_used_row_forgets(context, used):
     config = config_of(context)
     dit = toy_dit(config)
     old, new = Stream.draw(config, 5, 9), Stream.draw(config, 3, 10)
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     cache = pool(dit, config, old)
     for i in range(used):
         sampler.sample(cache, [rows()], old.noise[i], old.codes[i])
@@ -250,7 +262,7 @@ def test_snapshots_continue_bit_equal(context, after):
     config = config_of(context, chunks=2)
     dit = toy_dit(config)
     stream = Stream.draw(config, after + 2, 11)
-    sampler, cache = ChunkSampler(dit, config.sampling), pool(dit, config, stream)
+    sampler, cache = PoolSampler(dit, config.sampling), pool(dit, config, stream)
     for i in range(after):
         sampler.sample(cache, [rows()], stream.noise[i], stream.codes[i])
     states = [cache.snapshot(row) for row in (0, 1)]
@@ -275,7 +287,7 @@ def test_rebuild(context, chunks):
     dit = toy_dit(config)
     stream = Stream.draw(config, chunks + 1, 12)
     given = Stream.draw(config, chunks, 13).noise
-    cache, sampler, t = pool(dit, config, stream), ChunkSampler(dit, config.sampling), levels(config)
+    cache, sampler, t = pool(dit, config, stream), PoolSampler(dit, config.sampling), levels(config)
     for i in range(chunks):
         sampler.rebuild(cache, [rows()], given[i], stream.noise[i], stream.codes[i])
     assert cache.committed == [chunks, chunks]
@@ -295,7 +307,7 @@ def test_rebuild_of_what_was_sampled_changes_nothing():
     config = config_of("clean")
     dit = toy_dit(config)
     stream = Stream.draw(config, 2, 14)
-    sampler = ChunkSampler(dit, config.sampling)
+    sampler = PoolSampler(dit, config.sampling)
     sampled, rebuilt = pool(dit, config, stream), pool(dit, config, stream)
     z = sampler.sample(sampled, [rows()], stream.noise[0], stream.codes[0])
     sampler.rebuild(rebuilt, [rows()], z, stream.noise[1], stream.codes[0])
@@ -312,7 +324,7 @@ def ready():
     dit = toy_dit(config)
     streams = [Stream.draw(config, 1, s) for s in (15, 16)]
     cache = open_cache(dit, config, [s.reference for s in (*streams, *streams)], rows=6)  # 4 and 5 not opened
-    return ChunkSampler(dit, config.sampling), cache, streams[0].noise[0], streams[0].codes[0]
+    return PoolSampler(dit, config.sampling), cache, streams[0].noise[0], streams[0].codes[0]
 
 
 @pytest.mark.parametrize("call", ["sample", "rebuild"])
@@ -344,7 +356,7 @@ def test_guidance_one_takes_one_row(ready):
     _, cache, noise, codes = ready
     config = config_of(sampling__guidance=1.0)
     with pytest.raises(ValueError, match=r"sessions: expected one row per session at guidance 1\.0"):
-        ChunkSampler(toy_dit(config), config.sampling).sample(cache, [rows()], noise, codes)
+        PoolSampler(toy_dit(config), config.sampling).sample(cache, [rows()], noise, codes)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +385,7 @@ def test_a_pool_made_for_other_steps(steps):
     cache = pool(dit, config, stream)
     other = config_of("per_step").replace(sampling__steps=steps)
     with pytest.raises(ValueError, match=rf"cache: expected one bank per step \({steps}\), got {STEPS}"):
-        ChunkSampler(dit, other.sampling).sample(cache, [rows()], stream.noise[0], stream.codes[0])
+        PoolSampler(dit, other.sampling).sample(cache, [rows()], stream.noise[0], stream.codes[0])
     assert cache.committed == [0, 0]
 
 

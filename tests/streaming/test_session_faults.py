@@ -271,11 +271,11 @@ def test_a_failed_decode_is_repeated_from_its_start(causal, monkeypatch):
 
 def test_a_failed_idle_chunk_adds_no_silence(model, avatar):
     with model.session(avatar) as s:
-        original = s.stream.sampler.sample
-        s.stream.sampler.sample = lambda *_: (_ for _ in ()).throw(MemoryError())
+        original = s.stream.sampler.run
+        s.stream.sampler.run = lambda *_: (_ for _ in ()).throw(MemoryError())
         with pytest.raises(MemoryError):
             list(s.blocks(idle=True))
-        s.stream.sampler.sample = original
+        s.stream.sampler.run = original
         assert s.stream.timeline.sound.end == 0
         assert [b.pts for b in s.blocks(idle=True)] == pytest.approx([0, 0.32, 0.64])
 

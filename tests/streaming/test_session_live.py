@@ -55,7 +55,7 @@ def test_interrupt_rolls_the_decoder_back(model, avatar):
 def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
     with model.session(avatar) as s:
         s.push_audio(sound(16000, 3.0))
-        entered, original = threading.Event(), s.stream.sampler.sample
+        entered, original = threading.Event(), s.stream.sampler.run
 
         def slow(*args):
             entered.set()
@@ -63,7 +63,7 @@ def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
             return original(*args)
 
         interrupted = threading.Event()
-        s.stream.sampler.sample = slow
+        s.stream.sampler.run = slow
         got = []
         worker = threading.Thread(target=lambda: got.extend(s.blocks()))
         worker.start()

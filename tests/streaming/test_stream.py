@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rest_fast.streaming.cache import IDContextCache
-from rest_fast.streaming.sampler import Branches, ChunkSampler
+from rest_fast.streaming.sampler import ChunkSampler, noise_levels
+from rest_fast.streaming.step import Branches, Step
 from rest_fast.streaming.stream import Stream
 from rest_fast.streaming.timeline import Timeline
 from tests.kit.streams import play, same
@@ -35,10 +36,11 @@ def test_streams_of_one_pool_show_what_sessions_show(model):
             wanted.append(play(session, sound(16000, 2.5, seed=seed)))
 
     def run():
-        sampler = ChunkSampler.of(model, model.config.sampling)
         cache = IDContextCache(model.config, 5, dtype=model.dtype, device=model.device)
-        rows = [Branches(4, 1), Branches(0, 3)]
-        streams = [Stream(model, a, sampler, cache, r, seed=i) for i, (a, r) in enumerate(zip(avatars, rows))]
+        step = Step(model.dit, cache, noise_levels(model.config.sampling), text=model.text, slots=3)
+        sampler = ChunkSampler(step, model.config.sampling)
+        sessions = [Branches(4, 1, 2), Branches(0, 3, 0)]
+        streams = [Stream(model, a, sampler, s, seed=i) for i, (a, s) in enumerate(zip(avatars, sessions))]
         shown = [[], []]
         for seed, stream in enumerate(streams):
             stream.push(sound(16000, 2.5, seed=seed))
@@ -46,7 +48,7 @@ def test_streams_of_one_pool_show_what_sessions_show(model):
         while any(stream.due() for stream in streams):
             for stream, blocks in zip(streams, shown):
                 job = stream.next_chunk()
-                stream.accept(job, sampler.run(cache, [job])[0])
+                stream.accept(job, sampler.run([job])[0])
                 blocks += blocks_of(stream)
         return shown
 
@@ -71,7 +73,7 @@ def test_a_job_that_was_not_run_leaves_no_trace(model):
                 again = stream.next_chunk()
                 assert torch.equal(first.codes, again.codes) and torch.equal(first.noise, again.noise)
                 assert bool(first.context) == rebuilt
-                stream.accept(again, stream.sampler.run(stream.cache, [again])[0])
+                stream.accept(again, stream.sampler.run([again])[0])
                 shown += blocks_of(stream)
             stream.next_chunk(idle=True)
         return shown
@@ -98,7 +100,7 @@ def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model, monkeypa
             elif given_up is not None and len(shown) == 3:
                 job = one.next_chunk()
                 if given_up == "run":
-                    one.sampler.run(one.cache, [job])
+                    one.sampler.run([job])
                 one.drop(job)
             one.generate()
             shown += blocks_of(one)

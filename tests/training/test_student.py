@@ -9,8 +9,8 @@ import torch
 
 from rest_fast.model import Model
 from rest_fast.models.clip_attention import Context
-from rest_fast.streaming.sampler import Branches, ChunkSampler
 from rest_fast.streaming.schedule import sigmas
+from rest_fast.streaming.step import Branches
 from rest_fast.training.asd import ASD
 from rest_fast.training.config import TrainingConfig, training_preset
 from rest_fast.training.distributed import World
@@ -20,7 +20,7 @@ from rest_fast.training.shards import Shards
 from rest_fast.training.student import Student
 from tests.kit.clips import small, write_clips
 from tests.kit.compare import assert_same_bits
-from tests.kit.models import F64, Spy, Stream, open_cache, randomise, toy
+from tests.kit.models import F64, PoolSampler, Spy, Stream, open_cache, randomise, toy
 
 STEPS, CHUNKS = 3, 4
 
@@ -100,7 +100,7 @@ def test_the_student_s_forward_is_the_sampler_s(changes):
     codes = clip_codes(model.speech, features)
     assert codes.abs().mean() > 0.02
     cache = open_cache(model.dit, config, [stream.reference, torch.zeros_like(stream.reference)])
-    sampler = ChunkSampler(model.dit, config.sampling)
+    sampler = PoolSampler(model.dit, config.sampling)
     for i in range(CHUNKS):
         sampler.sample(cache, [Branches(0, 1)], stream.noise[i], codes[:, 3 * i : 3 * i + 3])
     levels = sigmas(STEPS, config.sampling.shift_mu).tolist()

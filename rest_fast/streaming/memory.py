@@ -1,0 +1,41 @@
+"""What the parts of a stream take of a device's memory, and a refusal before it runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rest_fast.errors import ArgumentError
+from rest_fast.models.dit import StreamingDiT
+
+
+def step_bytes(dit: StreamingDiT, slots: int, lanes: int) -> int:
+    """Static memory of a step, and the largest tensors that live at once while it runs."""
+    c, size, chunk = dit.config, dit.table.element_size(), dit.stream.chunk
+    tokens, width = chunk * dit.tokens, c.width
+    audio = dit.audio_shape[0] * c.heads * width if c.audio else 0  # base, and an update for each other token and head
+    slot = tokens * dit.channels * 4 + c.layers * chunk * audio * size
+    lane = tokens * size * width * (4 + 3 + 2 * c.mlp_ratio)  # workspace; qkv, or the MLP before and after its GELU
+    return slots * slot + lanes * lane
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def require_memory(needed: int, device: torch.device, what: str) -> None:
+    """Raise ArgumentError where ``needed`` bytes are more than what is free."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ArgumentError(
+            f"{what}: expected at most what fits into the {free / 2**30:.1f} GiB that are free on {device}, "
+            f"got {needed / 2**30:.1f} GiB"
+        )
