@@ -63,7 +63,7 @@ class Playback:
     def chunk_ms(self) -> float:
         """Median time of a chunk: features, denoising and the decoding of its latents."""
         p50 = {name: stage["p50_ms"] for name, stage in self.metrics["stages"].items()}
-        return float(p50["features"] + p50["denoise"] + self.metrics["blocks"] / self.metrics["chunks"] * p50["decode"])
+        return float(p50["features"] + p50["denoise"] + p50["decode"])
 
 
 def play(model: Model, photo: Array, samples: Array, *, seed: int = 0) -> Playback:

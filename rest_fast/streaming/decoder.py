@@ -1,8 +1,8 @@
 """Decodes the latents of a stream to pictures, 8 frames for each, once and in order; blocks can be taken back.
 
-A causal decoder decodes a latent when its block is asked for. A decoder that looks ahead decodes a whole chunk as soon
-as it is generated, but its last L latents only provisionally: it decodes them again with the next chunk, or when the
-segment ends, and only then are their pictures shown.
+The latents of a chunk are decoded in one piece, when its first block is asked for. A decoder that looks ahead decodes
+the last L latents only provisionally: it decodes them again with the next chunk, or when the segment ends, and only
+then are their pictures shown. States are kept at the borders of pieces; a state between them is made again from there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DecoderContent(NamedTuple):
 
 
 class BlockDecoder:
-    """A decode stream that remembers enough states to go back by ``lead`` blocks.
+    """A decode stream that remembers states from which it can go back to every block that may be taken back.
 
     Latents are *final* once their pictures will not change any more; those decoded to look ahead are *provisional*.
 
@@ -40,39 +40,38 @@ class BlockDecoder:
         picture: the photo as the model crops it, uint8 [H, W, 3].
         reference: its latent [T, C], which stands before the first frame.
         mode: of :meth:`rest_fast.models.vae.TemporalVAE.stream`.
-        lead: blocks that can be taken back.
     """
 
-    def __init__(self, model: REST, picture: np.ndarray, reference: torch.Tensor, mode: str | None, lead: int):
+    def __init__(self, model: REST, picture: np.ndarray, reference: torch.Tensor, mode: str | None):
         self._shape = picture.shape
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead
-        self.looks_ahead = self._stream.mode.name == "lookahead"
-        self._made: deque[np.ndarray] = deque()  # pictures of final latents that wait to be taken (look-ahead only)
+        self._primed = self._stream.mode.name == "causal"  # with the reference, before the first latent comes
+        self._made: deque[np.ndarray] = deque()  # pictures of final latents that wait to be taken
         self.fed = 0, True  # latents that :meth:`feed` was told of last, and whether a segment ends with them
         self._to_repeat: list[torch.Tensor] = []  # shown latents to decode again, after a return to an earlier state
         # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
-        self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())], maxlen=lead + 2)
+        self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())])
         self._at_latest = True  # whether the stream itself is in the latest of these states
         with torch.no_grad():
-            if self.looks_ahead:  # a trial run allocates what the first chunk, which the reference leads, will need
-                self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
-            else:  # prime the decoder: the reference stands before the first frame
+            if self._primed:  # the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
+            else:  # a trial run allocates what the first chunk, which the reference leads, will need
+                self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
         # shapes and dtypes of the memory of a stream that has begun: a snapshot has to have the same
         self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
         own = model.vae.decoder.mixed and model.dtype == torch.float32
         self._convolutions = {conv.path for conv in model.vae.decoder.convolutions()} if own else set()
-        if self.looks_ahead:
+        if not self._primed:
             self._stream.reset()
 
     def has_next(self) -> bool:
         """Whether the next generated latent can be shown."""
-        return not self.looks_ahead or bool(self._made)
+        return bool(self._made)
 
     def feed(self, latents: Sequence[torch.Tensor], end: int, last: bool) -> None:
-        """Decode ahead, given that ``end`` latents exist; ``last``: a segment ends with them.
+        """Decode what is not final, given that ``end`` latents exist; ``last``: a segment ends with them.
 
         ``latents`` [T, C] are the latest of them. Call it once for each (``end``, ``last``), which is then ``fed``. A
         call that failed may be repeated.
@@ -86,19 +85,18 @@ class BlockDecoder:
             self._made.extend(part.copy() for part in frames.reshape(-1, TEMPORAL, *frames.shape[1:]))
         self.fed = end, last
 
-    def take(self, latent: torch.Tensor, index: int) -> np.ndarray:
-        """Pictures uint8 [8, H, W, 3] of latent ``index`` [T, C], the next one."""
-        if self.looks_ahead:
-            return self._made.popleft()
-        return self._advance([latent], 0, index + 1)
+    def take(self) -> np.ndarray:
+        """Pictures uint8 [8, H, W, 3] of the next latent."""
+        return self._made.popleft()
 
     def put_back(self, frames: np.ndarray) -> None:
         """Undo the last :meth:`take`, which gave these frames."""
-        if self.looks_ahead:
-            self._made.appendleft(frames)
-        else:
-            self._states.pop()
-            self._at_latest = False
+        self._made.appendleft(frames)
+
+    def forget(self, floor: int) -> None:
+        """Drop states that only a return to before latent ``floor`` could ask for."""
+        while len(self._states) > 1 and self._states[1][0] <= floor:
+            self._states.popleft()
 
     def back_to(self, shown: int, latents: Sequence[torch.Tensor]) -> None:
         """Forget latents from ``shown`` on; ``latents`` ends with the one before. Cannot fail: it decodes nothing."""
@@ -106,7 +104,7 @@ class BlockDecoder:
         while self._states[-1][0] > shown:
             self._states.pop()
         final = self._states[-1][0]
-        # States of a decoder that looks ahead lie at chunk borders: decode again from there to the last shown latent.
+        # What was shown since the border of pieces before is decoded again, with the next latents.
         self._to_repeat = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
         self.fed, self._at_latest = (shown, True), False
 
@@ -164,13 +162,13 @@ class BlockDecoder:
 
         Raises: :class:`StateError`.
         """
-        name, least = "decoder.final", -1 if self.looks_ahead else 0
+        name, least = "decoder.final", 0 if self._primed else -1
         finals = fields.integers(name)
         rising = all(a < b for a, b in pairwise([least - 1, *finals]))
-        ok = rising and 0 < len(finals) <= (self._states.maxlen or 0) and finals[0] <= floor
+        ok = rising and len(finals) > 0 and finals[0] <= floor
         fields.require(ok, name, f"counts that rise from {floor} or less", finals)
         waiting = max(finals[-1], 0) - delivered  # latents whose pictures were made but not taken
-        ok = (waiting >= 0 if self.looks_ahead else waiting == 0) and finals[-1] <= generated
+        ok = waiting >= 0 and finals[-1] <= generated
         fields.require(ok, name, f"the last from {delivered} to {generated}", finals)
         dtype = fields.tensor("decoder.dtype", (1,), self.model.dtype, torch.bfloat16).dtype
         states = [(final, self._read_state(fields, i, final, dtype)) for i, final in enumerate(finals)]
@@ -179,10 +177,9 @@ class BlockDecoder:
         fed = fields.integers("decoder.fed")
         end, last = fed if len(fed) == 2 else (-1, -1)
         least = end if last else end - self.ahead  # fewer may be final only where too few came
-        fits = not self.looks_ahead or max(least, 0) <= max(finals[-1], 0) <= end
-        ok = 0 <= end <= generated and last in (0, 1) and fits
+        ok = 0 <= end <= generated and last in (0, 1) and max(least, 0) <= max(finals[-1], 0) <= end
         fields.require(ok, "decoder.fed", f"a count up to {generated} that fits {name} {finals}, and 0 or 1", fed)
-        return DecoderContent(deque(states, self._states.maxlen), deque(made), (end, bool(last)), dtype)
+        return DecoderContent(deque(states), deque(made), (end, bool(last)), dtype)
 
     def _read_state(self, fields: Fields, i: int, final: int, dtype: torch.dtype) -> StreamState:
         """State ``i``, after ``final`` latents, of a decoder that convolves in ``dtype``."""

@@ -16,10 +16,9 @@ KEPT = 1000  # latest durations of a stage that are kept
 class Stopwatch:
     """Durations per stage, and underruns: blocks that took longer to make than they last.
 
-    The stage "features" is all that a chunk's job takes: sound, features, codes, noise. A block's time is that of its
-    own decode and its share of the chunk's job and denoising. On an accelerator the times of stages are those of their
-    launches, but a block's time is right, because its pictures are waited for. A decoder that looks ahead decodes a
-    chunk at once: that counts as one duration of "decode", which the chunk's blocks share.
+    The stage "features" is all that a chunk's job takes: sound, features, codes, noise; "decode" is that of a whole
+    chunk. A block's time is its share of its chunk's. On an accelerator the times of stages are those of their
+    launches, but a block's time is right, because its pictures are waited for.
     """
 
     def __init__(self) -> None:
@@ -29,11 +28,9 @@ class Stopwatch:
         self._share = 0.0  # seconds of its chunk that each block is charged with
 
     @contextlib.contextmanager
-    def __call__(self, stage: str, counts: bool = True) -> Iterator[None]:
+    def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if not counts:
-            return
         seconds = time.perf_counter() - start
         self.stages.setdefault(stage, deque(maxlen=KEPT)).append(seconds)
         self.since += seconds
@@ -48,7 +45,7 @@ class Stopwatch:
         self._share, self.since = self.since / max(blocks, 1) + (self._share if more else 0), 0.0
 
     def block(self, duration: float) -> None:
-        """Record that a block of this duration was decoded."""
+        """Record that a block of this duration was made."""
         self.blocks += 1
         self.underruns += self._share + self.since > duration
         self.since = 0.0

@@ -78,7 +78,7 @@ class Stream:
         self._open_rows()
         with torch.inference_mode():
             silent = Latent(avatar.reference.to(model.device), self._codes(-self.chunk, 0)[0, 0])
-            self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode, self.lead)
+            self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode)
         # The latest latents. What stands before the first one is the reference, silent: as often as a context needs
         # it, and at least once, for a decoder that begins with it.
         self.leading_references = max(self.context, 1)
@@ -191,10 +191,7 @@ class Stream:
 
     @torch.inference_mode()
     def prepare_block(self) -> bool:
-        """Decode what the next block needs; False when no generated latent can be shown yet.
-
-        Only a decoder that looks ahead has something to do here: it is fed with the latest latents.
-        """
+        """Decode what the next block needs; False when no generated latent can be shown yet."""
         while self.timeline.waiting and not self.decoder.has_next():
             known = self.timeline.generated, self.timeline.at_segment_end
             if self.decoder.fed == known:
@@ -218,8 +215,7 @@ class Stream:
         a, b, true_end = timeline.border(index), timeline.border(index + 1), timeline.true_end(index)
         true = 0 if latent.idle else b - a if true_end is None else max(0, true_end - a)
         audio, pts = timeline.sound.raw(a, b), index * self.model.config.latent_seconds
-        with self.watch("decode", counts=not self.decoder.looks_ahead):
-            video = self.decoder.take(latent.z, index)  # the last call that can fail, so that no decoded block is lost
+        video = self.decoder.take()  # behind all that can fail, so that no decoded block is lost
         self.watch.block(self.model.config.latent_seconds)
         return Block(video, audio, pts, epoch, latent.idle, true_end is not None, true)
 
@@ -230,6 +226,7 @@ class Stream:
     def forget(self) -> None:
         """Drop what nothing can ask for again."""
         self.timeline.forget()
+        self.decoder.forget(self.timeline.floor)
 
     @property
     def lookahead_ms(self) -> float:

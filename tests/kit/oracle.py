@@ -176,8 +176,8 @@ class Oracle:
 
 
 class Film:
-    """Frames of the reference and the latents behind it. A causal decoder takes one latent at a time, one that looks
-    ahead what is there, and what is provisional again. Place 0 is the reference's."""
+    """Frames of the reference and the latents behind it. A decoder takes what is there at once, a causal one the reference
+    before, and one that looks ahead what is provisional again. Place 0 is the reference's."""
 
     def __init__(self, vae: TemporalVAE, oracle: Oracle, mode: Mode):
         self.vae, self.oracle, self.mode = vae, oracle, mode
@@ -190,13 +190,11 @@ class Film:
     def known(self, ended: bool) -> int:
         """Decode what can be decoded; how many latents can be shown. ``ended``: a segment ends with the last."""
         count = 1 + len(self.oracle.latents)
-        if self.mode.name == "causal":
-            while self.final < count:
-                self.decode(self.final + 1, 0)
-        else:
-            provisional = 0 if ended else self.mode.ahead
-            if count - provisional > max(self.final, 1):
-                self.decode(count, provisional)
+        if self.mode.name == "causal" and not self.final:
+            self.decode(1, 0)
+        provisional = 0 if ended else self.mode.ahead
+        if count - provisional > max(self.final, 1):
+            self.decode(count, provisional)
         return max(self.final - 1, 0)
 
     def back_to(self, shown: int) -> None:

@@ -39,17 +39,19 @@ def test_interrupt_drops_and_continues_from_what_was_shown(model, avatar):
 
 
 def test_interrupt_rolls_the_decoder_back(model, avatar):
-    """After taking back block k, decoding continues from the state before it: replaying its latent gives block k."""
+    """After taking back block k, decoding continues from the state before it, which lies inside of a chunk: replaying
+    its latent gives block k."""
     with model.session(avatar) as s:
         s.push_audio(sound(16000, 3.0))
         stream = s.blocks()
         [next(stream) for _ in range(2)]
-        latent = s.stream.history[-1]  # of the three that one chunk makes
+        latents = [latent.z for latent in s.stream.history]  # the last three are those of the chunk
         third = next(stream)
         s.interrupt(shown_pts=2 * 0.32)
         assert not list(s.blocks())
         with torch.inference_mode():
-            assert np.array_equal(s.stream.decoder.take(latent.z, 2), third.video)
+            s.stream.decoder.feed(latents, 3, True)
+            assert np.array_equal(s.stream.decoder.take(), third.video)
 
 
 def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
@@ -80,7 +82,7 @@ def test_interrupt_during_a_decode_delivers_nothing_old(model, avatar, monkeypat
     with model.session(avatar) as s:
         s.push_audio(sound(16000, 3.0))
         stream, conv = s.blocks(), model.vae.decoder.conv_out
-        first, step = next(stream), conv.step
+        first, step = [next(stream) for _ in range(3)], conv.step  # the whole first chunk
 
         def slow(*args, **options):
             monkeypatch.setattr(conv, "step", step)
@@ -93,8 +95,8 @@ def test_interrupt_during_a_decode_delivers_nothing_old(model, avatar, monkeypat
         monkeypatch.setattr(conv, "step", slow)
         assert not list(stream)
         after = play(s, sound(16000, 1.0, seed=1))
-    assert first.epoch == 0 and {b.epoch for b in after} == {1}
-    assert after[0].pts == pytest.approx(0.32) and len(after) == 4
+    assert {b.epoch for b in first} == {0} and {b.epoch for b in after} == {1}
+    assert after[0].pts == pytest.approx(0.96) and len(after) == 4
 
 
 def test_interrupt_range(model, avatar):

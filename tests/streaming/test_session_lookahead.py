@@ -233,10 +233,8 @@ def test_an_underrun_is_a_block_that_takes_longer_than_it_lasts():
         watch.since = 0.9 * seconds
         watch.share(3, more=True)
         for _ in range(3):
-            with watch("decode", counts=False):
-                pass
             watch.block(0.32)
-        assert watch.underruns == count and "decode" not in watch.stages
+        assert watch.underruns == count
 
 
 def test_modes_are_those_of_the_checkpoint(model, avatar):

@@ -1,4 +1,4 @@
-"""The step: captured it is what eager calls compute, whoever shares it, in whatever lanes, however chunks interleave."""
+"""The step: captured it is what eager calls compute, whoever shares it, in whatever lanes, however chunks mix."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_a_schedule_that_is_not_in_the_tables():
 def test_numbers_refused(numbers):
     config = config_of()
     cache = open_cache(dit_of(config), config, [Stream.draw(config, 1, 0).reference])
-    with pytest.raises(ArgumentError, match="expected lanes and slots of at least 1, and hearing in 1..lanes"):
+    with pytest.raises(ArgumentError, match=r"expected lanes and slots of at least 1, and hearing in 1\.\.lanes"):
         Step(dit_of(config), cache, [1.0, 0.0], **numbers)
 
 
