@@ -63,11 +63,14 @@ class Model(REST):
         steps: int | None = None,
         guidance: float | None = None,
         decode: str | None = None,
+        graphs: str = "auto",
     ) -> Session:
         """Open a stream for one viewer; see :class:`rest_fast.streaming.session.Session`."""
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
-        return self.compute(Session, self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode)
+        return self.compute(
+            Session, self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode, graphs=graphs
+        )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)

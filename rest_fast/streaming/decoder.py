@@ -7,8 +7,9 @@ then are their pictures shown. States are kept at the borders of pieces; a state
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,14 +20,44 @@ from rest_fast.config import TEMPORAL
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_latents
 from rest_fast.models.vae.state import REFERENCE, StreamState
+from rest_fast.streaming.graphs import Capture
 from rest_fast.streaming.snapshot import Fields
+
+
+class Pictures(NamedTuple):
+    """Of one latent, uint8 [8, H, W, 3] on the host; from an accelerator they are there when ``arrived`` is."""
+
+    frames: torch.Tensor
+    arrived: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, decoded: torch.Tensor) -> list[Pictures]:
+        """The pictures [8 n, H, W, 3] of n latents, copied; from a GPU without waiting."""
+        parts = [decoded[i : i + TEMPORAL] for i in range(0, len(decoded), TEMPORAL)]
+        if decoded.device.type != "cuda":
+            return [cls(part.clone()) for part in parts]
+        hosts = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
+        for host, part in zip(hosts, parts, strict=True):
+            host.copy_(part, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return [cls(host, arrived) for host in hosts]
+
+    def numpy(self) -> np.ndarray:
+        frames: np.ndarray
+        if self.arrived is None:
+            frames = self.frames.numpy()
+        else:
+            self.arrived.synchronize()
+            frames = self.frames.numpy().copy()  # pinned memory is scarce, and a viewer may keep the array
+        return frames
 
 
 class DecoderContent(NamedTuple):
     """What a snapshot holds of a decoder, read and checked; see :meth:`BlockDecoder.read`."""
 
     states: deque[tuple[int, StreamState]]
-    made: deque[np.ndarray]
+    made: deque[Pictures]
     fed: tuple[int, bool]
     dtype: torch.dtype
 
@@ -40,25 +71,38 @@ class BlockDecoder:
         picture: the photo as the model crops it, uint8 [H, W, 3].
         reference: its latent [T, C], which stands before the first frame.
         mode: of :meth:`rest_fast.models.vae.TemporalVAE.stream`.
+        capture: the decoding of a whole chunk, but for the one that begins a stream, becomes a graph.
     """
 
-    def __init__(self, model: REST, picture: np.ndarray, reference: torch.Tensor, mode: str | None):
+    def __init__(
+        self,
+        model: REST,
+        picture: np.ndarray,
+        reference: torch.Tensor,
+        mode: str | None,
+        capture: Capture | None = None,
+    ):
         self._shape = picture.shape
         self.model, self._stream = model, model.vae.stream(mode=mode, reference=model.pixels(picture))
         self.ahead = self._stream.mode.ahead
         self._primed = self._stream.mode.name == "causal"  # with the reference, before the first latent comes
-        self._made: deque[np.ndarray] = deque()  # pictures of final latents that wait to be taken
+        self._made: deque[Pictures] = deque()  # of final latents that wait to be taken
         self.fed = 0, True  # latents that :meth:`feed` was told of last, and whether a segment ends with them
         self._to_repeat: list[torch.Tensor] = []  # shown latents to decode again, after a return to an earlier state
         # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
         self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())])
         self._at_latest = True  # whether the stream itself is in the latest of these states
-        with torch.no_grad():
+        # On a GPU decoding has a stream of its own, so that the next chunk can be denoised meanwhile.
+        self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        chunk = model.config.stream.chunk
+        with torch.no_grad(), self._beside():
             if self._primed:  # the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
             else:  # a trial run allocates what the first chunk, which the reference leads, will need
-                self._stream.piece(self._latents([reference] * (1 + model.config.stream.chunk)))
+                self._stream.piece(self._latents([reference] * (1 + chunk)))
+            if capture is not None:
+                self._stream.capture(capture, self._latents([reference] * (chunk + self.ahead)), self.ahead)
         # shapes and dtypes of the memory of a stream that has begun: a snapshot has to have the same
         self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
         own = model.vae.decoder.mixed and model.dtype == torch.float32
@@ -80,18 +124,18 @@ class BlockDecoder:
         final = self._states[-1][0]
         provisional = 0 if last else self.ahead
         if end - provisional > max(final, 0):
-            frames = self._advance(latents[len(latents) - (end - final) :], provisional, end - provisional)
-            frames = frames[1 if final < 0 else 0 :]
-            self._made.extend(part.copy() for part in frames.reshape(-1, TEMPORAL, *frames.shape[1:]))
+            self._made += self._advance(latents[len(latents) - (end - final) :], provisional, end - provisional)
         self.fed = end, last
 
     def take(self) -> np.ndarray:
         """Pictures uint8 [8, H, W, 3] of the next latent."""
-        return self._made.popleft()
+        frames = self._made[0].numpy()
+        self._made.popleft()
+        return frames
 
     def put_back(self, frames: np.ndarray) -> None:
         """Undo the last :meth:`take`, which gave these frames."""
-        self._made.appendleft(frames)
+        self._made.appendleft(Pictures(torch.from_numpy(frames)))
 
     def forget(self, floor: int) -> None:
         """Drop states that only a return to before latent ``floor`` could ask for."""
@@ -114,21 +158,36 @@ class BlockDecoder:
             self._advance(self._to_repeat, 0, final)
             self._to_repeat = []
 
-    def _advance(self, latents: Sequence[torch.Tensor], provisional: int, final: int) -> np.ndarray:
+    def _advance(self, latents: Sequence[torch.Tensor], provisional: int, final: int) -> list[Pictures]:
         """Decode latents, the last ``provisional`` of them provisionally: the pictures of the others.
 
         Afterwards ``final`` latents are final. A call that failed may be repeated.
         """
-        if not self._at_latest:
-            self._stream.restore(self._states[-1][1])
-        self._at_latest = False
-        frames = self._stream.piece(self._latents(latents), provisional, pictures=True)
-        pictures: np.ndarray = frames[0].cpu().numpy()
-        self._states.append((final, self._stream.snapshot()))
+        with self._beside():
+            if not self._at_latest:
+                self._stream.restore(self._states[-1][1])
+            self._at_latest = False
+            begins = self._states[-1][0] < 0  # with the reference, whose one frame is not shown
+            frames = self._stream.piece(self._latents(latents), provisional, pictures=True)[0]
+            made = Pictures.of(frames[len(frames) % TEMPORAL :] if begins else frames)
+            self._states.append((final, self._stream.snapshot()))
         self._at_latest = True
-        return pictures
+        return made
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Inside, work is queued on the decoder's own stream, behind what was queued before."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream(self._side.device))
+        with torch.cuda.stream(self._side):
+            yield
 
     def _latents(self, latents: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self._side is not None:
+            for latent in latents:  # their memory must not be given to the next chunk before they are read here
+                latent.record_stream(self._side)
         return to_latents(torch.cat(list(latents))[None].to(self.model.dtype), self.model.config.grid)
 
     def states(self) -> list[StreamState]:
@@ -149,12 +208,14 @@ class BlockDecoder:
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         self._catch_up()
+        if self._side is not None:
+            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
         tensors = {"final": torch.tensor([final for final, _ in self._states]), "fed": torch.tensor(self.fed)}
         tensors["dtype"] = torch.zeros(1, dtype=self.dtype or self.model.dtype)  # that of the convolutions
         for i, (_, state) in enumerate(self._states):
             tensors |= {f"{i}.{path}": tensor for path, tensor in state.to_tensors().items()}
         for i, frames in enumerate(self._made):
-            tensors[f"made.{i}"] = torch.from_numpy(frames.copy())
+            tensors[f"made.{i}"] = torch.from_numpy(frames.numpy().copy())
         return tensors
 
     def read(self, fields: Fields, floor: int, delivered: int, generated: int) -> DecoderContent:
@@ -173,7 +234,7 @@ class BlockDecoder:
         dtype = fields.tensor("decoder.dtype", (1,), self.model.dtype, torch.bfloat16).dtype
         states = [(final, self._read_state(fields, i, final, dtype)) for i, final in enumerate(finals)]
         shape = (TEMPORAL, *self._shape)
-        made = [fields.shaped(f"decoder.made.{i}", shape, torch.uint8).cpu().numpy().copy() for i in range(waiting)]
+        made = [Pictures(fields.shaped(f"decoder.made.{i}", shape, torch.uint8).cpu().clone()) for i in range(waiting)]
         fed = fields.integers("decoder.fed")
         end, last = fed if len(fed) == 2 else (-1, -1)
         least = end if last else end - self.ahead  # fewer may be final only where too few came

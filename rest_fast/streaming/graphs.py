@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 
-from rest_fast.errors import CaptureError
+from rest_fast.errors import ArgumentError, CaptureError
 from rest_fast.ops.dispatch import capturing
 
 WARM = 3  # calls before it is recorded: kernels are compiled and loaded, libraries choose their algorithms
@@ -14,9 +15,24 @@ WARM = 3  # calls before it is recorded: kernels are compiled and loaded, librar
 # Runs some work, which takes no arguments and returns nothing, and gives what repeats it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
+# Makes one for each name: graphs of one capture share memory, so what may run at the same time has one each.
+Graphs = Callable[[str], Capture]
+
+
+def graphs_of(choice: str, device: torch.device) -> Graphs | None:
+    """What ``graphs=`` asks for: ``"on"``, ``"off"``, or ``"auto"``: on where there is a CUDA device. None: none.
+
+    Raises: :class:`rest_fast.errors.ArgumentError` for ``"on"`` without a CUDA device, and for any other word.
+    """
+    if choice not in ("auto", "on", "off"):
+        raise ArgumentError(f"graphs: expected auto, on or off, got {choice!r}")
+    if choice == "on" and device.type != "cuda":
+        raise ArgumentError(f"graphs: expected auto or off, since CUDA graphs need a CUDA device, got 'on' on {device}")
+    return None if choice == "off" or device.type != "cuda" else functools.partial(CudaGraphs, device)
+
 
 class CudaGraphs:
-    """Captures into one memory pool and onto one stream. Graphs that may run at the same time need one each.
+    """A :data:`Capture` into one memory pool and onto one stream.
 
     Args:
         name: what is captured, for errors.

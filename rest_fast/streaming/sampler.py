@@ -15,6 +15,7 @@ from rest_fast.config import SamplingConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.rest import REST
 from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.graphs import Graphs
 from rest_fast.streaming.schedule import sigmas
 from rest_fast.streaming.step import Branches, Step, Turn
 from rest_fast.streaming.timeline import ChunkPlan
@@ -54,12 +55,16 @@ class ChunkSampler:
             )
 
     @classmethod
-    def of(cls, model: REST, sampling: SamplingConfig, sessions: int = 1) -> ChunkSampler:
-        """A sampler with a step and a cache for so many sessions of a model.
+    def of(cls, model: REST, sampling: SamplingConfig, sessions: int = 1, graphs: Graphs | None = None) -> ChunkSampler:
+        """A sampler with a step and a cache for so many sessions of a model; ``graphs``: captured, a chunk at once.
 
         Its constants are computed so that their last bits do not depend on the number of threads.
         """
-        return model.compute_once(cls._of, model, sampling, sessions)
+        sampler = model.compute_once(cls._of, model, sampling, sessions)
+        if graphs is not None:
+            chunk = len(sampler.evaluations([sampler.session(0)]))
+            model.compute(sampler.step.capture, graphs("denoising step"), chunk=chunk)
+        return sampler
 
     @classmethod
     def _of(cls, model: REST, sampling: SamplingConfig, sessions: int) -> ChunkSampler:

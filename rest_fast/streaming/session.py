@@ -28,6 +28,7 @@ from rest_fast.errors import ArgumentError, AvatarError, StateError
 from rest_fast.errors import SessionClosed as SessionClosed
 from rest_fast.models.rest import REST
 from rest_fast.streaming.block import Block
+from rest_fast.streaming.graphs import graphs_of
 from rest_fast.streaming.snapshot import SessionState
 from rest_fast.streaming.stream import Stream
 from rest_fast.worker import hold_over_fork
@@ -67,6 +68,8 @@ class Session:
         sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
         seed: of the noise; 0..2^64 - 1.
         decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
+        graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is CUDA.
+    Raises: :class:`rest_fast.errors.CaptureError`, with the reason, where a capture fails.
     """
 
     def __init__(
@@ -78,13 +81,15 @@ class Session:
         sample_rate: int = 16000,
         seed: int = 0,
         decode: str | None = None,
+        graphs: str = "auto",
     ):
         if not isinstance(avatar, Avatar):
             raise AvatarError(f"session: avatar: expected what model.prepare(photo) gave, got {type(avatar).__name__}")
         avatar.require(model.fingerprint)
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.model, self.avatar, self.sampling, self.seed = model, avatar, sampling, seed
-        self.stream = Stream.alone(model, avatar, sampling, rate=sample_rate, seed=seed, decode=decode)
+        captures = graphs_of(graphs, model.device)
+        self.stream = Stream.alone(model, avatar, sampling, graphs=captures, rate=sample_rate, seed=seed, decode=decode)
         self.lead = self.stream.lead  # latents that an interrupt can take back after delivery
         self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
         hold_over_fork(self._inbox_lock)

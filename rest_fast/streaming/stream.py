@@ -28,6 +28,7 @@ from rest_fast.models.rest import REST
 from rest_fast.models.speech import speech_window
 from rest_fast.streaming.block import Block, Latent
 from rest_fast.streaming.decoder import BlockDecoder, DecoderContent
+from rest_fast.streaming.graphs import Graphs
 from rest_fast.streaming.metrics import Stopwatch
 from rest_fast.streaming.sampler import ChunkJob, ChunkSampler, ContextChunk
 from rest_fast.streaming.snapshot import Fields, SessionState
@@ -53,6 +54,7 @@ class Stream:
     rate: of the sound, Hz.
     seed: of the noise.
     decode: how the VAE sees time; see :meth:`rest_fast.models.vae.TemporalVAE.stream`.
+    graphs: decoding becomes a graph of its own; see :mod:`rest_fast.streaming.graphs`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Stream:
         rate: int = RATE,
         seed: int = 0,
         decode: str | None = None,
+        graphs: Graphs | None = None,
     ):
         config = model.config
         self.model, self.avatar, self.sampler, self.cache, self.session = model, avatar, sampler, sampler.cache, session
@@ -78,7 +81,7 @@ class Stream:
         self._open_rows()
         with torch.inference_mode():
             silent = Latent(avatar.reference.to(model.device), self._codes(-self.chunk, 0)[0, 0])
-            self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode)
+            self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode, graphs and graphs("decoder"))
         # The latest latents. What stands before the first one is the reference, silent: as often as a context needs
         # it, and at least once, for a decoder that begins with it.
         self.leading_references = max(self.context, 1)
@@ -87,10 +90,12 @@ class Stream:
         self.watch = Stopwatch()
 
     @classmethod
-    def alone(cls, model: REST, avatar: Avatar, sampling: SamplingConfig, **arguments: Any) -> Stream:
+    def alone(
+        cls, model: REST, avatar: Avatar, sampling: SamplingConfig, graphs: Graphs | None = None, **arguments: Any
+    ) -> Stream:
         """A stream with a sampler, a step and a cache of its own; see :meth:`generate`."""
-        sampler = ChunkSampler.of(model, sampling)
-        return cls(model, avatar, sampler, sampler.session(0), **arguments)
+        sampler = ChunkSampler.of(model, sampling, graphs=graphs)
+        return cls(model, avatar, sampler, sampler.session(0), graphs=graphs, **arguments)
 
     # -- what comes in
 

@@ -33,7 +33,7 @@ class Recorder(TorchDispatchMode):
 
     def _described(self, leaf):
         if not isinstance(leaf, torch.Tensor):
-            return leaf
+            return repr(leaf)  # NaN is not equal to itself
         static = leaf.untyped_storage().data_ptr() not in self.made
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.data_ptr() if static else "made"
 
@@ -64,7 +64,8 @@ class StandIn:
     def _run(self, work: Callable[[], None]) -> list[tuple]:
         self.inside = True
         try:
-            with Recorder() as recorder:
+            # A graph replays launches, whatever mode of autograd its caller is in.
+            with torch.inference_mode(False), torch.no_grad(), Recorder() as recorder:
                 work()
         finally:
             self.inside = False

@@ -176,8 +176,8 @@ class Oracle:
 
 
 class Film:
-    """Frames of the reference and the latents behind it. A decoder takes what is there at once, a causal one the reference
-    before, and one that looks ahead what is provisional again. Place 0 is the reference's."""
+    """Frames of the reference and the latents behind it. A decoder takes what is there at once: a causal one the
+    reference before, one that looks ahead what is provisional again. Place 0 is the reference's."""
 
     def __init__(self, vae: TemporalVAE, oracle: Oracle, mode: Mode):
         self.vae, self.oracle, self.mode = vae, oracle, mode

@@ -108,6 +108,13 @@ class StreamState:
         self.histories, self.started, self.counters = found, state.started, list(state.counters)
         self.size, self.images = state.size, state.images
 
+    def bring_home(self) -> None:
+        """Move every history into its place, where it has one."""
+        for path, place in self.places.items():
+            found = self.histories.get(path)
+            if found is not None and found is not place:
+                self.histories[path] = place.copy_(found)
+
     def lane(self, lane: int) -> StreamState:
         """A copy of one lane, as a state of its own."""
         only = self._only(lane)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -70,6 +71,7 @@ class DecodeStream:
         self.work = workspace or DecodeWorkspace()
         self.dtype: torch.dtype | None = vae.decoder.dtype
         self.state = StreamState(mode.past)
+        self._replays: dict[tuple[int, int, torch.dtype], Callable[[torch.Tensor], torch.Tensor]] = {}
         self.reset()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -137,11 +139,59 @@ class DecodeStream:
                 )
             state.histories[REFERENCE] = clone(reference.expand(len(latents), -1, -1, -1, -1))
         state.provisional = provisional
-        made = self._run(self._denormalised(latents, counters), counters, pictures)
+        z = self._denormalised(latents, counters)
+        replay = self._replays.get((count, provisional, self._dtype)) if pictures and state.started else None
+        made = self._run(z, counters, pictures) if replay is None else replay(z)
         state.provisional, state.started, state.size = 0, True, (latents.shape[3], latents.shape[4])
         state.counters = [(seed, index + count - provisional) for seed, index in counters]
         axis = 1 if pictures else 2
         return made.narrow(axis, 0, made.shape[axis] - TEMPORAL * provisional)
+
+    def capture(
+        self, graph: Callable[[Callable[[], None]], Callable[[], None]], latents: torch.Tensor, provisional: int = 0
+    ) -> None:
+        """From now on, pictures of such a piece are a replay of a graph, but for a piece that begins a stream.
+
+        Args:
+            graph: see :data:`rest_fast.streaming.graphs.Capture`.
+            latents: [B, C, n, h, w] of any contents.
+        The stream stays as it is. The pictures are the same memory in every replay.
+        """
+        state, before = self.state, self.snapshot()
+        counters = state.counters or [(self.seed, 0)] * len(latents)
+        with torch.inference_mode(False), torch.no_grad():
+            if not state.started:  # not part of the graph, which is that of a stream that has begun
+                self.piece(latents, pictures=True)
+            z, state.provisional = latents.clone(), provisional
+            pictures = torch.empty_like(self._run(z, counters, True))
+            for path, tensor in state.histories.items():
+                state.places.setdefault(path, tensor)  # where the graph finds it
+
+            def work() -> None:
+                pictures.copy_(self._run(z, counters, True))
+                state.bring_home()
+
+            state.bring_home()
+            replay, images = graph(work), state.images
+        state.provisional = 0
+        if before.started:
+            self.restore(before)
+        else:
+            self.reset()
+
+        def run(latents: torch.Tensor) -> torch.Tensor:
+            state.images = images  # which the graph reads; they follow from the seeds
+            state.bring_home()
+            z.copy_(latents)
+            replay()
+            return pictures
+
+        self._replays[z.shape[2], provisional, self._dtype] = run
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the convolutions."""
+        return self.dtype or self.vae.latents_mean.dtype
 
     def _decode(self, latents: torch.Tensor | None, ahead: int, pictures: bool) -> torch.Tensor:
         state = self.state
