@@ -145,7 +145,7 @@ def test_interrupted_render_leaves_a_playable_file(model, tmp_path, monkeypatch)
         return original(*args)
 
     sampler.run = sample
-    monkeypatch.setattr(ChunkSampler, "of", lambda model, sampling: sampler)
+    monkeypatch.setattr(ChunkSampler, "of", lambda *_, **__: sampler)
     with pytest.raises(KeyboardInterrupt):
         rest_fast.render(broken, avatar, media.Audio(sound(16000, 4.0)[:, None], 16000), out)
     frames, _ = media.read_video(out)

@@ -259,5 +259,6 @@ class BlockDecoder:
 
     def put(self, content: DecoderContent) -> None:
         """Continue from this content."""
-        self._states, self._made, self.fed, self._stream.dtype = content
+        self._states, self._made, self.fed, dtype = content
+        self._stream.dtype = None if dtype == self.model.dtype else dtype
         self._at_latest, self._to_repeat = False, []
