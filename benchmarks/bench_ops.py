@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from benchmarks import kit, peers
 from benchmarks.kit import DTYPES, LAYERS, SIZES, Size
 from benchmarks.roofline import Roof, Work, measure
-from rest_fast import ops
+from rest_fast import noise, ops
 from rest_fast.ops import functional, rope
 from rest_fast.ops.memory_layouts import halo, haloed
 
@@ -175,6 +175,12 @@ def eager_cfg_euler_step(z, v_cond, v_uncond, guidance, dt):
     return (functional.guided_euler(z, v_cond, v_uncond, guidance, dt),)
 
 
+def make_latent_noise(s: Size, draw: Draw) -> Values:
+    words = torch.tensor([noise.words(0, f) for f in range(s.frames)], dtype=torch.int32, device=draw.device)
+    out = torch.empty(s.frames, s.cells * s.channels, device=draw.device)
+    return {"out": out, "words": words, "count": out.shape[1]}
+
+
 def make_causal_conv3d(s: Size, draw: Draw) -> Values:
     """A second convolution of a ResBlock in a causal stream, its tensors where the decoder has them."""
     c, t, side = s.conv
@@ -300,6 +306,9 @@ TABLE = {
     ),
     "cfg_euler_step": Entry(
         ops.cfg_euler_step, make_cfg_euler_step, eager_cfg_euler_step, "z v_cond v_uncond guidance dt", "z"
+    ),
+    "latent_noise": Entry(
+        ops.latent_noise, make_latent_noise, lambda w, n: (noise.normals(w, n),), "words count", "out"
     ),
     "causal_conv3d": Entry(
         ops.causal_conv3d,

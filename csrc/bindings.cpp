@@ -11,6 +11,7 @@
 #include "ops/frame_cross_attention.h"
 #include "ops/frames_to_uint8.h"
 #include "ops/gate_norm_modulate.h"
+#include "ops/latent_noise.h"
 #include "ops/move_and_paint.h"
 #include "ops/pixel_norm_silu.h"
 #include "ops/qk_norm_rope_cache.h"
@@ -34,6 +35,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "frame_audio_update", rf::frame_audio_update_cpu);
   rf::bind_cpu(m, "sink_ring_attention", rf::sink_ring_attention_cpu);
   rf::bind_cpu(m, "cfg_euler_step", rf::cfg_euler_step_cpu);
+  rf::bind_cpu(m, "latent_noise", rf::latent_noise_cpu);
   rf::bind_cpu(m, "pixel_norm_silu", rf::pixel_norm_silu_cpu);
   rf::bind_cpu(m, "depth_to_space", rf::depth_to_space_cpu);
   rf::bind_cpu(m, "frames_to_uint8", rf::frames_to_uint8_cpu);

@@ -29,8 +29,13 @@ def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
     return mid >> 16, ((mid & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int], rounds: int = 10) -> tuple[torch.Tensor, ...]:
-    """Four int64 tensors holding 32-bit words, from four counter words of one shape and a 64-bit key."""
+def philox4x32(
+    counter: tuple[torch.Tensor, ...], key: tuple[int | torch.Tensor, int | torch.Tensor], rounds: int = 10
+) -> tuple[torch.Tensor, ...]:
+    """Four int64 tensors holding 32-bit words, from four counter words of one shape and a 64-bit key.
+
+    The words of the key are integers, or int64 tensors that broadcast to the counter's shape.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -47,18 +52,36 @@ def _require(name: str, value: int, bits: int) -> None:
         raise ArgumentError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
 
 
+def words(seed: int, latent: int, purpose: int = LATENT) -> list[int]:
+    """What a latent frame's noise is a function of, in five 32-bit words as int32 holds them.
+
+    Seed low and high, latent index low and high, purpose: a row of the ``words`` of :func:`normals`.
+    """
+    _require("seed", seed, 64)
+    _require("latent", latent, 64)
+    _require("purpose", purpose, 32)
+    unsigned = (seed & _MASK, seed >> 32, latent & _MASK, latent >> 32, purpose)
+    return [w - (w >> 31 << 32) for w in unsigned]
+
+
+def normals(words: torch.Tensor, count: int) -> torch.Tensor:
+    """fp32 [F, count] standard normal numbers of F latent frames, whose :func:`words` are int32 [F, 5].
+
+    Element i of a frame depends on neither ``count`` nor the other frames.
+    """
+    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=words.device).expand(len(words), -1)
+    seed_low, seed_high, *rest = (words.long() & _MASK)[:, :, None].unbind(1)  # [F, 1] each
+    counter = (block, *(word.expand_as(block) for word in rest))
+    bits = torch.stack(philox4x32(counter, (seed_low, seed_high)), 2).double()  # [F, blocks, 4]
+    uniform = (bits + 0.5) / 2**32  # never 0 or 1
+    radius = (-2 * uniform[..., 0::2].log()).sqrt()
+    angle = 2 * math.pi * uniform[..., 1::2]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(1)[:, :count].float()
+
+
 def normal(
     seed: int, latent: int, count: int, purpose: int = LATENT, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """fp32 [count] standard normal numbers of one latent frame; element i does not depend on ``count``."""
-    _require("seed", seed, 64)
-    _require("latent", latent, 64)
     _require("count", count, 34)  # four numbers for each value of a counter word
-    _require("purpose", purpose, 32)
-    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
-    words = [block, *(torch.full_like(block, w) for w in (latent & _MASK, latent >> 32, purpose))]
-    bits = torch.stack(philox4x32(tuple(words), (seed & _MASK, seed >> 32)), 1).double()
-    uniform = (bits + 0.5) / 2**32  # never 0 or 1
-    radius = (-2 * uniform[:, 0::2].log()).sqrt()
-    angle = 2 * math.pi * uniform[:, 1::2]
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten()[:count].float()
+    return normals(torch.tensor([words(seed, latent, purpose)], dtype=torch.int32, device=device), count)[0]

@@ -9,6 +9,7 @@ from rest_fast.ops.frame_audio_update import frame_audio_update
 from rest_fast.ops.frame_cross_attention import frame_cross_attention
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.gate_norm_modulate import gate_norm_modulate
+from rest_fast.ops.latent_noise import latent_noise
 from rest_fast.ops.move_and_paint import move_and_paint
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope_cache
@@ -23,6 +24,7 @@ ALL: tuple[Op, ...] = (
     frame_cross_attention,
     frame_audio_update,
     cfg_euler_step,
+    latent_noise,
     causal_conv3d,
     pixel_norm_silu,
     depth_to_space,
@@ -43,6 +45,7 @@ __all__ = [
     "frames_to_uint8",
     "functional",
     "gate_norm_modulate",
+    "latent_noise",
     "move_and_paint",
     "pixel_norm_silu",
     "qk_norm_rope_cache",

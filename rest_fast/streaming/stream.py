@@ -26,6 +26,7 @@ from rest_fast.avatar import Avatar
 from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.models.rest import REST
 from rest_fast.models.speech import speech_window
+from rest_fast.ops.latent_noise import drawn
 from rest_fast.streaming.block import Block, Latent
 from rest_fast.streaming.decoder import BlockDecoder, DecoderContent
 from rest_fast.streaming.graphs import Graphs
@@ -169,7 +170,7 @@ class Stream:
 
     def _noise(self, index: int, purpose: int) -> torch.Tensor:
         tokens, channels = self.model.config.tokens, self.model.config.vae.latent_channels
-        return noise.normal(self.seed, index, tokens * channels, purpose).view(tokens, channels)
+        return drawn(self.seed, [index], tokens * channels, purpose, self.model.device).view(tokens, channels)
 
     def _open_rows(self) -> None:
         self.cache.open(self.session.cond, self.avatar.sink_k, self.avatar.sink_v)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rest_fast import ops
+from rest_fast import noise, ops
 
 OPS = {op.name: op for op in ops.ALL}
 Call = dict[str, Any]
@@ -255,6 +255,13 @@ def cfg_euler_step(
     }
 
 
+def latent_noise(dtype: torch.dtype = torch.float32, frames: int = 3, count: int = 37) -> Call:
+    """Frames of other seeds, indices and purposes, whose words have their highest bits set and clear."""
+    rows = [noise.words(2**64 - 1 - 5 * f, f * (2**63 + 2**31) % 2**64, f % 4) for f in range(frames)]
+    words = torch.tensor(rows, dtype=torch.int32).view(frames, 5)
+    return {"out": nans(frames, count, dtype=dtype), "words": words}
+
+
 def causal_conv3d(
     channels: int = 5,
     out: int = 3,
@@ -362,6 +369,7 @@ VALID: dict[str, Callable[..., Call]] = {
     "frame_cross_attention": frame_cross_attention,
     "frame_audio_update": frame_audio_update,
     "cfg_euler_step": cfg_euler_step,
+    "latent_noise": latent_noise,
     "causal_conv3d": causal_conv3d,
     "pixel_norm_silu": pixel_norm_silu,
     "depth_to_space": depth_to_space,

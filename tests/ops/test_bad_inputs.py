@@ -42,7 +42,7 @@ QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
 GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
 HEAR = "frame_audio_update"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
-MOVE = "move_and_paint"
+MOVE, NOISE = "move_and_paint", "latent_noise"
 
 # op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
 ARGUMENTS = {
@@ -63,6 +63,7 @@ ARGUMENTS = {
     CROSS: ("q", "q_weight k v out", "", "q q_weight k v out"),
     HEAR: ("x", "q keys base update null", "slot", "x q keys base update null slot"),
     CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
+    NOISE: ("out", "", "words", "out words"),
     CONV: (
         "buffer",
         "history weight bias noise noise_scale residual scale shift out normed",
@@ -80,6 +81,9 @@ OTHER_DTYPE = [  # arguments with a dtype of their own
     *table(ROTATE, torch.Tensor.double, "shift", "torch.float32", "torch.float64"),
     *table(CFG, torch.Tensor.double, "guidance dt", "torch.float32", "torch.float64"),
     *table(CFG, torch.Tensor.double, "v_uncond", "torch.float32", "torch.float64"),
+    *table(NOISE, torch.Tensor.double, "out", "torch.float32", "torch.float64"),
+    *table(NOISE, torch.Tensor.half, "out", "torch.float32", "torch.float16"),
+    *table(NOISE, torch.Tensor.int, "out", "torch.float32", "torch.int32"),
     *table(BYTES, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
     *table(CONV, torch.Tensor.float, "pictures", "torch.uint8", "torch.float32"),
     *table(MOVE, torch.Tensor.float, "out", "torch.uint8", "torch.float32"),
@@ -94,7 +98,7 @@ def rows() -> list:
     result = list(OTHER_DTYPE)
     for op, (first, same, index, contiguous) in ARGUMENTS.items():
         others = " ".join(n for n in tensors(op).split() if n != first)
-        if op != DEPTH:  # it only moves numbers, of any dtype
+        if op not in (DEPTH, NOISE):  # one only moves numbers, of any dtype; the other makes float32
             result += table(op, torch.Tensor.int, first, "a floating dtype", "torch.int32")
         result += table(op, torch.Tensor.half, same, "torch.float32", "torch.float16")
         result += table(op, torch.Tensor.long, index, "torch.int32", "torch.int64")
@@ -117,7 +121,10 @@ def test_one_bad_argument(op, argument, change, text):
 YARDSTICKS = {"qkv", "q", "k", "keys", "k_cache", "x", "z", "buffer", "row_index", "photo", "flow", "inner_flow"}
 
 
-@pytest.mark.parametrize("op, argument", [(op, a) for op in ARGUMENTS for a in tensors(op).split()])
+SIZED = [(op, a) for op in ARGUMENTS for a in tensors(op).split() if (op, a) != (NOISE, "out")]  # of any length
+
+
+@pytest.mark.parametrize("op, argument", SIZED)
 def test_a_wrong_size(op, argument):
     call = calls.VALID[op]()
     named = r"\w+" if argument in YARDSTICKS else argument
@@ -162,6 +169,8 @@ VALUES = [  # op, changes, what the message must say
     (GLUE, {"gate": torch.randn(2, 5, 10)}, r"gate: expected \[2, F, 10\] with F dividing 12, got \[2, 5, 10\]"),
     (GLUE, {"scale": torch.randn(2, 10)}, r"scale: expected \[2, F, 10\] with F dividing 12, got \[2, 10\]"),
     (CROSS, {"q": torch.randn(2, 11, 10)}, r"q: expected shape \[2, 12, 10\], got \[2, 11, 10\]"),
+    (NOISE, {"out": torch.empty(2, 37)}, r"words: expected shape \[2, 5\], got \[3, 5\]"),
+    (NOISE, {"words": torch.zeros(3, 4, dtype=torch.int32)}, r"words: expected shape \[3, 5\], got \[3, 4\]"),
     (CONV, {"buffer": torch.randn(2, 5, 2, 4, 5)}, "buffer: expected more than 2 frames, got 2"),
     (CONV, {"history": torch.randn(2, 5, 3, 4, 5)}, "history: expected 1 or 2 frames, got 3"),
     (CONV, {"history": torch.randn(2, 5, 0, 4, 5)}, "history: expected 1 or 2 frames, got 0"),

@@ -14,6 +14,7 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.vae import basis, ltx, motion
 from rest_fast.models.vae.family import Decoder
 from rest_fast.models.vae.layers import name_memories
+from rest_fast.ops.latent_noise import drawn
 
 # By the ``kind`` of a configuration: makes encoder and decoder, given a model's latent grid or None.
 FAMILIES: dict[str, Callable[[Any, tuple[int, int] | None], tuple[nn.Module, Decoder]]] = {
@@ -53,8 +54,8 @@ class Codec(nn.Module):
         share = self.decoder.noise_share
         if share:
             (_, c, n, h, w), purpose = latents.shape, noise.DECODER
-            drawn = [noise.normal(seed, index + i, c * h * w, purpose, latents.device) for i in range(n)]
-            latents = (1 - share) * latents + share * torch.stack(drawn).view(n, c, h, w).movedim(0, 1).to(latents)
+            made = drawn(seed, range(index, index + n), c * h * w, purpose, latents.device)
+            latents = (1 - share) * latents + share * made.view(n, c, h, w).movedim(0, 1).to(latents)
         return latents * self.latents_std + self.latents_mean
 
     def check_video(self, video: torch.Tensor, name: str) -> None:

@@ -30,6 +30,7 @@ from rest_fast.models.vae.layers import (
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional
 from rest_fast.ops.derived import derived
+from rest_fast.ops.latent_noise import drawn
 
 
 class StridedConv(nn.Module):
@@ -214,8 +215,8 @@ class ConvDecoder(Decoder):
             elif block.noise1 is not None:
                 size = (h * spread, w * spread)
                 for conv in (block.conv1, block.conv2):
-                    drawn = noise.normal(seed, len(found), size[0] * size[1], noise.TEXTURE, z.device)
-                    found[conv.path] = drawn.view(1, *size).repeat(b, 1, 1).to(z.dtype)
+                    made = drawn(seed, [len(found)], size[0] * size[1], noise.TEXTURE, z.device)
+                    found[conv.path] = made.view(1, *size).repeat(b, 1, 1).to(z.dtype)
         return found
 
     # -- in place
