@@ -177,8 +177,7 @@ def eager_cfg_euler_step(z, v_cond, v_uncond, guidance, dt):
 
 def make_latent_noise(s: Size, draw: Draw) -> Values:
     words = torch.tensor([noise.words(0, f) for f in range(s.frames)], dtype=torch.int32, device=draw.device)
-    out = torch.empty(s.frames, s.cells * s.channels, device=draw.device)
-    return {"out": out, "words": words, "count": out.shape[1]}
+    return {"out": (out := draw(s.frames, s.cells * s.channels).float()), "words": words, "count": out.shape[1]}
 
 
 def make_causal_conv3d(s: Size, draw: Draw) -> Values:
@@ -307,9 +306,7 @@ TABLE = {
     "cfg_euler_step": Entry(
         ops.cfg_euler_step, make_cfg_euler_step, eager_cfg_euler_step, "z v_cond v_uncond guidance dt", "z"
     ),
-    "latent_noise": Entry(
-        ops.latent_noise, make_latent_noise, lambda w, n: (noise.normals(w, n),), "words count", "out"
-    ),
+    "latent_noise": Entry(ops.latent_noise, make_latent_noise, lambda *v: (noise.normals(*v),), "words count", "out"),
     "causal_conv3d": Entry(
         ops.causal_conv3d,
         make_causal_conv3d,

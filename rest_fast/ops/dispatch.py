@@ -54,19 +54,20 @@ class Backend:
     """One implementation of an op. ``supports(spec)`` answers (True, "") or (False, reason).
 
     ``by_name`` is a reason why it runs only when it is asked for by name, or a function that gives such a reason, or ""
-    if there is none, for a call. ``waits`` is a reason why it cannot be part of a CUDA graph: what it does on the host.
+    if there is none, for a call. ``uncaptured`` is a reason why a CUDA graph of it would be wrong, such as lengths that
+    it reads on the host, and which a replay would not read again; empty where a graph holds it as any kernel.
     """
 
     name: str
     supports: Callable[[Spec], tuple[bool, str]]
     run: Callable[..., None]
     by_name: str | Callable[[Spec], str] = ""
-    waits: str = ""
+    uncaptured: str = ""
 
     def can(self, spec: Spec) -> tuple[bool, str]:
         """:attr:`supports`, and inside of :func:`capturing` whether it can be captured."""
-        if self.waits and _CAPTURING.get():
-            return False, f"cannot be captured: {self.waits}"
+        if self.uncaptured and _CAPTURING.get():
+            return False, f"cannot be captured: {self.uncaptured}"
         return self.supports(spec)
 
     def reluctance(self, spec: Spec) -> str:
@@ -92,7 +93,7 @@ class Op:
         *,
         check: Callable[..., Spec],
         reference: Callable[..., None],
-        reference_waits: str = "",
+        reference_uncaptured: str = "",
         ranges: Callable[..., None] | None = None,
         host: Callable[..., None] | None = None,
         varying: tuple[str, ...] = (),
@@ -102,7 +103,7 @@ class Op:
         self.__doc__, self.__wrapped__ = reference.__doc__, reference  # what help() and inspect.signature() show
         self.check = check
         self._ranges, self._host, self._varying = ranges, host, varying
-        always = Backend("reference", lambda spec: (True, ""), reference, waits=reference_waits)
+        always = Backend("reference", lambda spec: (True, ""), reference, waits=reference_uncaptured)
         self.backends = (*backends, always)
         self.decided: dict[tuple, tuple[Spec, Backend]] = {}
         LIBRARY.define(f"{schema} -> ()")

@@ -3,8 +3,8 @@
 A library is looked for when its backend is asked for (``use_backend("flash_attn_3")``). If it is missing or does not
 fit, that is the reason why the backend is not supported. The cache is read in place: ``[rows, banks, slots, ...]`` is
 passed without a copy as rows x banks sequences of ``slots``, and a small int32 tensor names each lane's sequence,
-``row * banks + bank``. A library allocates its own output, which is copied to ``out``, so these backends do not keep
-the promise of allocating nothing.
+``row * banks + bank``. Where a library's function takes ``out``, it writes there. Otherwise it allocates its own
+output, which is copied, and these backends do not keep the promise of allocating nothing.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class Library:
     call: Callable[..., Any]
 
 
-def _call_3(function, q, k, v, *, place, n_valid, scale, lse: bool) -> Any:
+def _call_3(function, q, k, v, *, place, n_valid, scale, lse: bool, **more) -> Any:
     """k, v: ``[places, slots, H, D]``; place, n_valid: int32 ``[B]``. Returns out, or (out, lse ``[B, H, Nq]``)."""
-    return function(q, k, v, cache_seqlens=n_valid, cache_batch_idx=place, softmax_scale=scale, return_softmax_lse=lse)
+    lengths = {"cache_seqlens": n_valid, "cache_batch_idx": place}
+    return function(q, k, v, **lengths, softmax_scale=scale, return_softmax_lse=lse, **more)
 
 
-def _call_4(function, q, k, v, *, place, n_valid, scale, lse: bool) -> Any:
+def _call_4(function, q, k, v, *, place, n_valid, scale, lse: bool, **more) -> Any:
     """A place of the cache is a page of ``slots`` keys, and a lane has one page."""
     return function(
         q,
@@ -53,6 +54,7 @@ def _call_4(function, q, k, v, *, place, n_valid, scale, lse: bool) -> Any:
         max_seqlen_k=k.shape[1],
         softmax_scale=scale,
         return_lse=lse,
+        **more,
     )
 
 
@@ -134,17 +136,26 @@ def looked_up(library: Library) -> tuple[Callable[..., Any] | None, str]:
     return _function(library)
 
 
+@functools.cache
+def takes_out(library: Library) -> bool:
+    """Whether the function has an argument ``out`` of that name."""
+    function, _ = looked_up(library)
+    return function is not None and "out" in inspect.signature(function).parameters
+
+
 def _run(
     library: Library, q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None
 ) -> None:
     function, reason = looked_up(library)
     if function is None:
         raise OpError(f"{OP}: backend {library.backend}: {reason}")
+    more = {"out": out} if takes_out(library) else {}
     place = torch.add(bank_index, row_index, alpha=k_cache.shape[1]).clamp_(min=0)  # that of an idle lane is negative
     k, v = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+    given = {"place": place, "n_valid": n_valid, "scale": scale, "lse": lse is not None}
     try:
         with torch.cuda.device_of(q):
-            result = library.call(function, q, k, v, place=place, n_valid=n_valid, scale=scale, lse=lse is not None)
+            result = library.call(function, q, k, v, **given, **more)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
         raise OpError(f"{OP}: backend {library.backend}: {library.function} refuses this call: {e}") from e
     results = result if isinstance(result, tuple) else (result,)
@@ -157,6 +168,7 @@ def _run(
                 f"{OP}: backend {library.backend}: {library.function}: expected {name} of shape "
                 f"{list(target.shape)}, got {got if got is None else list(got)}"
             )
-    out.copy_(results[0])
+    if results[0].data_ptr() != out.data_ptr():
+        out.copy_(results[0])
     if lse is not None:
         lse.copy_(results[1])

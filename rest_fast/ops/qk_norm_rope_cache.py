@@ -237,7 +237,7 @@ qk_norm_rope_cache = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    reference_waits="it picks the lanes that are not idle on the host",
+    reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _supports("cpu"), _cpp),

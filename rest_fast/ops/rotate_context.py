@@ -115,6 +115,6 @@ rotate_context = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    reference_waits="it picks the lanes that are not idle on the host",
+    reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
 )

@@ -10,7 +10,8 @@ import torch
 
 from rest_fast import ops
 from rest_fast.ops import dispatch, native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, forced_backend, use_backend
+from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, capturing, forced_backend, use_backend
+from tests.kit.compare import assert_same_bits
 from tests.ops import calls
 
 VARIABLE = "REST_FAST_BACKEND"
@@ -328,3 +329,36 @@ def test_varying_arguments_make_no_new_decision():
     for n in range(3):
         op(torch.zeros(2), lengths=[n])
     assert (len(checked), seen) == (1, [[0], [1], [2]])
+
+
+# -- what a graph may hold
+
+
+def test_backends_that_read_the_host_are_refused_while_a_graph_is_captured():
+    """By name, with the reason, before anything runs."""
+    held = {op.name: {b.name for b in op.backends if b.uncaptured} for op in ops.ALL}
+    assert {name: names for name, names in held.items() if names} == {
+        "sink_ring_attention": {"sdpa", "sdpa_gathered"},
+        "qk_norm_rope_cache": {"reference"},
+        "rotate_context": {"reference"},
+    }
+    for op in ops.ALL:
+        for backend in held[op.name]:
+            call = getattr(calls, op.name)()
+            before = {name: call[name].clone() for name in calls.written(op.name) if call[name] is not None}
+            with capturing(), use_backend(backend), pytest.raises(OpError, match=f"{backend}.*cannot be captured: "):
+                calls.invoke(op.name, call)
+            for name, old in before.items():
+                assert_same_bits(call[name], old, name)
+            with use_backend(backend):
+                calls.invoke(op.name, call)  # and otherwise it runs
+
+
+def test_what_a_capture_takes_is_another_backend():
+    call = calls.sink_ring_attention()
+    with capturing(), use_backend("sdpa,reference"):
+        calls.invoke("sink_ring_attention", call)
+    want = calls.sink_ring_attention()
+    with use_backend("reference"):
+        calls.invoke("sink_ring_attention", want)
+    assert_same_bits(call["out"], want["out"], "out")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast import ops
-from rest_fast.ops import functional, native
+from rest_fast.ops import dispatch, functional, native, triton_kernels
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
 from tests.ops.cases.sink_ring_attention import BROKEN, assert_same_kind, spoilt
@@ -18,8 +18,8 @@ NAME = "sink_ring_attention"
 CPP = pytest.param(
     "cpp", marks=pytest.mark.skipif(native.module()[0] is None, reason=native.module()[1] or "it is there")
 )
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa", CPP])
-IN_DOUBLE = pytest.mark.parametrize("backend", ["reference", "sdpa"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "sdpa", "sdpa_gathered", CPP])
+IN_DOUBLE = pytest.mark.parametrize("backend", ["reference", "sdpa", "sdpa_gathered"])
 PHASES = {
     "mixed": {},
     "full": {"n_valid": (7, 7, 7)},
@@ -148,7 +148,9 @@ def test_what_is_not_finite_goes_where_torch_says(name, dtype, backend):
     assert not (out.isfinite().all() and score.isfinite().all())
     got = run(call, backend)
     assert_same_kind(got["lse"][0], score.logsumexp(-1).float(), "lse")
-    if backend != "sdpa":  # PyTorch's own kernels give 0 for a query that no key answers, and more of that in 16 bits
+    if not backend.startswith(
+        "sdpa"
+    ):  # PyTorch's own kernels give 0 for a query that no key answers, and more of that in 16 bits
         assert_same_kind(got["out"][0], out, "out")
 
 
@@ -225,3 +227,56 @@ def test_sdpa_reads_the_cache_in_as_few_calls_as_views_allow(places, lengths, sd
         alone = run(call | {name: call[name][lane : lane + 1] for name in names} | {"host_n_valid": [n]}, "sdpa")
         for name in ("out", "lse"):
             assert_same_bits(alone[name][0], together[name][lane], f"{name} of lane {lane}")
+
+
+@pytest.mark.parametrize(
+    "lengths, sdpa_calls", [([5, 5, 5], 1), ([5, 5, 6], 2), ([5, 6, 5], 3), ([7], 1)], ids=lambda v: str(v)
+)
+def test_gathered_lanes_of_one_length_are_one_call(lengths, sdpa_calls, monkeypatch):
+    seen, stock = [], F.scaled_dot_product_attention
+
+    def counted(q, k, v, **kwargs):
+        seen.append((len(q), k.shape[2], v.shape[2]))
+        return stock(q, k, v, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    lanes = len(lengths)
+    run(calls.sink_ring_attention((2, 0, 3)[:lanes], (1, 0, 1)[:lanes], tuple(lengths)), "sdpa_gathered")
+    assert len(seen) == sdpa_calls and sum(n for n, _, _ in seen) == lanes
+    assert [k for n, k, _ in seen for _ in range(n)] == [v for n, _, v in seen for _ in range(n)] == lengths
+
+
+def test_gathering_reads_no_contents_on_the_host(monkeypatch):
+    """What would wait for a GPU: indices are followed on the device, and lengths come from the host's own list."""
+
+    def wait(self, *args):
+        raise AssertionError("a value was read on the host")
+
+    call = calls.sink_ring_attention()
+    entry = next(b for b in ops.sink_ring_attention.backends if b.name == "sdpa_gathered")
+    args, kwargs = calls.split(NAME, call)
+    for method in ("tolist", "item", "__bool__", "__int__", "__index__", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, method, wait)
+    entry.run(*args, **kwargs)
+    monkeypatch.undo()
+    want = run(calls.sink_ring_attention(), "reference")
+    assert_close(call["out"], want["out"], atol=5e-6, reason="the reference in fp32, scores below 8")
+
+
+def test_gathering_follows_no_row_out_of_range():
+    """Past the checks, which on a GPU cannot see contents: an idle lane's -1 is no address before the cache."""
+    call = calls.sink_ring_attention()
+    call["row_index"][1], call["bank_index"][1] = -1, 0
+    entry = next(b for b in ops.sink_ring_attention.backends if b.name == "sdpa_gathered")
+    args, kwargs = calls.split(NAME, call)
+    entry.run(*args, **kwargs)
+    want = run(calls.sink_ring_attention(), "reference")
+    for lane in (0, 2):
+        assert_close(call["out"][lane], want["out"][lane], atol=5e-6, reason="the reference in fp32, scores below 8")
+
+
+def test_who_is_chosen_where_triton_is_missing(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "unfit", lambda spec: "Triton is not installed")
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert ops.sink_ring_attention.choose(dispatch.Spec("cuda", dtype), None).name == "sdpa_gathered"
+    assert ops.sink_ring_attention.choose(dispatch.Spec("mps", torch.float32), None).name == "reference"
