@@ -18,6 +18,7 @@ from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.speech import SpeechEncoder, SpeechFeatures, SpeechWindow, speech_features
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.ops.derived import derived, forget
+from rest_fast.ops.transfer import sent
 from rest_fast.units import from_levels
 from rest_fast.worker import Worker, worker
 
@@ -93,7 +94,7 @@ class REST(nn.Module):
 
     def codes(self, samples: np.ndarray, window: SpeechWindow) -> torch.Tensor:
         """Speech codes [1, F, A, Wa] of a run of latents; samples fp32 [end - start] are the sound of its window."""
-        heard = torch.from_numpy(samples)[None].to(self.device)
+        heard = sent(torch.from_numpy(samples)[None], self.device)
         seen = self.features(heard).to(self.device, self.dtype)
         seen = torch.cat([torch.zeros_like(seen[:, : window.missing]), seen[:, window.missing :]], 1)
         codes: torch.Tensor = self.speech(seen)

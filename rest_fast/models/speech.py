@@ -72,6 +72,20 @@ def mel_filters(bands: int) -> torch.Tensor:
     return torch.minimum(rise, fall).clamp(min=0).float()
 
 
+class Constants:
+    """Tensors that features are computed with, on each device where they have been asked for."""
+
+    def __init__(self, *tensors: torch.Tensor):
+        self._on = {tensors[0].device: tensors}
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Copied once; a copy from pageable memory would wait for an accelerator at every chunk."""
+        if device not in self._on:
+            with torch.inference_mode(False):
+                self._on[device] = tuple(tensor.to(device) for tensor in next(iter(self._on.values())))
+        return self._on[device]
+
+
 class LogMel:
     """Log-mel positions every 10 ms; digital silence is the zero vector."""
 
@@ -81,23 +95,66 @@ class LogMel:
         side = config.side_ms * RATE // 1000
         edge = (WINDOW - HOP) // 2  # the analysis window is centred on its hop
         self.back = self.ahead = side + edge
-        self.filters, self.window = mel_filters(config.channels), torch.hann_window(WINDOW, dtype=torch.float32)
+        self.constants = Constants(mel_filters(config.channels), torch.hann_window(WINDOW, dtype=torch.float32))
 
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         frames = _frames(samples, self.back, self.ahead)
-        pieces = samples.unfold(-1, WINDOW, HOP) * self.window.to(samples.device)
+        filters, window = self.constants.on(samples.device)
+        pieces = samples.unfold(-1, WINDOW, HOP) * window
         power = torch.fft.rfft(pieces, FFT).abs().square()
-        mel = power @ self.filters.to(samples.device).T
+        mel = power @ filters.T
         mel = (mel + MEL_FLOOR).log10().sub(math.log10(MEL_FLOOR)) / 3
         windows = mel.unfold(1, self.config.positions, self.config.positions_per_frame)
         return windows[:, :frames].transpose(2, 3).contiguous()  # [B, n, positions, bands]; the view overlaps
+
+
+def slaney_filters(bands: int) -> torch.Tensor:
+    """fp32 [bands, WINDOW / 2 + 1]: triangles of equal area on Slaney's mel scale, 0 to 8 kHz, as Whisper was trained.
+
+    The scale is linear up to 1 kHz (15 mel) and logarithmic above (27 mel for a factor of 6.4).
+    """
+    top = 15 + 27 * math.log(RATE / 2 / 1000) / math.log(6.4)
+    mel = torch.linspace(0, top, bands + 2, dtype=torch.float64)
+    edges = torch.where(mel < 15, mel * 1000 / 15, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+    bins = torch.linspace(0, RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)
+    low, centre, high = (edges[i : i + bands, None] for i in range(3))
+    rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
+    return (torch.minimum(rise, fall).clamp(min=0) * 2 / (high - low)).float()
+
+
+class WhisperMel:
+    """Whisper's log-mel spectrogram of sound padded to 30 s, on the device of the sound.
+
+    What transformers' ``WhisperFeatureExtractor`` gives, but for roundings: of the largest band's power 2^-24 or so,
+    which shows as up to 3e-4 in a band eight decades below it and as 1e-6 elsewhere. Only positions that see a sample
+    are transformed; a silent one is the floor.
+    """
+
+    limit = 30 * RATE  # samples
+
+    def __init__(self, bands: int):
+        self.constants = Constants(slaney_filters(bands), torch.hann_window(WINDOW, dtype=torch.float32))
+
+    def __call__(self, samples: torch.Tensor) -> torch.Tensor:
+        """fp32 [B, n], n at most 30 s -> fp32 [B, bands, 3000]."""
+        count = samples.shape[1]
+        assert count <= self.limit, f"whisper: expected at most {self.limit} samples, got {count}"
+        filters, window = self.constants.on(samples.device)
+        # A position is centred on its multiple of HOP. Behind the sound stands a window of silence, which the mirror
+        # at the end of the transform shows again; the last position of a transform is left out, as Whisper has it.
+        heard = min(-(-(count + WINDOW) // HOP) * HOP, self.limit)
+        padded = F.pad(samples, (0, heard - count))
+        spectrum = torch.stft(padded, WINDOW, HOP, window=window, return_complex=True)[..., :-1]
+        power = (filters @ spectrum.abs().square()).clamp(min=1e-10).log10()
+        mel = F.pad(power, (0, (self.limit - heard) // HOP), value=-10.0)  # of silence
+        return (torch.maximum(mel, power.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
 
 class WhisperFeatures:
     """Hidden states of Whisper's encoder, all layers concatenated, on a fixed window of sound padded to 30 s.
 
     Whisper attends over its whole input, so the window (``history_ms`` before the frames, the look-ahead after) is part
-    of the definition. The extractor and the encoder are transformers'.
+    of the definition. The encoder is transformers', and all is computed on its device.
     """
 
     def __init__(self, config: SpeechConfig, whisper: Any):
@@ -106,23 +163,19 @@ class WhisperFeatures:
                 "speech.features is 'whisper': expected a loaded transformers.WhisperModel (pip install "
                 "'rest_fast[whisper]'), got None"
             )
-        from transformers import WhisperFeatureExtractor  # the 'whisper' extra
-
         channels = (whisper.config.encoder_layers + 1) * whisper.config.d_model
         assert channels == config.channels, f"whisper: expected {config.channels} channels, the model has {channels}"
         self.config, self.encoder = config, whisper.get_encoder().eval()
-        self.extractor = WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins)
+        self.mel = WhisperMel(whisper.config.num_mel_bins)
         self.back = config.history_ms * RATE // 1000
         self.ahead = config.side_ms * RATE // 1000
 
     @torch.no_grad()
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         frames = _frames(samples, self.back, self.ahead)
-        limit = self.extractor.n_samples
-        assert samples.shape[1] <= limit, f"whisper: expected at most {limit} samples, got {samples.shape[1]}"
-        mel = self.extractor(list(samples.float().cpu().numpy()), sampling_rate=RATE, return_tensors="pt")
         weight = next(self.encoder.parameters())
-        out = self.encoder(mel.input_features.to(weight.device, weight.dtype), output_hidden_states=True)
+        mel = self.mel(samples.to(weight.device, torch.float32))
+        out = self.encoder(mel.to(weight.dtype), output_hidden_states=True)
         states = torch.cat(out.hidden_states, -1)  # [B, 1500, layers x 384]
         step, per_frame = self.config.position_ms * RATE // 1000, self.config.positions_per_frame
         first = (self.back - self.ahead) // step  # position where the first frame's window begins

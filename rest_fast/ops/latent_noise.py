@@ -17,6 +17,7 @@ import torch
 from rest_fast import noise
 from rest_fast.ops import native, triton_kernels
 from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.transfer import sent
 
 NAME = "latent_noise"
 WORDS = 5  # of a frame, see rest_fast.noise.words
@@ -63,10 +64,7 @@ def drawn(
 ) -> torch.Tensor:
     """fp32 [F, count], the noise of these latent frames, made on the device; nothing waits for it."""
     words = torch.tensor([noise.words(seed, latent, purpose) for latent in latents], dtype=torch.int32)
-    words = words.view(-1, WORDS)  # of no frames, too
-    if torch.device(device).type == "cuda":
-        words = words.pin_memory()
-    words = words.to(device, non_blocking=True)
+    words = sent(words.view(-1, WORDS), device)  # of no frames, too
     out = torch.empty(len(words), count, dtype=torch.float32, device=device)
     latent_noise(out, words)
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from rest_fast.models.speech import (
     SpeechDecoder,
     SpeechEncoder,
     WhisperFeatures,
+    WhisperMel,
     mel_filters,
+    slaney_filters,
     speech_features,
 )
 from tests.kit.models import F64, randomise
@@ -182,6 +186,83 @@ def test_whisper_against_transformers(whisper):
     for frame in range(frames):
         middle = (features.back + frame * FRAME) // 320  # 50 positions a second
         torch.testing.assert_close(got[0, frame], everything[middle - 4 : middle + 6])
+
+
+@pytest.mark.parametrize("bands", [80, 128])
+def test_whisper_filters_against_transformers(bands):
+    audio = pytest.importorskip("transformers.audio_utils")
+    scale = {"sampling_rate": RATE, "norm": "slaney", "mel_scale": "slaney", "max_frequency": 8000}
+    want = audio.mel_filter_bank(num_frequency_bins=201, num_mel_filters=bands, min_frequency=0, **scale)
+    np.testing.assert_allclose(slaney_filters(bands).numpy(), want.T, rtol=1e-6, atol=1e-9)  # one rounding to float32
+
+
+def plain_whisper_mel(samples: np.ndarray, bands: int) -> np.ndarray:
+    """[bands, 3000] in float64: each position an explicit sum over 400 samples, mirrored at both ends of 30 s."""
+    sound = np.pad(np.pad(samples, (0, 480_000 - len(samples))), 200, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    bins = np.exp(-2j * np.pi * np.outer(np.arange(201), np.arange(400)) / 400)
+    power = np.stack([np.abs(bins @ (sound[160 * t : 160 * t + 400] * window)) ** 2 for t in range(3000)], 1)
+    mel = np.log10(np.maximum(slaney_filters(bands).double().numpy() @ power, 1e-10))
+    return (np.maximum(mel, mel.max() - 8) + 4) / 4
+
+
+LENGTHS = [400, 16_000, 5 * RATE + 77, 480_000 - 560, 480_000 - 399, 480_000]  # the last ones: no silence is left over
+
+
+@pytest.mark.parametrize("count", LENGTHS)
+def test_whisper_mel_by_hand_and_by_transformers(count):
+    samples = sound(count, 3)
+    got = WhisperMel(80)(samples)
+    assert got.shape == (1, 80, 3000) and got.dtype == torch.float32
+    # Loud and silent positions, and bands eight decades below the loudest: float32 shows there, by up to 1e-3 of log10.
+    want = plain_whisper_mel(samples[0].double().numpy(), 80)
+    np.testing.assert_allclose(got[0].numpy(), want, atol=3e-4)
+    assert np.abs(got[0].numpy() - want).mean() < 2e-6
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.WhisperFeatureExtractor()
+    theirs = extract(samples[0].numpy(), sampling_rate=RATE, return_tensors="pt").input_features
+    torch.testing.assert_close(got, theirs, rtol=0, atol=3e-4)
+    assert (got - theirs).abs().mean() < 2e-6
+
+
+def test_whisper_mel_of_a_batch_and_of_silence():
+    """Each sound has a loudest band of its own; of silence all bands are the floor."""
+    samples = torch.cat([sound(RATE, 1), 0.01 * sound(RATE, 2), torch.zeros(1, RATE)])
+    together = WhisperMel(80)(samples)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], WhisperMel(80)(samples[i : i + 1]), rtol=0, atol=1e-5)
+    assert (together[2] == -1.5).all()  # (log10(1e-10) + 4) / 4
+
+
+def test_whisper_mel_refuses_more_than_half_a_minute():
+    with pytest.raises(AssertionError, match="expected at most 480000 samples, got 480001"):
+        WhisperMel(80)(torch.zeros(1, 480_001))
+
+
+def test_features_leave_no_device(whisper, monkeypatch):
+    """From samples to features nothing asks for numpy or for another device: checked on one that holds no numbers."""
+
+    def leave(self, *args, **kwargs):
+        raise AssertionError("the features left their device")
+
+    for features, channels in (
+        (speech_features(CONFIG), CONFIG.channels),
+        (WhisperFeatures(preset("rest-512").speech, copy.deepcopy(whisper).to("meta")), 1920),
+    ):
+        samples = torch.zeros(1, features.back + 2 * FRAME + features.ahead, device="meta")
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "cpu", leave)
+            patch.setattr(torch.Tensor, "numpy", leave)
+            got = features(samples)
+        assert got.device.type == "meta" and got.shape[-1] == channels
+
+
+def test_constants_are_copied_once():
+    features = LogMel(CONFIG)
+    device = torch.device("meta")
+    first = features.constants.on(device)
+    assert all(a is b for a, b in zip(first, features.constants.on(device), strict=True))
+    assert all(tensor.device == device and not tensor.is_inference() for tensor in first)
 
 
 def test_whisper_hears_what_transformers_makes_of_the_samples(whisper):
