@@ -17,8 +17,10 @@ SNAPSHOTS = "tests/streaming/test_session_snapshots.py"
 SAMPLER = "tests/streaming/test_sampler.py"
 CACHE = "tests/streaming/test_cache.py"
 NOISE = "tests/test_noise.py"
+SPEECH = "tests/models/test_speech.py"
 HEARING = "tests/models/test_step.py"
 EXACT = f"{HEARING}::test_a_step_is_exact_in_float64"
+DRAWN = "tests/ops/test_latent_noise.py"
 HEARS = "tests/ops/test_frame_audio_update.py"
 
 FOLDER = "rest_fast/streaming"
@@ -151,9 +153,17 @@ SAMPLING = [
      "LATENT, CONTEXT, DECODER, TEXTURE = 0, 1, 0, 3", NOISE),
     ("the high word of a latent's index", "rest_fast/noise.py", "latent >> 32, purpose", "0, purpose", NOISE),
     ("a negative index", "rest_fast/noise.py", "    _require(\"latent\", latent, 64)\n", "", NOISE),
+    ("all frames are drawn with one index", "rest_fast/ops/latent_noise.py", "noise.words(seed, latent, purpose)",
+     "noise.words(seed, 0, purpose)", DRAWN),
+    ("all frames have the key of the first", "rest_fast/noise.py",
+     "philox4x32(counter, (seed_low, seed_high))", "philox4x32(counter, (seed_low[:1], seed_high[:1]))", DRAWN),
 ]  # fmt: skip
 
 AUDIO = [
+    ("one loudest band for all sounds", "rest_fast/models/speech.py", "power.amax((1, 2), keepdim=True) - 8",
+     "power.amax() - 8", SPEECH),
+    ("what is behind the sound is heard", "rest_fast/models/speech.py", "-(-(count + WINDOW) // HOP) * HOP",
+     "-(-count // HOP) * HOP", SPEECH),
     ("a lane that hears nothing gets the bias alone", "rest_fast/models/cross_attention.py",
      "linear(self.out, self.kv.bias[-len(self.q_norm) :][None])[0]", "1 * self.out.bias", EXACT),
     ("few audio tokens are many", "rest_fast/models/cross_attention.py", "if not 1 < codes.shape[2] <= MOST:",
@@ -164,4 +174,11 @@ AUDIO = [
     ("a lane without a slot hears the first", UPDATE, "(slot < 0)[:, None, None]", "(slot < -1)[:, None, None]", HEARS),
 ]  # fmt: skip
 
-MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO]]
+GRAPHS = [
+    ("a graph may hold lengths of the host", "rest_fast/ops/dispatch.py", "if backend.uncaptured:", "if False:",
+     "tests/ops/test_dispatch.py"),
+    ("attention follows a row before the cache", "rest_fast/ops/sink_ring_attention.py",
+     ".clamp_(0, rows * banks - 1)", "", "tests/ops/test_sink_ring_attention.py"),
+]  # fmt: skip
+
+MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS]]
