@@ -103,7 +103,7 @@ class Op:
         self.__doc__, self.__wrapped__ = reference.__doc__, reference  # what help() and inspect.signature() show
         self.check = check
         self._ranges, self._host, self._varying = ranges, host, varying
-        always = Backend("reference", lambda spec: (True, ""), reference, waits=reference_uncaptured)
+        always = Backend("reference", lambda spec: (True, ""), reference, uncaptured=reference_uncaptured)
         self.backends = (*backends, always)
         self.decided: dict[tuple, tuple[Spec, Backend]] = {}
         LIBRARY.define(f"{schema} -> ()")

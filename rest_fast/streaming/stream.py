@@ -134,7 +134,7 @@ class Stream:
         with self.watch("features"):
             plan = timeline.plan(idle)
             codes = self._codes(plan.first, plan.limit)
-            start = torch.cat([self._noise(timeline.drawn + i, noise.LATENT) for i in range(self.chunk)])[None]
+            start = self._noise(timeline.drawn, noise.LATENT)
             return ChunkJob(self.session, codes, start, self._context() if self.stale else (), plan)
 
     def drop(self, job: ChunkJob) -> None:
@@ -168,9 +168,11 @@ class Stream:
         window = speech_window(self.model.features, TEMPORAL * first, TEMPORAL * self.chunk)
         return self.model.codes(self.timeline.sound.window16(window.start, window.end, limit), window)
 
-    def _noise(self, index: int, purpose: int) -> torch.Tensor:
+    def _noise(self, first: int, purpose: int) -> torch.Tensor:
+        """fp32 [1, N, C] of a chunk, whose first latent has this index."""
         tokens, channels = self.model.config.tokens, self.model.config.vae.latent_channels
-        return drawn(self.seed, [index], tokens * channels, purpose, self.model.device).view(tokens, channels)
+        made = drawn(self.seed, range(first, first + self.chunk), tokens * channels, purpose, self.model.device)
+        return made.view(1, self.chunk * tokens, channels)
 
     def _open_rows(self) -> None:
         self.cache.open(self.session.cond, self.avatar.sink_k, self.avatar.sink_v)
@@ -187,10 +189,9 @@ class Stream:
         latest = list(self.history)[len(self.history) - count :]
         parts = []
         for i in range(0, count, self.chunk):
-            part, drawn = latest[i : i + self.chunk], self.timeline.drawn + i
-            start = torch.cat([self._noise(drawn + j, noise.CONTEXT) for j in range(self.chunk)])
+            part, start = latest[i : i + self.chunk], self._noise(self.timeline.drawn + i, noise.CONTEXT)
             z, codes = torch.cat([latent.z for latent in part]), torch.stack([latent.code for latent in part])
-            parts.append(ContextChunk(z[None], codes[None], start[None]))
+            parts.append(ContextChunk(z[None], codes[None], start))
         return tuple(parts)
 
     # -- one block
