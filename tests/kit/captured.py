@@ -44,6 +44,7 @@ class StandIn:
 
     def __init__(self, poison: Callable[[], None] = lambda: None):
         self.poison, self.replays, self.inside = poison, 0, False
+        self.made: list[Callable[[], None]] = []
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         for _ in range(3):
@@ -59,6 +60,7 @@ class StandIn:
             for now, then in zip(again, recorded, strict=True):
                 assert now == then, f"recorded {then}, now {now}"
 
+        self.made.append(replay)
         return replay
 
     def _run(self, work: Callable[[], None]) -> list[tuple]:

@@ -15,6 +15,8 @@ FAULTS = "tests/streaming/test_session_faults.py"
 LIVE = "tests/streaming/test_session_live.py"
 SNAPSHOTS = "tests/streaming/test_session_snapshots.py"
 SAMPLER = "tests/streaming/test_sampler.py"
+STEPS = "tests/streaming/test_step.py"
+GRAPH = "tests/streaming/test_session_graphs.py"
 CACHE = "tests/streaming/test_cache.py"
 NOISE = "tests/test_noise.py"
 SPEECH = "tests/models/test_speech.py"
@@ -26,13 +28,13 @@ HEARS = "tests/ops/test_frame_audio_update.py"
 FOLDER = "rest_fast/streaming"
 SESSION, STREAM, LINE = f"{FOLDER}/session.py", f"{FOLDER}/stream.py", f"{FOLDER}/timeline.py"
 STATE, DECODER, SOUND = f"{FOLDER}/snapshot.py", f"{FOLDER}/decoder.py", f"{FOLDER}/sound.py"
-LOOP, ROWS = f"{FOLDER}/sampler.py", f"{FOLDER}/cache.py"
+LOOP, STEP, ROWS = f"{FOLDER}/sampler.py", f"{FOLDER}/step.py", f"{FOLDER}/cache.py"
 UPDATE = "rest_fast/ops/frame_audio_update.py"
 
 CONTEXT = [
     ("no rebuild after a cut segment", STREAM, "self.stale = plan.keep < self.chunk",
      "self.stale = False", DEFAULT),
-    ("a context rebuilt with the noise of the next chunk", STREAM, "noise.CONTEXT) for j", "noise.LATENT) for j",
+    ("a context rebuilt with the noise of the next chunk", STREAM, "+ i, noise.CONTEXT)", "+ i, noise.LATENT)",
      DEFAULT),
     ("codes of a rebuilt context zeroed", STREAM, "torch.stack([latent.code for latent in part])",
      "torch.stack([0 * latent.code for latent in part])", DEFAULT),
@@ -47,8 +49,8 @@ CONTEXT = [
      "min(self.timeline.generated // self.chunk * self.chunk, self.context)", DEFAULT),
     ("rows not opened for a rebuilt context", STREAM, "self._open_rows()\n        count", "count", DEFAULT),
     ("the photo's sink in the branch without guidance", STREAM,
-     "self.cache.open(self.rows.uncond, *self.model.null_sink)",
-     "self.cache.open(self.rows.uncond, self.avatar.sink_k, self.avatar.sink_v)", DEFAULT),
+     "self.cache.open(self.session.uncond, *self.model.null_sink)",
+     "self.cache.open(self.session.uncond, self.avatar.sink_k, self.avatar.sink_v)", DEFAULT),
     ("noise counted by kept latents", LINE, "self.drawn += self.chunk", "self.drawn += plan.keep",
      DEFAULT),
     ("dropped latents stay in the history", STREAM, "self.history.pop()", "pass", DEFAULT),
@@ -119,33 +121,40 @@ DECODING = [
     ("a segment's last latents stay provisional", DECODER, "provisional = 0 if last else self.ahead",
      "provisional = self.ahead", AHEAD),
     ("no latent is provisional", DECODER, "provisional = 0 if last else self.ahead", "provisional = 0", AHEAD),
-    ("the reference's frame is shown", DECODER, "frames[1 if final < 0 else 0 :]",
-     "frames[0 if final < 0 else 0 :][:-1]",
-     AHEAD),
+    ("the reference's frame is shown", DECODER, "frames[len(frames) % TEMPORAL :] if begins",
+     "frames[: len(frames) - len(frames) % TEMPORAL] if begins", AHEAD),
+    ("a state that is still needed is forgotten", DECODER, "self._states[1][0] <= floor",
+     "self._states[1][0] <= floor + 1",
+     DEFAULT),
     ("made pictures survive an interrupt", DECODER, "self._made.clear()\n        while", "while", AHEAD),
     ("the decoder's noise is that of a chunk", "rest_fast/models/vae/codec.py", "latents.shape, noise.DECODER",
      "latents.shape, noise.LATENT", CLEAN),
 ]  # fmt: skip
 
 SAMPLING = [
-    ("a per-step context is rebuilt in one bank", LOOP, "index, max(step, 0), work, audio)",
-     "index, 0, work, audio)", PER_STEP + f" {SAMPLER}"),
-    ("a context is rebuilt at another step's level", LOOP, "\"last_step\": self.sampling.steps - 1",
-     "\"last_step\": 0", SAMPLER),
-    ("a context is rebuilt without noise", LOOP, "(1 - t) * z + t * noise, index", "z, index",
-     SAMPLER),
-    ("clean contexts are not evaluated", LOOP, "if cache.stream.context == \"clean\":", "if False:",
-     SAMPLER),
-    ("all steps read one bank", LOOP, "lanes[step % cache.banks]", "lanes[0]", SAMPLER),
-    ("guidance the other way round", LOOP, "v[:count], v[-count:], guidance",
-     "v[-count:], v[:count], guidance", SAMPLER),
-    ("the unconditional branch hears", LOOP, "self.dit.hear(codes.to(self.device, self.dtype))",
-     "self.dit.hear(codes.to(self.device, self.dtype).repeat(2 if self.guided else 1, 1, 1, 1))", SAMPLER),
-    ("an opened row remembers its age", ROWS, "self.committed[row], self._opened[row] = 0, True",
-     "self._opened[row] = True", SAMPLER),
-    ("a restored row is young", ROWS, "self.k[:, row], self.v[:, row], self.committed[row] = state",
-     "self.k[:, row], self.v[:, row], _ = state", CACHE),
-    ("keys are not turned", ROWS, "and any(full):", "and any(full) and False:", CACHE),
+    ("a per-step context is rebuilt in one bank", LOOP, "step if context == \"per_step\" else 0", "0",
+     PER_STEP + f" {SAMPLER}"),
+    ("a context is rebuilt at another step's level", LOOP, "\"last_step\": [last]", "\"last_step\": [0]", SAMPLER),
+    ("a context is rebuilt without noise", LOOP, "((1 - t) * latents + t * noise)", "latents", SAMPLER),
+    ("clean contexts are not evaluated", LOOP, "if self.cache.stream.context == \"clean\":", "if False:", SAMPLER),
+    ("all steps read one bank", LOOP, "step % banks", "0", SAMPLER),
+    ("guidance the other way round", STEP, "v.index_select(0, cond), v.index_select(0, uncond), guidance",
+     "v.index_select(0, uncond), v.index_select(0, cond), guidance", SAMPLER),
+    ("the unconditional branch hears", STEP, "entries[\"hears\"][i] = slot",
+     "entries[\"hears\"][i] = entries[\"hears\"][lanes[-1][0]] = slot", STEPS),
+    ("latents belong to lanes", STEP, "slot = turn.session.slot", "slot = i", STEPS),
+    ("idle turns have the first slot", STEP, "\"slot\": self.slots}", "\"slot\": 0}", STEPS),
+    ("all turns at the level of the first", STEP, "turn.level, i)", "turns[0].level, i)", STEPS),
+    ("an idle lane has the first row", STEP, "idle = {\"row_index\": IDLE,", "idle = {\"row_index\": 0,", STEPS),
+    ("a captured commit of the first lane alone", STEP, "self.cache.rotate(*self.commits.first(self.lanes, COMMIT))",
+     "self.cache.rotate(*self.commits.first(1, COMMIT))", STEPS),
+    ("an opened row remembers its age", ROWS, "        self._move(row, 0)\n", "", SAMPLER),
+    ("a restored row is young", ROWS, "        self._move(row, committed)\n\n    def require",
+     "\n    def require", CACHE),
+    ("absolute positions stand still", ROWS, "        if self.stream.positions == \"absolute\":\n            first",
+     "        if False:\n            first", SAMPLER),
+    ("keys are not turned", ROWS, "if self.rotates and any(enabled):", "if False:", CACHE),
+    ("keys are not turned by the step", STEP, "not any(turned)", "True", SAMPLER),
     ("every slot is held", ROWS, "[*range(start), *range(start + self.chunk, valid)]",
      "[*range(valid)]",
      f"{SNAPSHOTS}::test_what_is_written_before_it_is_read_may_be_anything[early]"),
@@ -175,10 +184,17 @@ AUDIO = [
 ]  # fmt: skip
 
 GRAPHS = [
-    ("a graph may hold lengths of the host", "rest_fast/ops/dispatch.py", "if backend.uncaptured:", "if False:",
+    ("a graph may hold lengths of the host", "rest_fast/ops/dispatch.py",
+     "if self.uncaptured and _CAPTURING.get():", "if False:",
      "tests/ops/test_dispatch.py"),
     ("attention follows a row before the cache", "rest_fast/ops/sink_ring_attention.py",
      ".clamp_(0, rows * banks - 1)", "", "tests/ops/test_sink_ring_attention.py"),
+    ("an idle lane is written", "rest_fast/ops/qk_norm_rope_cache.py", "busy = row_index != IDLE",
+     "busy = row_index == row_index", "tests/ops/test_idle_lanes.py"),
+    ("a graph reads histories where they were", "rest_fast/models/vae/streams.py",
+     "            state.bring_home()\n            z.copy_(latents)", "            z.copy_(latents)", GRAPH),
+    ("pictures of a replay are not copied", DECODER, "[cls(part.clone()) for part in parts]",
+     "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
 MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS]]

@@ -180,12 +180,14 @@ def test_nothing_between_replays_and_poison_in_every_buffer():
 
 
 def test_an_idle_replay_changes_nothing():
-    pool = Pool(MIXED[:1], capture=StandIn())
-    pool.chunk(0, 0)
+    """As after a capture: no lane has a row yet."""
+    graph = StandIn()
+    pool = Pool(MIXED[:1], capture=graph)
+    pool.load(0, 0)
     step, cache = pool.step, pool.cache
     before = [t.clone() for t in (cache.k, cache.v, step.z[:-1])]
-    step.inputs[0].fill(step._entries((), captured=True))
-    step._replays[1]()
+    for replay in graph.made:  # of an evaluation, and of a commit
+        replay()
     for now, then in zip((cache.k, cache.v, step.z[:-1]), before, strict=True):
         assert torch.equal(now, then)
 
@@ -285,3 +287,16 @@ def test_the_memory_estimate_counts_what_is_allocated():
     buffers = [work.x, work.y, work.q, work.out, step.z, *(t for block in step.audio for t in block.slots)]
     held = sum(buffer.nbytes for buffer in buffers)
     assert held <= memory.step_bytes(dit, 5, 4) <= 3 * held
+
+
+# -- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_is_eager_bit_for_bit():
+    """Twice, with poisoned buffers, beside a neighbour and alone, and in other lanes."""
+    from benchmarks.device import captured
+
+    with torch.no_grad():
+        assert captured.bits(tiny=True)["chunks"] == 3
