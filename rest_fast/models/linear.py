@@ -1,4 +1,5 @@
-"""Linear layers. On the CPU and without gradients, oneDNN computes them, together with a GELU that follows.
+"""Linear layers. Without gradients, oneDNN computes them on the CPU, together with a GELU that follows; on a GPU
+cuBLASLt has the GELU in its product.
 
 For float32 PyTorch would take MKL, which is half as fast on an AMD processor (docs/measured_facts.md), and a separate
 GELU costs half as much as the product before it. Small frozen weights are kept a second time in oneDNN's order; others
@@ -37,6 +38,10 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool 
     results do not depend on the number of threads, as those of MKL do for a few rows.
     """
     weight, added = layer.weight, layer.bias if bias else None  # once: a look-up in a module takes half a microsecond
+    if gelu and x.is_cuda and added is not None and weight.dtype == x.dtype and _plain(layer, weight, added, x):
+        # The tanh form on CUDA only; on a CPU the same function takes the other one.
+        flat = torch._addmm_activation(added, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return flat.unflatten(0, x.shape[:-1])
     if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, added, x):
         y = layer(x) if bias else F.linear(x, weight)
         return F.gelu(y, approximate="tanh") if gelu else y
@@ -52,7 +57,7 @@ def _plain(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, x:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return False
     bare = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-    return bare and not torch.is_autocast_enabled("cpu")
+    return bare and not torch.is_autocast_enabled(x.device.type)
 
 
 def _reordered(weight: torch.Tensor) -> torch.Tensor:

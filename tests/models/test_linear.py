@@ -151,3 +151,38 @@ def test_gradients_take_the_layer(case):
 
 def test_onednn_is_what_runs_here():
     assert DTYPES or not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_product_and_gelu_on_a_gpu(dtype):
+    """It has to be the tanh form: the other one is off by up to 5e-4, hundreds of times as much as fp32."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 256).to("cuda", dtype).requires_grad_(False)
+    x = 3 * torch.randn(2, 48, 64, device="cuda", dtype=dtype)
+    exact = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate="tanh")
+    eager = F.gelu(layer(x), approximate="tanh")
+    twice_eager(linear(layer, x, gelu=True), eager, exact, tiny=1e-6)
+
+
+def test_what_is_called_on_a_gpu(monkeypatch):
+    """The call that has the GELU inside, with the layer's bias, for any number of leading axes."""
+    layer, x, calls = nn.Linear(6, 4).requires_grad_(False), torch.randn(2, 3, 6), []
+
+    class OnGpu:
+        """x, which says that it is on a GPU."""
+
+        is_cpu, is_cuda, dtype, device, shape, requires_grad = False, True, x.dtype, x.device, x.shape, False
+
+        def flatten(self, *axes):
+            return x.flatten(*axes)
+
+    def product(bias, flat, weight, use_gelu):
+        calls.append((bias is layer.bias, use_gelu))
+        return F.gelu(torch.addmm(bias, flat, weight), approximate="tanh")
+
+    monkeypatch.setattr(torch, "_addmm_activation", product)
+    want = F.gelu(layer(x), approximate="tanh")
+    torch.testing.assert_close(linear(layer, OnGpu(), gelu=True), want)
+    assert calls == [(True, True)]
