@@ -103,12 +103,22 @@ class BlockDecoder:
                 self._stream.piece(self._latents([reference] * (1 + chunk)))
             if capture is not None:
                 self._stream.capture(capture, self._latents([reference] * (chunk + self.ahead)), self.ahead)
+            if self._side is not None:
+                self._warm(reference)
         # shapes and dtypes of the memory of a stream that has begun: a snapshot has to have the same
         self._memory = {path: (tuple(x.shape), x.dtype) for path, x in self._stream.state.histories.items()}
         own = model.vae.decoder.mixed and model.dtype == torch.float32
         self._convolutions = {conv.path for conv in model.vae.decoder.convolutions()} if own else set()
         if not self._primed:
             self._stream.reset()
+
+    def _warm(self, reference: torch.Tensor) -> None:
+        """Decode pieces as they come at a segment's end, so that kernels are compiled and loaded before."""
+        before = self._stream.snapshot()
+        for count in range(1, self.model.config.stream.chunk + self.ahead + 1):
+            self._stream.piece(self._latents([reference] * count), pictures=True)
+        if before.started:
+            self._stream.restore(before)
 
     def has_next(self) -> bool:
         """Whether the next generated latent can be shown."""

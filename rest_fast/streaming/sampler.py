@@ -64,6 +64,8 @@ class ChunkSampler:
         if graphs is not None:
             chunk = len(sampler.evaluations([sampler.session(0)]))
             model.compute(sampler.step.capture, graphs("denoising step"), chunk=chunk)
+        elif model.device.type == "cuda":
+            model.compute(sampler.step.warm)
         return sampler
 
     @classmethod

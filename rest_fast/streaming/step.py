@@ -235,6 +235,14 @@ class Step:
 
     # -- graphs
 
+    @torch.no_grad()
+    def warm(self) -> None:
+        """Evaluate and commit idle lanes, so that kernels are compiled and loaded before the first request."""
+        self._fill_idle()
+        self._evaluate_all(1)
+        if self.cache.rotates:
+            self.cache.rotate(*self.commits.first(self.lanes, COMMIT))
+
     def capture(self, graph: Capture, *, chunk: int = 0) -> None:
         """From now on replay graphs: one of an evaluation, one of a commit, and one of ``chunk`` evaluations if given.
 
@@ -243,14 +251,17 @@ class Step:
         with torch.inference_mode(False), torch.no_grad():
             for _ in range(len(self.inputs), max(chunk, 1)):
                 self.inputs.append(Inputs(LANE + TURN, NUMBERS, self.lanes, self.device))
-            for inputs in self.inputs:
-                inputs.fill(self._entries((), captured=True))
-            self.commits.fill({"row_index": [IDLE] * self.lanes, "skip_slot": [self.cache.sink] * self.lanes,
-                               "enabled": [0] * self.lanes})  # fmt: skip
+            self._fill_idle()
             for count in sorted({1, chunk} - {0}):
                 self._replays[count] = graph(partial(self._evaluate_all, count))
             if self.cache.rotates:
                 self._commit = graph(lambda: self.cache.rotate(*self.commits.first(self.lanes, COMMIT)))
+
+    def _fill_idle(self) -> None:
+        for inputs in self.inputs:
+            inputs.fill(self._entries((), captured=True))
+        idle = {"row_index": IDLE, "skip_slot": self.cache.sink, "enabled": 0}
+        self.commits.fill({name: [value] * self.lanes for name, value in idle.items()})
 
     def _evaluate_all(self, count: int) -> None:
         for inputs in self.inputs[:count]:

@@ -81,6 +81,7 @@ class Stream:
         self.stale = False  # whether the cache's context is not that of the latest latents
         self._open_rows()
         with torch.inference_mode():
+            self._noise(0, noise.LATENT)  # compiles its kernel on a GPU
             silent = Latent(avatar.reference.to(model.device), self._codes(-self.chunk, 0)[0, 0])
             self.decoder = BlockDecoder(model, avatar.picture, silent.z, decode, graphs and graphs("decoder"))
         # The latest latents. What stands before the first one is the reference, silent: as often as a context needs

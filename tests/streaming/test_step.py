@@ -192,6 +192,17 @@ def test_an_idle_replay_changes_nothing():
         assert torch.equal(now, then)
 
 
+def test_a_step_that_was_warmed_up_computes_the_same():
+    configs = [config_of("clean")]
+    (want,) = alone(configs)
+    pool = Pool(configs)
+    before = pool.cache.k.clone()
+    pool.step.warm()
+    assert torch.equal(pool.cache.k, before)
+    for i in range(3):
+        assert torch.equal(pool.chunk(0, i), want[i])
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_lanes_in_another_order_give_the_same_bits(captured):
     """On a CPU; a GPU's matrix products are asked by the GPU suite."""
