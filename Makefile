@@ -6,8 +6,9 @@
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites
 # make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
-# make gpu-suite PART=ops OUT=build/gpu   on a machine with a GPU, no network needed (docs/gpu_suite.md);
-# make gpu-wheels before, where there is one, fetches what that machine lacks
+# make gpu-suite   on a machine with a GPU, no network needed, then again with SECONDS=150 (docs/gpu_suite.md);
+#                  REHEARSE=1 runs all its steps without one
+# make gpu-wheels  before, where there is a network: what that machine lacks, our modules compiled for it included
 #
 # One virtual environment: the active one, else .venv. The install is editable and is repeated only
 # when something that the build reads has changed.
@@ -110,16 +111,21 @@ bench: $(STAMP)
 	$(BIN)/pytest benchmarks -q --benchmark-only
 
 .PHONY: gpu-suite gpu-wheels
-PART ?= all
+PART ?= short
 OUT ?= build/gpu
+# bash has a variable SECONDS of its own, which make would not take from the environment
+SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),560)
+REHEARSE ?=
 # No install before these: the one runs where nothing can be fetched, the other needs nothing.
 GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
 
 gpu-suite:
-	$(GPU_PYTHON) benchmarks/gpu_suite --part $(PART) --out $(OUT)
+	$(GPU_PYTHON) benchmarks/gpu_suite --part $(PART) --out $(OUT) --seconds $(SECONDS) $(if $(REHEARSE),--rehearse)
 
 gpu-wheels:
 	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py fetch
+	$(GPU_PYTHON) benchmarks/gpu_suite/compiled.py build
+	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py carried
 
 # MediaPipe and dlib want other versions of what we have, so no Python of ours imports them.
 .PHONY: photo-instruments

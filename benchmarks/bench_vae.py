@@ -141,14 +141,16 @@ class Chunk:
             made["concatenate, one latent a pass"] = lambda: vae_peers.Concatenating(self.vae, images, 1)
         return made
 
-    def clips(self) -> tuple[dict[str, Decode], dict[str, str]]:
+    def clips(self, compile_peers: bool = True) -> tuple[dict[str, Decode], dict[str, str]]:
         """Variants that decode whole clips; and those left out, with the reason."""
         names = ["diffusers", "diffusers, channels-last", "diffusers, compiled"]
         names += ["diffusers, oneDNN", "diffusers, channels-last, oneDNN"] if ONEDNN else []
         left_out, runs = {}, {}
-        if not ON_GPU:
+        if not (ON_GPU and compile_peers):
             names.remove("diffusers, compiled")
-            left_out["diffusers, compiled"] = "compiled on a GPU only: it takes minutes for each case"
+            left_out["diffusers, compiled"] = (
+                "compiled on a GPU only, and not in a hurry: it takes minutes for each case"
+            )
         try:
             peers = {name: vae_peers.Diffusers(self.vae) for name in names}
         except (ImportError, RuntimeError) as e:  # the latter: of a version that its libraries refuse

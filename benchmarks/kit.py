@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +99,28 @@ def gate(results: dict[str, Sequence[torch.Tensor]], exact: Sequence[torch.Tenso
     may be off by eight units of its precision (root mean square), the others by eight times what it is off, or eight
     units. This finds a wrong answer; precision is the tests' matter.
     """
-    for n, truth in enumerate(exact):
-        size = _rms(truth) or 1.0
-        off = {name: _rms(outputs[n].double() - truth.double()) / size for name, outputs in results.items()}
-        unit = _unit(results[eager][n].dtype)
-        for name, error in off.items():
-            limit = 8 * (unit if name == eager else max(off[eager], unit))
-            if not error <= limit:
-                raise AssertionError(f"{name}: result {n}: expected an error of at most {limit:.2g}, got {error:.2g}")
+    unit = {n: _unit(x.dtype) for n, x in enumerate(results[eager])}
+    judge(errors(results, exact), eager, unit, 8)
+
+
+Errors = dict[str, list[float]]  # variant -> root mean square of each result's error, over that of the result
+
+
+def errors(results: dict[str, Sequence[torch.Tensor]], exact: Sequence[torch.Tensor]) -> Errors:
+    sizes = [_rms(truth) or 1.0 for truth in exact]
+    return {
+        name: [_rms(got.double() - truth.double()) / size for got, truth, size in zip(outputs, exact, sizes)]
+        for name, outputs in results.items()
+    }
+
+
+def judge(found: Errors, eager: str, unit: Mapping[int, float], factor: float) -> None:
+    """Raise unless the errors are at most ``factor`` times those of ``eager``, or so many units of each result."""
+    for n, allowed in enumerate(found[eager]):
+        for name, off in found.items():
+            limit = factor * (unit[n] if name == eager else max(allowed, unit[n]))
+            if not off[n] <= limit:
+                raise AssertionError(f"{name}: result {n}: expected an error of at most {limit:.2g}, got {off[n]:.2g}")
 
 
 def _unit(dtype: torch.dtype) -> float:

@@ -5,12 +5,14 @@ Both rates are measured in the run that uses them, since no data sheet knows wha
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks import graphs
 from rest_fast.models.linear import linear
+
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,16 @@ class Roof:
 
 
 def measure(device: torch.device, dtype: torch.dtype, *, megabytes: int = 256, side: int | None = None) -> Roof:
-    """Best of several large copies, and of several products of square matrices in this dtype, by PyTorch's library and
+    """Best of several rounds of large copies, and of products of square matrices in this dtype, by PyTorch's library and
     by oneDNN: on AMD processors the former takes twice as long (docs/measured_facts.md), and would be no roof."""
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     n = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    copy = _best(lambda: target.copy_(source), device)
     layer = torch.nn.Linear(n, n, bias=False, device=device, dtype=dtype).requires_grad_(False)
-    gemm = min(_best(lambda: torch.mm(a, b, out=out), device), _best(lambda: linear(layer, a), device))
+    copied, _ = graphs.interleaved({"copy": lambda i: target.copy_(source)}, 1, rounds=TRIES)
+    products = {"mm": lambda i: torch.mm(a, b, out=out), "linear": lambda i: linear(layer, a)}
+    multiplied, _ = graphs.interleaved(products, 1, rounds=TRIES)
+    copy, gemm = (1e-6 * min(us for found in times.values() for us in found) for times in (copied, multiplied))
     return Roof(2 * source.numel() / copy, 2 * n**3 / gemm)
-
-
-def _best(call, device: torch.device, tries: int = 5) -> float:
-    seconds = []
-    for _ in range(tries + 1):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])

@@ -60,6 +60,17 @@ def benchmarks(stored: Path) -> Callable[[Ended], Outcome]:
     return judge
 
 
+def found(ended: Ended) -> Outcome:
+    """A program that leaves evidence: passed if all of its jobs are there and none failed."""
+    evidence = ended.evidence
+    results = evidence.results()
+    for name, why in evidence.failed.items():
+        return Outcome(FAILED, f"{len(evidence.failed)} of {evidence.jobs} failed, first {name}: {why}", results)
+    if ended.code or evidence.jobs is None or len(evidence.found) < evidence.jobs:
+        return Outcome(FAILED, f"{by_exit_code(ended).reason or 'ended early'}; {evidence} done", results)
+    return Outcome(PASSED, f"{evidence.jobs} done", results)
+
+
 def printed(ended: Ended) -> Outcome:
     """Passed with exit code 0; the last line printed is JSON and the result."""
     if ended.code:

@@ -10,10 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("csrc", "kernels", "rest_fast", "tests", "benchmarks")
+COMPILED = ("CMakeLists.txt", "csrc")  # what the extension modules are made of
+PACKAGE = (*COMPILED, "pyproject.toml", "kernels", "rest_fast")
+SOURCES = (*PACKAGE, "tests", "benchmarks")
 SUFFIXES = {".py", ".cpp", ".cu", ".h", ".txt"}
 CUDA = Path(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda")
 SMI_FIELDS = (
@@ -76,15 +79,24 @@ def graphics() -> list[dict[str, str]]:
     return [dict(zip(names, (value.strip() for value in line.split(",")))) for line in text.splitlines()]
 
 
+def digest(root: Path, names: Iterable[str], *more: str) -> str:
+    """Of files, of folders with all sources in them, and of some words."""
+    files: set[Path] = set()
+    for name in names:
+        path = root / name
+        inside = path.rglob("*") if path.is_dir() else [path]
+        files |= {
+            p for p in inside if p.is_file() and p.suffix in SUFFIXES | {".toml"} and "__pycache__" not in p.parts
+        }
+    found = hashlib.sha256("\0".join(more).encode())
+    for path in sorted(files):
+        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
 def source(root: Path) -> dict[str, Any]:
     """``digest`` of everything that is built and run, and the ``commit`` it came from, where that is known."""
-    files = [root / "CMakeLists.txt", root / "pyproject.toml"]
-    for folder in SOURCES:
-        files += [p for p in (root / folder).rglob("*") if p.suffix in SUFFIXES and "__pycache__" not in p.parts]
-    digest = hashlib.sha256()
-    for path in sorted(p for p in files if p.is_file()):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    found: dict[str, Any] = {"digest": digest.hexdigest()[:16], "commit": None, "uncommitted_changes": None}
+    found: dict[str, Any] = {"digest": digest(root, SOURCES), "commit": None, "uncommitted_changes": None}
     quiet = ("git", "--no-optional-locks")  # somebody may be committing
     code, answer = asked([*quiet, "rev-parse", "--show-toplevel", "HEAD"], cwd=root)
     top, _, commit = answer.partition("\n")
@@ -129,12 +141,9 @@ def record(root: Path) -> dict[str, Any]:
     return found
 
 
-def identity(environment: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a result to stand: source, GPU, driver and libraries."""
+def identity(environment: Mapping[str, Any]) -> list[str]:
+    """What of a machine must be the same for a result to stand: GPU, driver and libraries."""
     shown = environment["nvidia_smi"]
-    return {
-        "source": environment["source"]["digest"],
-        "gpu": environment.get("gpu", {}).get("name"),
-        "driver": shown[0]["driver_version"] if shown else None,
-        **{name: environment.get(name) for name in ("python", "torch", "triton", "nvcc")},
-    }
+    found = {"gpu": environment.get("gpu", {}).get("name"), "driver": shown[0]["driver_version"] if shown else None}
+    found |= {name: environment.get(name) for name in ("python", "torch", "triton", "nvcc")}
+    return [f"{name} {value}" for name, value in found.items()]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-NO_TIME = "no time left in this call: run the same command again"
+PASSED, FAILED, SKIPPED, CUT = "passed", "failed", "skipped", "cut off"
+NO_TIME = "no time left in this call"
 SHOWN = 25  # last lines of a failed step that are printed
 EXIT_FAILED, EXIT_LEFT = 1, 3
 
@@ -20,7 +20,7 @@ EXIT_FAILED, EXIT_LEFT = 1, 3
 class Outcome:
     """The verdict on a step."""
 
-    status: str  # passed, failed or skipped
+    status: str  # passed, failed, skipped, or cut off by the end of the call
     reason: str = ""
     results: dict[str, Any] | None = None
 
@@ -30,15 +30,15 @@ def now() -> str:
 
 
 class Report:
-    """``OUT/PART.json`` and ``OUT/PART.log``.
+    """``OUT/PART.json``, ``OUT/PART.log``, and ``OUT/PART.jsonl`` with what steps find as they go (``evidence.py``).
 
-    ``identity`` is what results depend on (source, GPU, libraries). Results of another identity are moved to
-    ``PART-SOURCE.json`` and not continued.
+    A record stands as long as the digest of its step is the same. One that is replaced, with results in it, goes to
+    ``PART-earlier.jsonl``.
     """
 
-    def __init__(self, out: Path, part: str, environment: dict[str, Any], identity: dict[str, Any]) -> None:
-        self.path, self.log = out / f"{part}.json", out / f"{part}.log"
-        self.part, self.environment, self.identity = part, environment, identity
+    def __init__(self, out: Path, part: str, environment: dict[str, Any]) -> None:
+        self.path, self.log, self.evidence = (out / f"{part}.{end}" for end in ("json", "log", "jsonl"))
+        self.part, self.environment = part, environment
         self.steps: dict[str, dict[str, Any]] = {}  # in the order in which they ended
         self._temporary = tempfile.TemporaryDirectory(prefix="gpu-suite-")
         self._scratch = Path(self._temporary.name)
@@ -48,25 +48,20 @@ class Report:
         self.save()
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
-        """Records of earlier calls by step, if they were made of the same source on the same machine."""
+        """Records of earlier calls by step."""
         try:
-            found = json.loads(self.path.read_text())
-            same, key = found["identity"] == self.identity, str(found["identity"]["source"])
-            records = {record["name"]: record for record in found["steps"]}
+            return {record["name"]: {"digest": "", **record} for record in json.loads(self.path.read_text())["steps"]}
         except FileNotFoundError:
             return {}
         except (ValueError, LookupError, TypeError) as e:
             raise ValueError(f"{self.path}: expected the JSON of an earlier run, got {type(e).__name__}: {e}") from e
-        if same:
-            return records
-        os.replace(self.path, self.path.with_name(f"{self.part}-{key[:16]}.json"))
-        return {}
 
     # --- steps ---
 
-    def passed(self, name: str) -> bool:
-        """Whether an earlier call has done this step."""
-        return self._before.get(name, {}).get("status") == PASSED
+    def passed(self, name: str, digest: str) -> bool:
+        """Whether an earlier call has done this step, on the same sources and machine."""
+        before = self._before.get(name, {})
+        return before.get("status") == PASSED and before["digest"] == digest
 
     def keep(self, name: str) -> None:
         """Take the record of an earlier call over."""
@@ -74,7 +69,7 @@ class Report:
         print(f"{name:44} {PASSED:8}          (done before)", flush=True)
         self.save()
 
-    def add(self, name: str, outcome: Outcome, seconds: float, text: str = "") -> None:
+    def add(self, name: str, outcome: Outcome, seconds: float, text: str = "", digest: str = "") -> None:
         """Record a verdict, and put what the step printed into the log."""
         self.steps[name] = {
             "name": name,
@@ -82,15 +77,28 @@ class Report:
             "reason": outcome.reason,
             "seconds": round(seconds, 2),
             "at": now(),
+            "commit": self.environment["source"]["commit"],
+            "digest": digest,
             "results": outcome.results,
         }
+        before = self._before.pop(name, None)
+        if before and before["results"]:
+            self._replace(before, self.steps[name])
         head = f"{name:44} {outcome.status:8} {seconds:6.1f} s {outcome.reason}".rstrip()
         self._write_log(f"\n=== {head}\n{text}")
         print(head, flush=True)
-        if outcome.status == FAILED:
+        if outcome.status in (FAILED, CUT):
             for line in text.strip().splitlines()[-SHOWN:]:
                 print(f"    | {line}", flush=True)
         self.save()
+
+    def _replace(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Keep what an earlier record found: in the new one if that has nothing to say yet, else beside."""
+        if now["results"] is None and now["digest"] == before["digest"]:
+            now["results"] = before["results"]
+            return
+        with self.path.with_name(f"{self.part}-earlier.jsonl").open("a") as file:
+            file.write(json.dumps(before) + "\n")
 
     def verdict(self, name: str) -> tuple[str, str]:
         return self.steps[name]["status"], self.steps[name]["reason"]
@@ -114,11 +122,11 @@ class Report:
 
     def counts(self) -> dict[str, int]:
         states = [record["status"] for record in self.steps.values()]
-        return {status: states.count(status) for status in (PASSED, FAILED, SKIPPED)}
+        return {status: states.count(status) for status in (PASSED, FAILED, SKIPPED, CUT)}
 
     def complete(self) -> bool:
-        """Whether no step was left for want of time."""
-        return not any(record["reason"] == NO_TIME for record in self.steps.values())
+        """Whether no step was left, or cut off, for want of time."""
+        return not any(r["status"] == CUT or r["reason"].startswith(NO_TIME) for r in self.steps.values())
 
     def save(self, *, finished: bool = False) -> None:
         """Write the JSON in one move. Records of steps that this call has not reached yet stay in it."""
@@ -128,7 +136,6 @@ class Report:
             "complete": finished and self.complete(),
             "gpu_used": "gpu" in self.environment,
             "counts": self.counts(),
-            "identity": self.identity,
             "environment": self.environment,
             "steps": [*self.steps.values(), *later],
         }

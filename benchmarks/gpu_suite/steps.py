@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from .report import FAILED, NO_TIME, PASSED, SKIPPED, Outcome, Report
+from .evidence import Evidence, Progress, read
+from .report import CUT, FAILED, NO_TIME, PASSED, SKIPPED, Outcome, Report
 
 POLL = 0.05  # seconds
+GRACE = 3.0  # seconds between asking a command to end and killing it
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Ended:
 
     code: int
     output: str  # stdout and stderr
+    evidence: Progress = field(default_factory=Progress)
 
 
 def by_exit_code(ended: Ended) -> Outcome:
@@ -40,12 +43,19 @@ class Step:
     name: str
     command: tuple[str, ...] = ()
     limit: float = 60.0  # seconds, after which it is stopped
+    expected: float | None = None  # seconds that must be left for it to begin; None: the limit
     needs: tuple[str, ...] = ()  # steps before this one that must have passed
     skip: str = ""  # why it cannot run here
     judge: Callable[[Ended], Outcome] = by_exit_code
     product: Path | None = None  # done only while this is there
+    digest: str = ""  # of all that its result depends on: once it has passed, it is not repeated until that changes
     beside: bool = False  # may run at the same time as its neighbours that may, too
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def least(self) -> float:
+        """Seconds without which it does not begin."""
+        return self.limit if self.expected is None else self.expected
 
 
 @dataclass
@@ -56,30 +66,38 @@ class Running:
     started: float
 
     def stop(self) -> None:
-        """Kill the command and what it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """End the command and what it has started: ask first, so that it may write what it has, then kill."""
+        if self.process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+        self._signal(signal.SIGKILL)
         self.process.wait()
 
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
-def check(steps: list[Step], seconds: float) -> None:
-    """Raise ``ValueError`` for steps that cannot be run in any call of this length, or in this order."""
+
+def check(steps: list[Step]) -> None:
+    """Raise ``ValueError`` for steps that cannot be run in this order."""
     seen: set[str] = set()
     for step in steps:
         if step.name in seen:
             raise ValueError(f"steps: expected every name once, got {step.name} again")
         if not seen.issuperset(step.needs):
             raise ValueError(f"step {step.name}: expected needs among the steps before it, got {step.needs}")
-        if step.limit > seconds:
-            raise ValueError(f"limit: expected at least {step.limit:.0f} s, for step {step.name}, got {seconds:.0f} s")
+        if step.least > step.limit:
+            raise ValueError(f"step {step.name}: expected a limit of at least {step.least:g} s, got {step.limit:g} s")
         seen.add(step.name)
 
 
 class Runner:
     """Runs steps in order within ``seconds``; what is done is in the report after every step.
 
-    A step that passed before, by the report, is not repeated. One whose limit does not fit in the time left is skipped
-    with the reason :data:`NO_TIME`, so that a call never outlasts ``seconds`` and the next call goes on from there.
+    A step that passed before, by the report, is not repeated. One begins if its expected time is left; else it is
+    skipped with the reason :data:`NO_TIME`. What still runs at the end of the call is cut off, and its evidence kept.
+    So a call never outlasts ``seconds``, and the next one goes on from there.
     """
 
     def __init__(
@@ -109,9 +127,8 @@ class Runner:
                 if self.running:
                     time.sleep(POLL)
         finally:
-            for left in self.running:  # Ctrl-C
-                left.stop()
-                left.output.close()
+            for left in list(self.running):  # Ctrl-C, or somebody ends this process
+                self._finish(left, CUT)
 
     def _may_start(self, step: Step) -> bool:
         if not self.running:
@@ -121,14 +138,15 @@ class Runner:
         return together and not names.intersection(step.needs)
 
     def _start(self, step: Step) -> None:
-        if self.report.passed(step.name) and (step.product is None or step.product.exists()):
+        if self.report.passed(step.name, step.digest) and (step.product is None or step.product.exists()):
             self.report.keep(step.name)
             return
         reason = step.skip or self._missing(step)
-        if not reason and time.monotonic() + step.limit > self.deadline:
-            reason = NO_TIME
+        left = max(self.deadline - time.monotonic() - GRACE, 0)
+        if not reason and step.least > left:
+            reason = f"{NO_TIME}: {left:.0f} s of about {step.least:.0f}"
         if reason:
-            self.report.add(step.name, Outcome(SKIPPED, reason), 0.0)
+            self.report.add(step.name, Outcome(SKIPPED, reason), 0.0, digest=step.digest)
             return
         output = self.report.scratch(step.name)
         try:
@@ -138,40 +156,51 @@ class Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env=self.environment | dict(step.environment),
+                env=self.environment | self._evidence(step).environment() | dict(step.environment),
                 start_new_session=True,
             )
         except OSError as e:
             output.close()
-            self.report.add(step.name, Outcome(FAILED, f"cannot be started: {e}"), 0.0)
+            self.report.add(step.name, Outcome(FAILED, f"cannot be started: {e}"), 0.0, digest=step.digest)
             return
         self.running.append(Running(step, process, output, time.monotonic()))
+
+    def _evidence(self, step: Step) -> Evidence:
+        return Evidence(self.report.evidence.resolve(), step.name, step.digest)
 
     def _missing(self, step: Step) -> str:
         """Which needed step stands in the way, or an empty string."""
         for name in step.needs:
             status, reason = self.report.verdict(name)
-            if status == SKIPPED and reason == NO_TIME:
-                return NO_TIME
+            if status == CUT or reason.startswith(NO_TIME):
+                return f"{NO_TIME}: needs {name}"
             if status != PASSED:
                 return f"needs {name}, which {'failed' if status == FAILED else f'was skipped ({reason})'}"
         return ""
 
     def _collect(self) -> None:
         for one in list(self.running):
-            seconds = time.monotonic() - one.started
-            ended = one.process.poll() is not None
-            if not ended and seconds <= one.step.limit:
-                continue
-            self.running.remove(one)
-            one.stop()
-            one.output.close()
-            text = self.report.printed(one.step.name)
-            if ended:
-                outcome = self._judged(one.step, Ended(one.process.returncode, text))
-            else:
-                outcome = Outcome(FAILED, f"stopped after {one.step.limit:g} s")
-            self.report.add(one.step.name, outcome, seconds, text)
+            if one.process.poll() is not None:
+                self._finish(one)
+            elif time.monotonic() - one.started > one.step.limit:
+                self._finish(one, FAILED)
+            elif time.monotonic() + GRACE >= self.deadline:
+                self._finish(one, CUT)
+
+    def _finish(self, one: Running, stopped: str = "") -> None:
+        """Record what a step has left; ``stopped``: the verdict on one that had not ended."""
+        seconds, step = time.monotonic() - one.started, one.step
+        self.running.remove(one)
+        one.stop()
+        one.output.close()
+        text, evidence = self.report.printed(step.name), read(self.report.evidence, step.name, step.digest)
+        if stopped:
+            done = f", {evidence} done" if evidence.jobs else ""
+            words = f"stopped after {step.limit:g} s" if stopped == FAILED else f"after {seconds:.0f} s"
+            outcome = Outcome(stopped, words + done, evidence.results())
+        else:
+            outcome = self._judged(step, Ended(one.process.returncode, text, evidence))
+        self.report.add(step.name, outcome, seconds, text, step.digest)
 
     def _judged(self, step: Step, ended: Ended) -> Outcome:
         try:

@@ -2,6 +2,8 @@
 
 python3 benchmarks/gpu_suite/wheels.py fetch [FOLDER]
 python3 benchmarks/gpu_suite/wheels.py install SITE [FOLDER]
+python3 benchmarks/gpu_suite/wheels.py unpack SITE [FOLDER]
+python3 benchmarks/gpu_suite/wheels.py carried [FOLDER]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ PYTHON = (3, 12)  # that of the machines the wheels are for
 # pip takes a platform by its exact name: the glibc versions that wheels are tagged with.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 MARK = ".rest_fast-gpu-suite"
+CARRIED = 64 << 20  # bytes that may travel to a machine that is lent: the tree and this folder
 # What the suite imports, wherever it comes from.
 NEEDED = {
     "torch": "PyTorch",
@@ -29,6 +32,7 @@ NEEDED = {
     "scikit_build_core": "scikit-build-core",
     "pytest": "pytest",
     "pytest_benchmark": "pytest-benchmark",
+    "xdist": "pytest-xdist",
     "hypothesis": "hypothesis",
     "safetensors": "safetensors",
     "PIL": "pillow",
@@ -73,6 +77,13 @@ def fetch(folder: Path) -> int:
     return code
 
 
+def unpack(site: Path, folder: Path) -> int:
+    """Install the list into ``site``, for the Python that runs this. pip's exit code."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+    command += ["--no-cache-dir", "--find-links", str(folder), "--target", str(site), "--requirement", str(LIST)]
+    return subprocess.run(command).returncode
+
+
 def install(site: Path, folder: Path) -> int:
     """Install the list into ``site`` where it fits this Python, then look whether anything is missing. Exit code."""
     if site.exists() and not (site / MARK).exists():
@@ -87,9 +98,7 @@ def install(site: Path, folder: Path) -> int:
     elif sys.version_info[:2] != PYTHON:
         print(f"the wheels are for Python {PYTHON[0]}.{PYTHON[1]}, this is {version}: its own packages are used")
     else:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
-        command += ["--no-cache-dir", "--find-links", str(folder), "--target", str(site), "--requirement", str(LIST)]
-        code = subprocess.run(command).returncode
+        code = unpack(site, folder)
         if code:
             return code
     importlib.invalidate_caches()  # the path may have named the folder before it was there
@@ -102,11 +111,25 @@ def install(site: Path, folder: Path) -> int:
     return 1 if missing else 0
 
 
+def carried(folder: Path) -> int:
+    """Whether the tree and this folder are small enough to travel. Exit code."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tree = sum(path.stat().st_size for name in listed.split("\0") if name and (path := ROOT / name).is_file())
+    brought = sum(path.stat().st_size for path in folder.glob("*"))
+    size = f"the tree has {tree / 2**20:.1f} MiB, {folder.name} {brought / 2**20:.1f} MiB"
+    fits = tree + brought <= CARRIED
+    print(f"{size}: {'of' if fits else 'expected at most'} {CARRIED >> 20} MiB that can be carried")
+    return 0 if fits else 1
+
+
 def main(words: list[str]) -> int:
+    folder = Path(words[-1]) if len(words) > 1 else FOLDER
     if words[:1] == ["fetch"] and len(words) <= 2:
-        return fetch(Path(words[1]) if words[1:] else FOLDER)
-    if words[:1] == ["install"] and 2 <= len(words) <= 3:
-        return install(Path(words[1]), Path(words[2]) if words[2:] else FOLDER)
+        return fetch(folder)
+    if words[:1] == ["carried"] and len(words) <= 2:
+        return carried(folder)
+    if words[:1] in (["install"], ["unpack"]) and 2 <= len(words) <= 3:
+        return (install if words[0] == "install" else unpack)(Path(words[1]), folder if words[2:] else FOLDER)
     print(__doc__)
     return 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import os
@@ -14,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.fitness import unfit
-from tests.kit.suite import ROOT, SUITE, gpu_here, machine, place, steps
+from tests.kit.suite import ROOT, SUITE, gpu_here, judges, machine, place, steps, wheels
 
-judges, wheels = (importlib.import_module(f"gpu_suite.{name}") for name in ("judges", "wheels"))
 Ended = steps.Ended
 
 # --- wheels ---

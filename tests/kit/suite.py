@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 
@@ -12,18 +13,18 @@ ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "benchmarks" / "gpu_suite"
 
 
-def package():
+def package() -> list[ModuleType]:
     """``benchmarks/gpu_suite`` under the name that its own entry gives it."""
     if "gpu_suite" not in sys.modules:
         where = {"submodule_search_locations": [str(SUITE)]}
         spec = importlib.util.spec_from_file_location("gpu_suite", SUITE / "__init__.py", **where)
         sys.modules["gpu_suite"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["gpu_suite"])
-    names = ("command", "machine", "parts", "report", "steps")
+    names = ("command", "compiled", "evidence", "judges", "machine", "parts", "report", "steps", "wheels")
     return [importlib.import_module(f"gpu_suite.{name}") for name in names]
 
 
-command, machine, parts, reports, steps = package()
+command, compiled, evidence, judges, machine, parts, reports, steps, wheels = package()
 
 
 FOUND = {
@@ -36,7 +37,7 @@ FOUND = {
 
 
 def place(tmp_path: Path, **more) -> parts.Place:
-    return parts.Place(ROOT, tmp_path / "work", FOUND | more)
+    return parts.Place(ROOT, tmp_path / "work", tmp_path / "out", FOUND | more)
 
 
 def gpu_here() -> bool:

@@ -1,0 +1,63 @@
+"""Compile every Triton kernel that the later steps launch, by launching it as they do, into the cache that they read.
+
+Triton's key covers the kernel's source, the types, constants and alignment of its arguments, its options, Triton itself
+and a few variables, and no path. So processes side by side fill one cache for all. A launch by the same code cannot
+miss, where a list of cases compiled beforehand might: alignment is seen only in a real call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import bench_block, bench_vae, bench_vae_layers, kit
+from benchmarks.device import attention, decode, layers, right
+from rest_fast import preset
+
+
+def jobs(tiny: bool) -> dict[str, Any]:
+    """The longest first. The block and the decode come last: what they launch is mostly compiled by then."""
+    convolved = {name: functools.partial(convolution, *case) for name, case in right.convolutions(tiny).items()}
+    attended = {f"attention, {name}": functools.partial(attend, tiny, name) for name in attention.shapes(tiny)}
+    size = right.TINY if tiny else kit.SIZES["rest-512"]
+    called = {name: functools.partial(op, name, size) for name in right.jobs(tiny) if name not in convolved}
+    whole = {"block": functools.partial(block, tiny)}
+    whole |= {f"decode of {n} latents": functools.partial(decoded, tiny, n) for n in (1, bench_vae.CHUNK)}
+    return convolved | attended | called | whole
+
+
+def launched(*calls: Callable[[], Any]) -> dict[str, Any]:
+    """Run them, and wait: a kernel that cannot be loaded says so here."""
+    for call in calls:
+        call()
+    if kit.device().type == "cuda":
+        torch.cuda.synchronize()
+    return {"launches": len(calls)}
+
+
+def convolution(layer: Any, latents: int) -> dict[str, Any]:
+    case = bench_vae_layers.Convolution(layer, latents, torch.bfloat16)
+    return launched(*(functools.partial(call, 0) for call in layers.ours([case]).values()))
+
+
+def attend(tiny: bool, name: str) -> dict[str, Any]:
+    layer = attention.layer(attention.shapes(tiny)[name], 0)
+    return launched(*(functools.partial(run, layer) for run in attention.ours(layer).values()))
+
+
+def op(name: str, size: kit.Size) -> dict[str, Any]:
+    case = right.case_of(name, size)
+    return launched(functools.partial(case.variants(None)["op"], case.layers[0]))
+
+
+def block(tiny: bool) -> dict[str, Any]:
+    return launched(bench_block.Layer(preset("demo" if tiny else "rest-512"), torch.bfloat16, 0).ours)
+
+
+def decoded(tiny: bool, latents: int) -> dict[str, Any]:
+    chunk = decode.chunk("0.9.5", tiny)
+    stream = chunk.vae.stream(mode=chunk.case.mode)
+    return launched(*(functools.partial(stream.decode, z[:, :, :latents]) for z in chunk.latents[:2]))

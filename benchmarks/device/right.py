@@ -1,0 +1,70 @@
+"""Every op in bf16 at the sizes of rest-512, and every convolution of the decoders: right or not, one line each.
+
+What is right is computed on the GPU, ops in float64 and convolutions in float32, since data and reference of these sizes
+take minutes on a CPU. An op may be off by twice what plain PyTorch in bf16 is off, or twice a single rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks import bench_ops, bench_vae_layers, kit
+
+FACTOR = 2.0
+ROUNDING = 0.25  # of the spacing: root mean square of one rounding to nearest, over numbers of that size
+BYTES = 8e-3  # of pictures in 8 bits, whose neighbours are 1 apart
+Line = dict[str, Any]
+TINY = replace(kit.SIZES["demo"], text=20, pixels=(2, 64))
+
+
+def jobs(tiny: bool) -> dict[str, Any]:
+    size = TINY if tiny else kit.SIZES["rest-512"]
+    found = {name: functools.partial(op, name, size) for name in bench_ops.TABLE}
+    return found | {name: functools.partial(convolution, *case) for name, case in convolutions(tiny).items()}
+
+
+def convolutions(tiny: bool) -> dict[str, tuple]:
+    """Name -> layer and latents."""
+    layers = bench_vae_layers.distinct(16, 32) if tiny else bench_vae_layers.distinct(1, 512)
+    pieces = (1,) if tiny else (1, bench_vae_layers.CHUNK)
+    cases = [(layer, n) for n in pieces for layer in layers]
+    return {f"{x.stage}, {x.channels} to {x.outputs}, {x.ends or 'alone'}, {n} latents": (x, n) for x, n in cases}
+
+
+def case_of(name: str, size: kit.Size) -> bench_ops.Case:
+    """One layer of an op's data, in bf16."""
+    return bench_ops.Case(replace(bench_ops.TABLE[name], copies=1), size, torch.bfloat16)
+
+
+def op(name: str, size: kit.Size) -> Line:
+    case = case_of(name, size)
+    runs = case.variants(None)
+    results = {variant: runs[variant](case.fresh(poison=True)) for variant in ("op", "eager")}
+    return {"backend": case.chosen, **verdict(results, case.exact(), "eager")}
+
+
+def convolution(layer: Any, latents: int) -> Line:
+    case = bench_vae_layers.Convolution(layer, latents, torch.bfloat16)
+    results = {name: case.results(name) for name in (*case.backends(), "reference")}
+    return verdict(results, case.exact(), "reference")
+
+
+def verdict(results: dict[str, Any], exact: Any, eager: str) -> Line:
+    """Errors of each variant's results and, where one is too large, ``failed``: the errors are evidence either way."""
+    found = kit.errors(results, exact)
+    unit = {n: rounding(x.dtype) for n, x in enumerate(results[eager])}
+    line: Line = {"errors": {name: [float(f"{v:.3g}") for v in values] for name, values in found.items()}}
+    line |= {"at_most": [float(f"{FACTOR * max(v, unit[n]):.3g}") for n, v in enumerate(found[eager])]}
+    try:
+        kit.judge(found, eager, unit, FACTOR)
+    except AssertionError as e:
+        line["failed"] = str(e)
+    return line
+
+
+def rounding(dtype: torch.dtype) -> float:
+    return ROUNDING * torch.finfo(dtype).eps if dtype.is_floating_point else BYTES
