@@ -124,7 +124,7 @@ gpu-suite:
 
 gpu-wheels:
 	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py fetch
-	$(GPU_PYTHON) benchmarks/gpu_suite/compiled.py build
+	PYTHONPATH=benchmarks $(GPU_PYTHON) -m gpu_suite.compiled build
 	$(GPU_PYTHON) benchmarks/gpu_suite/wheels.py carried
 
 # MediaPipe and dlib want other versions of what we have, so no Python of ours imports them.

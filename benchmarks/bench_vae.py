@@ -148,9 +148,7 @@ class Chunk:
         left_out, runs = {}, {}
         if not (ON_GPU and compile_peers):
             names.remove("diffusers, compiled")
-            left_out["diffusers, compiled"] = (
-                "compiled on a GPU only, and not in a hurry: it takes minutes for each case"
-            )
+            left_out["diffusers, compiled"] = "only on a GPU and without hurry: it takes minutes for each case"
         try:
             peers = {name: vae_peers.Diffusers(self.vae) for name in names}
         except (ImportError, RuntimeError) as e:  # the latter: of a version that its libraries refuse

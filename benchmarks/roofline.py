@@ -43,8 +43,8 @@ class Roof:
 
 
 def measure(device: torch.device, dtype: torch.dtype, *, megabytes: int = 256, side: int | None = None) -> Roof:
-    """Best of several rounds of large copies, and of products of square matrices in this dtype, by PyTorch's library and
-    by oneDNN: on AMD processors the former takes twice as long (docs/measured_facts.md), and would be no roof."""
+    """Best of several rounds of large copies, and of products of square matrices in this dtype, by PyTorch's library
+    and by oneDNN: on AMD processors the former takes twice as long (docs/measured_facts.md), and would be no roof."""
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     n = side or (8192 if device.type == "cuda" else 2048)

@@ -65,6 +65,7 @@ def left_by(call: Call, case: Convolution) -> list[torch.Tensor]:
 
 def measure(layer: Any, latents: int) -> dict[str, Any]:
     work = Work(torch.finfo(DTYPE).bits // 8 * layer.numbers(latents), layer.flop(latents))
+    torch.backends.cudnn.benchmark = True  # cuDNN may look for its fastest algorithm
     copies = graphs.copies(work.bytes)
     cases = [Convolution(layer, latents, DTYPE, seed) for seed in range(copies)]
     calls = ours(cases) | {"library": functools.partial(library, cases)}

@@ -1,7 +1,7 @@
 """Every op in bf16 at the sizes of rest-512, and every convolution of the decoders: right or not, one line each.
 
-What is right is computed on the GPU, ops in float64 and convolutions in float32, since data and reference of these sizes
-take minutes on a CPU. An op may be off by twice what plain PyTorch in bf16 is off, or twice a single rounding.
+What is right is computed on the GPU, ops in float64 and convolutions in float32, since data and reference of these
+sizes take minutes on a CPU. An op may be off by twice what plain PyTorch in bf16 is off, or twice a single rounding.
 """
 
 from __future__ import annotations

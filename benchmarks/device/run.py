@@ -35,18 +35,12 @@ def main(words: list[str] | None = None) -> int:
     evidence, claims = Evidence.here(), os.environ.get(CLAIMS)
     if chosen.workers and claims is None:
         return shared(chosen.workers)
-    settle()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
     jobs: Jobs = importlib.import_module(f"benchmarks.device.{chosen.name}").jobs(chosen.tiny)
     with torch.no_grad():
         if claims is None:
             return evidence.run(jobs)
         return claimed(evidence, jobs, Path(claims))
-
-
-def settle() -> None:
-    """fp32 is fp32, and cuDNN may look for its fastest algorithm, for everyone."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
 
 
 def shared(workers: int) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,33 @@ def main(words: list[str] | None = None) -> int:
     if chosen.rehearse:
         chosen.part, chosen.out, chosen.work = "short", chosen.out / "rehearsal", chosen.work / "rehearsal"
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended and recorded
     found = machine.record(ROOT)
     if chosen.rehearse:
         found.pop("gpu", None)
     found |= {"seconds": round(time.monotonic() - started, 2), "ungated": chosen.ungated}
+    names = list(parts.PARTS) if chosen.part == "all" else [chosen.part]
     codes = set()
-    for name in parts.PARTS if chosen.part == "all" else [chosen.part]:
-        left = chosen.seconds - (time.monotonic() - started)
-        try:
-            codes.add(run_part(name, chosen, found, seconds=left))
-        except ValueError as e:
-            print(f"gpu_suite: {e}", file=sys.stderr)
-            return 2
+    try:
+        with ended_by_exit():
+            for name in names:
+                left = chosen.seconds - (time.monotonic() - started)
+                codes.add(run_part(name, chosen, found, seconds=left))
+    except ValueError as e:
+        print(f"gpu_suite: {e}", file=sys.stderr)
+        return 2
     return next((code for code in (EXIT_FAILED, EXIT_LEFT) if code in codes), 0)
+
+
+@contextlib.contextmanager
+def ended_by_exit() -> Iterator[None]:
+    """SIGTERM raises SystemExit, once, so that what runs is ended and recorded."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,12 +1,11 @@
 """Our extension modules as a wheel made beforehand, so that a machine lent for minutes spends none on compiling.
 
-    python3 benchmarks/gpu_suite/compiled.py build [FOLDER]
-    python3 benchmarks/gpu_suite/compiled.py lay SITE ARCHITECTURE FOLDER -- COMMAND...
+    PYTHONPATH=benchmarks python3 -m gpu_suite.compiled build [FOLDER]
+    PYTHONPATH=benchmarks python3 -m gpu_suite.compiled lay SITE ARCHITECTURE FOLDER -- COMMAND...
 
 The wheel holds what a compiler made and nothing else, and beside it lies a note of the sources, the Python and the GPU
-that it is for. ``lay`` puts it under this tree's Python files if the note fits and both modules can be loaded; if not, it
-runs the command, which compiles. So a change of a Python file, a Triton kernel for instance, needs
-no new wheel.
+that it is for. ``lay`` puts it under this tree's Python files if the note fits and both modules can be loaded; if not,
+it runs the command, which compiles. So a change of a Python file, a Triton kernel for instance, needs no new wheel.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":
-    sys.path[0] = str(HERE.parent)
-from gpu_suite import machine, wheels
+from . import machine, wheels
 
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+VERSION = ".".join(map(str, wheels.PYTHON))
 NOTE = "compiled.json"
 HOPPER = "90a-real"
 PACKAGE = {"rest_fast": "rest_fast", "kernels": "rest_fast/kernels"}  # folder of the tree -> where it is installed
@@ -33,15 +31,11 @@ PACKAGE = {"rest_fast": "rest_fast", "kernels": "rest_fast/kernels"}  # folder o
 
 def python() -> str | None:
     """A Python of the version that the wheels are for: ``GPU_BUILD_PYTHON``, or on PATH, or one of pyenv's."""
-    name = f"python{wheels.PYTHON[0]}.{wheels.PYTHON[1]}"
+    name, named = f"python{VERSION}", os.environ.get("GPU_BUILD_PYTHON")
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    named = os.environ.get("GPU_BUILD_PYTHON")
-    found = [named] if named else [name, *map(str, sorted(pyenv.glob(f"{name[6:]}.*/bin/{name}")))]
-    for candidate in found:
-        if machine.asked([candidate, "-c", "import sys; print(*sys.version_info[:2])"]) == (
-            0,
-            name[6:].replace(".", " "),
-        ):
+    asking = ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    for candidate in [named] if named else [name, *map(str, sorted(pyenv.glob(f"{VERSION}.*/bin/{name}")))]:
+        if machine.asked([candidate, *asking]) == (0, VERSION):
             return candidate
     return None
 
@@ -49,14 +43,13 @@ def python() -> str | None:
 def build(folder: Path) -> int:
     """Compile for Python 3.12 and Hopper with what ``wheels.py fetch`` has brought. Exit code."""
     program, nvcc = python(), machine.tool("nvcc")
-    version = ".".join(map(str, wheels.PYTHON))
     if program is None or nvcc is None:
-        what = f"Python {version} (name one with GPU_BUILD_PYTHON=...)" if program is None else "nvcc"
+        what = f"Python {VERSION} (name one with GPU_BUILD_PYTHON=...)" if program is None else "nvcc"
         print(f"expected {what}, found none: no wheel of our own, so the GPU machine will compile for a minute or two")
         return 0
     for old in folder.glob("rest_fast-*.whl"):
         old.unlink()
-    kept = ROOT / "build" / f"cmake-{version}-{HOPPER}"
+    kept = ROOT / "build" / f"cmake-{VERSION}-{HOPPER}"
     with tempfile.TemporaryDirectory() as scratch:
         site, made = Path(scratch, "site"), Path(scratch, "made")
         code = subprocess.run([program, str(HERE / "wheels.py"), "unpack", str(site), str(folder)]).returncode
@@ -68,7 +61,7 @@ def build(folder: Path) -> int:
             str(made),
         ]
         variables = {"REST_FAST_CUDA": "ON", "REST_FAST_REQUIRE_EXT": "1", "CUDACXX": nvcc, "PYTHONPATH": str(site)}
-        code = code or subprocess.run([*command, str(ROOT)], env=os.environ | variables).returncode
+        code = code or subprocess.run(command, env=os.environ | variables).returncode
         if code:
             return code
         (wheel,) = made.glob("rest_fast-*.whl")
@@ -81,7 +74,7 @@ def build(folder: Path) -> int:
 def note(architecture: str) -> dict[str, str]:
     """What a wheel must be for, to be used."""
     digest = machine.digest(ROOT, machine.COMPILED)
-    return {"sources": digest, "python": ".".join(map(str, wheels.PYTHON)), "architecture": architecture}
+    return {"sources": digest, "python": VERSION, "architecture": architecture}
 
 
 def compiled_only(wheel: Path, target: Path) -> None:
@@ -135,10 +128,8 @@ def main(words: list[str]) -> int:
         return build(Path(words[1]) if words[1:] else wheels.FOLDER)
     if words[:1] == ["lay"] and words[4:5] == ["--"]:
         why = lay(Path(words[1]), words[2], Path(words[3]))
-        print(
-            f"compiled here, as the wheel made beforehand cannot be used: {why}" if why else "made beforehand",
-            flush=True,
-        )
+        said = f"compiled here, as the wheel made beforehand cannot be used: {why}" if why else "made beforehand"
+        print(said, flush=True)
         return subprocess.run(words[5:]).returncode if why else 0
     print(__doc__)
     return 2

@@ -20,6 +20,7 @@ def main(modules: list[str]) -> None:
         module = importlib.import_module(name)
         if site.resolve() not in Path(str(module.__file__)).resolve().parents:
             sys.exit(f"expected {name} in {site}, got {module.__file__}")
+    rest_fast.show_config()
     built = {k: v for k, v in vars(importlib.import_module("rest_fast._build_info")).items() if k.isupper()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -84,12 +84,10 @@ def digest(root: Path, names: Iterable[str], *more: str) -> str:
     files: set[Path] = set()
     for name in names:
         path = root / name
-        inside = path.rglob("*") if path.is_dir() else [path]
-        files |= {
-            p for p in inside if p.is_file() and p.suffix in SUFFIXES | {".toml"} and "__pycache__" not in p.parts
-        }
+        files |= {p for p in path.rglob("*") if p.suffix in SUFFIXES and "__pycache__" not in p.parts}
+        files |= {path} if path.is_file() else set()
     found = hashlib.sha256("\0".join(more).encode())
-    for path in sorted(files):
+    for path in sorted(filter(Path.is_file, files)):
         found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 

@@ -48,6 +48,7 @@ class Step:
     skip: str = ""  # why it cannot run here
     judge: Callable[[Ended], Outcome] = by_exit_code
     product: Path | None = None  # done only while this is there
+    again: bool = False  # run in every call, although it has passed
     digest: str = ""  # of all that its result depends on: once it has passed, it is not repeated until that changes
     beside: bool = False  # may run at the same time as its neighbours that may, too
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,12 +68,14 @@ class Running:
 
     def stop(self) -> None:
         """End the command and what it has started: ask first, so that it may write what it has, then kill."""
-        if self.process.poll() is None:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
+        try:
+            if self.process.poll() is None:
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(GRACE)
+        finally:  # whoever presses Ctrl-C twice does not wait
+            self._signal(signal.SIGKILL)
+            self.process.wait()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -138,7 +141,8 @@ class Runner:
         return together and not names.intersection(step.needs)
 
     def _start(self, step: Step) -> None:
-        if self.report.passed(step.name, step.digest) and (step.product is None or step.product.exists()):
+        done = self.report.passed(step.name, step.digest) and not step.again
+        if done and (step.product is None or step.product.exists()):
             self.report.keep(step.name)
             return
         reason = step.skip or self._missing(step)
