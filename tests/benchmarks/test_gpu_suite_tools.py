@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.fitness import unfit
-from tests.kit.suite import ROOT, SUITE, gpu_here, judges, machine, place, steps, wheels
+from tests.kit.suite import ROOT, SUITE, compiled, evidence, gpu_here, judges, machine, place, steps, wheels
 
 Ended = steps.Ended
 
@@ -286,3 +288,134 @@ def test_the_watched_program_runs_a_kernel_and_follows_no_stray_index(tmp_path, 
 def test_files_of_results_stay_in_the_work_folder(tmp_path):
     here = place(tmp_path)
     assert here.result("parity/op.xml") == tmp_path / "work" / "parity-op.xml"
+
+
+# --- our own wheel ---
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A tree, and a folder with a wheel of its modules: this environment's own, for this Python."""
+    root, folder = tree(tmp_path / "tree"), tmp_path / "wheels"
+    (root / "kernels").mkdir()
+    (root / "kernels" / "k.py").write_text("")
+    monkeypatch.setattr(compiled, "ROOT", root)
+    monkeypatch.setattr(wheels, "PYTHON", sys.version_info[:2])
+    monkeypatch.setattr(compiled, "VERSION", ".".join(map(str, sys.version_info[:2])))
+    folder.mkdir()
+    module = Path(importlib.import_module("rest_fast._cpu").__file__)
+    whole = tmp_path / "rest_fast-0.1.0-cp3-cp3-linux_x86_64.whl"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.write(module, f"rest_fast/{module.name}")
+        for name in ("rest_fast/b.py", "rest_fast/_build_info.py", "rest_fast-0.1.0.dist-info/METADATA"):
+            archive.writestr(name, "of the wheel")
+    compiled.compiled_only(whole, folder / whole.name)
+    (folder / compiled.NOTE).write_text(json.dumps(compiled.note("90a-real")))
+    return root, folder, module.name
+
+
+def test_the_wheel_brings_what_was_compiled_and_the_tree_the_rest(made, tmp_path):
+    root, folder, module = made
+    site = tmp_path / "site"
+    (site / "rest_fast").mkdir(parents=True)
+    (site / "rest_fast" / "stale.py").touch()
+    (root / "rest_fast" / "b.py").write_text("changed since: needs no new wheel")
+    assert compiled.lay(site, "90a-real", folder) == ""
+    files = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
+    brought = {f"rest_fast/{module}", "rest_fast/_build_info.py", "rest_fast-0.1.0.dist-info/METADATA"}
+    assert files == brought | {"rest_fast/b.py", "rest_fast/kernels/k.py"}
+    assert (site / "rest_fast" / "b.py").read_text() == "changed since: needs no new wheel"
+
+
+def test_a_wheel_of_something_else_is_not_used(made, tmp_path, monkeypatch):
+    root, folder, _ = made
+    assert compiled.misfit(folder, "80-real") == "architecture: expected 80-real, got 90a-real"
+    assert compiled.misfit(tmp_path, "90a-real") == "there is none"
+    (root / "csrc" / "a.cu").write_text("other code")
+    assert compiled.misfit(folder, "90a-real").startswith("sources: expected ")
+    monkeypatch.setattr(wheels, "PYTHON", (3, 2))
+    assert compiled.misfit(folder, "90a-real").startswith("it is for Python ")
+
+
+def test_modules_that_cannot_be_loaded_are_compiled_again(made, tmp_path, capfd):
+    _, folder, module = made
+    (wheel_,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel_, "w") as archive:
+        archive.writestr(f"rest_fast/{module}", b"of another system")
+    mark = [sys.executable, "-S", "-c", f"open({str(tmp_path / 'compiled')!r}, 'w')"]
+    assert compiled.main(["lay", str(tmp_path / "site"), "90a-real", str(folder), "--", *mark]) == 0
+    assert (tmp_path / "compiled").exists()
+    assert (
+        f"compiled here, as the wheel made beforehand cannot be used: {module}: ImportError" in capfd.readouterr().out
+    )
+
+
+def test_without_that_python_no_wheel_is_made_and_how_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GPU_BUILD_PYTHON", sys.executable)
+    monkeypatch.setattr(compiled, "VERSION", "3.2")
+    assert compiled.build(tmp_path) == 0 and not list(tmp_path.iterdir())
+    assert "expected Python 3.2 (name one with GPU_BUILD_PYTHON=...), found none" in capsys.readouterr().out
+
+
+def test_what_is_carried_is_weighed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.whl").write_bytes(bytes(1 << 20))
+    assert wheels.main(["carried", str(tmp_path)]) == 0
+    assert re.search(r"the tree has \d+\.\d MiB, .* 1\.0 MiB: of 64 MiB that can be carried", capsys.readouterr().out)
+    monkeypatch.setattr(wheels, "CARRIED", 1 << 20)
+    assert wheels.main(["carried", str(tmp_path)]) == 1
+    assert "expected at most 1 MiB" in capsys.readouterr().out
+
+
+# --- tests as evidence ---
+
+TESTS = """
+import pathlib, pytest
+from hypothesis import given, settings, strategies as st
+drawn = pathlib.Path(__file__).with_name("drawn")
+def test_good(): pass
+def test_bad(): assert pathlib.Path(__file__).with_name("cured").exists(), "shape 3"
+@pytest.mark.skip(reason="no bf16 here")
+def test_skipped(): pass
+@settings(max_examples=50, database=None)
+@given(st.integers())
+def test_drawn(n):
+    with drawn.open("a") as file: file.write("x")
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+def test_tests_leave_lines_and_those_that_passed_are_not_repeated(tmp_path, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    path, here = tmp_path / "test_toy.py", evidence.Evidence(tmp_path / "part.jsonl", "parity", "digest")
+    path.write_text(TESTS)
+    variables = os.environ | here.environment() | {"PYTHONPATH": str(SUITE.parent)}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu_suite.recorded", *workers]
+
+    def once() -> steps.Ended:
+        done = subprocess.run(
+            [*words, "--rootdir", tmp_path, path], capture_output=True, text=True, cwd=tmp_path, env=variables
+        )
+        return steps.Ended(done.returncode, done.stdout, here.progress())
+
+    first = judges.found(once())
+    assert first.status == "failed" and first.reason.startswith("1 of 4 failed, first test_toy.py::test_bad: ")
+    found = first.results["found"]
+    assert "shape 3" in found["test_toy.py::test_bad"]["failed"]
+    assert "no bf16 here" in found["test_toy.py::test_skipped"]["reason"]
+    assert len((tmp_path / "drawn").read_text()) == 10, "examples"
+    (tmp_path / "cured").touch()
+    second = judges.found(once())
+    assert (second.status, second.reason) == ("passed", "4 done")
+    assert len((tmp_path / "drawn").read_text()) == 10
+
+
+def test_a_program_passes_once_all_of_its_jobs_are_there():
+    def verdict(code: int, found: dict, jobs: int | None):
+        return judges.found(Ended(code, "last words", evidence.Progress(found, jobs)))
+
+    assert verdict(0, {"a": {}, "b": {}}, 2).status == "passed"
+    assert verdict(0, {"a": {}}, 2).reason == "ended early; 1 of 2 done"
+    assert verdict(1, {"a": {}}, 2).reason == "exit code 1: last words; 1 of 2 done"
+    assert verdict(1, {}, None).status == "failed"
+    assert verdict(1, {"a": {"failed": "shape 3"}, "b": {}}, 2).reason == "1 of 2 failed, first a: shape 3"
