@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, parts
+from .place import Place, environment
 from .report import EXIT_FAILED, EXIT_LEFT, FAILED, PASSED, Outcome, Report
 from .steps import Runner, check
 
@@ -25,10 +26,10 @@ def run_part(name: str, chosen: argparse.Namespace, found: dict[str, Any], *, se
     problem = found["problem"]
     report.add("environment", Outcome(FAILED if problem else PASSED, problem), found.get("seconds", 0.0))
     if not problem:
-        place = parts.Place(
+        place = Place(
             ROOT, chosen.work.resolve(), chosen.out.resolve(), found, ungated=chosen.ungated, rehearse=chosen.rehearse
         )
-        variables = parts.environment(place)
+        variables = environment(place)
         runner = Runner(report, ROOT, seconds=seconds, workers=place.workers, environment=variables)
         steps = parts.listed(name, place)
         check(steps)

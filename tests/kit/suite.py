@@ -20,11 +20,12 @@ def package() -> list[ModuleType]:
         spec = importlib.util.spec_from_file_location("gpu_suite", SUITE / "__init__.py", **where)
         sys.modules["gpu_suite"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["gpu_suite"])
-    names = ("command", "compiled", "evidence", "judges", "machine", "parts", "report", "steps", "wheels")
+    names = ("command", "compiled", "evidence", "exhaustive", "judges", "machine")
+    names += ("parts", "place", "report", "short", "steps", "wheels")
     return [importlib.import_module(f"gpu_suite.{name}") for name in names]
 
 
-command, compiled, evidence, judges, machine, parts, reports, steps, wheels = package()
+command, compiled, evidence, exhaustive, judges, machine, parts, places, reports, short, steps, wheels = package()
 
 
 FOUND = {
@@ -36,8 +37,8 @@ FOUND = {
 }
 
 
-def place(tmp_path: Path, **more) -> parts.Place:
-    return parts.Place(ROOT, tmp_path / "work", tmp_path / "out", FOUND | more)
+def place(tmp_path: Path, **more) -> places.Place:
+    return places.Place(ROOT, tmp_path / "work", tmp_path / "out", FOUND | more)
 
 
 def gpu_here() -> bool:
