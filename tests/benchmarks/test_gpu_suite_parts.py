@@ -18,9 +18,9 @@ from tests.kit.suite import (
     SUITE,
     command,
     compiled,
+    evidence,
     exhaustive,
     gpu_here,
-    judges,
     machine,
     parts,
     place,
@@ -67,13 +67,24 @@ def test_the_order_of_the_short_part_and_what_it_takes(tmp_path, monkeypatch):
         assert all(Path(word).exists() for word in step.command if word.endswith(".py")), step.command
 
 
+def test_the_page_has_the_seconds_of_every_step(tmp_path):
+    page = (ROOT / "docs" / "gpu_suite.md").read_text().partition("## What comes out")[0]
+    rows = {row.split("|")[1].strip(" `"): row.split("|")[-3:-1] for row in page.splitlines() if row.startswith("| `")}
+    found = {step.name: step for step in short.short(place(tmp_path, gpu=H200))}
+    for name in ("compile", "right", "products table", *(one.name for one in short.MEASUREMENTS)):
+        assert [float(cell) for cell in rows[name]] == [found[name].least, found[name].limit], name
+
+
 def test_the_captured_step_is_there_once_its_file_is(tmp_path):
     here = dataclasses.replace(place(tmp_path, gpu=H200), root=tmp_path)
     assert "captured" not in {step.name for step in short.short(here)}
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "captured.py").touch()
     (step,) = [step for step in short.short(here) if step.name == "captured"]
-    assert step.command[-1].endswith("captured.py") and (step.least, step.judge) == (80, judges.found)
+    assert step.command[-1].endswith("captured.py") and step.least == 80
+    assert step.judge(steps.Ended(0, "84 us a step")).reason == "84 us a step"
+    assert step.judge(steps.Ended(1, "no graph")).status == "failed"
+    assert step.judge(steps.Ended(0, "", evidence.Progress({"a": {}}, 2))).reason == "ended early; 1 of 2 done"
 
 
 def test_a_step_depends_on_what_it_runs(tmp_path):
