@@ -33,15 +33,16 @@ WARMS = f"{CONVOLVES} bench_ops bench_attention bench_block peers device/right d
 ATTENTION = ("kernels/__init__.py", "kernels/rows.py", "kernels/sink_ring_attention")
 COMPILE = Measurement("compile", 45, 150, f"{WARMS} device/decode")
 RIGHT = Measurement("right", 50, 120, f"{CONVOLVES} bench_ops peers")
+PRODUCTS = Measurement("products", 30, 110, of=())
 # docs/gpu_suite.md says where the seconds come from.
 MEASUREMENTS = (
     Measurement("attention", 30, 90, "bench_attention peers roofline", ("rest_fast", *ATTENTION)),
-    Measurement("products", 30, 110, of=()),
+    PRODUCTS,
     Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops peers"),
     Measurement("decode", 60, 120, CONVOLVES),
     Measurement("block", 60, 120, "bench_block peers"),
 )
-CAPTURED = "benchmarks/captured.py"  # the step of the DiT in a graph
+CAPTURED = "benchmarks/captured.py"
 WATCHED = ("qk_norm_rope_cache", "sink_ring_attention", "causal_conv3d")
 REHEARSED = "test_cfg_euler_step.py"  # a file that Triton's interpreter runs in seconds
 
@@ -51,17 +52,28 @@ def short(place: Place) -> list[Step]:
 
     No step waits for another to be right: each measurement compares what it times with the reference itself.
     """
-    steps = [*built(place), device_step(place, COMPILE, "--workers", str(max(place.cores - 2, 1)))]
-    steps.append(device_step(place, RIGHT))
-    if (place.root / CAPTURED).exists():
-        command = place.python(place.root / CAPTURED, *(["--tiny"] if place.rehearse else []))
-        digest = place.digest(*machine.PACKAGE, CAPTURED, "benchmarks/kit.py", "benchmarks/graphs.py")
-        expected = 1 if place.rehearse else 80
-        shared = {"needs": ("loaded",), "skip": place.absent, "judge": found_or_said, "digest": digest}
-        steps.append(Step("captured", command, limit=150, expected=expected, **shared))
-    steps += [device_step(place, one) for one in MEASUREMENTS]
-    steps.insert(-len(MEASUREMENTS) + 2, gemm_table(place))
+    compiled = device_step(place, COMPILE, "--workers", str(max(place.cores - 2, 1)))
+    steps = [*built(place), compiled, device_step(place, RIGHT), *captured(place)]
+    for one in MEASUREMENTS:
+        steps += [device_step(place, one), *([gemm_table(place)] if one is PRODUCTS else [])]
     return [*steps, *(rehearsed_memcheck(place) if place.rehearse else memcheck(place)), quick_tests(place)]
+
+
+def captured(place: Place) -> list[Step]:
+    """The step of the whole DiT in a graph, where there is a program for it."""
+    if not (place.root / CAPTURED).exists():
+        return []
+    step = Step(
+        "captured",
+        place.python(place.root / CAPTURED, *(["--tiny"] if place.rehearse else [])),
+        limit=150,
+        expected=1 if place.rehearse else 80,
+        needs=("loaded",),
+        skip=place.absent,
+        judge=found_or_said,
+        digest=place.digest(*machine.PACKAGE, CAPTURED, "benchmarks/kit.py", "benchmarks/graphs.py"),
+    )
+    return [step]
 
 
 def found_or_said(ended: Ended) -> Outcome:
