@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import graphs, kit
 from benchmarks.bench_attention import DEMO, SHAPES, Layer, Shape
+from rest_fast import ops
 
 DTYPE = torch.bfloat16
 Run = Callable[[Layer], torch.Tensor]
 LIBRARIES = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-TILES = ("LARGE", "HALF")  # of kernels/sink_ring_attention/plan.py
 
 
 def shapes(tiny: bool) -> dict[str, Shape]:
@@ -39,21 +39,29 @@ def layer(shape: Shape, seed: int) -> Layer:
 def ours(layer: Layer) -> dict[str, Run]:
     """The call as dispatched and, where that is Triton, under each tile with the keys whole and halved."""
     runs: dict[str, Run] = {"op": Layer.op}
-    if kit.device().type == "cpu":
+    if "triton" not in able(layer):
         return runs
     from rest_fast.kernels import sink_ring_attention as package
-    from rest_fast.kernels.sink_ring_attention import plan
+    from rest_fast.kernels.sink_ring_attention.plan import HALF, LARGE, Plan
 
-    def under(chosen: plan.Plan, x: Layer) -> torch.Tensor:
+    def under(chosen: Plan, x: Layer) -> torch.Tensor:
         indices = (x.row_index, x.bank_index, x.n_valid)
         package.launch_plan(chosen, x.q, x.k_cache, x.v_cache, x.out, *indices, x.scale)
         return x.out
 
-    for tile in TILES:
-        for splits in (1, 2):
-            name = f"{tile}, {splits} part{'s' * (splits > 1)}"
-            runs[name] = functools.partial(under, plan.Plan(getattr(plan, tile), splits))
+    for name, tile in (("LARGE", LARGE), ("HALF", HALF)):
+        for splits, keys in ((1, "whole"), (2, "halved")):
+            runs[f"{name}, keys {keys}"] = functools.partial(under, Plan(tile, splits))
     return runs
+
+
+def able(layer: Layer) -> list[str]:
+    """The backends that take the call."""
+    names = ("row_index", "bank_index", "n_valid", "host_n_valid", "scale")
+    op, indices = ops.sink_ring_attention, {name: getattr(layer, name) for name in names}
+    return [
+        name for name, ok, _ in op.report(op.check(layer.q, layer.k_cache, layer.v_cache, layer.out, **indices)) if ok
+    ]
 
 
 def others(layer: Layer) -> dict[str, Run]:

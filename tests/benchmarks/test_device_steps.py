@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from tests.kernels.fitness import unfit
 from tests.kit.bench import BENCHMARKS, module
 
 graphs, kit = module("graphs"), module("kit")
@@ -95,6 +97,48 @@ def test_without_a_device_real_sizes_are_refused(capsys):
     assert "expected a CUDA device, got none" in capsys.readouterr().err
 
 
+# --- what only a GPU takes, in Triton's interpreter ---
+
+INTERPRETED = """
+import torch
+from tests.kit.bench import module
+from rest_fast.ops.memory_layouts import haloed
+attention, layers, bench = (module(n) for n in ("device.attention", "device.layers", "bench_vae_layers"))
+kit = module("kit")
+torch.set_grad_enabled(False)
+attention.DTYPE = torch.float16
+layer = attention.layer(attention.shapes(True)["demo"], 0)
+runs = attention.ours(layer)
+assert len(runs) == 5, runs
+results = {}
+for name, run in runs.items():
+    layer.out.fill_(torch.nan)
+    results[name] = [run(layer).clone()]
+kit.gate(results, [layer.exact()], "op")
+for one in bench.distinct(8, 32)[:3]:
+    case = bench.Convolution(one, 1, torch.float16)
+    for name in ("buffer", "history", "normed"):
+        x = getattr(case, name)
+        if x is not None:
+            room = 2 * (name == "normed")  # its buffer has frames in front
+            shape = (*x.shape[:2], x.shape[2] + room, *x.shape[3:])
+            setattr(case, name, haloed(shape, dtype=x.dtype, device=x.device)[:, :, room:].copy_(x))
+    calls = layers.ours([case])
+    assert len(calls) == 3, calls
+    wanted = layers.left_by(calls["ours"], case)
+    for call in calls.values():
+        assert all(map(torch.equal, layers.left_by(call, case), wanted))
+"""
+
+
+@pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
+def test_our_plans_compute_the_same(tmp_path):
+    variables = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", INTERPRETED]
+    done = subprocess.run(words, capture_output=True, text=True, env=variables, cwd=BENCHMARKS.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # --- evidence ---
 
 
@@ -140,6 +184,19 @@ def test_what_cannot_be_captured_is_left_out(monkeypatch):
     monkeypatch.setattr(graphs, "looped", refuse)
     times, left_out = graphs.interleaved({"a": print}, 1)
     assert not times and left_out == {"a": "RuntimeError: operation not permitted when stream is capturing"}
+
+
+def test_a_graph_holds_calls_enough_for_its_events(monkeypatch):
+    """On a GPU that is played: a call or a replay takes 0.3 ms by the events, and the graph what fills 1.5 ms."""
+    seen: list[int] = []
+    event = {"record": lambda self: None, "synchronize": lambda self: None, "elapsed_time": lambda self, other: 0.3}
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: type("Event", (), event)())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {"replay": lambda self: None}))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    replay = graphs.captured(seen.append, 2)
+    assert seen == [0, 1, 0, *[0, 1] * 3], "each copy warmed up, one timed, then captured"
+    assert replay() == pytest.approx(300 / 6)
 
 
 def test_copies_are_colder_than_a_cache(monkeypatch):
