@@ -60,6 +60,7 @@ def test_a_wrong_result_is_a_failure_with_its_numbers():
     exact = [torch.linspace(-1, 1, 100, dtype=torch.float64)]
     rounded = [exact[0].bfloat16()]
     good = right.verdict({"op": rounded, "eager": rounded}, exact, "eager")
+    assert 2**-10 < good["largest"]["op"][0] < 2**-8
     assert "failed" not in good and good["errors"]["op"][0] < good["at_most"][0]
     bad = right.verdict({"op": [rounded[0] * 1.02], "eager": rounded}, exact, "eager")
     assert bad["failed"].startswith("op: result 0: expected an error of at most") and bad["errors"]["op"][0] > 0.01
