@@ -69,14 +69,15 @@ class Layer:
         self.block, width = self.dit.blocks[0], config.dit.width
         # the block alone: no projection before or behind it
         self.dit.proj_in, self.dit.output = nn.Identity(), lambda x, final: x
-        self.x = torch.randn(LANES, tokens, width).to(device, dtype)
+        # a session with guidance: its branches begin with the same latents
+        self.x = torch.randn(1, tokens, width).repeat(LANES, 1, 1).to(device, dtype)
         self.window: dict[str, peers.Window] = {}
         self._fill(dtype)
         self.work = Workspace(LANES, tokens, self.config.dit, self.x)
         t = torch.rand(LANES, config.stream.chunk).to(device)
         self.six, self.mod = self.dit.time(t)[0].to(dtype), self.dit.modulation(t)
         codes = torch.randn(LANES, config.stream.chunk, config.speech.tokens, config.speech.width).to(device, dtype)
-        codes[1:] = 0  # a session with guidance: the second lane hears nothing, which the peers compute, too
+        codes[1:] = 0  # the second lane hears nothing, which the peers compute, too
         self.text, self.audio = self.dit.text_kv(), self.dit.hear(codes[:1])
         self.audio_kv = self.block.audio.keys_values(codes)
         base = self.dit.positions.base(2) + torch.arange(config.stream.chunk)
@@ -94,7 +95,7 @@ class Layer:
             buffer.copy_(torch.randn(buffer.shape).to(dtype))
         for _ in range(2):
             cache.commit(list(range(LANES)))
-        self.lanes = cache.lanes(list(range(LANES)))
+        self.lanes = cache.lanes(list(range(LANES)), sessions=1)
         at, chunk = cache.write_slot(0), cache.chunk
         # by time: what the current chunk evicts stands first in the window that has yet to roll
         for style in peers.STYLES:
@@ -110,7 +111,7 @@ class Layer:
         return torch.cat([slots[:, :sink], slots[:, first], *context, *room], 1)
 
     def ours(self) -> torch.Tensor:
-        return self.dit.step(self.x, self.mod, self.lanes, self.work, self.text, self.audio)
+        return self.dit.step(self.x[:1], self.mod, self.lanes, self.work, self.text, self.audio)
 
     def peer(self, style: str, function: Callable[..., torch.Tensor] = peers.block) -> torch.Tensor:
         remember, heads = getattr(self.window[style], style), self.config.dit.heads
