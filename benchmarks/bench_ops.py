@@ -376,11 +376,9 @@ class Case:
 
     def check(self, variants: dict[str, Callable]) -> None:
         """The gate: each variant on fresh copies of the first layer, outputs poisoned."""
-        results = {name: run(self.fresh(poison=True)) for name, run in variants.items()}
-        kit.gate(results, self.exact(), "eager")
+        kit.gate({name: run(self.fresh(poison=True)) for name, run in variants.items()}, self.exact(), "eager")
 
-    def exact(self) -> Sequence[torch.Tensor]:
-        """What eager computes in float64."""
+    def exact(self) -> Sequence[torch.Tensor]:  # what eager computes in float64
         return self._reading(self.entry.eager)(self.fresh(widen=True))
 
     def fresh(self, *, widen: bool = False, poison: bool = False) -> Values:

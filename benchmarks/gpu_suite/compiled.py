@@ -47,21 +47,13 @@ def build(folder: Path) -> int:
         what = f"Python {VERSION} (name one with GPU_BUILD_PYTHON=...)" if program is None else "nvcc"
         print(f"expected {what}, found none: no wheel of our own, so the GPU machine will compile for a minute or two")
         return 0
-    for old in folder.glob("rest_fast-*.whl"):
-        old.unlink()
-    kept = ROOT / "build" / f"cmake-{VERSION}-{HOPPER}"
+    for old in (*folder.glob("rest_fast-*.whl"), folder / NOTE):
+        old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         site, made = Path(scratch, "site"), Path(scratch, "made")
         code = subprocess.run([program, str(HERE / "wheels.py"), "unpack", str(site), str(folder)]).returncode
-        command = [program, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
-        command += [
-            f"-Cbuild-dir={kept}",
-            f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={HOPPER}",
-            "--wheel-dir",
-            str(made),
-        ]
         variables = {"REST_FAST_CUDA": "ON", "REST_FAST_REQUIRE_EXT": "1", "CUDACXX": nvcc, "PYTHONPATH": str(site)}
-        code = code or subprocess.run(command, env=os.environ | variables).returncode
+        code = code or subprocess.run(making(program, made), env=os.environ | variables).returncode
         if code:
             return code
         (wheel,) = made.glob("rest_fast-*.whl")
@@ -69,6 +61,14 @@ def build(folder: Path) -> int:
     (folder / NOTE).write_text(json.dumps(note(HOPPER)))
     print(f"{wheel.name}, {(folder / wheel.name).stat().st_size / 1e6:.1f} MB, for {HOPPER}")
     return 0
+
+
+def making(program: str, made: Path) -> list[str]:
+    """The command that leaves a wheel of the whole package in ``made``. What it compiles is kept for the next time."""
+    kept = ROOT / "build" / f"cmake-{VERSION}-{HOPPER}"
+    command = [program, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    command += [f"-Cbuild-dir={kept}", f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={HOPPER}"]
+    return [*command, "--wheel-dir", str(made), str(ROOT)]
 
 
 def note(architecture: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -348,6 +349,32 @@ def test_modules_that_cannot_be_loaded_are_compiled_again(made, tmp_path, capfd)
     assert (
         f"compiled here, as the wheel made beforehand cannot be used: {module}: ImportError" in capfd.readouterr().out
     )
+
+
+def test_a_wheel_is_made_of_this_tree_and_fits_it(made, tmp_path, monkeypatch):
+    """The commands themselves are played: the list is unpacked, then pip leaves a wheel of the whole package."""
+    root, folder, _ = made
+    before = (folder / compiled.NOTE).read_text()
+    (root / "csrc" / "a.cu").write_text("other code")
+    monkeypatch.setattr(compiled, "python", lambda: "python3.12")
+    monkeypatch.setattr(machine, "tool", lambda name: "/cuda/bin/nvcc")
+    commands = []
+
+    def run(command: list[str], **options):
+        commands.append(command)
+        if "wheel" in command:
+            assert options["env"]["REST_FAST_CUDA"] == "ON" and command[-1] == str(root)
+            target = Path(command[command.index("--wheel-dir") + 1])
+            target.mkdir()
+            (tmp_path / "rest_fast-0.1.0-cp3-cp3-linux_x86_64.whl").rename(target / "rest_fast-0.1.0-cp3.whl")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compiled, "subprocess", types.SimpleNamespace(run=run))
+    assert compiled.build(folder) == 0
+    assert [p.name for p in folder.glob("*.whl")] == ["rest_fast-0.1.0-cp3.whl"] and len(commands) == 2
+    assert compiled.misfit(folder, "90a-real") == "" and (folder / compiled.NOTE).read_text() != before
+    monkeypatch.setattr(compiled.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3))
+    assert compiled.build(folder) == 3 and compiled.misfit(folder, "90a-real") == "there is none", "nothing half made"
 
 
 def test_without_that_python_no_wheel_is_made_and_how_is_said(tmp_path, monkeypatch, capsys):
