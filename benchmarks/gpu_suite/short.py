@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from . import judges, machine
 from .exhaustive import PLANTED, sanitized
 from .place import HERE, Place, built, said
-from .report import Outcome
-from .steps import Ended, Step
+from .steps import Step
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,17 @@ CONVOLVES = "bench_vae_layers bench_vae vae_peers vae_stages roofline"
 WARMS = f"{CONVOLVES} bench_ops bench_attention bench_block peers device/right device/attention device/layers"
 ATTENTION = ("kernels/__init__.py", "kernels/rows.py", "kernels/sink_ring_attention")
 COMPILE = Measurement("compile", 45, 150, f"{WARMS} device/decode")
-RIGHT = Measurement("right", 50, 120, f"{CONVOLVES} bench_ops peers")
 PRODUCTS = Measurement("products", 30, 110, of=())
 # docs/gpu_suite.md says where the seconds come from.
 MEASUREMENTS = (
+    Measurement("right", 50, 120, f"{CONVOLVES} bench_ops peers"),
+    Measurement("captured", 80, 150),
     Measurement("attention", 30, 90, "bench_attention peers roofline", ("rest_fast", *ATTENTION)),
     PRODUCTS,
     Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops peers"),
     Measurement("decode", 60, 120, CONVOLVES),
     Measurement("block", 60, 120, "bench_block peers"),
 )
-CAPTURED = "benchmarks/captured.py"
 WATCHED = ("qk_norm_rope_cache", "sink_ring_attention", "causal_conv3d")
 REHEARSED = "test_cfg_euler_step.py"  # a file that Triton's interpreter runs in seconds
 
@@ -53,32 +52,10 @@ def short(place: Place) -> list[Step]:
     No step waits for another to be right: each measurement compares what it times with the reference itself.
     """
     compiled = device_step(place, COMPILE, "--workers", str(max(place.cores - 2, 1)))
-    steps = [*built(place), compiled, device_step(place, RIGHT), *captured(place)]
+    steps = [*built(place), compiled]
     for one in MEASUREMENTS:
         steps += [device_step(place, one), *([gemm_table(place)] if one is PRODUCTS else [])]
     return [*steps, *(rehearsed_memcheck(place) if place.rehearse else memcheck(place)), quick_tests(place)]
-
-
-def captured(place: Place) -> list[Step]:
-    """The step of the whole DiT in a graph, where there is a program for it."""
-    if not (place.root / CAPTURED).exists():
-        return []
-    step = Step(
-        "captured",
-        place.python(place.root / CAPTURED, *(["--tiny"] if place.rehearse else [])),
-        limit=150,
-        expected=1 if place.rehearse else 80,
-        needs=("loaded",),
-        skip=place.absent,
-        judge=found_or_said,
-        digest=place.digest(*machine.PACKAGE, CAPTURED, "benchmarks/kit.py", "benchmarks/graphs.py"),
-    )
-    return [step]
-
-
-def found_or_said(ended: Ended) -> Outcome:
-    """By evidence where the program leaves any, else by its exit code."""
-    return said(ended) if ended.evidence.jobs is None else judges.found(ended)
 
 
 def device_step(place: Place, one: Measurement, *words: str) -> Step:

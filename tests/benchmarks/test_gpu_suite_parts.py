@@ -18,7 +18,6 @@ from tests.kit.suite import (
     SUITE,
     command,
     compiled,
-    evidence,
     exhaustive,
     gpu_here,
     machine,
@@ -42,9 +41,9 @@ def test_the_order_of_the_short_part_and_what_it_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "misfit", lambda *_: "")
     found = parts.listed("short", place(tmp_path, gpu=H200))
     steps.check(found)
-    names = [step.name for step in found if step.name != "captured"]
+    names = [step.name for step in found]
     watched = [f"memcheck/{op}" for op in short.WATCHED]
-    measured = ["compile", "right", "attention", "products", "products table", "layers", "decode", "block"]
+    measured = ["compile", "right", "captured", "attention", "products", "products table", "layers", "decode", "block"]
     assert names == [
         "wheels",
         "build",
@@ -57,11 +56,8 @@ def test_the_order_of_the_short_part_and_what_it_takes(tmp_path, monkeypatch):
     ]
     assert not any(step.skip for step in found)
     until = names.index("sanitizer/planted")
-    captured = 80  # whether it is there or not
     start = 30  # the record of the machine, and ends of processes
-    assert (
-        sum(step.least for step in found[: until + 1] if step.name != "captured") + captured + start < command.SECONDS
-    )
+    assert sum(step.least for step in found[: until + 1]) + start < command.SECONDS
     assert all(step.least < 150 - 60 for step in found), "after what a fresh machine has to repeat"
     for step in found:
         assert all(Path(word).exists() for word in step.command if word.endswith(".py")), step.command
@@ -71,20 +67,8 @@ def test_the_page_has_the_seconds_of_every_step(tmp_path):
     page = (ROOT / "docs" / "gpu_suite.md").read_text().partition("## What comes out")[0]
     rows = {row.split("|")[1].strip(" `"): row.split("|")[-3:-1] for row in page.splitlines() if row.startswith("| `")}
     found = {step.name: step for step in short.short(place(tmp_path, gpu=H200))}
-    for name in ("compile", "right", "products table", *(one.name for one in short.MEASUREMENTS)):
+    for name in ("compile", "products table", *(one.name for one in short.MEASUREMENTS)):
         assert [float(cell) for cell in rows[name]] == [found[name].least, found[name].limit], name
-
-
-def test_the_captured_step_is_there_once_its_file_is(tmp_path):
-    here = dataclasses.replace(place(tmp_path, gpu=H200), root=tmp_path)
-    assert "captured" not in {step.name for step in short.short(here)}
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "captured.py").touch()
-    (step,) = [step for step in short.short(here) if step.name == "captured"]
-    assert step.command[-1].endswith("captured.py") and step.least == 80
-    assert step.judge(steps.Ended(0, "84 us a step")).reason == "84 us a step"
-    assert step.judge(steps.Ended(1, "no graph")).status == "failed"
-    assert step.judge(steps.Ended(0, "", evidence.Progress({"a": {}}, 2))).reason == "ended early; 1 of 2 done"
 
 
 def test_a_step_depends_on_what_it_runs(tmp_path):
@@ -122,7 +106,7 @@ def test_another_machine_or_work_folder_is_another_digest(tmp_path):
 
 
 def test_every_file_that_a_measurement_uses_is_there():
-    for one in (short.COMPILE, short.RIGHT, *short.MEASUREMENTS):
+    for one in (short.COMPILE, *short.MEASUREMENTS):
         assert all((ROOT / name).exists() for name in one.files()), one.files()
 
 
