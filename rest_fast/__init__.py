@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rest_fast.errors import (
         ArgumentError,
         AvatarError,
+        CaptureError,
         CausalDecoderError,
         CheckpointError,
         ConfigError,
@@ -64,6 +65,7 @@ __all__ = [
     "CausalDecoderError",
     "CheckpointError",
     "ConfigError",
+    "CaptureError",
     "ConvertError",
     "DataError",
     "DetectorError",
@@ -96,6 +98,7 @@ _HOMES = {
     "CausalDecoderError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "CaptureError": "errors",
     "ConvertError": "errors",
     "DataError": "errors",
     "DetectorError": "errors",
