@@ -65,14 +65,17 @@ class Pool:
     def evaluations(self, order: Callable[[list[Branches]], list[Branches]] = list) -> list[list[Any]]:
         return self.sampler.evaluations(order(self.sessions))
 
-    def chunks(self, order: Callable[[list[Branches]], list[Branches]] = list, poisoned: bool = False) -> Latents:
+    def chunks(
+        self, order: Callable[[list[Branches]], list[Branches]] = list, poisoned: bool = False, at_once: bool = False
+    ) -> Latents:
         """Latents after :data:`CHUNKS` chunks of all sessions that ``order`` names, in those lanes."""
         for _ in range(CHUNKS):
             self.load()
-            for turns in self.evaluations(order):
+            evaluations = self.evaluations(order)
+            for turns in [evaluations] if at_once else [[turn] for turn in evaluations]:
                 if poisoned:
                     self.poison()
-                self.step.run(turns)
+                self.step.run(*turns)
             self.step.commit([row for session in order(self.sessions) for row in session.rows])
         return [self.step.latents(session.slot) for session in self.sessions]
 
@@ -91,6 +94,7 @@ def bits(tiny: bool) -> dict[str, Any]:
     pool = Pool(tiny, SESSIONS)
     found = {
         "graph": pool.chunks(),
+        "a chunk at once": Pool(tiny, SESSIONS, chunk=True).chunks(at_once=True),
         "again": Pool(tiny, SESSIONS).chunks(),
         "poisoned buffers": Pool(tiny, SESSIONS).chunks(poisoned=True),
         "other lanes": Pool(tiny, SESSIONS).chunks(lambda sessions: sessions[::-1]),

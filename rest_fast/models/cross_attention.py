@@ -71,10 +71,10 @@ class Audio:
     slots: tuple[torch.Tensor, ...]
     null: torch.Tensor  # [W]
 
-    def put(self, slot: int, heard: Audio) -> None:
-        """Replace a slot by the only one of another pool."""
+    def put(self, slot: torch.Tensor, heard: Audio) -> None:
+        """Replace a slot, int32 [1], by the only one of another pool."""
         for mine, other in zip(self.slots, heard.slots, strict=True):
-            mine[slot].copy_(other[0])
+            mine.index_copy_(0, slot.long(), other)
 
     def add(self, layer: CrossAttention, x: torch.Tensor, scratch: torch.Tensor, hears: torch.Tensor) -> None:
         """x [B, N, W] += what its lanes hear; ``hears``, int32 [C], names the slots of the first lanes, or -1.

@@ -56,6 +56,15 @@ def forget(module: torch.nn.Module) -> None:
                 del owner.__dict__[name]
 
 
+def all_of(module: torch.nn.Module) -> list[Any]:
+    """The memory of a module's weights and all that is derived from them, for who reads it by address."""
+    found: list[Any] = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
+    for part in module.modules():
+        for owner in (part, *part.parameters(recurse=False)):
+            found += [value for value in owner.__dict__.values() if isinstance(value, Derived)]
+    return found
+
+
 class Derived:
     """A value and what it was derived from.
 

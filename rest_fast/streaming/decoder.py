@@ -92,15 +92,16 @@ class BlockDecoder:
         # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
         self._states: deque[tuple[int, StreamState]] = deque([(-1, self._stream.snapshot())])
         self._at_latest = True  # whether the stream itself is in the latest of these states
-        # On a GPU decoding has a stream of its own, so that the next chunk can be denoised meanwhile.
+        # On a GPU decoding has a stream of its own: a chunk that is queued behind it can be denoised meanwhile.
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         chunk = model.config.stream.chunk
         with torch.no_grad(), self._beside():
             if self._primed:  # the reference stands before the first frame
                 self._advance([reference], 0, 0)
                 self._states.popleft()
-            else:  # a trial run allocates what the first chunk, which the reference leads, will need
-                self._stream.piece(self._latents([reference] * (1 + chunk)))
+            else:  # a trial run allocates what the first piece, which the reference leads, will need at most
+                first = self._latents([reference] * (1 + chunk + self.ahead))
+                self._stream.piece(first, self.ahead, pictures=True)
             if capture is not None:
                 self._stream.capture(capture, self._latents([reference] * (chunk + self.ahead)), self.ahead)
             if self._side is not None:
@@ -110,13 +111,15 @@ class BlockDecoder:
         own = model.vae.decoder.mixed and model.dtype == torch.float32
         self._convolutions = {conv.path for conv in model.vae.decoder.convolutions()} if own else set()
         if not self._primed:
-            self._stream.reset()
+            with self._beside():
+                self._stream.reset()
 
     def _warm(self, reference: torch.Tensor) -> None:
         """Decode pieces as they come at a segment's end, so that kernels are compiled and loaded before."""
         before = self._stream.snapshot()
         for count in range(1, self.model.config.stream.chunk + self.ahead + 1):
-            self._stream.piece(self._latents([reference] * count), pictures=True)
+            for provisional in {0, min(self.ahead, count - 1)}:
+                self._stream.piece(self._latents([reference] * count), provisional, pictures=True)
         if before.started:
             self._stream.restore(before)
 
@@ -134,6 +137,7 @@ class BlockDecoder:
         final = self._states[-1][0]
         provisional = 0 if last else self.ahead
         if end - provisional > max(final, 0):
+            assert len(latents) >= end - final, "decoder: expected every latent that is not final"
             self._made += self._advance(latents[len(latents) - (end - final) :], provisional, end - provisional)
         self.fed = end, last
 
@@ -158,6 +162,7 @@ class BlockDecoder:
         while self._states[-1][0] > shown:
             self._states.pop()
         final = self._states[-1][0]
+        assert len(latents) >= shown - final, "decoder: expected every latent since the state it goes back to"
         # What was shown since the border of pieces before is decoded again, with the next latents.
         self._to_repeat = list(latents[len(latents) - (shown - final) :]) if shown > max(final, 0) else []
         self.fed, self._at_latest = (shown, True), False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 
 import torch
 
-from rest_fast.errors import ArgumentError, CaptureError
+from rest_fast.errors import ArgumentError, CaptureError, OpError
 from rest_fast.ops.dispatch import capturing
 
 WARM = 3  # calls before it is recorded: kernels are compiled and loaded, libraries choose their algorithms
@@ -17,6 +18,8 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 # Makes one for each name: graphs of one capture share memory, so what may run at the same time has one each.
 Graphs = Callable[[str], Capture]
+
+_one_at_a_time = threading.Lock()  # of a process: PyTorch records one graph at a time
 
 
 def graphs_of(choice: str, device: torch.device) -> Graphs | None:
@@ -40,24 +43,35 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device, name: str):
         self.device, self.name = device, name
+        self.warm = False  # whether something was captured, so that kernels are loaded
         with torch.cuda.device(device):
             self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         """Raises: :class:`rest_fast.errors.CaptureError`, with the reason."""
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(self.device), capturing():
-                self.stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self.stream):
-                    for _ in range(WARM):
-                        work()
-                self.stream.synchronize()
-                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                    work()
-                torch.cuda.current_stream().wait_stream(self.stream)
-        except RuntimeError as e:
-            raise CaptureError(
-                f'{self.name}: cannot be captured as a CUDA graph: {e}; graphs="off" runs it without'
-            ) from e
+        with torch.cuda.device(self.device), _one_at_a_time:
+            before = torch.cuda.current_stream()
+            try:
+                self._record(graph, work, before)
+            except (RuntimeError, OpError) as e:
+                raise CaptureError(
+                    f"{self.name}: cannot be captured as a CUDA graph: {e}; graphs='off' runs it without"
+                ) from e
+            finally:
+                torch.cuda.set_stream(before)  # a capture that fails leaves its own
+        self.warm = True
         return graph.replay
+
+    def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], before: torch.cuda.Stream) -> None:
+        with capturing():
+            self.stream.wait_stream(before)
+            with torch.cuda.stream(self.stream):
+                for _ in range(1 if self.warm else WARM):
+                    work()
+            self.stream.synchronize()
+            # Other threads may allocate meanwhile: sessions on other devices, callers.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
+                work()
+            before.wait_stream(self.stream)

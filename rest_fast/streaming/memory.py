@@ -23,7 +23,8 @@ def step_bytes(dit: StreamingDiT, slots: int, lanes: int) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device; None where the system does not tell."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free to PyTorch itself
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -29,6 +29,7 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.cross_attention import KV
 from rest_fast.models.dit import Lanes, Modulation, StreamingDiT
 from rest_fast.models.dit_block import Workspace
+from rest_fast.ops.derived import Derived, all_of
 from rest_fast.ops.dispatch import IDLE
 from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.graphs import Capture
@@ -107,10 +108,16 @@ class Step:
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32
             self.z = dit.table.new_zeros(slots + 1, cache.chunk, dit.channels, dtype=wide)
             self.audio = dit.hear(dit.table.new_zeros(slots, cache.stream.chunk, *dit.audio_shape))
+            self.codes = dit.table.new_zeros(1, cache.stream.chunk, *dit.audio_shape)  # of the chunk that is loaded
+            self.hearer = Inputs(("slot",), (), 1, self.device)
             self.inputs = [Inputs(LANE + TURN, NUMBERS, lanes, self.device)]
             self.commits = Inputs(COMMIT, (), lanes, self.device)
         self._replays: dict[int, Callable[[], None]] = {}  # by the number of evaluations
         self._commit: Callable[[], None] | None = None
+        self._hear: Callable[[], None] | None = None
+        self._parameters = tuple(dit.parameters())
+        self._weights = None if any(p.is_inference() for p in self._parameters) else Derived(self._parameters, ())
+        self._kept: list[object] = []  # what graphs read beside the static memory
 
     def level(self, t: float) -> int:
         """The index of a noise level. Raises: ArgumentError for one that is not among :attr:`levels`."""
@@ -122,8 +129,23 @@ class Step:
 
     def load(self, slot: int, z: torch.Tensor, codes: torch.Tensor) -> None:
         """Begin a chunk in a slot: latents [1, N, C] to start from, codes [1, F, A, Wa] to hear."""
+        if codes.shape != self.codes.shape:
+            raise ArgumentError(f"step: codes: expected {list(self.codes.shape)}, got {list(codes.shape)}")
+        if self._weights is not None and not self._weights.fits(self._parameters, ()):
+            raise ArgumentError("step: weights: expected those that it was made with, got changed or moved ones")
         self.fill(slot, z)
-        for block, heard in zip(self.audio, self.dit.hear(codes.to(self.device, self.dtype)), strict=True):
+        self.codes.copy_(codes)
+        self.hearer.fill({"slot": [slot]})
+        if self._hear is None:
+            self._hear_codes()
+        else:
+            self._hear()
+
+    @torch.no_grad()
+    def _hear_codes(self) -> None:
+        """What the slot of :attr:`hearer` hears, from :attr:`codes`."""
+        (slot,) = self.hearer.first(1, ("slot",))
+        for block, heard in zip(self.audio, self.dit.hear(self.codes), strict=True):
             if block is not None and heard is not None:
                 block.put(slot, heard)
 
@@ -131,6 +153,8 @@ class Step:
         """Replace the latents of a slot by z [1, N, C]."""
         if not 0 <= slot < self.slots:
             raise ArgumentError(f"step: slot: expected 0..{self.slots - 1}, got {slot}")
+        if z.shape != self.z[:1].shape:
+            raise ArgumentError(f"step: latents: expected {list(self.z[:1].shape)}, got {list(z.shape)}")
         self.z[slot : slot + 1].copy_(z)
 
     def latents(self, slot: int) -> torch.Tensor:
@@ -143,19 +167,19 @@ class Step:
         """Evaluations in their order, each of one turn or more. One replay, if so many were captured as one graph."""
         for turns in evaluations:
             self._check(turns)
-        if len(evaluations) in self._replays:
-            for inputs, turns in zip(self.inputs, evaluations):
-                inputs.fill(self._entries(turns, captured=True))
-            self._replays[len(evaluations)]()
-        elif self._replays:
-            for turns in evaluations:
-                self.run(turns)
-        else:
+        if not self._replays:
             for turns in evaluations:
                 self._run_eagerly(turns)
+        elif len(evaluations) in self._replays:
+            self._replay(evaluations)
+        else:
+            for turns in evaluations:
+                self._replay([turns])
 
     def commit(self, rows: list[int]) -> None:
         """Make the chunk that these cache rows hold context."""
+        if len(rows) > self.lanes:
+            raise ArgumentError(f"step: commit: expected at most {self.lanes} rows, got {len(rows)}")
         skip, turned = self.cache.advance(rows)
         if not self.cache.rotates or (self._commit is None and not any(turned)):
             return
@@ -166,6 +190,11 @@ class Step:
             self._commit()
         else:
             self.cache.rotate(*self.commits.first(len(rows), COMMIT))
+
+    def _replay(self, evaluations: Sequence[Sequence[Turn]]) -> None:
+        for inputs, turns in zip(self.inputs, evaluations):
+            inputs.fill(self._entries(turns, captured=True))
+        self._replays[len(evaluations)]()
 
     @torch.no_grad()
     def _run_eagerly(self, turns: Sequence[Turn]) -> None:
@@ -239,14 +268,16 @@ class Step:
     def warm(self) -> None:
         """Evaluate and commit idle lanes, so that kernels are compiled and loaded before the first request."""
         self._fill_idle()
-        self._evaluate_all(1)
+        inputs = self.inputs[0]
+        self._evaluate(inputs, self.lanes, self.lanes, self.hearing, [1] * self.lanes)
         if self.cache.rotates:
             self.cache.rotate(*self.commits.first(self.lanes, COMMIT))
 
     def capture(self, graph: Capture, *, chunk: int = 0) -> None:
-        """From now on replay graphs: one of an evaluation, one of a commit, and one of ``chunk`` evaluations if given.
+        """From now on replay graphs: of an evaluation, of a commit, of what is heard in a chunk, and of ``chunk``
+        evaluations if given.
 
-        Call it before the first stream opens a row. ``graph``: see :mod:`rest_fast.streaming.graphs`.
+        ``graph``: see :mod:`rest_fast.streaming.graphs`. The graphs read the weights as they are now.
         """
         with torch.inference_mode(False), torch.no_grad():
             for _ in range(len(self.inputs), max(chunk, 1)):
@@ -256,6 +287,8 @@ class Step:
                 self._replays[count] = graph(partial(self._evaluate_all, count))
             if self.cache.rotates:
                 self._commit = graph(lambda: self.cache.rotate(*self.commits.first(self.lanes, COMMIT)))
+            self._hear = graph(self._hear_codes)
+            self._kept = all_of(self.dit)
 
     def _fill_idle(self) -> None:
         for inputs in self.inputs:

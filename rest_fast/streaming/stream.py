@@ -7,8 +7,8 @@ Whoever runs it (a session, an engine, an evaluation) calls it from the model's 
     job = stream.next_chunk()                           # when there is no further block, and stream.due()
     stream.accept(job, sampler.run([job])[0])           # or stream.drop(job)
 
-Frames depend on the order of these calls and on nothing else. A job that was not run leaves no trace. A job that was
-run has advanced the cache, so it has to be accepted or dropped; after a drop the context is rebuilt.
+Frames depend on the order of these calls and on nothing else; a job that was not run leaves no trace in them. A job
+that was run has advanced the cache, so it has to be accepted or dropped; after a drop the context is rebuilt.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Stream:
         # The latest latents. What stands before the first one is the reference, silent: as often as a context needs
         # it, and at least once, for a decoder that begins with it.
         self.leading_references = max(self.context, 1)
-        longest = self.leading_references + self.lead + self.chunk + self.decoder.ahead
+        # An interrupt takes back what was delivered and what waits; what lies before, up to a piece, is decoded again.
+        longest = self.leading_references + self.lead + 2 * (self.chunk + self.decoder.ahead)
         self.history = deque([silent] * self.leading_references, maxlen=longest)
         self.watch = Stopwatch()
 
@@ -156,9 +157,9 @@ class Stream:
     def generate(self, idle: bool = False) -> None:
         """Generate the next chunk with this stream's own sampler."""
         job = self.next_chunk(idle)
-        with self.watch("denoise"):
-            latents = self.sampler.run([job])[0]
         try:
+            with self.watch("denoise"):
+                latents = self.sampler.run([job])[0]
             self.accept(job, latents)
         except BaseException:
             self.drop(job)
@@ -260,6 +261,7 @@ class Stream:
 
     def snapshot(self, **more: Any) -> SessionState:
         """The whole state of this stream, and ``more`` values with it."""
+        self.decoder.forget(self.timeline.floor)  # states whose latents may be gone
         tensors: dict[str, torch.Tensor] = {}
         committed = []
         for i, row in enumerate(self.session.rows):
@@ -284,6 +286,8 @@ class Stream:
         stale, history = fields.flag("_stale_context"), self._read_history(fields, timeline)
         timeline.idle = history[-1].idle
         decoder = self.decoder.read(fields, timeline.floor, timeline.delivered, timeline.generated)
+        needed = timeline.generated - max(decoder.states[0][0], 0)
+        fields.require(len(history) >= needed, "idle", f"at least {needed}, for the oldest decoder state", len(history))
         return Content(timeline, stale, history, decoder, self._read_rows(fields, timeline))
 
     def put(self, content: Content) -> None:

@@ -1,77 +1,93 @@
-"""A stand-in for CUDA graphs on a CPU. It calls the work again, and holds it to what a graph would be held to."""
+"""A stand-in for CUDA graphs on a CPU: a tape of the operations, which are repeated on the memory that they had."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-# What reads a tensor on the host, or makes one from the host's numbers.
+# Operations that read a tensor on the host, or make one from the host's numbers; and methods that are no operations.
 HOST = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "is_nonzero", "pin_memory")
+METHODS = ("tolist", "numpy", "cpu")
+CHECKS = ("ranges", "expect_range")  # of ops, which look at integers on a CPU only
 
 
-class Recorder(TorchDispatchMode):
-    """Every operation with its arguments: sizes and strides of tensors, places of those that were there before."""
+class Tape(TorchDispatchMode):
+    """Records operations with their arguments and results; refuses those that wait for the host."""
 
     def __init__(self):
         super().__init__()
         self.operations: list[tuple] = []
-        self.made: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition("::")[2].partition(".")[0]
-        assert name not in HOST, f"{name}: a captured graph cannot wait for the host"
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs or {}))
-        self.operations.append((func.name(), *map(self._described, leaves)))
+        leaves = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+        masked = name in ("index", "index_put_") and any(leaf.dtype == torch.bool for leaf in leaves[1:])
+        assert name not in HOST and not masked, f"{name}: a captured graph cannot wait for the host"
         result = func(*args, **(kwargs or {}))
-        before = {leaf.untyped_storage().data_ptr() for leaf in leaves if isinstance(leaf, torch.Tensor)}
-        for made in torch.utils._pytree.tree_leaves(result):
-            if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in before:
-                self.made.add(made.untyped_storage().data_ptr())
+        before = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        new = [leaf.untyped_storage().data_ptr() not in before and leaf.numel() > 0 for leaf in made]
+        self.operations.append((func, args, kwargs or {}, made, new))
         return result
 
-    def _described(self, leaf):
-        if not isinstance(leaf, torch.Tensor):
-            return repr(leaf)  # NaN is not equal to itself
-        static = leaf.untyped_storage().data_ptr() not in self.made
-        return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.data_ptr() if static else "made"
+    def repeat(self) -> None:
+        for func, args, kwargs, made, new in self.operations:
+            again = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+            for old, now, is_new in zip(made, again, new, strict=True):
+                if is_new:
+                    old.copy_(now)
+
+
+@contextlib.contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Refuse methods that read a tensor on the host, but for the checks of ops."""
+    with contextlib.ExitStack() as stack:
+        for name in METHODS:
+            original = getattr(torch.Tensor, name)
+
+            def refused(tensor, *args, name=name, original=original, **kwargs):
+                caller = sys._getframe(1).f_code.co_name
+                assert caller in CHECKS, f"{name} in {caller}: a captured graph cannot wait for the host"
+                return original(tensor, *args, **kwargs)
+
+            stack.enter_context(mock.patch.object(torch.Tensor, name, refused))
+        yield
 
 
 class StandIn:
-    """A :data:`rest_fast.streaming.graphs.Capture`: a replay repeats the very operations that were recorded, on the
-    same memory, whatever integers lie there. ``poison`` is called before every replay."""
+    """A :data:`rest_fast.streaming.graphs.Capture`. A replay runs no Python of the work again, only the operations that
+    were recorded, on the tensors that they had then. ``poison`` is called before every replay."""
 
     def __init__(self, poison: Callable[[], None] = lambda: None):
         self.poison, self.replays, self.inside = poison, 0, False
         self.made: list[Callable[[], None]] = []
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        for _ in range(3):
-            work()
-        recorded = self._run(work)
+        # A graph repeats launches, whatever mode of autograd its caller is in.
+        with torch.inference_mode(False), torch.no_grad(), no_host_reads():
+            for _ in range(3):
+                work()
+            with Tape() as tape:
+                work()
 
         def replay() -> None:
             self.inside = True
-            self.poison()
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    self.poison()
+                    tape.repeat()
+            finally:
+                self.inside = False
             self.replays += 1
-            again = self._run(work)
-            assert len(again) == len(recorded)
-            for now, then in zip(again, recorded, strict=True):
-                assert now == then, f"recorded {then}, now {now}"
 
         self.made.append(replay)
         return replay
-
-    def _run(self, work: Callable[[], None]) -> list[tuple]:
-        self.inside = True
-        try:
-            # A graph replays launches, whatever mode of autograd its caller is in.
-            with torch.inference_mode(False), torch.no_grad(), Recorder() as recorder:
-                work()
-        finally:
-            self.inside = False
-        return recorder.operations
 
 
 class NothingBetween(TorchDispatchMode):

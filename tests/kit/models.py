@@ -132,11 +132,11 @@ class Stream:
     @classmethod
     def draw(cls, config: ModelConfig, chunks: int, seed: int) -> Stream:
         g = torch.Generator().manual_seed(seed)
-        channels = config.vae.latent_channels
+        channels, speech = config.vae.latent_channels, config.speech
         return cls(
             torch.randn(4, channels, generator=g, dtype=F64),
             torch.randn(chunks, 1, 3 * 4, channels, generator=g, dtype=F64),
-            torch.randn(chunks, 1, 3, 2, config.speech.width, generator=g, dtype=F64),
+            torch.randn(chunks, 1, 3, speech.tokens, speech.width, generator=g, dtype=F64),
         )
 
 

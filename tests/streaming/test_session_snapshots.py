@@ -239,6 +239,18 @@ def test_a_restored_session_knows_its_format(later_case):
     later_case.session.restore(later_case.state())  # the other tests share it
 
 
+def test_memories_of_float32_go_on_in_float32_where_convolutions_are_in_bfloat16():
+    """They are not rounded to what the session has."""
+    there, here = basis_model(), basis_model()
+    here.vae.convolve_in(torch.bfloat16)
+    avatar = there.prepare(photo(), crop="center")
+    session, other = there.session(avatar), here.session(avatar)
+    early(session), early(other)
+    state, want = SessionState.from_bytes(session.snapshot().to_bytes()), list(session.blocks())
+    other.restore(state)
+    same(list(other.blocks()), want)
+
+
 def test_memories_have_the_dtype_of_the_stream_that_they_come_from():
     """The demo's convolutions in bfloat16, continued in a session that opened with float32; and no mixture."""
     there, here = basis_model(), basis_model()

@@ -127,8 +127,8 @@ def test_a_captured_session_is_the_eager_one(context, chunk):
     pool = Pool(configs, lanes=2, hearing=1, capture=graph, chunk=chunk, chunks=5)
     for i in range(5):
         torch.testing.assert_close(pool.chunk(0, i), want[i], **SAME)
-    # An evaluation each, or all of them, and the commit, which is always launched.
-    assert graph.replays == 5 * (2 if chunk else 4)
+    # What is heard, an evaluation each, or all of them, and the commit, which is always launched.
+    assert graph.replays == 5 * (3 if chunk else 5)
 
 
 def test_clean_and_per_step_in_one_replay():
@@ -138,7 +138,7 @@ def test_clean_and_per_step_in_one_replay():
     pool = Pool(configs, lanes=2, hearing=1, capture=graph, chunk=4)
     for i in range(3):
         torch.testing.assert_close(pool.chunk(0, i), want[i], **SAME)
-    assert graph.replays == 3 * 2
+    assert graph.replays == 3 * 3
 
 
 @pytest.mark.parametrize("context", ["last_step", "clean", "per_step"])
@@ -186,7 +186,7 @@ def test_an_idle_replay_changes_nothing():
     pool.load(0, 0)
     step, cache = pool.step, pool.cache
     before = [t.clone() for t in (cache.k, cache.v, step.z[:-1])]
-    for replay in graph.made:  # of an evaluation, and of a commit
+    for replay in graph.made[:2]:  # of an evaluation, and of a commit
         replay()
     for now, then in zip((cache.k, cache.v, step.z[:-1]), before, strict=True):
         assert torch.equal(now, then)
@@ -268,6 +268,49 @@ def test_a_schedule_that_is_not_in_the_tables():
     pool = Pool([config_of(steps=3)])
     with pytest.raises(ArgumentError, match=r"noise level: expected one of \[1\.0, .*\], got 0\."):
         ChunkSampler(pool.step, config_of(steps=5).sampling)
+
+
+@pytest.mark.parametrize("audio", [1, 3])
+def test_codes_of_another_shape(audio):
+    """One token would be taken for all of them, without a word."""
+    pool = Pool([config_of()])
+    before = pool.step.z.clone()
+    with pytest.raises(ArgumentError, match=rf"codes: expected \[1, 3, 2, 32\], got \[1, 3, {audio}, 32\]"):
+        pool.step.load(0, pool.streams[0].noise[0], torch.zeros(1, 3, audio, 32, dtype=F64))
+    with pytest.raises(ArgumentError, match=r"latents: expected \[1, 12, 8\], got \[1, 1, 8\]"):
+        pool.step.load(0, torch.zeros(1, 1, 8), pool.streams[0].codes[0])
+    assert torch.equal(pool.step.z, before)
+
+
+def test_a_commit_of_more_rows_than_lanes():
+    pool = Pool([config_of(), config_of()], lanes=2)
+    with pytest.raises(ArgumentError, match="commit: expected at most 2 rows, got 4"):
+        pool.step.commit([0, 1, 2, 3])
+    assert pool.cache.committed == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_weights_that_changed_since_the_step_was_made(captured):
+    config = config_of()
+    dit = toy_dit(config)
+    DITS[repr((config.dit, config.stream, config.speech))] = dit
+    pool = Pool([config], capture=StandIn() if captured else None)
+    pool.chunk(0, 0)
+    dit.proj_in.weight.mul_(2)
+    with pytest.raises(ArgumentError, match="weights: expected those that it was made with"):
+        pool.chunk(0, 1)
+    DITS.clear()
+
+
+def test_audio_keys_and_idle_lanes():
+    """One audio token, and five: attended to in each step."""
+    for audio in (1, 5):
+        configs = [config_of(speech__tokens=audio), config_of(guidance=1.0, speech__tokens=audio)]
+        want = alone(configs, chunks=2)
+        pool = Pool(configs, lanes=5, capture=StandIn(), chunks=2)
+        for s in range(2):
+            for i in range(2):
+                torch.testing.assert_close(pool.chunk(s, i), want[s][i], **SAME)
 
 
 @pytest.mark.parametrize("numbers", [{"lanes": 0}, {"slots": 0}, {"lanes": 2, "hearing": 3}, {"hearing": 0}])

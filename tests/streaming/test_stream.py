@@ -181,3 +181,29 @@ def test_counts_after_delivery_and_a_way_back():
     timeline.back_to(6)
     assert (timeline.floor, timeline.delivered, timeline.generated, timeline.drawn) == (5, 6, 6, 9)
     assert timeline.sound.end == 6 * 5120
+
+
+@pytest.mark.parametrize("failing", ["rotate", "latents"])
+def test_a_chunk_that_fails_behind_its_commit_is_dropped(model, failing, monkeypatch):
+    """The cache has moved on, or may have: what follows is as after a job that was run and given up."""
+    avatar, samples = model.prepare(photo()), sound(16000, 3.5)
+
+    def stream(fails: bool):
+        one, shown = Stream.alone(model, avatar, model.config.sampling, seed=4), []
+        one.push(samples)
+        while one.due():
+            if len(shown) == 6 and fails:
+                owner = one.cache if failing == "rotate" else one.sampler.step
+                with monkeypatch.context() as patch:
+                    patch.setattr(owner, failing, lambda *_: (_ for _ in ()).throw(MemoryError))
+                    with pytest.raises(MemoryError):
+                        one.generate()
+            elif len(shown) == 6:
+                job = one.next_chunk()
+                one.sampler.run([job])
+                one.drop(job)
+            one.generate()
+            shown += blocks_of(one)
+        return shown
+
+    same(model.compute(stream, False), model.compute(stream, True))

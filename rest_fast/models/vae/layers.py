@@ -84,6 +84,9 @@ class DecodeWorkspace:
     def bordered(self, like: torch.Tensor) -> bool:
         return self.border if self.border is not None else like.is_cuda or triton_kernels.interpreted()
 
+    def buffers(self) -> list[torch.Tensor]:
+        return list(self._whole.values())
+
     @property
     def nbytes(self) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in self._whole.values())

@@ -101,7 +101,7 @@ class StreamState:
         found = {}
         for path, tensor in state.histories.items():
             place = self.places.get(path)
-            if place is not None and place.shape == tensor.shape:
+            if place is not None and (place.shape, place.dtype) == (tensor.shape, tensor.dtype):
                 found[path] = place.copy_(tensor)
             else:
                 found[path] = clone(tensor)

@@ -13,6 +13,7 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.vae.codec import Codec
 from rest_fast.models.vae.layers import DecodeWorkspace, Piece, to_uint8
 from rest_fast.models.vae.state import REFERENCE, WITHHELD, Mode, StreamState, clone
+from rest_fast.ops.derived import all_of
 
 
 class EncodeStream:
@@ -71,6 +72,7 @@ class DecodeStream:
         self.work = workspace or DecodeWorkspace()
         self.dtype: torch.dtype | None = vae.decoder.dtype
         self.state = StreamState(mode.past)
+        self._kept: list[object] = []
         self._replays: dict[tuple[int, int, torch.dtype], Callable[[torch.Tensor], torch.Tensor]] = {}
         self.reset()
 
@@ -172,7 +174,9 @@ class DecodeStream:
                 state.bring_home()
 
             state.bring_home()
-            replay, images = graph(work), state.images
+            replay, images, places = graph(work), state.images, dict(state.places)
+        # What the graph reads by address stays, whatever takes its place in the module, the workspace or the state.
+        self._kept += [*all_of(self.vae.decoder), *self.work.buffers()]
         state.provisional = 0
         if before.started:
             self.restore(before)
@@ -180,7 +184,8 @@ class DecodeStream:
             self.reset()
 
         def run(latents: torch.Tensor) -> torch.Tensor:
-            state.images = images  # which the graph reads; they follow from the seeds
+            state.images = images  # they follow from the seeds
+            state.places.update(places)
             state.bring_home()
             z.copy_(latents)
             replay()
