@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -39,7 +38,8 @@ LANES = 2
 SELF_ATTENTION = ops.sink_ring_attention
 SPLIT = ("ours", "roll", "write")  # measured inside as well
 PRODUCTS = ("linear", "attention", "gelu")  # on the CPU ours has the GELU inside a linear layer
-PARTS = {  # what a clock stands around: owner and name of a function
+Parts = dict[str, list[tuple[Any, str]]]  # what a clock stands around: owner and name of a function
+PARTS: Parts = {
     "linear": [(F, "linear"), (dit_block, "linear"), (cross_attention, "linear")],  # ours with the GELU inside
     "attention": [
         (F, "scaled_dot_product_attention"),
@@ -69,46 +69,21 @@ class Layer:
         self.block, width = self.dit.blocks[0], config.dit.width
         # the block alone: no projection before or behind it
         self.dit.proj_in, self.dit.output = nn.Identity(), lambda x, final: x
-        # a session with guidance: its branches begin with the same latents
+        # a session with guidance: its branches begin with the same latents, and the second hears nothing
         self.x = torch.randn(1, tokens, width).repeat(LANES, 1, 1).to(device, dtype)
-        self.window: dict[str, peers.Window] = {}
-        self._fill(dtype)
+        self.cache = steady(IDContextCache(self.config, LANES, dtype=dtype, device=device))
+        self.lanes = self.cache.lanes(list(range(LANES)), sessions=1)
+        self.window = {style: window(self.cache, style) for style in peers.STYLES}
         self.work = Workspace(LANES, tokens, self.config.dit, self.x)
         t = torch.rand(LANES, config.stream.chunk).to(device)
         self.six, self.mod = self.dit.time(t)[0].to(dtype), self.dit.modulation(t)
         codes = torch.randn(LANES, config.stream.chunk, config.speech.tokens, config.speech.width).to(device, dtype)
-        codes[1:] = 0  # the second lane hears nothing, which the peers compute, too
+        codes[1:] = 0  # which the peers compute, too
         self.text, self.audio = self.dit.text_kv(), self.dit.hear(codes[:1])
         self.audio_kv = self.block.audio.keys_values(codes)
         base = self.dit.positions.base(2) + torch.arange(config.stream.chunk)
         table = rope.token_table(self.dit.positions.time(base), self.dit.positions.y, self.dit.positions.x, width)
         self.tables = peers.pair_tables(table)
-
-    def _fill(self, dtype: torch.dtype) -> None:
-        """Two chunks committed; keys are random, since only their places matter."""
-        tokens, device = self.config.tokens, kit.device()
-        heads, dim = self.config.dit.heads, self.config.dit.head_dim
-        self.cache = cache = IDContextCache(self.config, LANES, dtype=dtype, device=device)
-        for row in range(LANES):
-            cache.open(row, *(torch.zeros(1, tokens, heads, dim, device=device) for _ in range(2)))
-        for buffer in (cache.k, cache.v):
-            buffer.copy_(torch.randn(buffer.shape).to(dtype))
-        for _ in range(2):
-            cache.commit(list(range(LANES)))
-        self.lanes = cache.lanes(list(range(LANES)), sessions=1)
-        at, chunk = cache.write_slot(0), cache.chunk
-        # by time: what the current chunk evicts stands first in the window that has yet to roll
-        for style in peers.STYLES:
-            first = slice(at, at + chunk) if style == "roll" else slice(0)
-            k, v = (self._ordered(buffer[0, :, 0], at, first) for buffer in (cache.k, cache.v))
-            self.window[style] = peers.Window(k, v, tokens, chunk)
-
-    def _ordered(self, slots: torch.Tensor, at: int, first: slice) -> torch.Tensor:
-        """[B, slots, H, D]: sink, evicted chunk or nothing, context, and room for the current chunk where none left."""
-        sink, chunk = self.cache.sink, self.cache.chunk
-        context = [slots[:, a : a + chunk] for a in range(sink, slots.shape[1], chunk) if a != at]
-        room = [] if first.stop else [slots[:, at : at + chunk]]
-        return torch.cat([slots[:, :sink], slots[:, first], *context, *room], 1)
 
     def ours(self) -> torch.Tensor:
         return self.dit.step(self.x[:1], self.mod, self.lanes, self.work, self.text, self.audio)
@@ -131,10 +106,34 @@ class Layer:
         return out
 
 
+def steady(cache: IDContextCache) -> IDContextCache:
+    """Two chunks committed in every row; keys are random, since only their places matter."""
+    for row in range(cache.rows):
+        sink = cache.k.new_zeros(cache.k.shape[0], cache.reference, *cache.k.shape[-2:])
+        cache.open(row, sink, sink)
+    for buffer in (cache.k, cache.v):
+        buffer.normal_()
+    for _ in range(2):
+        cache.commit(list(range(cache.rows)))
+    return cache
+
+
+def window(cache: IDContextCache, style: str, layer: int = 0, rows: Any = slice(None)) -> peers.Window:
+    """The same keys and values for a peer, in the order of time: sink, evicted chunk or nothing, context, and room for
+    the current chunk where none left. What it evicts stands first in the window that has yet to roll."""
+    at, sink, chunk = cache.write_slot(0), cache.sink, cache.chunk
+    current = [slice(at, at + chunk)]
+    context = [slice(a, a + chunk) for a in range(sink, cache.slots, chunk) if a != at]
+    places = [slice(sink), *(current + context if style == "roll" else context + current)]
+    k, v = (torch.cat([slots[layer, rows, 0, place] for place in places], 1) for slots in (cache.k, cache.v))
+    return peers.Window(k, v, sink, chunk)
+
+
 def randomise(dit: StreamingDiT) -> StreamingDiT:
     """Weights that keep every branch near the size of the stream: the zeros of a fresh model would hide mistakes."""
+    tables = {id(block.table) for block in dit.blocks}
     for parameter in dit.parameters():
-        if parameter.ndim > 1 and parameter is not dit.blocks[0].table:
+        if parameter.ndim > 1 and id(parameter) not in tables:
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]))
         else:
             nn.init.normal_(parameter, mean=0.5, std=0.2)
@@ -178,12 +177,16 @@ def check(layer: Layer, runs: Runs) -> None:
 
 
 class Clock:
-    """Spans of time around functions while they are patched; on a GPU by events."""
+    """Spans of time around functions while they are patched; on a GPU by events.
 
-    def __init__(self) -> None:
+    ``glue``: whether what self-attention copies around SDPA is no attention.
+    """
+
+    def __init__(self, parts: Parts = PARTS, *, glue: bool = True) -> None:
+        self.parts, self.glue = parts, glue
         self.spans: list[tuple[str, Any, Any]] = []
         self.inside: str | None = None
-        self.now = self._event if kit.device().type == "cuda" else time.perf_counter_ns
+        self.now = self._event if kit.device().type == "cuda" else kit.host_clock()
 
     def split(self, run: Callable[[], Any]) -> dict[str, float]:
         """Microseconds of one call: whole, outside, and each part."""
@@ -192,14 +195,14 @@ class Clock:
             start = self.now()
             run()
             whole = self._between(start, self.now())
-        parts = dict.fromkeys(PARTS, 0.0)
+        parts = dict.fromkeys(self.parts, 0.0)
         for label, start, stop in self.spans:
             parts[label] += self._between(start, stop)
-        return {"whole": whole, "outside": whole - sum(parts[p] for p in PRODUCTS), **parts}
+        return {"whole": whole, "outside": whole - sum(parts.get(p, 0.0) for p in PRODUCTS), **parts}
 
     def around(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with a span around it; what runs inside it under the same label is part of that span."""
-        transparent = function is SELF_ATTENTION  # what it copies around SDPA is no attention
+        transparent = self.glue and function is SELF_ATTENTION
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self.inside == label:
@@ -220,7 +223,7 @@ class Clock:
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for label, functions in PARTS.items():
+            for label, functions in self.parts.items():
                 for owner, name in functions:
                     stack.enter_context(mock.patch.object(owner, name, self.around(label, getattr(owner, name))))
             yield
