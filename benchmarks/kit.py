@@ -123,8 +123,9 @@ def errors(results: dict[str, Sequence[torch.Tensor]], exact: Sequence[torch.Ten
     }
 
 
-def judge(found: Errors, eager: str, unit: Mapping[int, float], units: float, times: float) -> None:
-    """Raise unless ``eager`` is off by at most so many ``units``, the others by so many ``times`` that, or one unit."""
+def judge(found: Errors, eager: str, unit: Mapping[int, float], units: float, times: float | None = None) -> None:
+    """Raise unless ``eager`` is off by at most so many ``units``, the others by so many ``times`` that, or one unit (None: as many)."""
+    times = units if times is None else times
     for n, allowed in enumerate(found[eager]):
         for name, off in found.items():
             limit = units * unit[n] if name == eager else times * max(allowed, unit[n])

@@ -1,4 +1,4 @@
-"""The block as public video stacks write it: eager PyTorch, and a cache that is copied at every layer and step.
+"""Block and step as public video stacks write them: eager PyTorch, and a cache that is copied at every layer and step.
 
 What stacks do, read in their sources (own words, own code), from the dearest to the cheapest:
 
@@ -12,7 +12,7 @@ What stacks do, read in their sources (own words, own code), from the dearest to
 
 Around it stands the block of LTX-Video: norms by ``F.rms_norm``, per-frame modulation with the block's table added at
 every step, rotation in fp32 by ready tables. In the peers' favour, so that only the glue differs: QKV is one product
-(stacks have three), keys and values of text and audio are ready.
+(stacks have three), keys and values of text and audio are ready, and so is the embedding of the noise level.
 """
 
 from __future__ import annotations
@@ -135,3 +135,50 @@ def block(
         if branch is not None and kv is not None:
             x = gated(x, branch.out(cross_attention(branch.q(x), branch.q_norm, kv, eps)), None)
     return gated(x, weights.mlp(modulate(x, scale2, shift2, weights.eps)), gate2)
+
+
+@dataclass
+class Known:
+    """What a step needs beside weights, of its B lanes; those without a condition come last."""
+
+    six: torch.Tensor  # [B, F, 6, W]
+    final: torch.Tensor  # [2, B, F, W]: shift and scale before the output
+    tables: KV
+    windows: dict[str, list[Window]]  # by style, one of each layer
+    text: list[KV | None]  # of each layer
+    audio: list[KV | None]
+
+    def to(self, dtype: torch.dtype, style: str) -> Known:
+        """A copy in another precision, with the windows of one style."""
+
+        def pair(kv: KV | None) -> KV | None:
+            return None if kv is None else (kv[0].to(dtype), kv[1].to(dtype))
+
+        windows = [
+            Window(w.k.to(dtype, copy=True), w.v.to(dtype, copy=True), w.sink, w.chunk) for w in self.windows[style]
+        ]
+        cos, sin = (table.to(dtype) for table in self.tables)
+        text, audio = ([pair(kv) for kv in found] for found in (self.text, self.audio))
+        return Known(self.six.to(dtype), self.final.to(dtype), (cos, sin), {style: windows}, text, audio)
+
+
+def step(
+    dit: torch.nn.Module,
+    z: torch.Tensor,
+    known: Known,
+    style: str,
+    guidance: float,
+    dt: float,
+    function: Callable[..., torch.Tensor] = block,
+) -> None:
+    """z [S, N, C] += dt v, of S or, with guidance, 2 S lanes; ``function`` is :func:`block`, as it is or compiled."""
+    lanes, heads = len(known.six), dit.config.heads
+    x = dit.proj_in(torch.cat([z] * (lanes // len(z))).to(known.six.dtype))
+    layers = zip(dit.blocks, known.windows[style], known.text, known.audio, strict=True)
+    for weights, window, text, audio in layers:
+        x = function(weights, x, known.six, known.tables, getattr(window, style), text, audio, heads)
+    v = dit.output(x, known.final).to(z.dtype)
+    if lanes > len(z):
+        cond, uncond = v.chunk(2)
+        v = uncond + guidance * (cond - uncond)
+    z.add_(v, alpha=dt)

@@ -16,6 +16,8 @@ BENCHMARKS = (
     ("attention", "bf16"),
     ("ops", "bf16 and rest-512"),
     ("ops", "bf16 and not rest-512"),
+    ("step", "lanes2 or lanes4"),
+    ("step", "lanes8 or lanes16"),
     ("block", "not bf16"),
     ("attention", "not bf16"),
     ("ops", "not bf16"),

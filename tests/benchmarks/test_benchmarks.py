@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from rest_fast import ops, preset
 from rest_fast.ops import functional, rope
 from tests.kit.bench import module
+from tests.kit.captured import StandIn
 from tests.kit.compare import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,7 @@ COMPARE = Path(sys.executable).parent / "pytest-benchmark"
 
 kit, roofline, peers = module("kit"), module("roofline"), module("peers")
 bench_ops, bench_attention, bench_block = module("bench_ops"), module("bench_attention"), module("bench_block")
+bench_step = module("bench_step")
 
 TINY = kit.Size(
     heads=2, side=2, head_dim=10, depth=2, channels=5, text=20, conv=(3, 2, 4), norm=(5, 2, 3), upsampled=(24, 2, 3),
@@ -107,6 +110,72 @@ def test_a_wrong_block_is_no_result():
         bench_block.check(layer, runs)
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["a call each", "one call"])
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_variants_of_the_step(lanes, together):
+    """Whole evaluations with the same latents, constants and windows: ours agrees with the peers', which share nothing
+    with it but weights and the layers before and behind the blocks."""
+    case = bench_step.Case("toy", lanes, torch.float32, together)
+    runs = bench_step.variants(case, compiler=None)
+    shared = {"ours, one call"} if lanes == 4 and not together else set()
+    assert set(runs) == {"ours", "reference", "roll", "write"} | shared
+    case.check(runs)
+    assert case.exact().square().mean().sqrt() > 1, "there is something to compare"
+
+
+def test_a_captured_step_and_a_compiled_peer():
+    case = bench_step.Case("toy", 4, torch.bfloat16, together=True)
+    runs = bench_step.variants(case, compiler=traced)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        case.check(runs)
+    graph = StandIn()
+    runs = bench_step.variants(case, compiler=None, graphs=lambda name: graph)
+    assert "eager" in runs
+    case.check(runs)
+    assert graph.replays == 1
+    runs["write, captured"] = bench_step.captured(graph, runs["write"])
+    case.check(runs)
+    assert graph.replays == 3
+
+
+def test_a_wrong_step_is_no_result():
+    case = bench_step.Case("toy", 2, torch.float32)
+    runs = bench_step.variants(case, compiler=None)
+    (turn,) = case.turns
+    case.calls[0][0] = dataclasses.replace(turn, guidance=turn.guidance + 0.01)
+    with pytest.raises(AssertionError, match="ours: result 0"):
+        case.check(runs)
+
+
+def test_a_step_is_split_into_its_parts(monkeypatch):
+    monkeypatch.setenv("BENCH_ROUNDS", "2")
+    case = bench_step.Case("demo", 2, torch.float32, together=False)
+    run = bench_step.variants(case, compiler=None)["ours"]
+    parts = bench_step.by_clock(run.call)
+    assert all(us > 0 for part, us in parts.items() if part != "gelu") and set(parts) == {
+        "whole",
+        "rest",
+        *bench_step.PARTS,
+    }
+    assert 0 < bench_step.host_us(case.step(), case.calls, graph=True) < parts["whole"]
+
+
+def test_kernels_have_parts():
+    names = {
+        "linear": "nvjet_tst_192x192_64x4_2x1_v_bz_coopB_bias_TNT",
+        "attention": "sink_ring_attention_kernel",
+        "audio update": "update_kernel",
+        "norm, modulate, gate": "gate_norm_modulate_kernel",
+        "q and k norm, rotation, cache": "qk_norm_rope_cache_kernel",
+        "gelu": "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>",
+        "rest": "cfg_euler_step_kernel",
+    }
+    found = bench_step.by_kernel([(name, 2.0**i) for i, name in enumerate(names.values())])
+    assert found == {"whole": 127.0, **{part: 2.0**i for i, part in enumerate(names)}}
+    ours = {path.parent.name for path in (ROOT / "kernels").glob("*/kernel.py")}
+    assert {"sink_ring_attention", "gate_norm_modulate", "qk_norm_rope_cache", "frame_audio_update"} <= ours
+
+
 # -- the peers
 
 
@@ -152,6 +221,16 @@ def test_variants_take_turns(monkeypatch):
     rounds = [dict(seen[at : at + 2]) for at in range(len(seen) - 6, len(seen), 2)]
     assert all(set(r) == {"a", "b"} and r["a"] != r["b"] for r in rounds), "each once a round, on another copy"
     assert {i for _, i in seen} == set(range(kit.LAYERS)), "every copy is touched before the clock counts"
+
+
+def test_clocks(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert kit.host_clock() is kit.time.perf_counter_ns
+    monkeypatch.setenv("BENCH_CLOCK", "cpu")
+    with pytest.raises(ValueError, match="expected wall, or cpu with one thread, got cpu with 2"):
+        kit.host_clock()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert kit.host_clock() is kit.time.thread_time_ns
 
 
 def test_rounds_fit_the_budget(monkeypatch):
