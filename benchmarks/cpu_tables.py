@@ -47,7 +47,7 @@ def startup_table(found: dict[str, Any]) -> str:
 def block_table(results: list[Info]) -> str:
     """A DiT block, and in brackets what is outside of linear layers, GELU and attention."""
     styles = ["roll", "clone", "concatenate", "write", "roll, compiled", "write, compiled"]
-    titles = [STYLES.get(s.partition(",")[0], s.partition(",")[0]) + ", compiled" * ("," in s) for s in styles]
+    titles = [_title(style) for style in styles]
     lines = [["block", "rounds", "ours", *titles]]
     for info in results:
         cells = []
@@ -57,6 +57,37 @@ def block_table(results: list[Info]) -> str:
         ours = duration(info["variants"]["ours"]["median_us"])
         lines.append([f"{info['preset']}, {info['dtype']}", str(info["rounds"]), ours, *cells])
     return table(lines)
+
+
+def step_table(results: list[Info]) -> str:
+    """A whole denoising evaluation, over ours; its host's part."""
+    names = list(dict.fromkeys(name for info in results for name in info["variants"] if name != info["base"]))
+    titles = [_title(name) for name in names]
+    lines = [["lanes", "calls", "rounds", "ours", *titles, "the host's own part of ours"]]
+    for info in results:
+        ratios = [info["ratios"].get(f"{name}_over_ours") for name in names]
+        ours, shape = duration(info["variants"]["ours"]["median_us"]), info["shape"]
+        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        about = [str(shape["lanes"]), str(shape["calls"]), str(info["rounds"]), ours]
+        lines.append([*about, *cells, duration(info["host_us"])])
+    return table(lines)
+
+
+def step_parts_table(results: list[Info]) -> str:
+    """Where the time of that evaluation goes: shares of the whole, with the parts measured inside."""
+    parts = list(dict.fromkeys(part for info in results for part, us in info["inside_us"].items() if us))
+    lines = [["lanes", *parts]]
+    for info in results:
+        inside = info["inside_us"]
+        shares = [f"{inside[part] / inside['whole']:.0%}" for part in parts if part != "whole"]
+        lines.append([str(info["shape"]["lanes"]), duration(inside["whole"]), *shares])
+    return table(lines)
+
+
+def _title(variant: str) -> str:
+    """A style of the cache in words, and what was done to it."""
+    style, comma, rest = variant.partition(",")
+    return STYLES.get(style, style) + comma + rest
 
 
 def attention_table(results: list[Info]) -> str:

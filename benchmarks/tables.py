@@ -174,6 +174,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "busy": busy_table,
     "decoder-dtype": decoder_dtypes,
     "block": machines(cpu_tables.block_table, "block"),
+    "step": bench(cpu_tables.step_table, "step_cpu"),
+    "step-parts": bench(cpu_tables.step_parts_table, "step_cpu"),
     "attention": machines(cpu_tables.attention_table, "attention"),
     "ops": machines(cpu_tables.ops_table, "ops"),
     "audio-and-paint": bench(stored.ratio_table, "audio_and_paint_cpu"),
