@@ -124,7 +124,7 @@ def errors(results: dict[str, Sequence[torch.Tensor]], exact: Sequence[torch.Ten
 
 
 def judge(found: Errors, eager: str, unit: Mapping[int, float], units: float, times: float | None = None) -> None:
-    """Raise unless ``eager`` is off by at most so many ``units``, and the others by so many ``times`` that, or one unit.
+    """Raise unless ``eager`` is off by at most so many ``units``, the others by so many ``times`` that, or one unit.
 
     ``times``: as many as ``units`` where None.
     """
