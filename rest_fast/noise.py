@@ -52,6 +52,13 @@ def _require(name: str, value: int, bits: int) -> None:
         raise ArgumentError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
 
 
+def in_epoch(epoch: int, latent: int) -> int:
+    """The index of latent number ``latent`` of a stream after so many interrupts: unlike that of any other."""
+    _require("epoch", epoch, 32)
+    _require("latent", latent, 32)
+    return epoch << 32 | latent
+
+
 def words(seed: int, latent: int, purpose: int = LATENT) -> list[int]:
     """What a latent frame's noise is a function of, in five 32-bit words as int32 holds them.
 

@@ -106,7 +106,7 @@ def test_the_first_mistakes_with_a_session(model, avatar, tmp_path):
             "expected a name that ends in": lambda: rest_fast.render(model, avatar, sound, tmp_path / "out.avi"),
             "seed: expected": lambda: model.session(avatar, seed=-1),
             "sample_rate: expected": lambda: model.session(avatar, sample_rate=4000),
-            "shown_pts: expected": lambda: session.interrupt(shown_pts=5),
+            "shown_pts: expected": lambda: session.interrupt(shown_pts="now"),
             "expected a SessionState .SessionState.from_bytes": lambda: session.restore(session.snapshot().to_bytes()),
         }
         for message, call in calls.items():

@@ -124,26 +124,28 @@ class Session:
             self._inbox.append(SegmentEnd())
         self._wake()
 
-    def interrupt(self, shown_pts: float | None = None) -> None:
+    def interrupt(self, shown_pts: float | None = None) -> float:
         """Call on barge-in: discards queued audio and unseen video, and ``block.epoch`` increases.
 
         Args:
-            shown_pts: stream time in seconds up to which video was shown; all delivered blocks when None. At most
-                ``lead`` blocks of delivered video can be taken back, once. The new epoch continues from there.
+            shown_pts: stream time in seconds up to which video was shown; all delivered blocks when None. It is moved
+                to the next end of a block, and into what can be taken back: at most ``lead`` blocks of delivered video,
+                once.
+        Returns: stream time in seconds where the new epoch continues, which is the ``pts`` of its first block.
         """
         seconds = self.model.config.latent_seconds
         with self._inbox_lock:
             self._require_open("interrupt")
             shown = self._delivered
             if shown_pts is not None:
-                low, high = self._floor * seconds, self._delivered * seconds
-                if not (math.isfinite(shown_pts) and low - 1e-6 <= shown_pts <= high + 1e-6):
-                    raise ArgumentError(f"interrupt: shown_pts: expected {low:.2f}..{high:.2f} s, got {shown_pts}")
-                shown = math.ceil(shown_pts / seconds - 1e-6)
+                if not isinstance(shown_pts, (int, float)) or not math.isfinite(shown_pts):
+                    raise ArgumentError(f"interrupt: shown_pts: expected seconds or None, got {shown_pts!r}")
+                shown = min(max(math.ceil(shown_pts / seconds - 1e-6), self._floor), self._delivered)
             self._delivered, self._ready = shown, None
             self.epoch += 1
             self._inbox.append(Interrupt(shown))
         self._wake()
+        return shown * seconds
 
     def close(self) -> None:
         """End everything; what was not delivered is dropped."""
@@ -205,7 +207,7 @@ class Session:
                         if self._ready is not None:
                             self.stream.unmake(self._ready)
                             self._ready = None
-                        return self.stream.snapshot(epoch=self.epoch)
+                        return self.stream.snapshot()
 
     def restore(self, state: SessionState) -> None:
         """Continue a snapshot in a session of the same model, avatar, rate, seed and sampling."""
@@ -221,10 +223,10 @@ class Session:
         with self._work_lock, self._inbox_lock:
             self._require_open("restore")
             fields = state.fields(identity)
-            content, epoch = self.stream.read(fields), fields.integer("epoch", 0)
+            content = self.stream.read(fields)
             # nothing above has changed the session, and nothing below can fail
             self.stream.put(content)
-            self.epoch, self._format = epoch, content.timeline.sound.format
+            self.epoch, self._format = content.timeline.epoch, content.timeline.sound.format
             self._delivered, self._floor = content.timeline.delivered, content.timeline.floor
             self._ready = None
             self._inbox.clear()

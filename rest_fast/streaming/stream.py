@@ -114,13 +114,16 @@ class Stream:
         self.timeline.deliver()
 
     def back_to(self, shown: int) -> None:
-        """Forget the latents from ``shown`` on and all queued speech; the context is rebuilt with the next chunk."""
+        """Forget the latents from ``shown`` on and all queued speech; the context is rebuilt with the next chunk.
+
+        It is rebuilt even where nothing was taken back: how far generation had run ahead must not be seen.
+        """
         taken_back = self.timeline.generated - shown
         self.timeline.back_to(shown)
         for _ in range(taken_back):
             self.history.pop()
         self.decoder.back_to(shown, [latent.z for latent in self.history])
-        self.stale = self.stale or taken_back > 0
+        self.stale = True
 
     # -- one chunk
 
@@ -136,7 +139,7 @@ class Stream:
         with self.watch("features"):
             plan = timeline.plan(idle)
             codes = self._codes(plan.first, plan.limit)
-            start = self._noise(timeline.drawn, noise.LATENT)
+            start = self._noise(timeline.generated, noise.LATENT)
             return ChunkJob(self.session, codes, start, self._context() if self.stale else (), plan)
 
     def drop(self, job: ChunkJob) -> None:
@@ -171,9 +174,10 @@ class Stream:
         return self.model.codes(self.timeline.sound.window16(window.start, window.end, limit), window)
 
     def _noise(self, first: int, purpose: int) -> torch.Tensor:
-        """fp32 [1, N, C] of a chunk, whose first latent has this index."""
+        """fp32 [1, N, C] of a chunk, whose first latent has this index: a function of seed, epoch and index."""
         tokens, channels = self.model.config.tokens, self.model.config.vae.latent_channels
-        made = drawn(self.seed, range(first, first + self.chunk), tokens * channels, purpose, self.model.device)
+        start = noise.in_epoch(self.timeline.epoch, first)
+        made = drawn(self.seed, range(start, start + self.chunk), tokens * channels, purpose, self.model.device)
         return made.view(1, self.chunk * tokens, channels)
 
     def _open_rows(self) -> None:
@@ -191,7 +195,7 @@ class Stream:
         latest = list(self.history)[len(self.history) - count :]
         parts = []
         for i in range(0, count, self.chunk):
-            part, start = latest[i : i + self.chunk], self._noise(self.timeline.drawn + i, noise.CONTEXT)
+            part, start = latest[i : i + self.chunk], self._noise(self.timeline.generated + i, noise.CONTEXT)
             z, codes = torch.cat([latent.z for latent in part]), torch.stack([latent.code for latent in part])
             parts.append(ContextChunk(z[None], codes[None], start))
         return tuple(parts)
@@ -318,7 +322,9 @@ class Stream:
     def _read_rows(self, fields: Fields, timeline: Timeline) -> dict[int, tuple[torch.Tensor, torch.Tensor, int]]:
         """Contents of the cache rows. Slots that are written before they are read may hold anything."""
         cache, rows = self.cache, self.session.rows
-        most = timeline.drawn // self.chunk + self.model.config.stream.context_chunks
+        # An interrupt has taken latents back, of which the rows may still know.
+        latents = timeline.generated + self.lead + self.chunk + self.decoder.ahead
+        most = -(-latents // self.chunk) + self.model.config.stream.context_chunks
         committed = fields.array("committed", int)
         same = len(committed) == len(rows) and len(set(committed)) == 1 and 0 <= committed[0] <= most
         fields.require(same, "committed", f"one number from 0 to {most}, {len(rows)} times", committed)

@@ -2,11 +2,11 @@
 
 Time is counted in latents of 8 frames from the start of the stream:
 
-    0 .. floor .. delivered .. generated ..      floor <= delivered <= generated <= drawn
+    0 .. floor .. delivered .. generated ..      floor <= delivered <= generated
 
 Latents below ``floor`` are forgotten, those below ``delivered`` were handed out, those below ``generated`` exist. An
-interrupt takes ``generated`` and ``delivered`` back, at most to ``floor``; ``drawn``, the index of the noise, only
-grows.
+interrupt takes ``generated`` and ``delivered`` back, at most to ``floor``, and begins a new ``epoch``, so that a latent
+that is generated again gets other noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Timeline:
         self.sound = SoundTimeline(rate)
         self.chunk, self.lead, self.back, self.ahead = chunk, lead, back, ahead
         self.segments: deque[tuple[int, int]] = deque()  # (latent where it ends, its last true sample), not yet passed
-        self.drawn = self.generated = self.delivered = self.floor = 0
+        self.generated = self.delivered = self.floor = 0
+        self.epoch = 0  # interrupts so far
         self.idle = False  # whether the latest chunk is idle
 
     # -- what comes in, in order
@@ -70,7 +71,8 @@ class Timeline:
         self.floor = max(self.floor, self.delivered - self.lead)
 
     def back_to(self, shown: int) -> None:
-        """Forget latents from ``shown`` on, and all that was queued."""
+        """Forget latents from ``shown`` on, and all that was queued: a new epoch begins."""
+        self.epoch += 1
         self.segments.clear()
         self.sound.truncate(self.border(shown))
         self.generated = self.delivered = shown
@@ -127,7 +129,6 @@ class Timeline:
         """Record that the chunk was generated."""
         if plan.idle:  # what is queued comes after it
             self.sound.insert_silence(plan.limit, self.border(plan.first + self.chunk) - plan.limit)
-        self.drawn += self.chunk
         self.generated += plan.keep
         self.idle = plan.idle
 
@@ -142,7 +143,7 @@ class Timeline:
             "segments": list(self.segments),
             "sound_start": self.sound.start,
             "sound_fixed": self.sound.fixed,
-            "_noise_index": self.drawn,
+            "epoch": self.epoch,
             "_next": self.generated,
             "_delivered": self.delivered,
             "_floor": self.floor,
@@ -154,9 +155,8 @@ class Timeline:
         Raises: :class:`rest_fast.StateError`.
         """
         found = Timeline(self.sound.rate, chunk=self.chunk, lead=self.lead, back=self.back, ahead=self.ahead)
-        found.drawn = fields.integer("_noise_index", 0)
-        fields.require(found.drawn % self.chunk == 0, "_noise_index", f"a multiple of {self.chunk}", found.drawn)
-        found.generated = fields.integer("_next", 0, found.drawn)
+        found.epoch = fields.integer("epoch", 0)
+        found.generated = fields.integer("_next", 0)
         found.delivered = fields.integer("_delivered", 0, found.generated)
         found.floor = fields.integer("_floor", max(0, found.delivered - self.lead), found.delivered)
         found.sound = found._read_sound(fields)

@@ -38,7 +38,6 @@ class Oracle:
         self.sound, self.pushed = np.zeros(0, np.float32), False  # the whole timeline, what was taken back cut off
         self.ends: list[tuple[int, int]] = []  # of segments: the latent behind the last, the sample behind the last
         self.latents: list[Latent] = []  # of the whole timeline
-        self.drawn = 0  # latents for which noise was drawn, those that were dropped included
         self.sampler: ChunkSampler | None = None  # None: the next chunk does not follow what was sampled last
         self.delivered = self.epoch = self.most = 0  # most: ever delivered
         silence = torch.zeros(1, 8 * (self.chunk + 1), self.config.speech.positions, self.config.speech.channels)
@@ -61,18 +60,16 @@ class Oracle:
             self.ends.append((latent, end))
             self.pad(self.border(latent))
 
-    def interrupt(self, shown_pts: float | None = None) -> None:
+    def interrupt(self, shown_pts: float | None = None) -> float:
         shown = self.delivered
         if shown_pts is not None:
-            if not 0.32 * max(0, self.most - self.chunk) - 1e-6 <= shown_pts <= 0.32 * self.delivered + 1e-6:
-                raise ValueError(f"oracle: cannot go back to {shown_pts}")
-            shown = math.ceil(shown_pts / 0.32 - 1e-6)
-        if len(self.latents) > shown:
-            self.sampler = None
+            shown = min(max(math.ceil(shown_pts / 0.32 - 1e-6), self.most - self.chunk, 0), self.delivered)
+        self.sampler = None
         self.latents, self.ends, self.delivered = self.latents[:shown], [], shown
         self.sound = self.sound[: self.border(shown)]
         self.film.back_to(shown)
         self.epoch += 1
+        return 0.32 * shown
 
     @torch.inference_mode()
     def blocks(self, *, idle: bool = False) -> Iterator[Block]:
@@ -129,7 +126,6 @@ class Oracle:
         if self.sampler is None:
             self.sampler = self.rebuilt()
         z = self.sampler.sample([self.sampler.session(0)], self.noise(noise.LATENT), codes)[0].split(self.config.tokens)
-        self.drawn += self.chunk
         self.latents += [Latent(z[i], codes[0, i], idle) for i in range(keep)]
         if keep < self.chunk:  # the cache holds latents that the stream does not
             self.sampler = None
@@ -155,7 +151,7 @@ class Oracle:
     def noise(self, purpose: int, ahead: int = 0) -> torch.Tensor:
         """[1, N, C] of the next chunk, or of one so many latents later."""
         channels = self.config.vae.latent_channels
-        size, first = self.config.tokens * channels, self.drawn + ahead
+        size, first = self.config.tokens * channels, 2**32 * self.epoch + len(self.latents) + ahead
         drawn = [noise.normal(self.seed, first + i, size, purpose) for i in range(self.chunk)]
         return torch.cat(drawn).view(1, -1, channels)
 

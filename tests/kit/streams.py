@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,8 @@ def perform(script: Script, open_session, **options) -> list:
     """The blocks of a script of ("push", samples), ("end", None), ("take", count or None for all), ("idle", count),
     ("interrupt", None, or how many latents back) and ("move", None): a snapshot, continued in another session.
 
-    An interrupt that is refused stands among the blocks. ``open_session(**options)`` gives what has a session's calls.
+    Where the stream goes on after an interrupt stands among the blocks. ``open_session(**options)`` gives what has a
+    session's calls.
     """
     session, blocks, shown = open_session(**options), [], 0.0  # shown: pts behind the latest block
     for step, value in script:
@@ -52,11 +52,8 @@ def perform(script: Script, open_session, **options) -> list:
             blocks += taken
             shown = taken[-1].pts + 0.32 if taken else shown
         elif step == "interrupt":
-            try:
-                session.interrupt(None if value is None else shown - 0.32 * value)
-                shown = shown if value is None else 0.32 * math.ceil(shown / 0.32 - value - 1e-6)
-            except ValueError:
-                blocks.append(f"refused: {value} back from {shown / 0.32:.1f}")
+            shown = session.interrupt(None if value is None else shown - 0.32 * value)
+            blocks.append(f"goes on at {shown:.2f}")
         elif hasattr(session, "snapshot"):
             state, session = session.snapshot().to_bytes(), open_session(**options)
             session.restore(SessionState.from_bytes(state))

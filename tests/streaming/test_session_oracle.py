@@ -40,8 +40,8 @@ def long_script(rate: int = 16000, form=lambda wave: wave) -> Script:
         *[*say(0.5, 4), ("idle", 2), move, everything],  # starving: the queued half second comes after the idle chunk
         *[*say(1.3, 5), end, ("take", 2), ("interrupt", None)],  # what was generated and not delivered is gone
         *[*say(0.5, 6), end, move, *say(1.6, 7), end, everything],  # two segments in the queue
-        *[("interrupt", back) for back in (4, 1.5, 2)],  # first refused, more than 3 back; then to 1 back; to 3
-        *[move, ("interrupt", 1), *say(2.2, 8), ("take", 1), ("interrupt", 2)],  # both refused: that is 4 back
+        *[("interrupt", back) for back in (1.5, 4, 2)],  # to 1 back; then to 3, which is as far as it goes; stays
+        *[move, ("interrupt", 1), *say(2.2, 8), ("take", 1), ("interrupt", 2)],  # both stay there
         *[("take", 3), move, ("interrupt", 1), *say(2.1, 9), end, everything],
         *[end, ("interrupt", None), move, *say(2.4, 10), ("take", 1), ("idle", None), end, everything],
     ]
@@ -105,7 +105,7 @@ def test_a_session_shows_what_the_oracle_says(name):
     make, options = (CASES | SLOW)[name]
     rate = options.get("sample_rate", 16000)
     blocks, _ = both(make, long_script(rate, stereo if rate != 16000 else lambda wave: wave), **options)
-    assert len(blocks) > 35 and blocks[-1].epoch >= 5
+    assert len(blocks) > 30 and blocks[-1].epoch >= 5
     assert all(np.std(b.video) > 1 for b in blocks)
 
 

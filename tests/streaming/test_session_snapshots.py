@@ -129,11 +129,11 @@ def test_every_value(case):
 
 
 IMPOSSIBLE = {  # of "later", with the field that is named
-    "_noise_index": [lambda m: m["_noise_index"] + 1, lambda m: m["_noise_index"] - 1, lambda m: m["_next"] - 3],
-    "_next": [lambda m: m["_noise_index"] + 1, lambda m: m["_delivered"] - 1],
+    "epoch": [lambda m: -1, lambda m: 0.5],
+    "_next": [lambda m: -1, lambda m: 1 << 63],
     "_delivered": [lambda m: m["_next"] + 1, lambda m: m["_floor"] - 1, lambda m: m["_delivered"] - 1],
     "_floor": [lambda m: m["_delivered"] + 1, lambda m: m["_delivered"] - 4],
-    "committed": [lambda m: [m["_noise_index"]] * 2, lambda m: [1, 2], lambda m: [1], lambda m: [1, 1, 1]],
+    "committed": [lambda m: [m["_next"] + 1] * 2, lambda m: [1, 2], lambda m: [1], lambda m: [1, 1, 1]],
     "sound_start": [lambda m: m["_floor"] * 5120, lambda m: 0],
     "segments": [
         lambda m: m["segments"][::-1],

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from rest_fast.config import preset
 from rest_fast.streaming.cache import IDContextCache
 from rest_fast.streaming.sampler import ChunkSampler, noise_levels
 from rest_fast.streaming.step import Branches, Step
 from rest_fast.streaming.stream import Stream
 from rest_fast.streaming.timeline import Timeline
 from tests.kit.streams import play, same
-from tests.kit.toys import photo, sound
+from tests.kit.toys import photo, sound, toy
 
 
 def blocks_of(stream: Stream) -> list:
@@ -157,7 +158,7 @@ def test_a_segment_ends_at_the_next_border_and_its_chunk_hears_nothing_more():
     plan = timeline.plan()
     assert (plan.first, plan.keep, plan.limit, plan.idle) == (0, 2, 2 * 5120, False)
     timeline.accept(plan)
-    assert (timeline.generated, timeline.drawn, timeline.at_segment_end) == (2, 3, True)
+    assert (timeline.generated, timeline.at_segment_end) == (2, True)
     assert (timeline.true_end(0), timeline.true_end(1)) == (None, 5121)
     heard = timeline.sound.window16(0, 2 * 5120, plan.limit)
     assert heard[:5121].all() and not heard[5121:].any()
@@ -179,7 +180,7 @@ def test_counts_after_delivery_and_a_way_back():
         timeline.deliver()
     assert (timeline.floor, timeline.delivered, timeline.waiting) == (5, 8, 1)
     timeline.back_to(6)
-    assert (timeline.floor, timeline.delivered, timeline.generated, timeline.drawn) == (5, 6, 6, 9)
+    assert (timeline.floor, timeline.delivered, timeline.generated, timeline.epoch) == (5, 6, 6, 1)
     assert timeline.sound.end == 6 * 5120
 
 
@@ -207,3 +208,45 @@ def test_a_chunk_that_fails_behind_its_commit_is_dropped(model, failing, monkeyp
         return shown
 
     same(model.compute(stream, False), model.compute(stream, True))
+
+
+def lives(model, mode, seed, ahead):
+    """A stream of segments of random lengths, of which random parts are delivered and taken back: its blocks.
+
+    ``ahead``: the next chunk is generated and decoded before each interrupt, which abandons it.
+    """
+    rng = np.random.default_rng(seed)
+    one, shown = Stream.alone(model, model.prepare(photo()), model.config.sampling, seed=4, decode=mode), []
+
+    def take(count):
+        while count:
+            if one.prepare_block():
+                shown.append(one.make_block(one.timeline.epoch))
+                one.deliver()
+                count -= 1
+            elif one.due():
+                one.generate()
+            else:
+                return
+            one.forget()
+
+    for _ in range(4):
+        for length in rng.integers(1, 8, 4):
+            one.push(sound(16000, 0.32 * length - 0.1, seed=int(rng.integers(100))))
+            one.end_segment()
+        take(int(rng.integers(4, 13)))
+        if ahead and not one.prepare_block() and one.due():
+            one.generate()
+        if ahead:
+            one.prepare_block()
+        one.back_to(one.timeline.delivered - int(rng.integers(0, one.timeline.delivered - one.timeline.floor + 1)))
+    return shown
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("chunks, mode", [(0, None), (1, None), (1, "lookahead(2)"), (0, "lookahead(4)")])
+def test_how_far_generation_had_run_ahead_is_not_seen(chunks, mode, seed):
+    """An interrupt abandons what nobody saw, and decodes again what was shown since the last border of pieces."""
+    causal = preset("toy").replace(vae__causal_decoder=mode is None).vae
+    model = toy(vae=causal, stream__context_chunks=chunks)
+    same(*(model.compute(lives, model, mode, seed, ahead) for ahead in (False, True)))
