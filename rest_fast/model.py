@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from rest_fast import checkpoint, cores, media, processor
 from rest_fast.avatar import Avatar
-from rest_fast.config import PRESETS, ModelConfig
+from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.media.faces import find_face
 from rest_fast.media.paste_back import shrink
@@ -66,14 +67,44 @@ class Model(REST):
         graphs: str = "auto",
     ) -> Session:
         """Open a stream for one viewer; see :class:`rest_fast.streaming.session.Session`."""
+        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
+        return self.compute(Session, self, avatar, self._sampling(steps, guidance), **options)
+
+    async def asession(
+        self,
+        avatar: Avatar,
+        *,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        decode: str | None = None,
+        graphs: str = "auto",
+    ) -> Session:
+        """:meth:`session` for an event loop, which goes on while the session is opened: that takes tenths of a second.
+
+        Where the wait is cancelled, the session is closed as soon as it is open.
+        """
+        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
+        opened = asyncio.wrap_future(self.submit(Session, self, avatar, self._sampling(steps, guidance), **options))
+        try:
+            return await asyncio.shield(opened)
+        except asyncio.CancelledError:
+            opened.add_done_callback(_close_unseen)
+            raise
+
+    def _sampling(self, steps: int | None, guidance: float | None) -> SamplingConfig:
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
-        config = self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()})
-        return self.compute(
-            Session, self, avatar, config.sampling, sample_rate=sample_rate, seed=seed, decode=decode, graphs=graphs
-        )
+        return self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()}).sampling
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)
+
+
+def _close_unseen(opened: asyncio.Future[Session]) -> None:
+    """Close a session that nobody waits for any more."""
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().close()
 
 
 def load(

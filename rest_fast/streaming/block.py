@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rest_fast.units import FPS
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -16,10 +18,16 @@ class Block:
     audio: np.ndarray  # the caller's samples of these frames, in the caller's format; silence is zeros
     pts: float  # seconds from the start of the stream to the first frame
     epoch: int  # grows by one at each interrupt
+    segment: int  # grows behind each segment end and at each interrupt, so that no two segments share a number
     idle: bool  # made from silence because nothing was due
     segment_end: bool
     true_samples: int  # how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
     degraded: bool = False  # made with less work than the preset asks for; a session never does that
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.video) / FPS
 
 
 @dataclass(frozen=True, eq=False)

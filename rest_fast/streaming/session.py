@@ -62,7 +62,8 @@ Event = Pushed | SegmentEnd | Delivered | Interrupt
 
 
 class Session:
-    """Open with :meth:`rest_fast.Model.session`; use as a context manager or call :meth:`close`.
+    """Open with :meth:`rest_fast.Model.session`, or in an event loop with :meth:`rest_fast.Model.asession`; use as a
+    context manager, ``async with`` included, or call :meth:`close`.
 
     Args:
         sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
@@ -158,6 +159,12 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     # -- output

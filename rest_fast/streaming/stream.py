@@ -230,7 +230,7 @@ class Stream:
         audio, pts = timeline.sound.raw(a, b), index * self.model.config.latent_seconds
         video = self.decoder.take()  # behind all that can fail, so that no decoded block is lost
         self.watch.block(self.model.config.latent_seconds)
-        return Block(video, audio, pts, epoch, latent.idle, true_end is not None, true)
+        return Block(video, audio, pts, epoch, timeline.segment(index), latent.idle, true_end is not None, true)
 
     def unmake(self, block: Block) -> None:
         """Return to the state before this block was made; it will be made again."""

@@ -46,6 +46,7 @@ class Timeline:
         self.sound = SoundTimeline(rate)
         self.chunk, self.lead, self.back, self.ahead = chunk, lead, back, ahead
         self.segments: deque[tuple[int, int]] = deque()  # (latent where it ends, its last true sample), not yet passed
+        self.passed = 0  # segments that are not among them any more
         self.generated = self.delivered = self.floor = 0
         self.epoch = 0  # interrupts so far
         self.idle = False  # whether the latest chunk is idle
@@ -73,6 +74,7 @@ class Timeline:
     def back_to(self, shown: int) -> None:
         """Forget latents from ``shown`` on, and all that was queued: a new epoch begins."""
         self.epoch += 1
+        self.passed = self.segment(shown) + 1
         self.segments.clear()
         self.sound.truncate(self.border(shown))
         self.generated = self.delivered = shown
@@ -93,6 +95,10 @@ class Timeline:
         """The sample with which a latent begins."""
         return self.sound.sample_of(TEMPORAL * latent)
 
+    def segment(self, latent: int) -> int:
+        """The number of the segment that a latent belongs to."""
+        return self.passed + sum(end <= latent for end, _ in self.segments)
+
     def true_end(self, latent: int) -> int | None:
         """The last true sample of the segment that ends with this latent; None where none does."""
         return next((last for end, last in self.segments if end == latent + 1), None)
@@ -101,6 +107,7 @@ class Timeline:
         """Drop sound and segments that nothing can ask for again."""
         while self.segments and self.segments[0][0] <= self.floor:
             self.segments.popleft()
+            self.passed += 1
         self.sound.drop_before(self._oldest(self.floor))
 
     def _oldest(self, floor: int) -> int:
@@ -141,6 +148,7 @@ class Timeline:
     def to_meta(self) -> dict[str, object]:
         return {
             "segments": list(self.segments),
+            "passed": self.passed,
             "sound_start": self.sound.start,
             "sound_fixed": self.sound.fixed,
             "epoch": self.epoch,
@@ -160,7 +168,7 @@ class Timeline:
         found.delivered = fields.integer("_delivered", 0, found.generated)
         found.floor = fields.integer("_floor", max(0, found.delivered - self.lead), found.delivered)
         found.sound = found._read_sound(fields)
-        found.segments = found._read_segments(fields)
+        found.segments, found.passed = found._read_segments(fields), fields.integer("passed", 0)
         return found
 
     def _read_sound(self, fields: Fields) -> SoundTimeline:

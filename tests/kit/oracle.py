@@ -40,6 +40,7 @@ class Oracle:
         self.latents: list[Latent] = []  # of the whole timeline
         self.sampler: ChunkSampler | None = None  # None: the next chunk does not follow what was sampled last
         self.delivered = self.epoch = self.most = 0  # most: ever delivered
+        self.interrupted = 0  # segments before the latest interrupt, the one that it ended included
         silence = torch.zeros(1, 8 * (self.chunk + 1), self.config.speech.positions, self.config.speech.channels)
         with torch.inference_mode():
             self.silent = Latent(avatar.reference, model.speech(silence.to(model.dtype))[0, 0])
@@ -65,6 +66,7 @@ class Oracle:
         if shown_pts is not None:
             shown = min(max(math.ceil(shown_pts / 0.32 - 1e-6), self.most - self.chunk, 0), self.delivered)
         self.sampler = None
+        self.interrupted += sum(end <= shown for end, _ in self.ends) + 1
         self.latents, self.ends, self.delivered = self.latents[:shown], [], shown
         self.sound = self.sound[: self.border(shown)]
         self.film.back_to(shown)
@@ -111,7 +113,9 @@ class Oracle:
         last = next((last for end, last in self.ends if end == i + 1), None)
         true = 0 if latent.idle else b - a if last is None else max(0, last - a)
         self.delivered, self.most = i + 1, max(self.most, i + 1)
-        return Block(self.film.frames[i], self.sound[a:b], i * 0.32, self.epoch, latent.idle, last is not None, true)
+        segment = self.interrupted + sum(end <= i for end, _ in self.ends)
+        video, sound = self.film.frames[i], self.sound[a:b]
+        return Block(video, sound, i * 0.32, self.epoch, segment, latent.idle, last is not None, true)
 
     def _generate(self, idle: bool) -> None:
         first, end, keep = len(self.latents), self.open_end(), self.chunk

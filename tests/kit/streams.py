@@ -30,7 +30,7 @@ def same(a, b):
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x.video, y.video)
         assert np.array_equal(x.audio, y.audio)
-        for field in ("pts", "epoch", "idle", "segment_end", "true_samples", "degraded"):
+        for field in ("pts", "duration", "epoch", "segment", "idle", "segment_end", "true_samples", "degraded"):
             assert getattr(x, field) == getattr(y, field)
 
 

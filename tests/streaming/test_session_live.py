@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import tracemalloc
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from rest_fast.streaming import stream as stream_module
+from rest_fast.streaming.session import Session
 from rest_fast.streaming.snapshot import SessionState, StateError
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound, toy
@@ -227,3 +230,85 @@ def test_metrics(model, avatar):
     for stage in ("features", "denoise", "decode"):
         p = report["stages"][stage]
         assert 0 < p["p50_ms"] <= p["p95_ms"] <= p["p99_ms"]
+
+
+# -- in an event loop
+
+
+def test_opening_does_not_block_the_loop(model, avatar, monkeypatch):
+    """While the worker opens a session, the loop goes on; the session shows what any other shows."""
+    opening, seen = threading.Event(), []
+    decoder = stream_module.BlockDecoder
+
+    def slow(*args, **options):
+        opening.wait(10)
+        return decoder(*args, **options)
+
+    monkeypatch.setattr(stream_module, "BlockDecoder", slow)
+
+    async def run():
+        task = asyncio.ensure_future(model.asession(avatar, seed=3))
+        await asyncio.sleep(0.05)
+        seen.append(task.done())
+        opening.set()
+        async with await task as s:
+            blocks = play(s, sound(16000, 1.0))
+        assert s.closed
+        return blocks
+
+    blocks = asyncio.run(run())
+    assert seen == [False]
+    with model.session(avatar, seed=3) as s:
+        same(blocks, play(s, sound(16000, 1.0)))
+
+
+def test_a_session_that_nobody_waits_for_is_closed(model, avatar, monkeypatch):
+    opened, closed = [], threading.Event()
+    start, close = Session.__init__, Session.close
+
+    def remembered(self, *args, **options):
+        start(self, *args, **options)
+        opened.append(self)
+
+    def noted(self):
+        close(self)
+        closed.set()
+
+    monkeypatch.setattr(Session, "__init__", remembered)
+    monkeypatch.setattr(Session, "close", noted)
+
+    async def run():
+        task = asyncio.ensure_future(model.asession(avatar))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while not opened:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+    assert closed.wait(10) and opened[0].closed
+
+
+def test_asession_refuses_as_session_does(model, avatar):
+    for options in ({"seed": -1}, {"sample_rate": 1}, {"steps": 0}):
+        with pytest.raises(ValueError) as plain:
+            model.session(avatar, **options)
+        with pytest.raises(ValueError, match=re.escape(str(plain.value))):
+            asyncio.run(model.asession(avatar, **options))
+
+
+def test_blocks_say_which_segment_they_belong_to(model, avatar):
+    """Numbers grow at segment ends and at interrupts, and no two segments share one."""
+    with model.session(avatar) as s:
+        first = play(s, sound(16000, 1.0))
+        second = play(s, sound(16000, 0.5))
+        s.push_audio(sound(16000, 2.0))
+        third = list(s.blocks())
+        s.interrupt(shown_pts=third[0].pts)  # before the third segment begins
+        fourth = play(s, sound(16000, 0.5))
+        idle = list(s.blocks(idle=True))
+    numbers = [{b.segment for b in part} for part in (first, second, third, fourth, idle)]
+    assert numbers[:3] == [{0}, {1}, {2}] and max(numbers[2]) < min(numbers[3]) < min(numbers[4])
+    assert all(b.duration == pytest.approx(0.32) for b in first)
