@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py --out benchmarks/results/startup.json
 
-The first process of each kind fills the disk's cache and is not counted. C5 of the budgets is of this.
+The first process of each kind fills the disk's cache and is not counted.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """``sink_ring_attention`` under each of its tiles, cuDNN's and flash attention on the same slots, and with a cache that
-is concatenated, in graphs: G7 of the goals, and what the plan's cost model may be corrected by.
+is concatenated, in graphs: and what the plan's cost model may be corrected by.
 """
 
 from __future__ import annotations

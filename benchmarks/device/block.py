@@ -1,4 +1,4 @@
-"""G6 of the goals, for one block of the DiT: ours eager and in a graph, peers' caches likewise, and torch.compile.
+"""One block of the DiT: ours eager and in a graph, peers' caches likewise, and torch.compile.
 
 Peers clone, roll and concatenate their cache and attend by SDPA (``peers.py``). Compiling is bounded by the limit of
 the step: the variants without a compiler come first, and each compiled one is a job of its own.

@@ -47,7 +47,7 @@ class Pool:
         self.step = Step(self.dit, self.cache, levels, slots=sessions, lanes=rows, hearing=sessions)
         self.sampler = ChunkSampler(self.step, self.config.sampling)
         if captured:
-            self.step.capture(graph_of(self.device), chunk=len(self.evaluations()) if chunk else 0)
+            self.step.capture(graph_of(self.device), evaluations=len(self.evaluations()) if chunk else 0)
         self.generator = torch.Generator(self.device).manual_seed(0)
         for row in range(rows):
             sink = (self.config.dit.layers, self.config.tokens, self.config.dit.heads, self.config.dit.head_dim)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import bench_block, bench_vae, bench_vae_layers, kit
-from benchmarks.device import attention, decode, layers, right
+from benchmarks.device import attention, captured, decode, layers, right
 from rest_fast import preset
 
 
@@ -24,7 +24,7 @@ def jobs(tiny: bool) -> dict[str, Any]:
     attended = {f"attention, {name}": functools.partial(attend, tiny, name) for name in attention.shapes(tiny)}
     size = right.TINY if tiny else kit.SIZES["rest-512"]
     called = {name: functools.partial(op, name, size) for name in right.jobs(tiny) if name not in convolved}
-    whole = {"block": functools.partial(block, tiny)}
+    whole: dict[str, Any] = {"block": functools.partial(block, tiny), "step": functools.partial(step, tiny)}
     whole |= {f"decode of {n} latents": functools.partial(decoded, tiny, n) for n in (1, bench_vae.CHUNK)}
     return convolved | attended | called | whole
 
@@ -52,6 +52,11 @@ def attend(tiny: bool, name: str) -> dict[str, Any]:
 def op(name: str, size: kit.Size) -> dict[str, Any]:
     case = right.case_of(name, size)
     return launched({"op": functools.partial(case.variants(None)["op"], case.layers[0])})
+
+
+def step(tiny: bool) -> dict[str, Any]:
+    """A whole model takes seconds to make; one chunk of it has every kernel of a step and of a commit."""
+    return launched({"chunks": captured.Pool(tiny, 1, captured=False).chunks})
 
 
 def block(tiny: bool) -> dict[str, Any]:

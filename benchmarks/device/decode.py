@@ -1,4 +1,4 @@
-"""G8 of the goals: our decode of a chunk against diffusers' decoder, channels last, with the same weights.
+"""Our decode of a chunk against diffusers' decoder, channels last, with the same weights.
 
 Three latents in one call and one at a time. Called as usual, where a slow host counts, and in graphs, where what can be
 captured is. diffusers' decoder is not compiled: that takes minutes, which ``PART=vae`` has.

@@ -205,7 +205,8 @@ class Op:
             if ok and forced:
                 return known[name]
             reasons.append(f"{name!r} cannot run {spec}: {reason or known[name].reluctance(spec)}")
-        raise OpError(f"{self.name}: backend: expected one that runs this call, got {forced!r}: {'; '.join(reasons)}")
+        got = repr(forced) if forced else "none that can"
+        raise OpError(f"{self.name}: backend: expected one that runs this call, got {got}: {'; '.join(reasons)}")
 
     def report(self, spec: Spec, forced: str | None = None) -> list[tuple[str, bool, str]]:
         """(backend, whether it may run this call, why not) for every entry of the table."""
@@ -294,7 +295,7 @@ def expect_range(op: str, name: str, index: torch.Tensor, low: int, high: int) -
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-IDLE = -1  # as the cache row of a lane: it has nothing to do
+IDLE = -1  # a lane's cache row: it has nothing to do; a lane's audio slot: it hears nothing
 
 
 def expect_float(op: str, name: str, tensor: torch.Tensor) -> None:

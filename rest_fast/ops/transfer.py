@@ -6,9 +6,10 @@ import torch
 
 
 def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A CPU tensor on the device: for the CPU itself, for CUDA by way of pinned memory, in the current stream.
+    """A CPU tensor on ``device``. For the CPU it is the tensor itself.
 
-    There the caller may change or drop ``tensor`` at once; the pinned copy lives until the device has read it.
+    To CUDA it is copied through pinned memory in the current stream, and nothing waits: the caller may change or drop
+    ``tensor`` at once, and the pinned copy lives until the device has read it.
     """
     assert tensor.device.type == "cpu", f"sent: expected a tensor of the CPU, got one on {tensor.device}"
     if torch.device(device).type == "cuda":

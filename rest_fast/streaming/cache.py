@@ -16,6 +16,7 @@ from rest_fast.config import ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import Lanes
 from rest_fast.models.positions import PositionTables
+from rest_fast.streaming.memory import cache_bytes, require_memory
 
 
 class IDContextCache:
@@ -38,6 +39,8 @@ class IDContextCache:
         self.sink = self.reference if stream.sink else 0
         self.slots = max(self.sink + (stream.context_chunks + 1) * self.chunk, self.chunk + self.reference)
         self.banks = (steps or config.sampling.steps) if stream.context == "per_step" else 1
+        needed = cache_bytes(config, rows, self.banks, self.slots, dtype)
+        require_memory(needed, torch.device(device), f"cache: {rows} rows")
         shape = (dit.layers, rows, self.banks, self.slots, dit.heads, dit.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self._positions = PositionTables(config).to(device)
@@ -109,10 +112,10 @@ class IDContextCache:
         """The part of :meth:`commit` that only counts. Returns what :meth:`rotate` needs for these rows: the slots of
         their new current chunks, and 1 for those whose window was full."""
         self.require_open(rows)
-        full = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
+        enabled = [int(self.committed[r] >= self.stream.context_chunks) for r in rows]
         for row in rows:
             self._move(row, self.committed[row] + 1)
-        return [self.write_slot(r) for r in rows], full
+        return [self.write_slot(r) for r in rows], enabled
 
     def rotate(self, row_index: torch.Tensor, skip_slot: torch.Tensor, enabled: torch.Tensor) -> None:
         """The part of :meth:`commit` that computes, of a window that moves on; int32 [B] each."""
@@ -146,7 +149,7 @@ class IDContextCache:
     def _check(self, rows: list[int], opened: bool) -> None:
         for row in rows:
             if not 0 <= row < self.rows:
-                raise IndexError(f"cache: row: expected 0..{self.rows - 1}, got {row}")
+                raise ArgumentError(f"cache: row: expected 0..{self.rows - 1}, got {row}")
             if opened and not self._opened[row]:
                 raise ArgumentError(f"cache: row {row}: expected an opened row (sink loaded), got a fresh one")
         if len(set(rows)) != len(rows):

@@ -63,7 +63,7 @@ class DecoderContent(NamedTuple):
 
 
 class BlockDecoder:
-    """A decode stream that remembers states from which it can go back to every block that may be taken back.
+    """Decodes a stream and keeps states, so that it can go back to any block that an interrupt may take back.
 
     Latents are *final* once their pictures will not change any more; those decoded to look ahead are *provisional*.
 
@@ -115,13 +115,13 @@ class BlockDecoder:
                 self._stream.reset()
 
     def _warm(self, reference: torch.Tensor) -> None:
-        """Decode pieces as they come at a segment's end, so that kernels are compiled and loaded before."""
+        """Decode pieces of every size that a segment's end can bring, so that their kernels are loaded before the first
+        request."""
         before = self._stream.snapshot()
         for count in range(1, self.model.config.stream.chunk + self.ahead + 1):
             for provisional in {0, min(self.ahead, count - 1)}:
                 self._stream.piece(self._latents([reference] * count), provisional, pictures=True)
-        if before.started:
-            self._stream.restore(before)
+        self._stream.restore(before)
 
     def has_next(self) -> bool:
         """Whether the next generated latent can be shown."""

@@ -13,18 +13,20 @@ from rest_fast.ops.dispatch import capturing
 
 WARM = 3  # calls before it is recorded: kernels are compiled and loaded, libraries choose their algorithms
 
-# Runs some work, which takes no arguments and returns nothing, and gives what repeats it.
+# Takes work (no arguments, no result), records it, and returns a function that repeats it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
-# Makes one for each name: graphs of one capture share memory, so what may run at the same time has one each.
+# Gives a Capture for a name. Graphs of one Capture share memory and must not run at the same time: work that may
+# overlap needs a Capture of its own.
 Graphs = Callable[[str], Capture]
 
 _one_at_a_time = threading.Lock()  # of a process: PyTorch records one graph at a time
 
 
 def graphs_of(choice: str, device: torch.device) -> Graphs | None:
-    """What ``graphs=`` asks for: ``"on"``, ``"off"``, or ``"auto"``: on where there is a CUDA device. None: none.
+    """What ``graphs=`` asks for: ``"on"``, ``"off"``, or ``"auto"``: on where there is a CUDA device.
 
+    Returns: a maker of captures, or None where nothing is to be captured.
     Raises: :class:`rest_fast.errors.ArgumentError` for ``"on"`` without a CUDA device, and for any other word.
     """
     if choice not in ("auto", "on", "off"):

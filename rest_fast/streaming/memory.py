@@ -1,4 +1,4 @@
-"""What the parts of a stream take of a device's memory, and a refusal before it runs out."""
+"""What a cache and a step take of a device's memory, and a refusal before it runs out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from pathlib import Path
 
 import torch
 
+from rest_fast.config import ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import StreamingDiT
 
 
 def step_bytes(dit: StreamingDiT, slots: int, lanes: int) -> int:
-    """Static memory of a step, and the largest tensors that live at once while it runs."""
+    """Static memory of a step, and the largest tensors that live at once while it runs; ``slots`` are of latents."""
     c, size, chunk = dit.config, dit.table.element_size(), dit.stream.chunk
     tokens, width = chunk * dit.tokens, c.width
     audio = dit.audio_shape[0] * c.heads * width if c.audio else 0  # base, and an update for each other token and head
     slot = tokens * dit.channels * 4 + c.layers * chunk * audio * size
     lane = tokens * size * width * (4 + 3 + 2 * c.mlp_ratio)  # workspace; qkv, or the MLP before and after its GELU
     return slots * slot + lanes * lane
+
+
+def cache_bytes(config: ModelConfig, rows: int, banks: int, slots: int, dtype: torch.dtype) -> int:
+    """Keys and values of a cache; ``slots`` are those of a row."""
+    return 2 * config.dit.layers * rows * banks * slots * config.dit.width * dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -56,14 +56,16 @@ class ChunkSampler:
 
     @classmethod
     def of(cls, model: REST, sampling: SamplingConfig, sessions: int = 1, graphs: Graphs | None = None) -> ChunkSampler:
-        """A sampler with a step and a cache for so many sessions of a model; ``graphs``: captured, a chunk at once.
+        """A sampler with a step and a cache for so many sessions of a model.
+
+        With ``graphs``, the step is captured, with all evaluations of a chunk as one graph.
 
         Its constants are computed so that their last bits do not depend on the number of threads.
         """
         sampler = model.compute_once(cls._of, model, sampling, sessions)
         if graphs is not None:
             chunk = len(sampler.evaluations([sampler.session(0)]))
-            model.compute(sampler.step.capture, graphs("denoising step"), chunk=chunk)
+            model.compute(sampler.step.capture, graphs("denoising step"), evaluations=chunk)
         elif model.device.type == "cuda":
             model.compute(sampler.step.warm)
         return sampler

@@ -1,11 +1,12 @@
 """Session: one viewer's mailbox. Push sound, take blocks of 8 frames with exactly their sound.
 
-Nothing here depends on a clock: the same seed and the same samples, segment ends and idle chunks give the same frames,
-bit for bit, however the samples were cut. The :class:`~rest_fast.streaming.stream.Stream` does the computing.
+Nothing here depends on a clock: the same seed and the same order of samples, segment ends, idle chunks, deliveries and
+interrupts give the same frames, bit for bit, however the samples were cut. The
+:class:`~rest_fast.streaming.stream.Stream` does the computing.
 
 There are two locks. ``_inbox_lock`` guards what other threads touch (the inbox, the epoch, what was delivered); it is
-held for microseconds, and longer only by a snapshot. ``_work_lock`` is held while the model's worker, in which all
-computation takes place, makes a block. So pushing never waits for a chunk.
+held for microseconds, and longer only by a snapshot and a restore. ``_work_lock`` is held while the model's worker, in
+which all computation takes place, makes a block. So pushing never waits for a chunk.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Session:
         seed: of the noise; 0..2^64 - 1.
         decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
         graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is CUDA.
-    Raises: :class:`rest_fast.errors.CaptureError`, with the reason, where a capture fails.
+    Raises: :class:`rest_fast.AvatarError`; :class:`rest_fast.ArgumentError`; where a capture fails
+    :class:`rest_fast.CaptureError`, with the reason.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Session:
                 to the next end of a block, and into what can be taken back: at most ``lead`` blocks of delivered video,
                 once.
         Returns: stream time in seconds where the new epoch continues, which is the ``pts`` of its first block.
+        Raises: :class:`rest_fast.ArgumentError` for what is no time; :class:`SessionClosed`.
         """
         seconds = self.model.config.latent_seconds
         with self._inbox_lock:
@@ -268,7 +271,7 @@ class Session:
                     return True
                 self.stream.forget()
                 if self.stream.prepare_block():
-                    block = self.stream.make_block(epoch)
+                    block = self.stream.make_block()
                     with self._inbox_lock:
                         wanted = self.epoch == epoch and not self.closed
                         if wanted:

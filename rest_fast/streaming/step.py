@@ -109,13 +109,14 @@ class Step:
             self.z = dit.table.new_zeros(slots + 1, cache.chunk, dit.channels, dtype=wide)
             self.audio = dit.hear(dit.table.new_zeros(slots, cache.stream.chunk, *dit.audio_shape))
             self.codes = dit.table.new_zeros(1, cache.stream.chunk, *dit.audio_shape)  # of the chunk that is loaded
-            self.hearer = Inputs(("slot",), (), 1, self.device)
+            self.heard_slot = Inputs(("slot",), (), 1, self.device)
             self.inputs = [Inputs(LANE + TURN, NUMBERS, lanes, self.device)]
             self.commits = Inputs(COMMIT, (), lanes, self.device)
         self._replays: dict[int, Callable[[], None]] = {}  # by the number of evaluations
         self._commit: Callable[[], None] | None = None
         self._hear: Callable[[], None] | None = None
         self._parameters = tuple(dit.parameters())
+        # PyTorch counts no changes of inference tensors, so that those cannot be noticed.
         self._weights = None if any(p.is_inference() for p in self._parameters) else Derived(self._parameters, ())
         self._kept: list[object] = []  # what graphs read beside the static memory
 
@@ -128,14 +129,17 @@ class Step:
     # -- slots
 
     def load(self, slot: int, z: torch.Tensor, codes: torch.Tensor) -> None:
-        """Begin a chunk in a slot: latents [1, N, C] to start from, codes [1, F, A, Wa] to hear."""
+        """Begin a chunk in a slot: latents [1, N, C] to start from, codes [1, F, A, Wa] to hear.
+
+        Raises: ArgumentError for another shape or slot, and where the model's weights have changed.
+        """
         if codes.shape != self.codes.shape:
             raise ArgumentError(f"step: codes: expected {list(self.codes.shape)}, got {list(codes.shape)}")
         if self._weights is not None and not self._weights.fits(self._parameters, ()):
             raise ArgumentError("step: weights: expected those that it was made with, got changed or moved ones")
         self.fill(slot, z)
         self.codes.copy_(codes)
-        self.hearer.fill({"slot": [slot]})
+        self.heard_slot.fill({"slot": [slot]})
         if self._hear is None:
             self._hear_codes()
         else:
@@ -143,8 +147,8 @@ class Step:
 
     @torch.no_grad()
     def _hear_codes(self) -> None:
-        """What the slot of :attr:`hearer` hears, from :attr:`codes`."""
-        (slot,) = self.hearer.first(1, ("slot",))
+        """What the slot of :attr:`heard_slot` hears, from :attr:`codes`."""
+        (slot,) = self.heard_slot.first(1, ("slot",))
         for block, heard in zip(self.audio, self.dit.hear(self.codes), strict=True):
             if block is not None and heard is not None:
                 block.put(slot, heard)
@@ -158,13 +162,16 @@ class Step:
         self.z[slot : slot + 1].copy_(z)
 
     def latents(self, slot: int) -> torch.Tensor:
-        """A copy of the latents of a slot, fp32 [1, N, C]."""
+        """A copy of the latents of a slot, fp32 (fp64 for a float64 model) [1, N, C]."""
         return self.z[slot : slot + 1].clone()
 
     # -- evaluations
 
     def run(self, *evaluations: Sequence[Turn]) -> None:
-        """Evaluations in their order, each of one turn or more. One replay, if so many were captured as one graph."""
+        """Evaluations in their order, each of one turn or more. One replay, if so many were captured as one graph.
+
+        Raises: ArgumentError, before anything is written, for turns that cannot be evaluated together.
+        """
         for turns in evaluations:
             self._check(turns)
         if not self._replays:
@@ -177,15 +184,15 @@ class Step:
                 self._replay([turns])
 
     def commit(self, rows: list[int]) -> None:
-        """Make the chunk that these cache rows hold context."""
+        """The current chunk of these cache rows becomes context. Raises: ArgumentError for more rows than lanes."""
         if len(rows) > self.lanes:
             raise ArgumentError(f"step: commit: expected at most {self.lanes} rows, got {len(rows)}")
-        skip, turned = self.cache.advance(rows)
-        if not self.cache.rotates or (self._commit is None and not any(turned)):
+        skip, enabled = self.cache.advance(rows)
+        if not self.cache.rotates or (self._commit is None and not any(enabled)):
             return
         idle = self.lanes - len(rows) if self._commit else 0
-        rows, skip, turned = rows + [IDLE] * idle, skip + [self.cache.sink] * idle, turned + [0] * idle
-        self.commits.fill({"row_index": rows, "skip_slot": skip, "enabled": turned})
+        rows, skip, enabled = rows + [IDLE] * idle, skip + [self.cache.sink] * idle, enabled + [0] * idle
+        self.commits.fill({"row_index": rows, "skip_slot": skip, "enabled": enabled})
         if self._commit is not None:
             self._commit()
         else:
@@ -206,7 +213,7 @@ class Step:
     def _entries(self, turns: Sequence[Turn], captured: bool) -> dict[str, list[Any]]:
         """The integers of the evaluation, by name. Conditional lanes come first, in the order of turns; a captured step
         has idle lanes and turns as well."""
-        second = itertools.count(self.hearing if captured and self.hearing < self.lanes else len(turns))
+        second = itertools.count(self._first_unconditional(len(turns)) if captured else len(turns))
         placed: list[list[tuple[int, int]]] = []  # of each turn: its lanes and their cache rows
         for first, turn in enumerate(turns):
             rows = turn.session.rows
@@ -225,6 +232,10 @@ class Step:
                 entries[name][i] = number
         return entries
 
+    def _first_unconditional(self, turns: int) -> int:
+        """The first lane without a condition: behind those that may hear, where that is fewer than all lanes."""
+        return self.hearing if self.hearing < self.lanes else turns
+
     def _evaluate(self, inputs: Inputs, turns: int, lanes: int, hearing: int, host_n_valid: list[Any] | None) -> None:
         """The work of an evaluation; nothing here depends on anything but sizes and the contents of tensors."""
         cache = self.cache
@@ -242,7 +253,7 @@ class Step:
         """Raise ArgumentError for what cannot be evaluated together, before anything is written."""
         rows = [row for turn in turns for row in turn.session.rows]
         slots = [turn.session.slot for turn in turns]
-        most = self.lanes - (self.hearing if self.hearing < self.lanes else len(turns))  # lanes without a condition
+        most = self.lanes - self._first_unconditional(len(turns))
         if not 0 < len(turns) <= self.hearing or len(rows) - len(turns) > most:
             raise ArgumentError(
                 f"step: turns: expected 1..{self.hearing} with {self.lanes} lanes in all (a guided session takes two), "
@@ -273,17 +284,17 @@ class Step:
         if self.cache.rotates:
             self.cache.rotate(*self.commits.first(self.lanes, COMMIT))
 
-    def capture(self, graph: Capture, *, chunk: int = 0) -> None:
-        """From now on replay graphs: of an evaluation, of a commit, of what is heard in a chunk, and of ``chunk``
-        evaluations if given.
+    def capture(self, graph: Capture, *, evaluations: int = 0) -> None:
+        """From now on replay graphs: of an evaluation, of a commit, of what is heard in a chunk, and of so many
+        ``evaluations`` at once, if given.
 
         ``graph``: see :mod:`rest_fast.streaming.graphs`. The graphs read the weights as they are now.
         """
         with torch.inference_mode(False), torch.no_grad():
-            for _ in range(len(self.inputs), max(chunk, 1)):
+            for _ in range(len(self.inputs), max(evaluations, 1)):
                 self.inputs.append(Inputs(LANE + TURN, NUMBERS, self.lanes, self.device))
             self._fill_idle()
-            for count in sorted({1, chunk} - {0}):
+            for count in sorted({1, evaluations} - {0}):
                 self._replays[count] = graph(partial(self._evaluate_all, count))
             if self.cache.rotates:
                 self._commit = graph(lambda: self.cache.rotate(*self.commits.first(self.lanes, COMMIT)))

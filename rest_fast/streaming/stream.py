@@ -5,7 +5,7 @@ Whoever runs it (a session, an engine, an evaluation) calls it from the model's 
     stream.push(samples); stream.end_segment()          # what came
     block = stream.make_block(); stream.deliver()       # while stream.prepare_block()
     job = stream.next_chunk()                           # when there is no further block, and stream.due()
-    stream.accept(job, sampler.run([job])[0])           # or stream.drop(job)
+    stream.accept(job, sampler.run([job])[0])           # or stream.drop()
 
 Frames depend on the order of these calls and on nothing else; a job that was not run leaves no trace in them. A job
 that was run has advanced the cache, so it has to be accepted or dropped; after a drop the context is rebuilt.
@@ -50,7 +50,9 @@ class Content:
 
 
 class Stream:
-    """Args:
+    """One viewer's stream: sound in, chunks as jobs, blocks out; see this module's first lines.
+
+    Args:
     sampler, session: the sampler that generates its chunks, and this stream's own places in its step and cache.
     rate: of the sound, Hz.
     seed: of the noise.
@@ -142,7 +144,7 @@ class Stream:
             start = self._noise(timeline.generated, noise.LATENT)
             return ChunkJob(self.session, codes, start, self._context() if self.stale else (), plan)
 
-    def drop(self, job: ChunkJob) -> None:
+    def drop(self) -> None:
         """Give up a job that was run, or may have been."""
         self.stale = True
 
@@ -165,7 +167,7 @@ class Stream:
                 latents = self.sampler.run([job])[0]
             self.accept(job, latents)
         except BaseException:
-            self.drop(job)
+            self.drop()
             raise
 
     def _codes(self, first: int, limit: int) -> torch.Tensor:
@@ -222,7 +224,7 @@ class Stream:
         return self.history[-waiting]
 
     @torch.inference_mode()
-    def make_block(self, epoch: int = 0) -> Block:
+    def make_block(self) -> Block:
         """The block of the first latent that was not delivered."""
         latent, index, timeline = self.upcoming, self.timeline.delivered, self.timeline
         a, b, true_end = timeline.border(index), timeline.border(index + 1), timeline.true_end(index)
@@ -230,7 +232,9 @@ class Stream:
         audio, pts = timeline.sound.raw(a, b), index * self.model.config.latent_seconds
         video = self.decoder.take()  # behind all that can fail, so that no decoded block is lost
         self.watch.block(self.model.config.latent_seconds)
-        return Block(video, audio, pts, epoch, timeline.segment(index), latent.idle, true_end is not None, true)
+        return Block(
+            video, audio, pts, timeline.epoch, timeline.segment(index), latent.idle, true_end is not None, true
+        )
 
     def unmake(self, block: Block) -> None:
         """Return to the state before this block was made; it will be made again."""

@@ -35,7 +35,9 @@ class ChunkPlan:
 
 
 class Timeline:
-    """Args:
+    """The counts of a stream's latents, its segments and its sound.
+
+    Args:
     rate: of the sound, Hz.
     chunk: latents that are generated at once.
     lead: delivered latents that an interrupt can take back.

@@ -155,7 +155,7 @@ SAMPLING = [
     ("absolute positions stand still", ROWS, "        if self.stream.positions == \"absolute\":\n            first",
      "        if False:\n            first", SAMPLER),
     ("keys are not turned", ROWS, "if self.rotates and any(enabled):", "if False:", CACHE),
-    ("keys are not turned by the step", STEP, "not any(turned)", "True", SAMPLER),
+    ("keys are not turned by the step", STEP, "not any(enabled)", "True", SAMPLER),
     ("every slot is held", ROWS, "[*range(start), *range(start + self.chunk, valid)]",
      "[*range(valid)]",
      f"{SNAPSHOTS}::test_what_is_written_before_it_is_read_may_be_anything[early]"),

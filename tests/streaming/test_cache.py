@@ -228,7 +228,7 @@ def test_rows_out_of_range(row):
     k, v = cache.k[:, 0, 0, :SINK], cache.v[:, 0, 0, :SINK]
     everything = [*calls(cache), lambda r: cache.open(r, k, v), lambda r: cache.restore(r, state)]
     for call in everything:
-        with pytest.raises(IndexError, match=rf"row: expected 0\.\.1, got {row}"):
+        with pytest.raises(ValueError, match=rf"row: expected 0\.\.1, got {row}"):
             call(row)
     assert cache.committed == [0, 0]
 

@@ -172,8 +172,8 @@ def test_close_while_a_block_is_made_loses_nothing_of_a_snapshot(decode):
     s.end_segment()
     first, make_block = next(s.blocks()), s.stream.make_block
 
-    def closed_meanwhile(epoch):
-        block = make_block(epoch)
+    def closed_meanwhile():
+        block = make_block()
         s.close()
         return block
 

@@ -81,7 +81,8 @@ def test_the_same_frames(kind, graphs):
         same(want, talk(s))
         chunks = s.metrics()["chunks"]
     step, decoder = made["denoising step"], made["decoder"]
-    # A chunk is heard, is one replay or, rebuilt, one more, and is committed where that turns keys.
+    # Each chunk is at least two replays: of what is heard, and of its evaluations. A rebuild and a commit that rotates
+    # keys add more.
     assert step.replays >= 2 * chunks
     # Pieces of whole chunks behind the first one; not those of a segment's end and of a return into a chunk.
     assert 0 < decoder.replays < chunks

@@ -61,9 +61,9 @@ def test_frames_are_those_of_the_plan(model, avatar, ahead):
     with model.session(avatar, seed=3, decode=f"lookahead({ahead})") as s:
         made, make_block = [], s.stream.make_block
 
-        def keeping(epoch):
+        def keeping():
             made.append(s.stream.upcoming.z)
-            return make_block(epoch)
+            return make_block()
 
         s.stream.make_block = keeping
         got = video(play(s, sound(RATE, 0.96 * 3)))

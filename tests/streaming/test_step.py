@@ -45,7 +45,7 @@ class Pool:
         levels = [t for c in configs for t in noise_levels(c.sampling)]
         self.step = Step(dit, self.cache, levels, slots=len(configs), lanes=lanes, hearing=hearing)
         if capture is not None:
-            self.step.capture(capture, chunk=chunk)
+            self.step.capture(capture, evaluations=chunk)
         self.samplers = [ChunkSampler(self.step, c.sampling) for c in configs]
 
     def session(self, s):
@@ -290,16 +290,15 @@ def test_a_commit_of_more_rows_than_lanes():
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_weights_that_changed_since_the_step_was_made(captured):
+def test_weights_that_changed_since_the_step_was_made(captured, monkeypatch):
     config = config_of()
     dit = toy_dit(config)
-    DITS[repr((config.dit, config.stream, config.speech))] = dit
+    monkeypatch.setitem(DITS, repr((config.dit, config.stream, config.speech)), dit)
     pool = Pool([config], capture=StandIn() if captured else None)
     pool.chunk(0, 0)
     dit.proj_in.weight.mul_(2)
     with pytest.raises(ArgumentError, match="weights: expected those that it was made with"):
         pool.chunk(0, 1)
-    DITS.clear()
 
 
 def test_audio_keys_and_idle_lanes():

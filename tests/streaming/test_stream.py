@@ -102,7 +102,7 @@ def test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context(model, monkeypa
                 job = one.next_chunk()
                 if given_up == "run":
                     one.sampler.run([job])
-                one.drop(job)
+                one.drop()
             one.generate()
             shown += blocks_of(one)
         return shown
@@ -202,7 +202,7 @@ def test_a_chunk_that_fails_behind_its_commit_is_dropped(model, failing, monkeyp
             elif len(shown) == 6:
                 job = one.next_chunk()
                 one.sampler.run([job])
-                one.drop(job)
+                one.drop()
             one.generate()
             shown += blocks_of(one)
         return shown
@@ -221,7 +221,7 @@ def lives(model, mode, seed, ahead):
     def take(count):
         while count:
             if one.prepare_block():
-                shown.append(one.make_block(one.timeline.epoch))
+                shown.append(one.make_block())
                 one.deliver()
                 count -= 1
             elif one.due():
