@@ -22,7 +22,7 @@ STEPS = {  # startup.py
 def stream_table(info: Info) -> str:
     """A chunk of the demo, sound to frames, by how it is sampled."""
     titles = ["sampling", "chunk p50 / p95 / p99, ms", "over the preset's", "of real time"]
-    lines = [[*titles, "features, denoising a chunk; decode of 8 frames (p50, ms)"]]
+    lines = [[*titles, "features, denoising, decoding a chunk (p50, ms)"]]
     base = info["variants"][info["base"]]["median_us"]
     for name, times in info["variants"].items():
         ms = [times[key] / 1e3 for key in ("median_us", "p95_us", "p99_us")]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rest_fast.config import preset
 from rest_fast.streaming import stream as stream_module
 from rest_fast.streaming.session import Session
 from rest_fast.streaming.snapshot import SessionState, StateError
@@ -312,3 +313,13 @@ def test_blocks_say_which_segment_they_belong_to(model, avatar):
     numbers = [{b.segment for b in part} for part in (first, second, third, fourth, idle)]
     assert numbers[:3] == [{0}, {1}, {2}] and max(numbers[2]) < min(numbers[3]) < min(numbers[4])
     assert all(b.duration == pytest.approx(0.32) for b in first)
+
+
+@pytest.mark.parametrize("mode", [None, "lookahead(1)"])
+def test_a_decoder_keeps_two_or_three_states(mode):
+    """For chunks of a stream that is watched as it comes: memory of a size that the guide can name."""
+    model = toy(vae=preset("toy").replace(vae__causal_decoder=mode is None).vae)
+    with model.session(model.prepare(photo()), decode=mode) as s:
+        s.push_audio(sound(16000, 12.0))
+        counts = [len(s.stream.decoder.states()) for _ in s.blocks()]
+    assert len(counts) > 30 and set(counts[9:]) <= {2, 3}
