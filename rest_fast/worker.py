@@ -44,6 +44,7 @@ class Worker:
         self.idle = threading.Lock()  # held during a job
         self.thread: int | None = None  # identifier of this thread while it runs a job
         self.threads = 0  # number of OpenMP threads of the latest job
+        self.limit = 0  # number that the present job may have at most, for the jobs that it queues
         self._pool = ThreadPoolExecutor(1, "rest_fast", *prepare)
         self.free, self.looked = cores.FreeCores(), -math.inf
         self._earlier = 0.0  # added to the present team's CPU seconds, it continues the count of the teams before
@@ -59,7 +60,8 @@ class Worker:
         # The main thread has ended, and with it all pools. Remaining threads and exit handlers compute by themselves.
         future: Future[T] = Future()
         try:
-            future.set_result(self._run(*task))
+            own = threading.get_ident() == self.thread  # a job that queues another one: the lock is its own
+            future.set_result(task[0].run(job, *args, **kwargs) if own else self._run(*task))
         except BaseException as error:
             future.set_exception(error)
         return future
@@ -77,9 +79,19 @@ class Worker:
         finally:
             self._take(outer)
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether a job is queued behind the present one, or a fork waits for its end."""
+        if pools._shutdown:  # the end of the queue is in it
+            return False
+        return _forking or not self._pool._work_queue.empty()
+
     def _run(self, context: contextvars.Context, threads: int, flexible: bool, job: Any, args: Any, kwargs: Any) -> Any:
+        if _forking:
+            with _lock:  # the fork comes first
+                pass
         with self.idle:
-            self.thread = threading.get_ident()
+            self.thread, self.limit = threading.get_ident(), threads
             before = self._take(self._available(threads) if flexible else threads)
             try:
                 return context.run(job, *args, **kwargs)
@@ -125,6 +137,7 @@ def worker(device: torch.device) -> Worker:
 
 _guarded: weakref.WeakSet[Any] = weakref.WeakSet()
 _held: list[Any] = []  # locks that the fork in progress has acquired
+_forking = False  # whether there is one
 _interrupted: list[bool] = []
 
 
@@ -145,7 +158,9 @@ def _acquire(lock: Any) -> None:
 
 
 def _before_fork() -> None:
+    global _forking
     _acquire(_lock)
+    _forking = True
     running = [one.idle for one in _workers.values() if one.thread != threading.get_ident()]
     for lock in (*running, *_guarded):
         _acquire(lock)
@@ -153,6 +168,8 @@ def _before_fork() -> None:
 
 
 def _after_fork(child: bool) -> None:
+    global _forking
+    _forking = False
     for lock in _held:
         lock.release()
     _held.clear()

@@ -15,6 +15,7 @@ import time
 import pytest
 import torch
 
+import rest_fast
 from rest_fast import worker as module
 from rest_fast.ops.dispatch import forced_backend, use_backend
 from rest_fast.worker import Worker, worker
@@ -124,6 +125,22 @@ def test_flexible_jobs_take_what_neighbours_leave(one, monkeypatch, most, free, 
     monkeypatch.setattr(one.free, "look", lambda own: free)
     assert one.run(most, True, torch.get_num_threads) == threads
     assert one.run(most, False, torch.get_num_threads) == most
+
+
+def test_a_job_that_got_fewer_threads_queues_jobs_that_may_have_more(monkeypatch):
+    """As an engine's does, which goes on in job after job: while neighbours are there, and when they are gone."""
+    model = rest_fast.load("demo", device="cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        outside = model.team()
+        for free in (1.0, 2.0):
+            monkeypatch.setattr(model.worker.free, "look", lambda own, free=free: free)
+            model.worker.looked -= module.WINDOW
+            threads, inside = model.compute(lambda: (model.worker.threads, model.team()))
+            assert (threads, inside) == (min(free, outside[0]), outside)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_number_of_threads_settles(one, monkeypatch):

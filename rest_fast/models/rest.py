@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -64,7 +65,10 @@ class REST(nn.Module):
         """
         if self.threads is not None:
             return self.threads, False
-        return min(torch.get_num_threads(), self._cores), self._any_threads and self.dtype == torch.float32
+        one = self.worker
+        asked_by_a_job = one.thread == threading.get_ident()  # it may have been given fewer than it may have
+        most = one.limit if asked_by_a_job else torch.get_num_threads()
+        return min(most, self._cores), self._any_threads and self.dtype == torch.float32
 
     def compute(self, job: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """``job(*args, **kwargs)`` in the model's worker; waits for the result."""
