@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rest_fast.errors import (
         ArgumentError,
         AvatarError,
+        BacklogFull,
+        CapacityExhausted,
         CaptureError,
         CausalDecoderError,
         CheckpointError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         DataError,
         DetectorError,
         DivergedError,
+        EngineClosed,
         EvaluationError,
         MediaError,
         NoFace,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from rest_fast.model import Model, load
     from rest_fast.rendering import render
     from rest_fast.streaming.block import Block
+    from rest_fast.streaming.engine import Engine
     from rest_fast.streaming.session import Session
     from rest_fast.streaming.snapshot import SessionState
 
@@ -52,6 +56,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library print
 __all__ = [
     "Avatar",
     "Block",
+    "Engine",
     "Model",
     "ModelConfig",
     "Session",
@@ -62,6 +67,8 @@ __all__ = [
     "show_config",
     "ArgumentError",
     "AvatarError",
+    "BacklogFull",
+    "CapacityExhausted",
     "CausalDecoderError",
     "CheckpointError",
     "ConfigError",
@@ -70,6 +77,7 @@ __all__ = [
     "DataError",
     "DetectorError",
     "DivergedError",
+    "EngineClosed",
     "EvaluationError",
     "MediaError",
     "NoFace",
@@ -85,6 +93,7 @@ __all__ = [
 _HOMES = {
     "Avatar": "avatar",
     "Block": "streaming.block",
+    "Engine": "streaming.engine",
     "Model": "model",
     "ModelConfig": "config",
     "Session": "streaming.session",
@@ -95,6 +104,8 @@ _HOMES = {
     "show_config": "diagnostics",
     "ArgumentError": "errors",
     "AvatarError": "errors",
+    "BacklogFull": "errors",
+    "CapacityExhausted": "errors",
     "CausalDecoderError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -103,6 +114,7 @@ _HOMES = {
     "DataError": "errors",
     "DetectorError": "errors",
     "DivergedError": "errors",
+    "EngineClosed": "errors",
     "EvaluationError": "errors",
     "MediaError": "errors",
     "NoFace": "errors",

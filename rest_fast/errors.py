@@ -30,6 +30,20 @@ class SessionClosed(RestFastError, RuntimeError):
     """A call that needs an open session."""
 
 
+class EngineClosed(RestFastError, RuntimeError):
+    """A call that needs an open engine."""
+
+
+class CapacityExhausted(RestFastError, RuntimeError):
+    """One session more than an engine can serve: names what is exhausted."""
+
+    code = "CAPACITY_EXHAUSTED"
+
+
+class BacklogFull(RestFastError, RuntimeError):
+    """A push of sound beyond what may be queued; nothing of it was taken."""
+
+
 class StateError(RestFastError, ValueError):
     """A saved state, of a session or of a training, that does not fit or cannot be read."""
 

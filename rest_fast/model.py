@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from rest_fast.media.faces import find_face
 from rest_fast.media.paste_back import shrink
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_tokens
+from rest_fast.streaming.engine import Engine, opened
 from rest_fast.streaming.session import Session
 from rest_fast.worker import worker
 
@@ -66,9 +66,22 @@ class Model(REST):
         decode: str | None = None,
         graphs: str = "auto",
     ) -> Session:
-        """Open a stream for one viewer; see :class:`rest_fast.streaming.session.Session`."""
+        """Open a stream for one viewer; for several, use :meth:`engine`.
+
+        Blocks are computed when they are asked for; see :class:`rest_fast.streaming.session.Session`.
+
+        Args:
+            sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
+            seed: of the noise; 0..2^64 - 1.
+            steps, guidance: of sampling, instead of the preset's.
+            decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
+            graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is
+                CUDA.
+        Raises: :class:`rest_fast.AvatarError`; :class:`rest_fast.ArgumentError`; where a capture fails
+            :class:`rest_fast.CaptureError`, with the reason.
+        """
         options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
-        return self.compute(Session, self, avatar, self._sampling(steps, guidance), **options)
+        return self.compute(Engine.for_one, self, avatar, self._sampling(steps, guidance), **options)
 
     async def asession(
         self,
@@ -86,12 +99,24 @@ class Model(REST):
         Where the wait is cancelled, the session is closed as soon as it is open.
         """
         options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
-        opened = asyncio.wrap_future(self.submit(Session, self, avatar, self._sampling(steps, guidance), **options))
-        try:
-            return await asyncio.shield(opened)
-        except asyncio.CancelledError:
-            opened.add_done_callback(_close_unseen)
-            raise
+        return await opened(self.submit(Engine.for_one, self, avatar, self._sampling(steps, guidance), **options))
+
+    def engine(
+        self,
+        *,
+        lanes: int = 2,
+        sessions: int = 8,
+        steps: int | None = None,
+        guidance: float | None = None,
+        graphs: str = "auto",
+        admission: bool = True,
+        backlog: float | None = 300.0,
+        fewer_steps: int | None = None,
+    ) -> Engine:
+        """Open an engine for several viewers; see :class:`rest_fast.streaming.engine.Engine`."""
+        options = {"lanes": lanes, "sessions": sessions, "graphs": graphs, "admission": admission}
+        options |= {"backlog": backlog, "fewer_steps": fewer_steps}
+        return self.compute(Engine, self, self._sampling(steps, guidance), **options)
 
     def _sampling(self, steps: int | None, guidance: float | None) -> SamplingConfig:
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
@@ -99,12 +124,6 @@ class Model(REST):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         checkpoint.save(self, self.config, folder, dtype)
-
-
-def _close_unseen(opened: asyncio.Future[Session]) -> None:
-    """Close a session that nobody waits for any more."""
-    if not opened.cancelled() and opened.exception() is None:
-        opened.result().close()
 
 
 def load(

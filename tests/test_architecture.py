@@ -24,6 +24,7 @@ LAYERS = [
     {"rendering", "diagnostics", "convert"},
     {"training"},
     {"evaluation"},
+    {"latency"},
     {"cli"},
     {"__main__"},
 ]
@@ -46,7 +47,6 @@ PRIVATE = {
     "benchmarks/bench_step.py": {"_check", "_entries"},  # the host's part of a step, timed by itself
     "tests/cli/test_cli.py": {"_start", "_bar"},
     "tests/evaluation/test_demo_report.py": {"_stream"},
-    "tests/streaming/test_session_faults.py": {"_read_inbox", "_waiting"},
     "tests/training/test_causal_decoder_runs.py": {"_step"},
     "tests/training/test_chain.py": {"_step"},
 }

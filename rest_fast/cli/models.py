@@ -49,6 +49,43 @@ def load_model(args: Namespace) -> Any:
         raise InputError(f"--weights {args.weights}: {hub}") from e
 
 
+def plan(args: Namespace) -> str:
+    """What ``--sessions`` sessions of a model would take of memory; only its configuration is read."""
+    if args.device == "cpu":
+        _refuse_float16(args.dtype)
+    config = _config(args.weights)
+
+    import torch
+
+    from rest_fast import processor
+    from rest_fast.streaming.memory import free_bytes
+    from rest_fast.streaming.plan import memory_plan
+
+    choice, dtype = check_device(args.device), _dtype(args.dtype, args.device)
+    device = torch.device(choice if choice != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = device.type == "cpu"
+    decoder = processor.decoder_dtype() if dtype is None and on_cpu and config.vae.mixed else None
+    dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)  # as rest_fast.load chooses
+    numbers = {"sessions": args.sessions, "lanes": args.lanes}
+    found = memory_plan(config, **numbers, dtype=dtype, decoder_dtype=decoder, device=device)
+    words = f"{config.name} in {dtype}" + (f", its decoder's convolutions in {decoder}" if decoder else "")
+    return f"{words}, on {device}\n{found.table(free_bytes(device))}".replace("torch.", "")
+
+
+def _config(weights: str) -> Any:
+    """The configuration of a folder or a preset."""
+    from rest_fast.config import PRESETS, preset
+
+    if weights == "demo" or (weights in PRESETS and not os.path.exists(weights)):
+        return preset(weights)
+    if not os.path.exists(weights):
+        raise InputError(f"--weights {weights}: expected a folder, or one of {', '.join(PRESETS)}, got neither")
+
+    from rest_fast import checkpoint
+
+    return checkpoint.read_config(weights)
+
+
 def _for_the_cpu(args: Namespace) -> dict[str, Any]:
     """Arguments of :func:`rest_fast.load` that only some commands have."""
     import torch

@@ -198,7 +198,9 @@ def _latents(
         streams[-1].end_segment()
     made = []
     while any(stream.due() for stream in streams):
-        jobs = [stream.next_chunk(idle=not stream.due()) for stream in streams]
+        for stream in streams:
+            stream.request_idle()  # ignored where something is due
+        jobs = [stream.next_chunk() for stream in streams]
         made.append(sampler.run(jobs))
         for stream, job, latents in zip(streams, jobs, made[-1]):
             stream.accept(job, latents)

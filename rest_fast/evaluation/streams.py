@@ -16,6 +16,7 @@ from rest_fast.model import Model
 from rest_fast.models.dit_block import Workspace
 from rest_fast.models.vae import to_latents
 from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.metrics import Metrics
 from rest_fast.training.synthetic.clips import generator
 from rest_fast.training.synthetic.portraits import GEOMETRY, MOTION, Identity, draw, mouth_geometry, neutral
 from rest_fast.training.synthetic.speech import utterance
@@ -52,7 +53,7 @@ class Playback:
     """What one session took of the machine."""
 
     memory_mb: list[float]  # after each second; empty where the system does not tell
-    metrics: dict[str, Any]  # of the session
+    metrics: Metrics  # of the session
 
     @property
     def memory_growth_mb(self) -> float:
@@ -62,8 +63,7 @@ class Playback:
     @property
     def chunk_ms(self) -> float:
         """Median time of a chunk: features, denoising and the decoding of its latents."""
-        p50 = {name: stage["p50_ms"] for name, stage in self.metrics["stages"].items()}
-        return float(p50["features"] + p50["denoise"] + p50["decode"])
+        return sum(self.metrics.stages[name].p50_ms for name in ("features", "denoise", "decode"))
 
 
 def play(model: Model, photo: Array, samples: Array, *, seed: int = 0) -> Playback:

@@ -38,7 +38,7 @@ class PositionTables(nn.Module):
         """Tables stay float64 and float32 whatever the weights around them become."""
         before = dict(self.named_buffers())
         super()._apply(function, recurse)
-        if self.freqs.device.type != "meta" and not before["freqs"].is_meta:
+        if self.freqs.is_meta or not before["freqs"].is_meta:
             for name, table in before.items():
                 setattr(self, name, table.to(self.freqs.device))
         return self

@@ -9,14 +9,19 @@ import torch
 from rest_fast.config import ModelConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.dit import StreamingDiT
+from rest_fast.ops.frame_audio_update import MOST
 
 
 def step_bytes(dit: StreamingDiT, slots: int, lanes: int) -> int:
-    """Static memory of a step, and the largest tensors that live at once while it runs; ``slots`` are of latents."""
+    """Static memory of a step's slots and lanes, and the largest tensors that live at once while it runs.
+
+    ``slots`` are of latents and of what is heard, exactly; the one for idle turns is not among them.
+    """
     c, size, chunk = dit.config, dit.table.element_size(), dit.stream.chunk
-    tokens, width = chunk * dit.tokens, c.width
-    audio = dit.audio_shape[0] * c.heads * width if c.audio else 0  # base, and an update for each other token and head
-    slot = tokens * dit.channels * 4 + c.layers * chunk * audio * size
+    tokens, width, heard = chunk * dit.tokens, c.width, dit.audio_shape[0]
+    update = 1 + (heard - 1) * (1 + c.heads)  # base; keys and an update, by head, for each token but the first
+    audio = (update if 1 < heard <= MOST else 2 * heard) * width if c.audio else 0  # else keys and values
+    slot = tokens * dit.channels * max(size, 4) + c.layers * chunk * audio * size
     lane = tokens * size * width * (4 + 3 + 2 * c.mlp_ratio)  # workspace; qkv, or the MLP before and after its GELU
     return slots * slot + lanes * lane
 
@@ -27,7 +32,9 @@ def cache_bytes(config: ModelConfig, rows: int, banks: int, slots: int, dtype: t
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not tell."""
+    """Memory that is free on a device; None where the system does not tell, and for the meta device, which has none."""
+    if device.type == "meta":
+        return None
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free to PyTorch itself
         return int(torch.cuda.mem_get_info(device)[0]) + cached

@@ -5,7 +5,7 @@ Guidance 1 needs no branch without a condition, and then none is computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,28 +55,45 @@ class ChunkSampler:
             )
 
     @classmethod
-    def of(cls, model: REST, sampling: SamplingConfig, sessions: int = 1, graphs: Graphs | None = None) -> ChunkSampler:
+    def of(
+        cls,
+        model: REST,
+        sampling: SamplingConfig,
+        sessions: int = 1,
+        graphs: Graphs | None = None,
+        *,
+        lanes: int | None = None,
+        levels: Sequence[float] = (),
+    ) -> ChunkSampler:
         """A sampler with a step and a cache for so many sessions of a model.
 
-        With ``graphs``, the step is captured, with all evaluations of a chunk as one graph.
-
         Its constants are computed so that their last bits do not depend on the number of threads.
+
+        Args:
+            graphs: the step is captured; for a single session with all evaluations of a chunk as one graph.
+            lanes: of the step; as many as the sessions have together by default.
+            levels: noise levels for further samplers of the same step.
         """
-        sampler = model.compute_once(cls._of, model, sampling, sessions)
+        lanes = sessions * branches(sampling) if lanes is None else lanes
+        sampler = model.compute_once(cls._of, model, sampling, sessions, lanes, levels)
         if graphs is not None:
-            chunk = len(sampler.evaluations([sampler.session(0)]))
+            chunk = len(sampler.evaluations([sampler.session(0)])) if sessions == 1 else 0
             model.compute(sampler.step.capture, graphs("denoising step"), evaluations=chunk)
         elif model.device.type == "cuda":
             model.compute(sampler.step.warm)
         return sampler
 
     @classmethod
-    def _of(cls, model: REST, sampling: SamplingConfig, sessions: int) -> ChunkSampler:
-        each = 1 if sampling.guidance == 1 else 2
-        rows = sessions * each
-        cache = IDContextCache(model.config, rows, dtype=model.dtype, device=model.device, steps=sampling.steps)
+    def _of(
+        cls, model: REST, sampling: SamplingConfig, sessions: int, lanes: int, levels: Sequence[float]
+    ) -> ChunkSampler:
+        each = branches(sampling)
+        cache = IDContextCache(
+            model.config, sessions * each, dtype=model.dtype, device=model.device, steps=sampling.steps
+        )
+        every = (*noise_levels(sampling), *levels)
         step = Step(
-            model.dit, cache, noise_levels(sampling), text=model.text, slots=sessions, lanes=rows, hearing=sessions
+            model.dit, cache, every, text=model.text, slots=sessions, lanes=lanes, hearing=max(1, lanes // each)
         )
         return cls(step, sampling)
 
@@ -90,6 +107,23 @@ class ChunkSampler:
             for part in job.context:
                 self.rebuild([job.session], part.latents, part.noise, part.codes)
         return self._denoise([job.session for job in jobs], [job.noise for job in jobs], [job.codes for job in jobs])
+
+    @torch.no_grad()
+    def turns(self, job: ChunkJob) -> Generator[Turn, None, torch.Tensor]:
+        """What :meth:`run` does for one job, for callers that put other sessions' evaluations between: each turn is to
+        be evaluated before the next is asked for. Returns: latents fp32 [N, C]."""
+        session = [job.session]
+        for part in job.context:
+            self._load(session, "latents", [part.latents], [part.codes])
+            for turn, z in self._rebuilding(job.session, part.latents, part.noise):
+                self.step.fill(job.session.slot, z)
+                yield turn
+            self._commit(session)
+        self._load(session, "noise", [job.noise], [job.codes])
+        for (turn,) in self.evaluations(session):
+            yield turn
+        self._commit(session)
+        return self.step.latents(job.session.slot)[0]
 
     def sample(self, sessions: list[Branches], noise: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The next chunk of S sessions: noise fp32 [S, N, C], codes [S, F, A, Wa] -> latents fp32 [S, N, C]."""
@@ -105,15 +139,23 @@ class ChunkSampler:
                 f"sampler: noise: expected the latents' shape {list(latents.shape)}, got {list(noise.shape)}"
             )
         self._load(sessions, "latents", latents.split(1), codes.split(1))
-        context, last = self.cache.stream.context, self.sampling.steps - 1
-        steps = {"clean": [self.sampling.steps], "last_step": [last], "per_step": [*range(self.sampling.steps)]}
-        latents, noise = (x.to(self.step.z) for x in (latents, noise))
-        for step in steps[context]:
-            t, bank = self.sigmas[step], step if context == "per_step" else 0
-            for session, z in zip(sessions, ((1 - t) * latents + t * noise).split(1)):
-                self.step.fill(session.slot, z)
-            self.step.run([Turn(session, self.levels[step], bank) for session in sessions])
+        each = [self._rebuilding(*one) for one in zip(sessions, latents.split(1), noise.split(1))]
+        for together in zip(*each):
+            for turn, z in together:
+                self.step.fill(turn.session.slot, z)
+            self.step.run([turn for turn, _ in together])
         self._commit(sessions)
+
+    def _rebuilding(
+        self, session: Branches, latents: torch.Tensor, noise: torch.Tensor
+    ) -> list[tuple[Turn, torch.Tensor]]:
+        """The turns that make given latents [1, N, C] context, and the latents with the noise of each."""
+        context, steps = self.cache.stream.context, self.sampling.steps
+        at = {"clean": [steps], "last_step": [steps - 1], "per_step": [*range(steps)]}[context]
+        latents, noise = (x.to(self.step.z) for x in (latents, noise))
+        noised = [(1 - self.sigmas[step]) * latents + self.sigmas[step] * noise for step in at]
+        banks = at if context == "per_step" else [0]
+        return [(Turn(session, self.levels[step], bank), z) for step, bank, z in zip(at, banks, noised)]
 
     def evaluations(self, sessions: Sequence[Branches]) -> list[list[Turn]]:
         """Those of a chunk, in order: the sampling steps, and under ``clean`` one more that only writes context."""
@@ -161,6 +203,11 @@ class ChunkSampler:
             )
         for session, latents, heard in zip(sessions, z, codes):
             self.step.load(session.slot, latents, heard)
+
+
+def branches(sampling: SamplingConfig) -> int:
+    """Lanes and cache rows that a session takes."""
+    return 1 if sampling.guidance == 1 else 2
 
 
 def noise_levels(sampling: SamplingConfig) -> list[float]:

@@ -1,131 +1,120 @@
-"""Session: one viewer's mailbox. Push sound, take blocks of 8 frames with exactly their sound.
+"""Session: one viewer. Push sound, take blocks of 8 frames with exactly their sound.
 
-Nothing here depends on a clock: the same seed and the same order of samples, segment ends, idle chunks, deliveries and
-interrupts give the same frames, bit for bit, however the samples were cut. The
-:class:`~rest_fast.streaming.stream.Stream` does the computing.
-
-There are two locks. ``_inbox_lock`` guards what other threads touch (the inbox, the epoch, what was delivered); it is
-held for microseconds, and longer only by a snapshot and a restore. ``_work_lock`` is held while the model's worker, in
-which all computation takes place, makes a block. So pushing never waits for a chunk.
+Frames do not depend on a clock: the same seed and the same order of samples, segment ends, idle requests, deliveries
+and interrupts give the same frames, bit for bit, however the samples were cut, whatever other sessions do and however
+far generation has run ahead. What callers do goes into a :class:`~rest_fast.streaming.mailbox.Mailbox`; the session's
+:class:`~rest_fast.streaming.engine.Engine` computes, piece by piece, in the model's worker. So pushing never waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from numbers import Real
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from rest_fast import media, noise
-from rest_fast.avatar import Avatar
-from rest_fast.config import SamplingConfig
-from rest_fast.errors import ArgumentError, AvatarError, StateError
+from rest_fast import media
+from rest_fast.errors import ArgumentError, BacklogFull, StateError
 from rest_fast.errors import SessionClosed as SessionClosed
-from rest_fast.models.rest import REST
-from rest_fast.streaming.block import Block
-from rest_fast.streaming.graphs import graphs_of
+from rest_fast.streaming import events
+from rest_fast.streaming.block import Block, Made
+from rest_fast.streaming.live import HELD, live_blocks
+from rest_fast.streaming.mailbox import Pushed, SegmentEnd
+from rest_fast.streaming.metrics import Metrics
+from rest_fast.streaming.seat import Seat
 from rest_fast.streaming.snapshot import SessionState
 from rest_fast.streaming.stream import Stream
-from rest_fast.worker import hold_over_fork
+
+T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Pushed:
-    """Samples were pushed."""
+class Host(Protocol):
+    """What a session asks of its engine."""
 
-    samples: np.ndarray
+    eager: bool  # generates when sound comes; otherwise when a block is asked for
 
+    @property
+    def executor(self) -> Executor:
+        """For waits."""
 
-@dataclass(frozen=True)
-class SegmentEnd:
-    """What was pushed is complete."""
+    def kick(self) -> None:
+        """Something has come: go on computing."""
 
+    def compute(self, job: Callable[..., T], *args: Any) -> T:
+        """Between two pieces of computation."""
 
-@dataclass(frozen=True)
-class Delivered:
-    """A consumer has taken the block that was ready."""
-
-
-@dataclass(frozen=True)
-class Interrupt:
-    """Latents from ``shown`` on are taken back."""
-
-    shown: int
-
-
-Event = Pushed | SegmentEnd | Delivered | Interrupt
+    def leave(self, seat: Seat) -> None:
+        """The session was closed."""
 
 
 class Session:
-    """Open with :meth:`rest_fast.Model.session`, or in an event loop with :meth:`rest_fast.Model.asession`; use as a
-    context manager, ``async with`` included, or call :meth:`close`.
-
-    Args:
-        sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
-        seed: of the noise; 0..2^64 - 1.
-        decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
-        graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is CUDA.
-    Raises: :class:`rest_fast.AvatarError`; :class:`rest_fast.ArgumentError`; where a capture fails
-    :class:`rest_fast.CaptureError`, with the reason.
+    """Open with :meth:`rest_fast.Model.session` or :meth:`rest_fast.Engine.session`, in an event loop with their
+    ``asession``; use as a context manager, ``async with`` included, or call :meth:`close`. Safe to use from several
+    threads. ``lookahead_ms``: milliseconds of sound that must follow a chunk before all of it is shown. ``lead``:
+    blocks that an interrupt can take back after delivery.
     """
 
-    def __init__(
-        self,
-        model: REST,
-        avatar: Avatar,
-        sampling: SamplingConfig,
-        *,
-        sample_rate: int = 16000,
-        seed: int = 0,
-        decode: str | None = None,
-        graphs: str = "auto",
-    ):
-        if not isinstance(avatar, Avatar):
-            raise AvatarError(f"session: avatar: expected what model.prepare(photo) gave, got {type(avatar).__name__}")
-        avatar.require(model.fingerprint)
-        noise.normal(seed, 0, 1)  # refuses a seed out of range now
-        self.model, self.avatar, self.sampling, self.seed = model, avatar, sampling, seed
-        captures = graphs_of(graphs, model.device)
-        self.stream = Stream.alone(model, avatar, sampling, graphs=captures, rate=sample_rate, seed=seed, decode=decode)
-        self.lead = self.stream.lead  # latents that an interrupt can take back after delivery
-        self._inbox_lock, self._work_lock = threading.Lock(), threading.RLock()
-        hold_over_fork(self._inbox_lock)
-        self._inbox: deque[Event] = deque()
-        self._format: tuple[np.dtype[Any], tuple[int, ...]] | None = None
-        self._delivered = self._floor = 0  # latents that were handed out, and that no interrupt takes back
-        self._ready: Block | None = None  # made and not yet taken
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        self.epoch, self.closed = 0, False
+    def __init__(self, engine: Host, seat: Seat, backlog: float | None = None):
+        """
+        Args:
+            backlog: seconds of sound that may be queued; None: any.
+        """
+        self.engine, self.seat, self.mailbox, self.backlog = engine, seat, seat.mailbox, backlog
+        stream = seat.stream
+        self.model, self.avatar, self.seed, self.lead = stream.model, stream.avatar, stream.seed, stream.lead
+        self.sampling, self.watch = stream.sampler.sampling, stream.watch
+        self.rate, self.lookahead_ms = stream.timeline.sound.rate, stream.lookahead_ms
+        self._listeners: list[Callable[[events.Event], None]] = []
+        self._speaking: tuple[int, int] | None = None  # epoch and segment that the latest block speaks in
+        self._counts = dict.fromkeys(("blocks", "idle", "degraded", "held", "starved", "refused", "interrupts"), 0)
+        self._last: np.ndarray | None = None  # the frame that was handed out last
+
+    @property
+    def stream(self) -> Stream:
+        """What computes, as long as the session is open."""
+        return self.seat.stream
+
+    @property
+    def epoch(self) -> int:
+        """Interrupts so far."""
+        return self.mailbox.epoch
+
+    @property
+    def closed(self) -> bool:
+        return self.mailbox.closed
 
     # -- input
 
     def push_audio(self, pcm: np.ndarray | torch.Tensor) -> None:
         """Append sound: int16 or float, [n] or [n, channels], any length; all pushes share one format.
 
-        Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`SessionClosed`.
+        Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`rest_fast.BacklogFull` for
+        more than the engine lets a session queue; :class:`SessionClosed`. Then nothing of it was taken.
         """
         samples = media.own_pcm(pcm)  # a copy: the caller may reuse the array
         form = (samples.dtype, samples.shape[1:])
-        with self._inbox_lock:
-            self._require_open("push_audio")
-            if self._format not in (None, form):
-                raise media.MediaError(f"push_audio: expected samples like the first push {self._format}, got {form}")
-            self._format = form
-            self._inbox.append(Pushed(samples))
-        self._wake()
+        with self.mailbox.lock:
+            self.mailbox.require_open("push_audio")
+            expected = self.mailbox.format
+            if expected not in (None, form):
+                raise media.MediaError(f"push_audio: expected samples like the first push {expected}, got {form}")
+            self._require_room(len(samples))
+            self.mailbox.format = form
+            self.mailbox.queued += len(samples)
+            self.mailbox.messages.append(Pushed(samples))
+        self._came()
 
     def end_segment(self) -> None:
         """What was pushed is complete: it is padded with silence to the next latent border and generated to the end."""
-        with self._inbox_lock:
-            self._require_open("end_segment")
-            self._inbox.append(SegmentEnd())
-        self._wake()
+        self.mailbox.put(SegmentEnd(), "end_segment")
+        self._came()
 
     def interrupt(self, shown_pts: float | None = None) -> float:
         """Call on barge-in: discards queued audio and unseen video, and ``block.epoch`` increases.
@@ -137,26 +126,21 @@ class Session:
         Returns: stream time in seconds where the new epoch continues, which is the ``pts`` of its first block.
         Raises: :class:`rest_fast.ArgumentError` for what is no time; :class:`SessionClosed`.
         """
-        seconds = self.model.config.latent_seconds
-        with self._inbox_lock:
-            self._require_open("interrupt")
-            shown = self._delivered
-            if shown_pts is not None:
-                if not isinstance(shown_pts, (int, float)) or not math.isfinite(shown_pts):
-                    raise ArgumentError(f"interrupt: shown_pts: expected seconds or None, got {shown_pts!r}")
-                shown = min(max(math.ceil(shown_pts / seconds - 1e-6), self._floor), self._delivered)
-            self._delivered, self._ready = shown, None
-            self.epoch += 1
-            self._inbox.append(Interrupt(shown))
-        self._wake()
+        seconds, shown = self.mailbox.duration, None
+        if shown_pts is not None:
+            if not isinstance(shown_pts, Real) or not math.isfinite(shown_pts):
+                raise ArgumentError(f"interrupt: shown_pts: expected seconds or None, got {shown_pts!r}")
+            shown = math.ceil(shown_pts / seconds - 1e-6)
+        shown, epoch = self.mailbox.interrupt(shown)
+        self._counts["interrupts"] += 1
+        self._came()
+        self._tell(events.Interrupted(shown * seconds, epoch))
         return shown * seconds
 
     def close(self) -> None:
-        """End everything; what was not delivered is dropped."""
-        with self._inbox_lock:
-            self.closed = True
-            self._inbox = deque(e for e in self._inbox if isinstance(e, Delivered | Interrupt))  # for a snapshot
-        self._wake()
+        """End everything; what was not delivered is dropped, and the memory is given back."""
+        if self.mailbox.close():
+            self.engine.leave(self.seat)
 
     def __enter__(self) -> Session:
         return self
@@ -172,52 +156,84 @@ class Session:
 
     # -- output
 
-    @property
-    def lookahead_ms(self) -> float:
-        """Milliseconds of sound that must follow a chunk before all of it is shown."""
-        return self.stream.lookahead_ms
-
     def blocks(self, *, idle: bool = False) -> Iterator[Block]:
-        """The blocks that the samples so far allow; never waits. With none, ``idle`` makes a chunk of silence."""
-        block = self._next_block() or (self._next_block(idle=True) if idle else None)
-        while block is not None:
+        """The blocks that the samples so far allow. With none, ``idle`` makes a chunk of silence.
+
+        Waits for computation, never for input. Raises what a failed computation raised; the next call tries again.
+        """
+        while (block := self._next(idle)) is not None:
             yield block
-            block = self._next_block()
+            idle = False
 
-    async def ablocks(self) -> AsyncIterator[Block]:
-        """Blocks as they become possible, until :meth:`close`, made in another thread. A cancelled wait loses none."""
-        entry = (asyncio.get_running_loop(), asyncio.Event())
-        self._waiting.add(entry)
-        try:
+    def _next(self, idle: bool) -> Block | None:
+        while True:
+            seen = self.mailbox.changes
+            if (made := self.mailbox.take()) is not None:
+                return self._handed_out(made)
+            if idle and self.mailbox.ask_for_idle():
+                idle = False
+            elif self.mailbox.settled:
+                if self.mailbox.peek() is None:
+                    return None
+                continue  # it came between the two looks
+            self.engine.kick()
+            self.mailbox.wait(seen)
+
+    async def ablocks(self, *, idle: bool = False) -> AsyncIterator[Block]:
+        """Blocks as they become possible, until :meth:`close`, made in another thread. A cancelled wait loses none.
+
+        With ``idle``, for a viewer who watches all the time: the next block by the time when the one before has been
+        played, see :mod:`rest_fast.streaming.live`.
+        """
+        with self.mailbox.woken() as changed:
+            if idle:
+                calls = self._take, self._hold, self._arrival, self.engine.kick
+                async for shown in live_blocks(self.mailbox, changed, self.lead * self.mailbox.duration, *calls):
+                    yield shown
+                return
             while not self.closed:
-                entry[1].clear()
-                if await asyncio.wrap_future(self.model.submit(self._prepare)):
-                    block = self._take()
-                    if block is not None:
-                        yield block
-                elif not self.closed:
-                    await entry[1].wait()
-        finally:
-            self._waiting.discard(entry)
+                changed.clear()
+                await self._arrival()
+                if (block := self._take()) is not None:
+                    yield block
+                elif not self.closed and self.mailbox.peek() is None:
+                    if not self.mailbox.settled:
+                        self.engine.kick()
+                    await changed.wait()
 
-    def metrics(self) -> dict[str, Any]:
-        """Counts, and milliseconds of each stage as p50, p95, p99 over the latest chunks and blocks."""
-        return self.stream.watch.report()
+    @property
+    def queued_seconds(self) -> float:
+        """Sound that was pushed and is not in a block that was handed out."""
+        return self.mailbox.queued / self.rate
+
+    @property
+    def ready_seconds(self) -> float:
+        """Video that is decoded and can be taken without waiting."""
+        return len(self.mailbox.ready) * self.mailbox.duration
+
+    def metrics(self) -> Metrics:
+        """Counts since the session was opened, and times of each stage over the latest chunks and blocks."""
+        return Metrics(
+            chunks=self.watch.chunks,
+            underruns=self.watch.underruns,
+            queued=self.queued_seconds,
+            ready=self.ready_seconds,
+            stages=self.watch.percentiles(),
+            **self._counts,
+        )
+
+    def listen(self, listener: Callable[[events.Event], None]) -> Callable[[], None]:
+        """Call ``listener`` with each of :mod:`rest_fast.streaming.events` from now on, in the thread that takes a
+        block or interrupts; what it raises is logged. Returns: a function that ends this."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
     def snapshot(self) -> SessionState:
-        """The whole state of this stream; :meth:`restore` continues it bit for bit, in this process or another."""
-        return self.model.compute(self._snapshot)
+        """The whole state of this stream; :meth:`restore` continues it bit for bit, in this process or another.
 
-    def _snapshot(self) -> SessionState:
-        with self._work_lock:
-            while True:
-                self._read_inbox()
-                with self._inbox_lock:
-                    if not self._inbox:  # nothing came meanwhile: epoch and stream belong together
-                        if self._ready is not None:
-                            self.stream.unmake(self._ready)
-                            self._ready = None
-                        return self.stream.snapshot()
+        What is just being computed is not waited for. Raises: :class:`SessionClosed`.
+        """
+        return self.engine.compute(self.seat.snapshot)
 
     def restore(self, state: SessionState) -> None:
         """Continue a snapshot in a session of the same model, avatar, rate, seed and sampling."""
@@ -225,90 +241,74 @@ class Session:
             raise StateError(
                 f"restore: expected a SessionState (SessionState.from_bytes reads one), got {type(state).__name__}"
             )
-        self.model.compute(self._restore, state)
-        self._wake()
+        self.engine.compute(self.seat.restore, state)
+        self._came()
+        self.mailbox.wake()
 
-    def _restore(self, state: SessionState) -> None:
-        identity = self.stream.identity()
-        with self._work_lock, self._inbox_lock:
-            self._require_open("restore")
-            fields = state.fields(identity)
-            content = self.stream.read(fields)
-            # nothing above has changed the session, and nothing below can fail
-            self.stream.put(content)
-            self.epoch, self._format = content.timeline.epoch, content.timeline.sound.format
-            self._delivered, self._floor = content.timeline.delivered, content.timeline.floor
-            self._ready = None
-            self._inbox.clear()
-
-    # -- one block
-
-    def _next_block(self, idle: bool = False) -> Block | None:
-        while self.model.compute(self._prepare, idle):
-            block = self._take()
-            if block is not None:
-                return block
-        return None
+    # -- handing out
 
     def _take(self) -> Block | None:
-        """Hand out what was prepared, unless :meth:`close`, an interrupt or another consumer came first."""
-        with self._inbox_lock:
-            if self.closed or self._ready is None:
-                return None
-            block, self._ready = self._ready, None
-            self._delivered += 1
-            self._floor = max(self._floor, self._delivered - self.lead)
-            self._inbox.append(Delivered())
-            return block
+        made = self.mailbox.take()
+        return None if made is None else self._handed_out(made)
 
-    @torch.inference_mode()
-    def _prepare(self, idle: bool = False) -> bool:
-        """Make the next block and keep it in ``_ready``; False when nothing is due."""
-        with self._work_lock:
-            while not self.closed:
-                epoch, ready = self._read_inbox()
-                if ready:
-                    return True
-                self.stream.forget()
-                if self.stream.prepare_block():
-                    block = self.stream.make_block()
-                    with self._inbox_lock:
-                        wanted = self.epoch == epoch and not self.closed
-                        if wanted:
-                            self._ready = block
-                    if not wanted:  # an interrupt or close() came meanwhile
-                        self.stream.unmake(block)
-                elif self.stream.due():
-                    self.stream.generate()
-                elif idle:
-                    self.stream.generate(idle=True)
-                else:
-                    return False
-            return False
+    def _handed_out(self, made: Made) -> Block:
+        if self.engine.eager:
+            self.engine.kick()
+        block = made.block()
+        self._last = block.video[-1:]
+        for name in ("idle", "degraded"):
+            self._counts[name] += getattr(block, name)
+        self._counts["blocks"] += 1
+        self._counts["starved"] += made.starved
+        self._announce(block, made.starved)
+        return block
 
-    def _read_inbox(self) -> tuple[int, bool]:
-        """Pass all events on to the stream, in order. Returns: the epoch reached, and whether a block is ready."""
-        while True:
-            with self._inbox_lock:
-                if not self._inbox:
-                    return self.epoch, self._ready is not None
-                event = self._inbox.popleft()
-            if isinstance(event, Pushed):
-                self.stream.push(event.samples)
-            elif isinstance(event, SegmentEnd):
-                self.stream.end_segment()
-            elif isinstance(event, Delivered):
-                self.stream.deliver()
-            else:
-                self.stream.back_to(event.shown)
+    def _hold(self) -> Block | None:
+        """The last frame again, since the next block is late; None before the first block, or if there is one."""
+        last = self._last
+        place = None if last is None else self.mailbox.hold(HELD)
+        if last is None or place is None:
+            return None
+        self._counts["held"] += 1
+        self._tell(events.Late(*place))
+        dtype, shape = self.mailbox.format or (np.dtype(np.float32), ())
+        return Block(last, np.zeros((0, *shape), dtype), *place, -1, False, False, 0, held=True)
 
-    def _require_open(self, call: str) -> None:
-        if self.closed:
-            raise SessionClosed(f"{call}: expected an open session, got a closed one")
+    async def _arrival(self) -> None:
+        """Until the pictures of the first block have come from the GPU: the loop is not to wait for them."""
+        made = self.mailbox.peek()
+        if made is not None and not made.arrived:
+            await asyncio.get_running_loop().run_in_executor(self.engine.executor, made.wait)
 
-    def _wake(self) -> None:
-        for entry in list(self._waiting):
+    def _announce(self, block: Block, starved: bool) -> None:
+        if starved:
+            self._tell(events.Starved(block.pts, block.epoch))
+        speaking = None if block.idle else (block.epoch, block.segment)
+        if speaking is not None and speaking != self._speaking:
+            self._tell(events.SpeechStarted(block.pts, block.epoch, block.segment))
+        self._speaking = speaking
+        if block.segment_end:
+            self._tell(events.SegmentEnded(block.pts + block.duration, block.epoch, block.segment))
+
+    def _tell(self, event: events.Event) -> None:
+        for listener in list(self._listeners):
             try:
-                entry[0].call_soon_threadsafe(entry[1].set)
-            except RuntimeError:  # that consumer's loop is closed
-                self._waiting.discard(entry)
+                listener(event)
+            except Exception:  # the block that it is about is not to be lost
+                LOG.exception("session: a listener failed at %s", event)
+
+    def _came(self) -> None:
+        """Something was put in."""
+        if self.engine.eager:
+            self.engine.kick()
+        else:
+            self.mailbox.wake()  # a consumer that waits has it read
+
+    def _require_room(self, count: int) -> None:
+        queued = self.mailbox.queued
+        if self.backlog is not None and queued + count > self.backlog * self.rate:
+            self._counts["refused"] += 1
+            raise BacklogFull(
+                f"push_audio: expected at most {self.backlog:g} s of sound in the queue, got {count / self.rate:.2f} s "
+                f"on top of {queued / self.rate:.2f} s; push as blocks are taken"
+            )

@@ -57,6 +57,10 @@ class SoundTimeline:
     def insert_silence(self, at: int, count: int) -> None:
         self._replace(self.raw(self.start, at), self._silence(count), self.raw(at, self.end))
 
+    def cut(self, a: int, b: int) -> None:
+        """Remove the samples [a, b); what follows moves forward."""
+        self._replace(self.raw(self.start, a), self.raw(b, self.end))
+
     def truncate(self, position: int) -> None:
         self._replace(self.raw(self.start, max(self.start, min(position, self.end))))
 

@@ -73,6 +73,12 @@ class Timeline:
         self.delivered += 1
         self.floor = max(self.floor, self.delivered - self.lead)
 
+    def take_back(self, count: int) -> None:
+        """Forget the latest latents, which are idle, and the silence that they brought."""
+        first = self.generated - count
+        self.sound.cut(self.border(first), self.border(self.generated))
+        self.generated, self.idle = first, False
+
     def back_to(self, shown: int) -> None:
         """Forget latents from ``shown`` on, and all that was queued: a new epoch begins."""
         self.epoch += 1
@@ -118,12 +124,17 @@ class Timeline:
 
     # -- what comes next
 
-    def due(self) -> bool:
-        """Whether the sound for the next chunk is there."""
+    def due(self, without: int = 0) -> bool:
+        """Whether the sound for the next chunk is there; for ``without``, if so many idle latents were taken back."""
         if self._segment() is not None:
             return True
-        end = TEMPORAL * (self.generated + self.chunk) * FRAME
-        return self.sound.end >= self.sound.needed(end + self.ahead)
+        first = self.generated - without
+        there = self.sound.end - (self.border(self.generated) - self.border(first))
+        return there >= self.sound.needed(TEMPORAL * (first + self.chunk) * FRAME + self.ahead)
+
+    def queued(self) -> int:
+        """Samples behind the latents that exist."""
+        return max(0, self.sound.end - self.border(self.generated))
 
     def plan(self, idle: bool = False) -> ChunkPlan:
         """The next chunk. Past a segment's end it hears silence, and latents past that end are dropped."""

@@ -35,8 +35,8 @@ def played(model, talk, seed, guidance):
     stream.push(talk.samples)
     stream.end_segment()
     video, latents = [], []
-    while stream.prepare_block() or stream.due():
-        if not stream.prepare_block():
+    while stream.has_block() or stream.due():
+        if not stream.has_block():
             stream.generate()
             continue
         latents.append(stream.upcoming.z)

@@ -123,7 +123,7 @@ def test_decoding_error_gives_both_sides_the_photo(model, monkeypatch):
 
 def test_play_measures_the_session(model, avatar):
     record = streams.play(model, toys.photo()[:, :80], toys.sound(16000, 2.0), seed=1)
-    assert record.metrics["chunks"] == 3  # 50 frames are seven latents
+    assert record.metrics.chunks == 3  # 50 frames are seven latents
     assert record.chunk_ms > 0
     assert len(record.memory_mb) in (0, 2)
 

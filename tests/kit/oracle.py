@@ -52,9 +52,29 @@ class Oracle:
         if not self.pushed:  # what lies before is silence, now of this format
             self.sound = np.zeros((len(self.sound), *samples.shape[1:]), samples.dtype)
         self.sound, self.pushed = np.concatenate([self.sound, samples]), True
+        self.replace_idle()
+
+    def replace_idle(self, ended: bool = False) -> None:
+        """If speech would be due without the idle latents that nobody has seen, they never were.
+
+        ``ended``: a segment is about to end, and all that is queued is due.
+        """
+        unseen = 0
+        while unseen < len(self.latents) - self.delivered and self.latents[-1 - unseen].idle:
+            unseen += 1
+        first = len(self.latents) - unseen
+        low, high = self.border(first), self.border(len(self.latents))
+        latents, sound = self.latents, self.sound
+        self.latents, self.sound = latents[:first], np.concatenate([sound[:low], sound[high:]])
+        if unseen and (len(self.sound) > low if ended else self.due()):
+            self.sampler = None
+            self.film.back_to(self.delivered)
+        else:
+            self.latents, self.sound = latents, sound
 
     def end_segment(self) -> None:
         """At the next border of latents, if there is a latent that is not generated and in no earlier segment."""
+        self.replace_idle(ended=True)
         end, before = len(self.sound), max([len(self.latents), *(latent for latent, _ in self.ends)])
         latent = next(n for n in range(end + 2) if self.border(n) >= end)
         if latent > before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants import Mutant
+from tests.mutants.engine import MANY
 
 ORACLE = "tests/streaming/test_session_oracle.py"
 DEFAULT = f"{ORACLE}::test_a_session_shows_what_the_oracle_says[default]"
@@ -16,8 +17,10 @@ LIVE = "tests/streaming/test_session_live.py"
 SNAPSHOTS = "tests/streaming/test_session_snapshots.py"
 SAMPLER = "tests/streaming/test_sampler.py"
 STEPS = "tests/streaming/test_step.py"
+BESIDE = "tests/streaming/test_engine_frames.py"
 GRAPH = "tests/streaming/test_session_graphs.py"
 CACHE = "tests/streaming/test_cache.py"
+SHARED = "tests/streaming/test_decoding.py"
 NOISE = "tests/test_noise.py"
 SPEECH = "tests/models/test_speech.py"
 HEARING = "tests/models/test_step.py"
@@ -27,21 +30,23 @@ HEARS = "tests/ops/test_frame_audio_update.py"
 
 FOLDER = "rest_fast/streaming"
 SESSION, STREAM, LINE = f"{FOLDER}/session.py", f"{FOLDER}/stream.py", f"{FOLDER}/timeline.py"
+MAIL, SEAT = f"{FOLDER}/mailbox.py", f"{FOLDER}/seat.py"
 STATE, DECODER, SOUND = f"{FOLDER}/snapshot.py", f"{FOLDER}/decoder.py", f"{FOLDER}/sound.py"
+DECODE = f"{FOLDER}/decoding.py"
 LOOP, STEP, ROWS = f"{FOLDER}/sampler.py", f"{FOLDER}/step.py", f"{FOLDER}/cache.py"
 UPDATE = "rest_fast/ops/frame_audio_update.py"
 
 CONTEXT = [
-    ("no rebuild after a cut segment", STREAM, "self.stale = plan.keep < self.chunk",
-     "self.stale = False", DEFAULT),
+    ("no rebuild after a cut segment", STREAM, "= plan.keep < self.chunk, plan.idle",
+     "= False, plan.idle", DEFAULT),
     ("a context rebuilt with the noise of the next chunk", STREAM, "+ i, noise.CONTEXT)", "+ i, noise.LATENT)",
      DEFAULT),
     ("codes of a rebuilt context zeroed", STREAM, "torch.stack([latent.code for latent in part])",
      "torch.stack([0 * latent.code for latent in part])", DEFAULT),
     ("the oldest latents as context", STREAM, "list(self.history)[len(self.history) - count :]",
      "list(self.history)[:count]", DEFAULT),
-    ("no rebuild after an interrupt", STREAM, "        self.stale = True\n\n    # -- one chunk",
-     "\n    # -- one chunk", DEFAULT),
+    ("no rebuild after an interrupt", STREAM, "self.stale, self.idle_wanted = True, False",
+     "self.idle_wanted = False", DEFAULT),
     ("no reference before too few latents", STREAM,
      "min(-(-self.timeline.generated // self.chunk) * self.chunk, self.context)",
      "min(self.timeline.generated // self.chunk * self.chunk, self.context)", DEFAULT),
@@ -63,22 +68,29 @@ TIMELINE = [
     ("queued segment ends survive an interrupt", LINE, "self.segments.clear()", "pass", DEFAULT),
     ("a shown time is rounded down", SESSION, "math.ceil(shown_pts / seconds", "math.floor(shown_pts / seconds",
      DEFAULT),
-    ("the floor goes back with an interrupt", SESSION, "self._floor = max(self._floor, self._delivered - self.lead)",
-     "self._floor = max(0, self._delivered - self.lead)", DEFAULT),
-    ("the floor stays at the start", SESSION, "self._floor = max(self._floor, self._delivered - self.lead)",
-     "self._floor = 0", DEFAULT),
+    ("the floor goes back with an interrupt", MAIL, "self.floor = max(self.floor, self.delivered - self.lead)",
+     "self.floor = max(0, self.delivered - self.lead)", DEFAULT),
+    ("the floor stays at the start", MAIL, "self.floor = max(self.floor, self.delivered - self.lead)",
+     "self.floor = 0", DEFAULT),
     ("a segment's last block is all the caller's", STREAM, "else max(0, true_end - a)", "else b - a", DEFAULT),
     ("frames before the stream are heard as silence", "rest_fast/models/speech.py",
      "missing = max(0, min(TEMPORAL + frames, -past))", "missing = 0",
      f"{ORACLE}::test_the_oracle_itself_follows_the_decoder_as_a_whole"),
     ("sound is dropped a second too early", SOUND, "reach = back + self.margin + RATE",
      "reach = back + self.margin - RATE", DEFAULT),
-    ("a block after close()", SESSION, "if self.closed or self._ready is None:", "if self._ready is None:",
-     f"{FAULTS}::test_close_between_a_block_and_its_delivery"),
-    ("a block of the old epoch", SESSION, "wanted = self.epoch == epoch and not self.closed",
-     "wanted = not self.closed", f"{LIVE}::test_interrupt_during_a_decode_delivers_nothing_old"),
-    ("a dropped block stays made", SESSION, "self.stream.unmake(block)", "pass",
-     f"{FAULTS}::test_close_while_a_block_is_made_loses_nothing_of_a_snapshot"),
+    ("a block of the old epoch", MAIL, "self.ready.clear()\n            self.epoch += 1", "self.epoch += 1",
+     f"{LIVE} {BESIDE}"),
+    ("a block is offered before what came was read", SEAT,
+     "offered = not self.mailbox.messages and not self.mailbox.closed", "offered = not self.mailbox.closed",
+     f"{LIVE}::test_interrupt_during_a_decode_delivers_nothing_old"),
+    ("speech waits behind all silence", STREAM,
+     "        self.timeline.take_back(count)\n        self._forget_latents(count)", "        return",
+     f"{BESIDE}::test_idle_that_nobody_has_seen_gives_way_to_speech"),
+    ("silence that was taken back stays in the sound", LINE,
+     "self.sound.cut(self.border(first), self.border(self.generated))", "pass",
+     f"{BESIDE}::test_idle_that_nobody_has_seen_gives_way_to_speech"),
+    ("silence is asked for once where a decoder looks ahead", STREAM, "plan.idle and self._nothing_to_show", "False",
+     "tests/streaming/test_session_lookahead.py"),
     ("a dropped job leaves its chunk in the context", STREAM,
      "may have been.\"\"\"\n        self.stale = True", "may have been.\"\"\"",
      "tests/streaming/test_stream.py::test_a_job_that_was_run_and_dropped_leaves_a_rebuilt_context"),
@@ -86,15 +98,16 @@ TIMELINE = [
 ]  # fmt: skip
 
 RESTORING = [
-    ("a snapshot without its stale context", STREAM, "stale, history = fields.flag(\"_stale_context\"), ",
-     "stale, history = False, ", DEFAULT),
-    ("a snapshot without its idle flags", STREAM, "                flag,\n", "                False,\n", DEFAULT),
+    ("a snapshot without its stale context", STREAM, "stale, idle_wanted = fields.flag(\"_stale_context\"), ",
+     "stale, idle_wanted = False, ", DEFAULT),
+    ("a snapshot without its idle flags", STREAM, "                *flags,\n",
+     "                False,\n                flags[1],\n", DEFAULT),
     ("a snapshot without its epoch", LINE, "fields.integer(\"epoch\", 0)\n", "0\n", DEFAULT),
-    ("a snapshot without its format", SESSION, "content.timeline.epoch, content.timeline.sound.format",
-     "content.timeline.epoch, None",
+    ("a snapshot without its format", SEAT, "content.timeline.floor, content.timeline.sound.format",
+     "content.timeline.floor, None",
      f"{SNAPSHOTS}::test_a_restored_session_knows_its_format"),
-    ("a snapshot without its floor", SESSION, "= content.timeline.delivered, content.timeline.floor",
-     "= content.timeline.delivered, max(0, content.timeline.delivered - self.lead)", DEFAULT),
+    ("a snapshot without its floor", SEAT, "= content.timeline.floor, content",
+     "= max(0, content.timeline.delivered - mailbox.lead), content", DEFAULT),
     ("latents of a snapshot that wait are lost", LINE,
      "found.delivered = fields.integer(\"_delivered\", 0, found.generated)", "found.delivered = found.generated",
      DEFAULT),
@@ -102,8 +115,6 @@ RESTORING = [
     ("the start of a snapshot's sound", LINE, "SoundTimeline.restore(self.sound.rate, start,",
      "SoundTimeline.restore(self.sound.rate, 0,",
      f"{SNAPSHOTS}::test_counts_that_contradict_each_other[committed]"),
-    ("a made block is not put back", STREAM, "self.decoder.put_back(block.video)", "pass",
-     f"{FAULTS}::test_snapshot_with_a_block_made_and_not_taken"),
     ("a NaN in a cache row is taken", STREAM, "fields.finite(f\"{letter}.{i}\", tensor[:, :, held])", "pass",
      f"{SNAPSHOTS}::test_every_tensor[early]"),
     ("True is a count", STATE, "type(value) is int and low", "isinstance(value, int) and low",
@@ -114,27 +125,42 @@ RESTORING = [
 ]  # fmt: skip
 
 DECODING = [
-    ("the decoder goes on from where it was", DECODER, "(shown, True), False", "(shown, True), self._at_latest",
+    ("the decoder goes on from where it was", DECODE, "if at is None or at() is not state:", "if at is None:",
      DEFAULT),
     ("what was shown is not decoded again", DECODER, "if self._to_repeat:", "if False:", AHEAD),
     ("a segment's last latents stay provisional", DECODER, "provisional = 0 if last else self.ahead",
      "provisional = self.ahead", AHEAD),
     ("no latent is provisional", DECODER, "provisional = 0 if last else self.ahead", "provisional = 0", AHEAD),
-    ("the reference's frame is shown", DECODER, "frames[len(frames) % TEMPORAL :] if begins",
-     "frames[: len(frames) - len(frames) % TEMPORAL] if begins", AHEAD),
+    ("the reference's frame is shown", DECODE, "frames[len(frames) % TEMPORAL :]",
+     "frames[: len(frames) - len(frames) % TEMPORAL]", AHEAD),
     ("a state that is still needed is forgotten", DECODER, "self._states[1][0] <= floor",
      "self._states[1][0] <= floor + 1",
      DEFAULT),
     ("made pictures survive an interrupt", DECODER, "self._made.clear()\n        while", "while", AHEAD),
     ("the decoder's noise is that of a chunk", "rest_fast/models/vae/codec.py", "latents.shape, noise.DECODER",
      "latents.shape, noise.LATENT", CLEAN),
+    ("a stream goes on in the state of another", DECODE, "if at is None or at() is not state:", "if state.started < 1:",
+     SHARED),
+    ("a piece that failed leaves its stream in its state", DECODE, "at, self._at = self._at, None", "at = self._at",
+     SHARED),
+    ("a state is copied before every piece", DECODE, "if at is None or at() is not state:", "if True:", SHARED),
+    ("a dtype stays for other streams", DECODE, "self.stream.dtype = dtype",
+     "self.stream.dtype = dtype or self.stream.dtype", SHARED),
+    ("a photo stays for other streams", "rest_fast/models/vae/state.py", "found[path] = place.copy_(tensor)",
+     "found[path] = place if path == REFERENCE else place.copy_(tensor)", SHARED),
+    ("a closed stream's state is held", DECODE, "self._at = weakref.ref(after)", "self._at = lambda: after", SHARED),
+    ("a stream with a decoding makes its own", STREAM, "decoding = decoding or Decoding(", "decoding = Decoding(",
+     SHARED),
+    ("a motion decoder paints photos of one layout", "rest_fast/models/vae/motion.py",
+     "*(x.contiguous() for x in (photo, *maps))", "photo, *(x.contiguous() for x in maps)", SHARED),
 ]  # fmt: skip
 
 SAMPLING = [
-    ("a per-step context is rebuilt in one bank", LOOP, "step if context == \"per_step\" else 0", "0",
+    ("a per-step context is rebuilt in one bank", LOOP, "at if context == \"per_step\" else [0]", "[0] * len(at)",
      PER_STEP + f" {SAMPLER}"),
-    ("a context is rebuilt at another step's level", LOOP, "\"last_step\": [last]", "\"last_step\": [0]", SAMPLER),
-    ("a context is rebuilt without noise", LOOP, "((1 - t) * latents + t * noise)", "latents", SAMPLER),
+    ("a context is rebuilt at another step's level", LOOP, "\"last_step\": [steps - 1]", "\"last_step\": [0]", SAMPLER),
+    ("a context is rebuilt without noise", LOOP, "(1 - self.sigmas[step]) * latents + self.sigmas[step] * noise",
+     "latents", SAMPLER),
     ("clean contexts are not evaluated", LOOP, "if self.cache.stream.context == \"clean\":", "if False:", SAMPLER),
     ("all steps read one bank", LOOP, "step % banks", "0", SAMPLER),
     ("guidance the other way round", STEP, "v.index_select(0, cond), v.index_select(0, uncond), guidance",
@@ -194,8 +220,9 @@ GRAPHS = [
      "busy = row_index == row_index", "tests/ops/test_idle_lanes.py"),
     ("a graph reads histories where they were", "rest_fast/models/vae/streams.py",
      "            state.bring_home()\n            z.copy_(latents)", "            z.copy_(latents)", GRAPH),
-    ("pictures of a replay are not copied", DECODER, "[cls(part.clone()) for part in parts]",
+    ("pictures of a replay are not copied", f"{FOLDER}/block.py", "[cls(part.clone()) for part in parts]",
      "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
-MUTANTS = [Mutant(*row) for row in [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS]]
+EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY]
+MUTANTS = [Mutant(*row) for row in EVERY]

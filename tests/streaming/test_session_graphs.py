@@ -12,7 +12,7 @@ import torch
 from rest_fast.config import preset
 from rest_fast.errors import ArgumentError, CaptureError
 from rest_fast.ops import use_backend
-from rest_fast.streaming import session as session_module
+from rest_fast.streaming import engine as engine_module
 from rest_fast.streaming.graphs import CudaGraphs, graphs_of
 from rest_fast.streaming.snapshot import SessionState
 from tests.kit.captured import StandIn
@@ -55,7 +55,7 @@ def graphs(monkeypatch):
     made = Graphs()
 
     def on():
-        monkeypatch.setattr(session_module, "graphs_of", lambda choice, device: made)
+        monkeypatch.setattr(engine_module, "graphs_of", lambda choice, device: made)
         return made.made
 
     return on
@@ -79,7 +79,7 @@ def test_the_same_frames(kind, graphs):
     made = graphs()
     with model.session(avatar, seed=3, decode=decode) as s:
         same(want, talk(s))
-        chunks = s.metrics()["chunks"]
+        chunks = s.metrics().chunks
     step, decoder = made["denoising step"], made["decoder"]
     # Each chunk is at least two replays: of what is heard, and of its evaluations. A rebuild and a commit that rotates
     # keys add more.

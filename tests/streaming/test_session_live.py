@@ -55,7 +55,7 @@ def test_interrupt_rolls_the_decoder_back(model, avatar):
         assert not list(s.blocks())
         with torch.inference_mode():
             s.stream.decoder.feed(latents, 3, True)
-            assert np.array_equal(s.stream.decoder.take(), third.video)
+            assert np.array_equal(s.stream.decoder.take().numpy(), third.video)
 
 
 def test_interrupt_during_a_chunk_delivers_nothing_old(model, avatar):
@@ -226,11 +226,11 @@ def test_metrics(model, avatar):
     with model.session(avatar) as s:
         play(s, sound(16000, 2.0))
         report = s.metrics()
-    assert report["chunks"] == 3
-    assert report["blocks"] == 7
+    assert report.chunks == 3
+    assert report.blocks == 7
     for stage in ("features", "denoise", "decode"):
-        p = report["stages"][stage]
-        assert 0 < p["p50_ms"] <= p["p95_ms"] <= p["p99_ms"]
+        p = report.stages[stage]
+        assert 0 < p.p50_ms <= p.p95_ms <= p.p99_ms
 
 
 # -- in an event loop

@@ -59,14 +59,15 @@ def test_blocks_come_late_and_none_is_missing(model, avatar, ahead):
 def test_frames_are_those_of_the_plan(model, avatar, ahead):
     """Chunk by chunk what ``decode(mode="lookahead(L)")`` gives for the reference and the session's latents."""
     with model.session(avatar, seed=3, decode=f"lookahead({ahead})") as s:
-        made, make_block = [], s.stream.make_block
+        made, deliver = [], s.stream.deliver
 
         def keeping():
             made.append(s.stream.upcoming.z)
-            return make_block()
+            deliver()
 
-        s.stream.make_block = keeping
+        s.stream.deliver = keeping
         got = video(play(s, sound(RATE, 0.96 * 3)))
+        s.snapshot()  # the last delivery is read
         reference = s.avatar.reference
     tokens = torch.cat([reference, *made])[None]
     z = to_latents(tokens, model.config.grid)
@@ -221,7 +222,7 @@ def test_blocks_hold_their_own_pictures_and_time(model, avatar):
         blocks = play(s, sound(RATE, 0.96 * 3))
         assert all(b.video.base is None or b.video.base.nbytes == b.video.nbytes for b in blocks)
         report = s.metrics()
-    assert report["blocks"] == 9 and report["stages"]["decode"]["p50_ms"] > 0.5  # of a chunk, not of a hand-over
+    assert report.blocks == 9 and report.stages["decode"].p50_ms > 0.5  # of a chunk, not of a hand-over
 
 
 def test_an_underrun_is_a_block_that_takes_longer_than_it_lasts():

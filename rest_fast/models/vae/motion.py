@@ -276,12 +276,13 @@ class MotionDecoder(Decoder):
 
     def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
         low = piece.dtype if z.dtype == torch.float32 else None
-        with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low not in (None, torch.float32)):
+        place = "cpu" if z.is_meta else z.device.type  # PyTorch knows no autocast of what has shapes only
+        with torch.autocast(place, low or torch.bfloat16, enabled=low not in (None, torch.float32)):
             photo, maps = self.drawn(z, piece.state)
         if not pictures:
             return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
         out = torch.empty(len(maps.flow), *photo.shape[2:], 3, dtype=torch.uint8, device=z.device)
-        move_and_paint(photo, *(x.contiguous() for x in maps), out, window=self.window)
+        move_and_paint(*(x.contiguous() for x in (photo, *maps)), out, window=self.window)
         return out.unflatten(0, (len(z), -1))
 
     def drawn(self, z: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, Maps]:
