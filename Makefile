@@ -4,7 +4,7 @@
 # make test-matrix  a part of them on Python 3.10 to 3.13, each with the newest and the lowest dependencies (docs/matrix.md)
 # make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
 # make lint      ruff, mypy;  make format  ruff, clang-format
-# make bench     the latency suites
+# make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
 # make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
 # make gpu-suite   on a machine with a GPU, no network needed, then again with SECONDS=150 (docs/gpu_suite.md);
 #                  REHEARSE=1 runs all its steps without one

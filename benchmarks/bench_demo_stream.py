@@ -47,7 +47,7 @@ def test_demo_chunk(benchmark):
         sessions[name] = model.session(model.prepare(ASSETS / "demo" / "portrait.png"), **options)
         calls[name] = chunk_of(sessions[name], speech)
     times = kit.interleaved(calls, budget=25, least=20, most=60)
-    stages = {name: session.metrics()["stages"] for name, session in sessions.items()}
+    stages = {name: session.metrics().as_dict()["stages"] for name, session in sessions.items()}
     kit.store(benchmark, times, "preset", calls["preset"], frames=FRAMES, stages=stages)
     for session in sessions.values():
         session.close()

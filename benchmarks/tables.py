@@ -22,6 +22,7 @@ import busy
 import cpu_tables
 import decoder_dtype
 import demo_tables
+import engine_tables
 import photo_tables
 import stored
 import vae_tables
@@ -104,6 +105,11 @@ def demo_command(results: Results) -> str:
     return f"{statistics.median(found['seconds']['demo']):.1f} s on {where(found)}"
 
 
+def overload_table(results: Results) -> str:
+    found = results.script("overload_cpu")
+    return under(engine_tables.overload_table(found), [found["environment"]])
+
+
 def busy_table(results: Results) -> str:
     found = results.script("busy_cpu")
     return under(stored.table(busy.table(found)), [found["environment"]])
@@ -167,11 +173,17 @@ def memory(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "demo-stream": bench(one(cpu_tables.stream_table), "demo_stream_cpu"),
     "demo-chunk": lambda r: chunk_time(r.bench("demo_stream_cpu")),
+    "engine-waits": bench(engine_tables.waits_table, "engine_cpu"),
+    "engine-turns": bench(engine_tables.turns_table, "engine_cpu"),
+    "engine-crowd": bench(engine_tables.crowd_table, "engine_cpu", "crowd"),
+    "engine-viewers": bench(engine_tables.viewers_table, "engine_cpu", "viewers"),
+    "engine-memory": lambda r: engine_tables.memory(r.bench("engine_cpu", "memory")),
     "startup": startup,
     "gpu": gpu,
     "measured": measured,
     "demo-command": demo_command,
     "busy": busy_table,
+    "engine-overload": overload_table,
     "decoder-dtype": decoder_dtypes,
     "block": machines(cpu_tables.block_table, "block"),
     "step": bench(cpu_tables.step_table, "step_cpu"),

@@ -36,6 +36,7 @@ PRODUCTS = Measurement("products", 30, 110, of=())
 MEASUREMENTS = (
     Measurement("right", 50, 120, f"{CONVOLVES} bench_ops peers"),
     Measurement("captured", 80, 150),
+    Measurement("engine", 80, 100),
     Measurement("attention", 30, 90, "bench_attention peers roofline", ("rest_fast", *ATTENTION)),
     PRODUCTS,
     Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops peers"),

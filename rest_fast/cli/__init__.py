@@ -1,4 +1,4 @@
-"""``rest-fast``: a photo and speech become a video; the demo; what is installed; training data and training.
+"""``rest-fast``: a photo and speech become a video; the demo; what is installed; latency; training data and training.
 
 Exit codes: 0 done; 1 an error of the program; 2 bad input or usage; 130 after Ctrl-C, 143 after SIGTERM. All but 0 come
 with one line on stderr, and with a traceback before it if ``--debug`` is given.
@@ -25,7 +25,8 @@ from typing import Any
 
 from rest_fast.cli.arguments import build_parser
 from rest_fast.cli.convert import convert
-from rest_fast.cli.models import check_model, load_model
+from rest_fast.cli.models import check_model, load_model, plan
+from rest_fast.cli.outputs import writable
 from rest_fast.cli.parser import join_crop
 from rest_fast.cli.terminal import InputError, Progress, Signals, notes, one_line, open_streams, say, warnings_as_lines
 from rest_fast.errors import RestFastWarning
@@ -160,13 +161,7 @@ def _output(name: str) -> tuple[Path, Path]:
         raise InputError(f"{expected}, got standard output, where no video can be written")
     if os.path.splitext(name)[1].lower() not in ENDINGS:
         raise InputError(expected)
-    out = Path(os.path.realpath(name))  # a link stays one
-    if not out.parent.is_dir():
-        raise InputError(f"output {name}: expected a folder that exists, got {out.parent}, which does not")
-    if out.exists() and not out.is_file():
-        raise InputError(f"output {name}: expected a file, got {'a folder' if out.is_dir() else 'a device'}")
-    if not os.access(out.parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
-        raise InputError(f"output {name}: expected permission to write there, got none")
+    out = writable(name)
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     if partial.exists() and not partial.is_file():
         got = "a folder" if partial.is_dir() else "a device"
@@ -236,18 +231,22 @@ def _plays(video: Path) -> bool:
 
 
 def _doctor(args: Namespace) -> None:
+    if args.plan:
+        say(plan(args), sys.stdout)
+        return
+
     from rest_fast import diagnostics
 
     say(diagnostics.describe(), sys.stdout)
 
 
-def _late(name: str) -> Callable[[Namespace], None]:
-    """A command of :mod:`rest_fast.cli.training`."""
+def _late(name: str, module: str = "training") -> Callable[[Namespace], None]:
+    """A command of :mod:`rest_fast.cli.training`, or of another module there."""
 
     def command(args: Namespace) -> None:
-        from rest_fast.cli import training as cli_training
+        import importlib
 
-        getattr(cli_training, name)(args)
+        getattr(importlib.import_module(f"rest_fast.cli.{module}"), name)(args)
 
     return command
 
@@ -256,6 +255,7 @@ COMMANDS = {
     "render": _render,
     "demo": _demo,
     "doctor": _doctor,
+    "bench": _late("bench", "bench"),
     "synth": _late("synth"),
     "prepare-data": _late("prepare_data"),
     "train": _late("train"),

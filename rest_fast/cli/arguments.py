@@ -9,7 +9,7 @@ from typing import Any
 import rest_fast
 from rest_fast.cli import arguments_training
 from rest_fast.cli.arguments_convert import add_convert
-from rest_fast.cli.parser import Parser, add_behaviour, add_weights, crop, existing, whole
+from rest_fast.cli.parser import Parser, add_behaviour, add_place, add_weights, crop, existing, positive, whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ Exit codes: 0: done. 1: an error of the program. 2: something to correct, which 
     _add_render(add)
     _add_demo(add)
     _add_doctor(add)
+    _add_bench(add)
     arguments_training.add_synth(add)
     arguments_training.add_prepare(add)
     arguments_training.add_train(add)
@@ -109,8 +110,60 @@ def _add_doctor(add: Callable[..., Parser]) -> None:
         "doctor",
         "show what is installed, which code runs on which device, and how to fix what is wrong",
         "[options]",
-        "  rest-fast doctor\n  rest-fast doctor > report.txt      to send along with a question",
+        """  rest-fast doctor
+  rest-fast doctor > report.txt                                to send along with a question
+  rest-fast doctor --plan --weights rest-512 --sessions 8      what eight sessions would take of memory""",
     )
+    plan = parser.add_argument_group("memory", "What sessions that share a model would take. Nothing is loaded.")
+    plan.add_argument(
+        "--plan", action="store_true", help="show this instead of the report; the options below are its own"
+    )
+    add_place(plan, "folder of a checkpoint, or a preset's name: demo, rest-512 or toy")
+    plan.add_argument("--sessions", type=whole(1, 10**6), default=1, metavar="N", help="how many are open at a time")
+    plan.add_argument(
+        "--lanes",
+        type=whole(1, 10**6),
+        default=2,
+        metavar="N",
+        help="how many are computed at a time; a session with guidance takes two",
+    )
+    add_behaviour(parser)
+
+
+def _add_bench(add: Callable[..., Parser]) -> None:
+    parser = add(
+        "bench",
+        "measure how long viewers wait on this machine",
+        "[options]",
+        """  rest-fast bench                                          chunks, first frames, interrupts: half a minute
+  rest-fast bench --realtime --sessions 1 2 4 8 --peers    viewers in real time, until they are too many
+  rest-fast bench --json new.json
+  rest-fast bench --compare old.json new.json              two runs and their ratios""",
+    )
+    what = parser.add_argument_group("measures")
+    what.add_argument(
+        "--realtime", action="store_true", help="viewers who speak and watch in real time, and onsets of speech"
+    )
+    what.add_argument(
+        "--sessions",
+        type=whole(1, 256),
+        nargs="+",
+        metavar="N",
+        help="how many at a time; default: 1, --realtime 1 2 4",
+    )
+    what.add_argument("--seconds", type=positive, default=20.0, metavar="S", help="how long viewers watch, each number")
+    what.add_argument(
+        "--peers", action="store_true", help="also sessions apart, whole chunks batched, and the ops' references"
+    )
+    what.add_argument("--lanes", type=whole(2, 512), default=2, metavar="N", help="of an evaluation of the engine")
+    what.add_argument(
+        "--compare", type=existing(), nargs=2, metavar=("A.json", "B.json"), help="show two runs; nothing is measured"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="OUT.json", help="all numbers, with hardware and versions")
+    output.add_argument("--plot", metavar="OUT.png", help="underruns and responses over the number of sessions")
+    model = add_weights(parser)
+    model.add_argument("--threads", type=whole(1, 1024), metavar="N", help="threads on the CPU, as in render")
     add_behaviour(parser)
 
 

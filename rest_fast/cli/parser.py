@@ -67,21 +67,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def add_weights(parser: Parser) -> Any:
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--weights",
-        default="demo",
-        metavar="MODEL",
-        help="folder of a checkpoint, a Hugging Face id owner/name, or demo, the model that is shipped",
-    )
-    model.add_argument(
-        "--device", type=device, default="auto", help="cpu, cuda or cuda:N; auto takes a GPU if there is one"
-    )
-    model.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="number format; auto is bfloat16 on a GPU and float32 on the CPU",
-    )
+    add_place(model, "folder of a checkpoint, a Hugging Face id owner/name, or demo, the model that is shipped")
     model.add_argument(
         "--whisper",
         metavar="MODEL",
@@ -95,6 +81,20 @@ def add_weights(parser: Parser) -> Any:
         "model's own",
     )
     return model
+
+
+def add_place(group: Any, weights: str) -> None:
+    """Which model, and where it computes; ``weights`` is what ``--weights`` takes, in words."""
+    group.add_argument("--weights", default="demo", metavar="MODEL", help=weights)
+    group.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda or cuda:N; auto takes a GPU if there is one"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format; auto is bfloat16 on a GPU and float32 on the CPU",
+    )
 
 
 def add_behaviour(parser: Any) -> Any:
@@ -189,4 +189,10 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def finite(text: str) -> float:
     if not _is_number(text) or not math.isfinite(float(text)):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    return float(text)
+
+
+def positive(text: str) -> float:
+    if not _is_number(text) or not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return float(text)

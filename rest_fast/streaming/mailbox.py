@@ -83,7 +83,8 @@ class Mailbox:
         self.queued = 0  # samples that were pushed and are not in a block that was handed out
         self.delivered = self.floor = 0  # latents that were handed out, and that no interrupt takes back
         self.epoch = 0  # interrupts so far
-        self.plays_until = 0.0  # when all that was handed out has been played
+        self.plays_until = 0.0  # when all that was handed out has been played, held frames included
+        self.runs_out = 0.0  # the same without the frames held since the latest block: whoever waits longest is first
         self.changes = 0  # how often waiting consumers were woken
         self.loops: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -110,7 +111,7 @@ class Mailbox:
             self.delivered, self.queued = shown, 0
             self.ready.clear()
             self.epoch += 1
-            self.plays_until = min(self.plays_until, self.clock())  # the rest is not played
+            self.plays_until = self.runs_out = min(self.plays_until, self.clock())  # the rest is not played
             self.messages.append(Interrupt(shown))
             return shown, self.epoch
 
@@ -149,7 +150,7 @@ class Mailbox:
             self.floor = max(self.floor, self.delivered - self.lead)
             if not made.idle:  # silence was not pushed
                 self.queued = max(0, self.queued - len(made.about["audio"]))
-            self.plays_until = max(self.plays_until, self.clock()) + self.duration
+            self.plays_until = self.runs_out = max(self.plays_until, self.clock()) + self.duration
             self.messages.append(Delivered())
             return made
 

@@ -72,7 +72,7 @@ class Seat:
     def deadline(self) -> float:
         """When the viewer has played all that exists, or when the next chunk was wanted, if that is later."""
         exists = self.stream.timeline.waiting * self.mailbox.duration
-        return max(self.mailbox.plays_until, self.since or 0.0) + exists
+        return max(self.mailbox.runs_out, self.since or 0.0) + exists
 
     def waited(self, now: float) -> float:
         """Seconds since something is to be done."""

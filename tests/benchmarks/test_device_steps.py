@@ -18,7 +18,7 @@ graphs, kit = module("graphs"), module("kit")
 products, right, run = (module(f"device.{name}") for name in ("products", "right", "run"))
 evidence = module("gpu_suite.evidence")
 SLOW = {"decode", "block"}  # diffusers and torch.compile are imported
-PROGRAMS = ("compile", "right", "captured", "attention", "products", "layers", "decode", "block")
+PROGRAMS = ("compile", "right", "captured", "engine", "attention", "products", "layers", "decode", "block")
 
 
 @pytest.fixture

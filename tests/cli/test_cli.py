@@ -333,6 +333,23 @@ def test_doctor(capsys):
     assert "qk_norm_rope_cache" in capsys.readouterr().out
 
 
+def test_doctor_plans_memory(inputs, capsys, monkeypatch):
+    """For a preset without weights, for the demo and for a folder, of which only the configuration is read."""
+    monkeypatch.setattr("rest_fast.load", lambda *_, **__: pytest.fail("loaded a model"))
+    for weights, name in (("rest-512", "rest-512"), ("demo", "demo"), (str(inputs / "toy"), "toy")):
+        words = ["--weights", weights, "--sessions", "8", "--lanes", "4", "--device", "cpu", "--dtype", "bfloat16"]
+        assert cli.main(["doctor", "--plan", *words]) == 0
+        first, *lines = capsys.readouterr().out.splitlines()
+        rows = {line[:34].strip(): line[34:].strip() for line in lines}
+        assert first == f"{name} in bfloat16, on cpu" and {"fixed", "per session (8)", "per lane (4)"} < set(rows)
+        if name == "rest-512":
+            assert (rows["cache rows"], rows["decoder states"]) == ("784.0", "825.6")  # 2 x 392.0, 5 x 165.1
+    refused(capsys, ["doctor", "--plan", "--weights", "nowhere"], "expected a folder, or one of demo, rest-512, toy")
+    refused(capsys, ["doctor", "--plan", "--weights", str(inputs)], "expected a folder with config.json")
+    refused(capsys, ["doctor", "--plan", "--sessions", "0"], "--sessions", "expected a whole number")
+    refused(capsys, ["doctor", "--plan", "--dtype", "float16", "--device", "cpu"], "float32 or bfloat16 on the CPU")
+
+
 def test_completion(tmp_path):
     """The script that shtab makes of the parser, as the README says, in a bash."""
     pytest.importorskip("shtab")
