@@ -222,8 +222,9 @@ def test_a_hundred_sessions_leave_nothing_behind(model, avatar):
         for i in range(100):
             session = engine.session(avatar, seed=i)
             streams.append(weakref.ref(session.stream))
-            session.push_audio(sound(RATE, 1.1))
-            next(session.blocks())
+            if i % 5 == 0:
+                session.push_audio(sound(RATE, 1.1))
+                next(session.blocks())
             session.close()
             if i in (9, 99):
                 model.compute(lambda: None)  # behind the job that frees the session
