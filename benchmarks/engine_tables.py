@@ -69,7 +69,9 @@ def viewers_table(results: list[Info]) -> str:
     rows = [row for info in results for row in info["viewers"]]
     lines = [["viewers", "way", *VIEWERS.values()]]
     for row in rows:
-        cells = ["-" if row.get(key) is None else f"{row[key]:.3g}" for key in VIEWERS]
+        cells = [
+            "-" if row.get(key) is None else f"{round(row[key], 1 if row[key] < 10 else None):g}" for key in VIEWERS
+        ]
         cells[0] = f"{row['deadlines_met']:.1%}"
         lines.append([str(row["sessions"]), row["way"], *cells])
     return table(lines)
