@@ -162,7 +162,7 @@ def _add_bench(add: Callable[..., Parser]) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="OUT.json", help="all numbers, with hardware and versions")
     output.add_argument("--plot", metavar="OUT.png", help="underruns and responses over the number of sessions")
-    model = add_weights(parser)
+    model = add_weights(parser, guidance=False)
     model.add_argument("--threads", type=whole(1, 1024), metavar="N", help="threads on the CPU, as in render")
     add_behaviour(parser)
 

@@ -65,7 +65,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def add_weights(parser: Parser) -> Any:
+def add_weights(parser: Parser, *, guidance: bool = True) -> Any:
+    """``guidance``: whether the command can sample with another guidance than the model's own."""
     model = parser.add_argument_group("model")
     add_place(model, "folder of a checkpoint, a Hugging Face id owner/name, or demo, the model that is shipped")
     model.add_argument(
@@ -73,13 +74,14 @@ def add_weights(parser: Parser) -> Any:
         metavar="MODEL",
         help="folder or Hugging Face id of Whisper, for a model that takes its speech features",
     )
-    model.add_argument(
-        "--guidance",
-        type=finite,
-        metavar="X",
-        help="scale of classifier-free guidance: with more, the mouth follows the sound more closely; default: the "
-        "model's own",
-    )
+    if guidance:
+        model.add_argument(
+            "--guidance",
+            type=finite,
+            metavar="X",
+            help="scale of classifier-free guidance: with more, the mouth follows the sound more closely; default: the "
+            "model's own",
+        )
     return model
 
 

@@ -94,13 +94,13 @@ class Work:
         """Give up the chunk that is being made; the next one begins with a rebuilt context."""
         if self.job is not None:
             self.forget()
-            self.stream.watch.abandon("denoise")
             self.stream.drop()
 
     def forget(self) -> None:
         """There is no chunk any more that is being made."""
         self.job = self.turn = self._latents = None
         self._turns = iter(())
+        self.stream.watch.abandon("denoise")
 
     def _accept(self, job: ChunkJob, latents: torch.Tensor) -> None:
         self.forget()

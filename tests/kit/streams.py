@@ -24,6 +24,12 @@ def play(session, samples, cuts=(), end=True):
     return blocks + list(session.blocks())
 
 
+def alone(model, avatar, samples, **options):
+    """What a session of its own shows of a sound."""
+    with model.session(avatar, **options) as session:
+        return play(session, samples)
+
+
 def same(a, b):
     """Bit equality of two lists of blocks, every field."""
     assert len(a) == len(b)

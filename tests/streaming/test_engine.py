@@ -1,4 +1,4 @@
-"""Engine: whose piece comes next, who is let in, and that nobody's frames depend on it."""
+"""Engine: whose piece comes next, what it costs, and what is given back."""
 
 from __future__ import annotations
 
@@ -12,24 +12,13 @@ import weakref
 import numpy as np
 import pytest
 
-from rest_fast import CapacityExhausted, EngineClosed, SessionClosed, preset
+from rest_fast import CapacityExhausted, EngineClosed, SessionClosed
 from rest_fast.streaming.engine import Engine
 from rest_fast.streaming.timeline import Timeline
-from tests.kit.streams import play, same
+from tests.kit.streams import alone, play, same
 from tests.kit.toys import sound
 
 RATE = 16000
-
-
-@pytest.fixture
-def engine(model):
-    with model.engine(sessions=3, admission=False) as opened:
-        yield opened
-
-
-def alone(model, avatar, samples, **options):
-    with model.session(avatar, **options) as s:
-        return play(s, samples)
 
 
 # -- whose piece comes next
@@ -363,7 +352,3 @@ def test_a_session_may_be_opened_from_many_places(model, avatar):
             assert engine.metrics().sessions == 1
 
     asyncio.run(run())
-
-
-def test_presets_fit(model):
-    assert preset("demo").sampling.guidance != 1  # so that two lanes are one session

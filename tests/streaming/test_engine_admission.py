@@ -11,21 +11,10 @@ import pytest
 
 from rest_fast import ArgumentError, AvatarError, BacklogFull, CapacityExhausted, EngineClosed, MediaError
 from rest_fast.streaming.engine import Engine
-from tests.kit.streams import play, same
+from tests.kit.streams import alone, play, same
 from tests.kit.toys import photo, sound, toy
 
 RATE = 16000
-
-
-@pytest.fixture
-def engine(model):
-    with model.engine(sessions=3, admission=False) as opened:
-        yield opened
-
-
-def alone(model, avatar, samples, **options):
-    with model.session(avatar, **options) as s:
-        return play(s, samples)
 
 
 def test_one_session_too_many_is_refused_with_the_reason(model, avatar):

@@ -9,21 +9,10 @@ import time
 
 import pytest
 
-from tests.kit.streams import play, same
+from tests.kit.streams import alone, same
 from tests.kit.toys import sound
 
 RATE = 16000
-
-
-@pytest.fixture
-def engine(model):
-    with model.engine(sessions=3, admission=False) as opened:
-        yield opened
-
-
-def alone(model, avatar, samples, **options):
-    with model.session(avatar, **options) as s:
-        return play(s, samples)
 
 
 def test_a_failed_generation_reaches_its_consumer_and_no_other(model, avatar, engine):

@@ -12,21 +12,10 @@ from tests.kit.captured import StandIn
 from tests.kit.neighbours import Rowdy, Viewer
 from tests.kit.oracle import Oracle
 from tests.kit.scripts import long_script, looking_ahead, scripts
-from tests.kit.streams import perform, play, same
+from tests.kit.streams import alone, perform, play, same
 from tests.kit.toys import photo, sound, toy
 
 RATE = 16000
-
-
-@pytest.fixture
-def engine(model):
-    with model.engine(sessions=3, admission=False) as opened:
-        yield opened
-
-
-def alone(model, avatar, samples, **options):
-    with model.session(avatar, **options) as s:
-        return play(s, samples)
 
 
 def test_sessions_show_what_they_show_alone(model, engine):
