@@ -78,6 +78,8 @@ class Engine:
     Raises: :class:`rest_fast.ArgumentError`.
     """
 
+    session_type: type[Session] = Session
+
     def __init__(
         self,
         model: REST,
@@ -167,7 +169,7 @@ class Engine:
             stream = self.stream(avatar, self.free[0], rate=sample_rate, seed=seed, decode=decode)
             mailbox = Mailbox(self.clock, stream.lead, self.model.config.latent_seconds)
             seat = Seat(self.free[0], self._work(stream), mailbox, self.clock)
-            session = Session(self, seat, self.backlog)
+            session = self.session_type(self, seat, self.backlog)
             self.free.pop(0)  # from here on, nothing fails
             self.seats.append(seat)
             self._opened += 1
@@ -324,23 +326,31 @@ class Engine:
     def _piece(self) -> bool:
         """Compute the most urgent piece; False where there is none."""
         with self.alone:
-            waiting = [seat for seat in self.seats if self._look(seat)]
-            if not waiting:
-                return False
-            waiting.sort(key=lambda seat: seat.deadline)
-            together = self._together(waiting)
-            pieces = [seat.work.needs() for seat in together]
-            start = self.clock()
             try:
-                self.serve(together)
-            except BaseException as error:
-                for seat in together:
+                return self._most_urgent()
+            except BaseException as error:  # not of one session's work: nobody may wait for what will not come
+                for seat in self.seats:
                     seat.fail(error)
-                    self.costs.forget(seat)
-            else:
-                self.costs.charge(together, pieces, self.clock() - start)
-                self._measured_at = self.clock()
-            return True
+                return False
+
+    def _most_urgent(self) -> bool:
+        waiting = [seat for seat in self.seats if self._look(seat)]
+        if not waiting:
+            return False
+        waiting.sort(key=lambda seat: seat.deadline)
+        together = self._together(waiting)
+        pieces = [seat.work.needs() for seat in together]
+        start = self.clock()
+        try:
+            self.serve(together)
+        except BaseException as error:
+            for seat in together:
+                seat.fail(error)
+                self.costs.forget(seat)
+        else:
+            self.costs.charge(together, pieces, self.clock() - start)
+            self._measured_at = self.clock()
+        return True
 
     def _look(self, seat: Seat) -> bool:
         try:

@@ -52,6 +52,36 @@ def test_a_failed_generation_reaches_an_event_loop(model, avatar, engine, idle):
         asyncio.run(asyncio.wait_for(run(), 20))
 
 
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_fault_of_the_engine_itself_reaches_all_consumers(model, avatar, engine, monkeypatch, in_a_loop):
+    """It belongs to no session's work, so no session may wait for what will not come."""
+    samples = sound(RATE, 1.5)
+    want = [alone(model, avatar, samples, seed=seed) for seed in (1, 2)]
+    sessions = [engine.session(avatar, seed=seed) for seed in (1, 2)]
+
+    async def watched(session):
+        found = []
+        async for block in session.ablocks():
+            found.append(block)
+            if block.segment_end:
+                break
+        return found
+
+    def blocks(session):
+        return asyncio.run(asyncio.wait_for(watched(session), 20)) if in_a_loop else list(session.blocks())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_together", lambda _: (_ for _ in ()).throw(AssertionError("who is first?")))
+        for session in sessions:
+            session.push_audio(samples)
+            session.end_segment()
+        for session in sessions:
+            with pytest.raises(AssertionError, match="who is first"):
+                blocks(session)
+    for session, frames in zip(sessions, want):
+        same(frames, blocks(session))
+
+
 # -- what consumers see while the worker reads
 
 
