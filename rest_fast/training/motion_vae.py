@@ -5,7 +5,8 @@
     python -m rest_fast.training.motion_vae encoder --pairs build/heads --clips build/demo/train --out build/motion
     python -m rest_fast.training.motion_vae join --out build/motion
 
-A call that was stopped goes on where it was. ``join`` writes ``OUT/vae.safetensors``, which :func:`load` reads.
+A call that was stopped goes on where it was. ``join`` writes ``OUT/vae.safetensors``, which :func:`load` reads, and
+``OUT/vae``, a checkpoint for ``--vae`` of ``rest-fast train`` and of :mod:`~rest_fast.training.motion_clips`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rest_fast.training.synthetic.clips import Clips
 from rest_fast.training.synthetic.heads.pairs import PairsFolder, write_pairs
 
 SIDE = 256  # pixels of the pictures that are shown
+BACKGROUND = 256  # pixels that a picture must have to stand behind a person
 COMMON: dict[str, Any] = {"accumulate": 1, "warmup": 50, "constant": 0.5, "weight_decay": 0.01, "ema": 0.998}
 STAGES = {
     "decoder": Stage(steps=12_000, rate=8e-4, batch=4, **COMMON),
@@ -45,7 +47,7 @@ STAGES = {
 def motion_model(side: int = SIDE) -> ModelConfig:
     """The demo's transformer around a motion VAE."""
     vae = MotionVAEConfig(patch_size=side // 4)
-    return preset("demo").replace(vae=vae, height=side, width=side, dit__positionwise_io=False)
+    return preset("demo").replace(vae=vae, height=side, width=side)
 
 
 def train(part: str, pairs: Path, out: Path, clips: Path | None = None, **changes: Any) -> None:
@@ -81,10 +83,12 @@ def write(module: torch.nn.Module, path: Path) -> None:
 
 
 def join(out: Path) -> Path:
-    """One file of both halves."""
+    """One file of both halves, and a checkpoint of a VAE alone."""
     parts = {part: _read(out / f"{part}.safetensors") for part in STAGES}
     whole = {f"{part}.{name}": value for part, half in parts.items() for name, value in half.items()}
-    _filled(whole, SIDE, str(out))
+    vae = _filled(whole, SIDE, str(out))
+    named = {f"vae.{name}": value.half() for name, value in vae.state_dict().items()}
+    checkpoint.write(named, motion_model(), out / "vae")
     path = out / "vae.safetensors"
     save_file(whole, path)
     return path
@@ -159,9 +163,14 @@ def main() -> None:
         parser.exit(130, f"{parser.prog}: stopped; the same call goes on from what is kept\n")
 
 
+def _report(done: int, of: int) -> None:
+    print(f"{done} of {of}", flush=True)
+
+
 def _run(args: argparse.Namespace) -> None:
     if args.part == "pairs":
-        write_pairs(args.pairs, args.count, workers=args.workers, progress=lambda done, of: print(f"{done} of {of}"))
+        behind = [picture for picture in textures() if min(picture.shape[:2]) >= BACKGROUND]
+        write_pairs(args.pairs, args.count, workers=args.workers, backgrounds=behind, progress=_report)
     elif args.part == "join":
         print(join(args.out))
     else:

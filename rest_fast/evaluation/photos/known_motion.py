@@ -16,48 +16,34 @@ from numpy.typing import NDArray
 from rest_fast.config import TEMPORAL
 from rest_fast.evaluation.photos.drivers import Driver, Film, Portrait, Sound
 from rest_fast.models.vae import TemporalVAE, motion, to_uint8
+from rest_fast.training.motion_clips import from_photo, modest
 from rest_fast.training.motion_pairs import labels_to_codes, scales
 from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
 from rest_fast.training.synthetic.motion import head_motion
 from rest_fast.training.synthetic.visemes import mouth_track
 from rest_fast.units import FRAME, from_levels
 
-POSE = ("dx", "dy", "roll", "yaw", "pitch")  # counted from the photo's own
-BEGIN = 8  # frames in which the photo goes over into the motion
 SMILE = 0.3  # share of the photo's smile that stays while a mouth speaks
-MODEST = 0.6  # of the drawn faces' sway
 Array = NDArray
 
 
 def spoken_motion(sound: Sound, seed: int = 0) -> Array:
-    """Motion [n, 14] of a sound whose phonemes are known, in HEAD_MOTION's order; the smile is left to the photo."""
+    """Motion [n, 14] of a sound whose phonemes are known, in HEAD_MOTION's order; of the photo's smile a share
+    stays."""
     assert sound.phonemes, f"known motion: expected a sound with phonemes, got {sound.name}"
     mouth = mouth_track(sound.phonemes, sound.samples, sound.frames)
     whole = np.pad(sound.samples, (0, sound.frames * FRAME - len(sound.samples)))
     rows = head_motion(np.random.default_rng(seed), mouth, whole)
     made = np.zeros((len(rows), len(HEAD_MOTION)), np.float32)
     made[:, : rows.shape[1]] = rows
-    for name in POSE:
-        made[:, HEAD_MOTION.index(name)] *= MODEST
-    return made
+    made[:, HEAD_MOTION.index("smile")] = SMILE
+    return modest(made)
 
 
 def labels_of(codes: torch.Tensor) -> torch.Tensor:
     """Motion labels [..., 14] that codes [..., c, 4, 4] stand for."""
     found: torch.Tensor = codes.flatten(-3) @ labels_to_codes(codes.shape[-3]).to(codes) / scales().to(codes)
     return found
-
-
-def from_photo(own: Array, known: Array) -> Array:
-    """Motion [n, 14] that begins at a photo's own motion [14] and follows the known one: its head turns from where the
-    photo's head is, and some of the photo's smile stays."""
-    pose, smile = [HEAD_MOTION.index(name) for name in POSE], HEAD_MOTION.index("smile")
-    target = known.copy()
-    target[:, pose] += own[pose]
-    target[:, smile] += SMILE * own[smile].clip(0, 1)
-    share = (np.arange(1, len(known) + 1) / BEGIN).clip(max=1)[:, None]
-    made: Array = (own + share * (target - own)).astype(np.float32)
-    return made
 
 
 def driven(photo: torch.Tensor, known: Array) -> torch.Tensor:

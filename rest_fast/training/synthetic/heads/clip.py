@@ -35,13 +35,17 @@ def make_clip(split: str, index: int, frames: int = FRAMES, size: int = 128, voi
     return Clip(video, said.samples, motion, geometry, said.text, said.voice)
 
 
-def smile_track(rng: np.random.Generator, phonemes: tuple[Phoneme, ...], frames: int, offset: float) -> Array:
+def smile_track(
+    rng: np.random.Generator, phonemes: tuple[Phoneme, ...], frames: int, offset: float, own: float | None = None
+) -> Array:
     """float32 [frames], 0..1: a smile of the person's own, which fades while they speak: /u/ cannot be smiled.
 
     Args:
         phonemes: timed in seconds; frame 0 begins at `offset`.
+        own: how much they smile when they are silent; None: drawn.
     """
-    own = rng.uniform(0.3, 1.0) if rng.random() < 0.45 else rng.uniform(0, 0.15)
+    if own is None:
+        own = rng.uniform(0.3, 1.0) if rng.random() < 0.45 else rng.uniform(0, 0.15)
     times = offset + (np.arange(frames) + 0.5) / FPS
     away = np.full(frames, np.inf)  # seconds to the nearest sound
     for phoneme in phonemes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from rest_fast.training.synthetic.portraits import GEOMETRY
 from rest_fast.training.synthetic.visemes import VISEMES
 
 Array = np.ndarray
+T = TypeVar("T")
 ABOUT, CHUNK = "pairs.json", 16  # people in a file
 _FACTS = ("images", "flow", "visible", "matte", "motion", "geometry", "eyes", "places")
 
@@ -64,7 +65,8 @@ def random_motion(rng: np.random.Generator, *, photo: bool = False) -> Array:
 
 
 def _expression(rng: np.random.Generator, m: dict[str, float], photo: bool) -> None:
-    kind = rng.choice(["viseme", "free", "smile"], p=[0.25, 0.15, 0.6] if photo else [0.45, 0.35, 0.2])
+    kinds = ["viseme", "free", "smile", "closed"]
+    kind = rng.choice(kinds, p=[0.25, 0.15, 0.6, 0.0] if photo else [0.40, 0.27, 0.15, 0.18])
     if kind == "viseme":  # what speech looks like: a blend of two mouth shapes
         two = [np.array(VISEMES[str(name)][:6]) for name in rng.choice(list(VISEMES), 2)]
         share = rng.random() ** 2
@@ -74,6 +76,8 @@ def _expression(rng: np.random.Generator, m: dict[str, float], photo: bool) -> N
         m["width"] = rng.uniform(-1, 1)
         m["round"] = max(0.0, -m["width"]) * rng.random()
         m["tongue"] = rng.random() * (rng.random() < 0.3)
+    elif kind == "closed":  # lips that meet, whatever the photo shows
+        m["press"] = float(rng.random() < 0.5)
     else:
         m["smile"] = rng.uniform(0.35, 1)
         m["open"] = 0.5 * rng.random() ** 2
@@ -81,7 +85,7 @@ def _expression(rng: np.random.Generator, m: dict[str, float], photo: bool) -> N
         m["open"] *= 1 - m["press"]
     if kind != "smile" and rng.random() < 0.35:
         m["smile"] = 0.5 * rng.random()
-    if rng.random() < 0.22:
+    if rng.random() < 0.3:
         m["blink"] = rng.random() ** 0.5
 
 
@@ -183,7 +187,7 @@ def write_pairs(
     todo = [s for s in starts if _people(out / f"{s:07d}") < ends[s] - s]
     write = partial(_write_chunk, out, frames=frames, size=size, grid=grid, backgrounds=backgrounds)
     done = count - sum(ends[s] - s for s in todo)
-    for start in _spread(write, [(s, ends[s]) for s in todo], workers):
+    for start in spread(write, [(s, ends[s]) for s in todo], workers):
         done += ends[start] - start
         if progress is not None:
             progress(done, count)
@@ -199,7 +203,8 @@ def _read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _spread(work: Callable[[tuple[int, int]], int], items: list[Any], workers: int) -> Iterator[int]:
+def spread(work: Callable[[tuple[int, int]], T], items: list[tuple[int, int]], workers: int) -> Iterator[T]:
+    """The results of all items, as they come, by ``workers`` processes of one thread each (0: one for each core)."""
     workers = min(workers or os.cpu_count() or 1, len(items))
     if workers <= 1:
         yield from map(work, items)
