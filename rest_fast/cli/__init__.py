@@ -77,7 +77,7 @@ def _failure(e: BaseException, stopped_by: int, args: Namespace) -> tuple[int, s
     if isinstance(e, ValueError | OSError | RestFastWarning):
         return 2, f"error: {one_line(e)}{left}"
     if isinstance(e, ImportError):
-        extra = {"synth": "[synth]", "evaluate": "[synth,evaluate]"}.get(args.command, "")
+        extra = {"synth": "[synth]", "evaluate": "[synth,evaluate]", "serve": "[server]"}.get(args.command, "")
         return 2, f"error: {one_line(e)}; expected all of: pip install 'rest_fast{extra}'"
     text = f"internal error: {type(e).__name__}: {one_line(e)}{left}"
     return 1, f"{text}; please report it with what the same command prints with --debug"
@@ -256,6 +256,7 @@ COMMANDS = {
     "demo": _demo,
     "doctor": _doctor,
     "bench": _late("bench", "bench"),
+    "serve": _late("serve", "serve"),
     "synth": _late("synth"),
     "prepare-data": _late("prepare_data"),
     "train": _late("train"),

@@ -9,6 +9,7 @@ from typing import Any
 import rest_fast
 from rest_fast.cli import arguments_training
 from rest_fast.cli.arguments_convert import add_convert
+from rest_fast.cli.arguments_serving import add_serve
 from rest_fast.cli.parser import Parser, add_behaviour, add_place, add_weights, crop, existing, positive, whole
 
 
@@ -43,6 +44,7 @@ Exit codes: 0: done. 1: an error of the program. 2: something to correct, which 
     _add_demo(add)
     _add_doctor(add)
     _add_bench(add)
+    add_serve(add)
     arguments_training.add_synth(add)
     arguments_training.add_prepare(add)
     arguments_training.add_train(add)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from rest_fast.config import TEMPORAL
+from rest_fast.media import av_frames
 from rest_fast.units import FPS
+
+if TYPE_CHECKING:
+    import av
 
 
 class Pictures(NamedTuple):
@@ -63,6 +67,16 @@ class Block:
     def duration(self) -> float:
         """Seconds."""
         return len(self.video) / FPS
+
+    def to_av_frames(self, first: int | None = None, *, colours: str = "ITU709") -> list[av.VideoFrame]:
+        """The pictures as I420 frames with timestamps.
+
+        Args:
+            first: number of the first frame on the viewer's clock, on which held frames count, too; None: ``pts``.
+            colours: see :func:`rest_fast.media.av_frames.video_frame`.
+        """
+        start = round(self.pts * FPS) if first is None else first
+        return [av_frames.video_frame(picture, start + k, colours) for k, picture in enumerate(self.video)]
 
 
 @dataclass(frozen=True, eq=False)

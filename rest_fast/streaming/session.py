@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from numbers import Real
@@ -74,7 +75,8 @@ class Session:
         self._listeners: list[Callable[[events.Event], None]] = []
         self._speaking: tuple[int, int] | None = None  # epoch and segment that the latest block speaks in
         self._counts = dict.fromkeys(("blocks", "idle", "degraded", "held", "starved", "refused", "interrupts"), 0)
-        self._last: np.ndarray | None = None  # the frame that was handed out last
+        # pts and last frame of the latest blocks, as many as an interrupt can take back and one more
+        self._lasts: deque[tuple[float, np.ndarray]] = deque(maxlen=self.lead + 1)
 
     @property
     def stream(self) -> Stream:
@@ -133,6 +135,8 @@ class Session:
             shown = math.ceil(shown_pts / seconds - 1e-6)
         shown, epoch = self.mailbox.interrupt(shown)
         self._counts["interrupts"] += 1
+        while len(self._lasts) > 1 and self._lasts[-1][0] >= shown * seconds - 1e-6:  # it is not shown
+            self._lasts.pop()
         self._came()
         self._tell(events.Interrupted(shown * seconds, epoch))
         return shown * seconds
@@ -255,7 +259,7 @@ class Session:
         if self.engine.eager:
             self.engine.kick()
         block = made.block()
-        self._last = block.video[-1:]
+        self._lasts.append((block.pts, block.video[-1:]))
         for name in ("idle", "degraded"):
             self._counts[name] += getattr(block, name)
         self._counts["blocks"] += 1
@@ -265,14 +269,13 @@ class Session:
 
     def _hold(self) -> Block | None:
         """The last frame again, since the next block is late; None before the first block, or if there is one."""
-        last = self._last
-        place = None if last is None else self.mailbox.hold(HELD)
-        if last is None or place is None:
+        place = self.mailbox.hold(HELD) if self._lasts else None
+        if place is None:
             return None
         self._counts["held"] += 1
         self._tell(events.Late(*place))
         dtype, shape = self.mailbox.format or (np.dtype(np.float32), ())
-        return Block(last, np.zeros((0, *shape), dtype), *place, -1, False, False, 0, held=True)
+        return Block(self._lasts[-1][1], np.zeros((0, *shape), dtype), *place, -1, False, False, 0, held=True)
 
     async def _arrival(self) -> None:
         """Until the pictures of the first block have come from the GPU: the loop is not to wait for them."""

@@ -1,0 +1,1 @@
+"""Sessions for the world outside: frames and sound for every transport, a server with its page, adapters."""

@@ -1,0 +1,41 @@
+"""What one visitor may ask of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and bytes; sessions are limited by the engine."""
+
+    start: float = 10.0  # from the connection to its first message
+    stall: float = 10.0  # that a client may leave a frame unread
+    idle: float = 600.0  # without any sound; the session is closed then
+    session: float = 3600.0  # that a session lasts at most
+    control: int = 16 * 1024  # bytes of a message of text
+    sound: int = 1024 * 1024  # bytes of a message of sound
+    backlog: float = 120.0  # seconds of sound that a session may queue
+    messages: float = 200.0  # a second, mean over `burst`
+    burst: float = 5.0
+    upload: int = 10 * 1024 * 1024  # bytes of a picture
+    uploads: float = 10.0  # a minute, of all visitors together
+    avatars: int = 64  # uploaded ones that are kept, the oldest go first
+    drain: float = 10.0  # that sessions may go on when the server ends
+
+
+class Rate:
+    """At most so many events a second, mean over ``burst`` seconds."""
+
+    def __init__(self, each_second: float, burst: float):
+        self.each_second, self.most = each_second, each_second * burst
+        self.left, self.at = self.most, 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether one more is allowed now."""
+        self.left = min(self.most, self.left + (now - self.at) * self.each_second) if self.at else self.most
+        self.at = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True

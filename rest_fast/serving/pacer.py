@@ -1,0 +1,171 @@
+"""One media clock: frames of a session leave at their times, 25 a second, each with its 40 ms of sound.
+
+A session hands out blocks of 8 frames when they are due, or a whole chunk as soon as it is made; a transport wants a
+frame every 40 ms, and the picture and the sound of one moment together. The pacer lies between: it keeps what came
+early, counts what came late, and knows what was shown when the viewer interrupts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rest_fast.media.av_frames import as_int16
+from rest_fast.streaming.block import Block
+from rest_fast.streaming.session import Session
+from rest_fast.units import FPS
+
+BUFFER = 0.08  # seconds between the first frame and its time: what an event loop may be late without anybody noticing
+ROOM = 48  # frames that wait at most: two chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A frame at its time."""
+
+    picture: NDArray[np.uint8]  # [H, W, 3]
+    sound: NDArray[np.int16]  # its 40 ms, [n] or [n, channels]; zeros where nothing was pushed
+    index: int  # frames since the viewer's clock began, those that were repeated included: the media clock
+    pts: float  # seconds of the stream, which stands still while a frame is repeated
+    epoch: int
+    segment: int
+    idle: bool  # made from silence
+    held: bool  # the frame before, again: computation, or the event loop, was late
+    segment_end: bool  # the last frame of a segment
+    first: int = 0  # samples before this frame's on the media clock
+
+    @property
+    def time(self) -> float:
+        """Seconds of the media clock."""
+        return self.index / FPS
+
+
+class Pacer:
+    """``async for shown in pacer``: the frames of a session for one viewer, until it is closed.
+
+    Args:
+        session: of an engine; nobody else takes its blocks.
+        buffer: seconds between the first frame and its time.
+        clock: seconds.
+    """
+
+    def __init__(self, session: Session, *, buffer: float = BUFFER, clock: Callable[[], float] = time.monotonic):
+        self.session, self.buffer, self.clock = session, buffer, clock
+        self.frames = 0  # shown
+        self.held = 0  # of them, repeated
+        self.late = 0.0  # seconds by which the clock was moved, since nobody asked for a frame at its time
+        self.position = 0.0  # seconds of the stream that were shown
+        self._waiting: deque[Shown] = deque()
+        self._come = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._start: float | None = None  # when frame 0 is due
+        self._epoch, self._resume = session.epoch, 0.0
+        self._last: Shown | None = None
+        self._samples = 0
+
+    @property
+    def ready_seconds(self) -> float:
+        """Video that waits for its time."""
+        return len(self._waiting) / FPS
+
+    @property
+    def media_time(self) -> float:
+        """Seconds of the media clock at the end of what was shown."""
+        return self.frames / FPS
+
+    def interrupt(self) -> float:
+        """The viewer has heard enough: queued speech is gone, and the picture goes on from what was shown.
+
+        Up to 7 frames that end a block still come, without sound. Returns: seconds of the stream where it resumes.
+        """
+        self._resume = self.session.interrupt(shown_pts=self.position)
+        self._epoch = self.session.epoch
+        kept = [muted(frame) for frame in self._waiting if frame.pts < self._resume - 1e-6]
+        self._waiting = deque(kept)
+        self._taken.set()
+        return self._resume
+
+    async def __aiter__(self) -> AsyncIterator[Shown]:
+        filling = asyncio.create_task(self._fill())
+        try:
+            while (frame := await self._next(filling)) is not None:
+                self._note(frame)
+                yield frame
+            filling.result()  # what a computation raised
+        finally:
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+
+    async def _fill(self) -> None:
+        try:
+            async for block in self.session.ablocks(idle=True):
+                while len(self._waiting) >= ROOM:
+                    self._taken.clear()
+                    await self._taken.wait()
+                self._waiting += self._frames_of(block)
+                self._come.set()
+        finally:
+            self._come.set()
+
+    def _frames_of(self, block: Block) -> list[Shown]:
+        """The frames of a block, less those that an interrupt has taken back meanwhile."""
+        sound = as_int16(block.audio)
+        borders = np.rint(np.arange(len(block.video) + 1) * len(sound) / len(block.video)).astype(int)
+        frames = []
+        for k, picture in enumerate(block.video):
+            pts, last = block.pts + k / FPS, k == len(block.video) - 1
+            piece = self._silence(sound) if block.held else sound[borders[k] : borders[k + 1]]
+            segment = block.segment if not block.held or self._last is None else self._last.segment
+            end = block.segment_end and last
+            frames.append(Shown(picture, piece, 0, pts, block.epoch, segment, block.idle, block.held, end))
+        if block.epoch == self._epoch:
+            return frames
+        return [muted(frame) for frame in frames if frame.pts < self._resume - 1e-6]
+
+    def _silence(self, like: NDArray[np.int16]) -> NDArray[np.int16]:
+        return np.zeros((round(self.session.rate / FPS), *like.shape[1:]), np.int16)
+
+    async def _next(self, filling: asyncio.Task[None]) -> Shown | None:
+        """The next frame, at its time; the last one again if there is none; None at the end."""
+        if self._start is None:
+            while not self._waiting:
+                if filling.done():
+                    return None
+                self._come.clear()
+                await self._come.wait()
+            self._start = self.clock() + self.buffer
+        wait = self._start + self.frames / FPS - self.clock()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        elif wait < -1 / FPS:  # nobody asked: the viewer is that much later from now on
+            self._start -= wait
+            self.late -= wait
+        else:
+            await asyncio.sleep(0)
+        if self._waiting:
+            frame = self._waiting.popleft()
+            self._taken.set()
+            return frame
+        if filling.done() or self.session.closed or self._last is None:
+            return None
+        return replace(muted(self._last), held=True, segment_end=False)
+
+    def _note(self, frame: Shown) -> None:
+        object.__setattr__(frame, "index", self.frames)
+        object.__setattr__(frame, "first", self._samples)
+        self.frames += 1
+        self._samples += len(frame.sound)
+        self.held += frame.held
+        if not frame.held:
+            self.position = frame.pts + 1 / FPS
+        self._last = frame
+
+
+def muted(frame: Shown) -> Shown:
+    return replace(frame, sound=np.zeros_like(frame.sound), idle=True)

@@ -1,0 +1,39 @@
+// Frames a second, buffer and held frames over the last 30 seconds.
+
+const POINTS = 60; // of half a second
+const MOST = { fps: 30, buffer: 1.2 };
+
+export class Plot {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.points = [];
+    this.draw();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  add(fps, buffer, held) {
+    this.points = [...this.points, { fps, buffer, held }].slice(-POINTS);
+    this.draw();
+  }
+
+  draw() {
+    const { width, height } = this.canvas;
+    const pen = this.canvas.getContext("2d");
+    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+    const x = (k) => ((POINTS - this.points.length + k) / (POINTS - 1)) * width;
+    pen.clearRect(0, 0, width, height);
+    pen.strokeStyle = colour("line");
+    pen.strokeRect(0.5, 0.5, width - 1, height - 1);
+    for (const name of ["fps", "buffer"]) {
+      pen.strokeStyle = colour(name);
+      pen.lineWidth = 2;
+      pen.beginPath();
+      this.points.forEach((point, k) => pen.lineTo(x(k), height * (1 - Math.min(1, point[name] / MOST[name]))));
+      pen.stroke();
+    }
+    pen.fillStyle = colour("held");
+    this.points.forEach((point, k) => {
+      if (k && point.held > this.points[k - 1].held) pen.fillRect(x(k) - 2, height - 8, 4, 8);
+    });
+  }
+}

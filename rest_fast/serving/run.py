@@ -1,0 +1,81 @@
+"""Opens a service for a model and runs the server until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from rest_fast.errors import ArgumentError
+from rest_fast.model import ASSETS, Model
+from rest_fast.serving.app import create_app
+from rest_fast.serving.limits import Limits
+from rest_fast.serving.service import Service
+
+SHIPPED = {"portrait": "portrait.png", "portrait_2": "portrait_2.png"}
+
+
+def open_service(
+    model: Model, *, sessions: int = 8, portraits: Sequence[Path] = (), limits: Limits | None = None
+) -> Service:
+    """An engine of the model, measured and so warm, and its faces: the shipped ones, and ``portraits`` by their file
+    names without endings."""
+    limits = limits or Limits()
+    service = Service(model, model.engine(sessions=sessions, backlog=limits.backlog), limits=limits)
+    faces = {name: ASSETS / "demo" / file for name, file in SHIPPED.items()}
+    for path in portraits:
+        if path.stem in faces:
+            raise ArgumentError(f"portrait {path}: expected a name that no other portrait has, got {path.stem}")
+        faces[path.stem] = path
+    for name, path in faces.items():
+        shipped = name in SHIPPED
+        service.avatars.shipped[name] = model.prepare(path, crop="center" if shipped else None)
+    return service
+
+
+class Server(uvicorn.Server):
+    """Ends gracefully at the first signal: visitors may go on for a while, nobody new is let in."""
+
+    service: Service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.service.draining or not self.service.viewers:
+            super().handle_exit(sig, frame)
+            return
+        self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self._loop)
+
+    async def _drain(self, sig: int) -> None:
+        await self.service.drain()
+        super().handle_exit(sig, None)
+
+    async def serve(self, sockets: Any = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+
+def server(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page: bool = True) -> Server:
+    limits = service.limits
+    config = uvicorn.Config(
+        create_app(service, page=page),
+        host=host,
+        port=port,
+        log_level="warning",
+        ws_max_size=max(limits.sound, 2 * limits.upload),  # ours refuses by name, before this one cuts the connection
+        ws_ping_interval=20,
+        ws_ping_timeout=20,  # a half-open connection ends with it
+        timeout_graceful_shutdown=2,
+    )
+    made = Server(config)
+    made.service = service
+    return made
+
+
+def run(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page: bool = True) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    try:
+        server(service, host=host, port=port, page=page).run()
+    finally:
+        service.engine.close()

@@ -1,0 +1,123 @@
+"""One visitor of a server: a session with its pacer and its sound, whatever the transport."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from rest_fast.avatar import Avatar
+from rest_fast.serving import protocol
+from rest_fast.serving.pacer import Pacer, Shown
+from rest_fast.serving.sound_in import SoundIn
+from rest_fast.streaming.engine import Engine
+from rest_fast.streaming.session import Session
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A segment was played to its end, or as far as ``position``, in seconds from its first frame."""
+
+    id: str
+    position: float
+    interrupted: bool
+
+
+class Viewer:
+    """Open with :meth:`open`; ``frames`` are to be taken by one transport, which calls :meth:`close` at the end.
+
+    ``name`` is random. ``finished``: segments of which the client is to be told.
+    """
+
+    def __init__(self, session: Session):
+        self.session, self.name = session, secrets.token_hex(8)
+        self.pacer, self.sound = Pacer(session), SoundIn(session)
+        self.opened = self.heard = time.monotonic()  # when sound came last
+        self.finished: deque[Finished] = deque()
+        self.pushed = False  # whether anything was, since the latest segment end or interrupt
+        self._ids: deque[str] = deque()  # of the segments that were ended and not shown to their ends
+        self._began: float | None = None  # on the media clock, of the speech that is shown
+
+    @classmethod
+    async def open(cls, engine: Engine, avatar: Avatar, *, sample_rate: int = 16000, seed: int = 0) -> Viewer:
+        """Raises: what :meth:`rest_fast.Engine.session` raises."""
+        return cls(await engine.asession(avatar, sample_rate=sample_rate, seed=seed))
+
+    def push_bytes(self, data: bytes, **form: Any) -> None:
+        """See :meth:`rest_fast.serving.sound_in.SoundIn.push_bytes`."""
+        self.heard, self.pushed = time.monotonic(), True
+        self.sound.push_bytes(data, **form)
+
+    def push(self, samples: Any, rate: int | None = None) -> None:
+        """See :meth:`rest_fast.serving.sound_in.SoundIn.push`."""
+        self.heard, self.pushed = time.monotonic(), True
+        self.sound.push(samples, rate)
+
+    def push_frame(self, frame: Any) -> None:
+        self.heard, self.pushed = time.monotonic(), True
+        self.sound.push_frame(frame)
+
+    def end(self, name: str = "") -> None:
+        """The segment is complete; ``name`` comes back in :attr:`finished`. Without sound before, nothing happens but
+        that."""
+        if not self.pushed:
+            self.finished.append(Finished(name, 0.0, False))
+            return
+        self.pushed = False
+        self._ids.append(name)
+        self.sound.end_segment()
+
+    def interrupt(self) -> float:
+        """Barge-in. Returns: seconds of the stream where the picture goes on."""
+        self.sound.forget()
+        resume = self.pacer.interrupt()
+        cut = [*self._ids, *([""] if self.pushed else [])]
+        self._ids.clear()
+        self.pushed = False
+        for k, name in enumerate(cut):
+            self.finished.append(Finished(name, self._position if k == 0 else 0.0, True))
+        self._began = None
+        return resume
+
+    @property
+    def _position(self) -> float:
+        return 0.0 if self._began is None else self.pacer.media_time - self._began
+
+    async def frames(self) -> AsyncIterator[Shown]:
+        """The frames at their times; see :class:`rest_fast.serving.pacer.Pacer`."""
+        async for shown in self.pacer:
+            if self._began is None and not (shown.idle or shown.held):
+                self._began = shown.time
+            yield shown
+            if shown.segment_end and self._ids:
+                self.finished.append(Finished(self._ids.popleft(), self._position, False))
+                self._began = None
+
+    def tell_finished(self) -> list[str]:
+        """Messages about segments that were played, each once."""
+        told = []
+        while self.finished:
+            one = self.finished.popleft()
+            about = {"id": one.id, "position": round(one.position, 3), "interrupted": one.interrupted}
+            told.append(protocol.text("playback.finished", **about))
+        return told
+
+    def stats(self) -> dict[str, Any]:
+        """What a client may want to plot: seconds and counts."""
+        metrics = self.session.metrics()
+        return {
+            "time": self.pacer.media_time,
+            "frames": self.pacer.frames,
+            "held": self.pacer.held,
+            "late": round(self.pacer.late, 3),
+            "queued": round(self.session.queued_seconds, 3),
+            "ready": round(self.session.ready_seconds + self.pacer.ready_seconds, 3),
+            "underruns": metrics.held,
+            "interrupts": metrics.interrupts,
+        }
+
+    def close(self) -> None:
+        self.session.close()

@@ -1,0 +1,170 @@
+"""What every transport owes a front end, tried with pictures that say whose they are, when, and with which sound."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from rest_fast.serving import fake
+from tests.kit.serving import ADAPTERS, RATE, Served, fake_service
+
+FRAME = RATE // 25
+
+
+@pytest.fixture(scope="module")
+def service():
+    made = fake_service(sessions=4)
+    yield made
+    made.engine.close()
+
+
+@pytest.fixture(scope="module")
+def served(service):
+    with Served(service, page=False) as running:
+        yield running
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request, service, served):
+    return lambda: ADAPTERS[request.param](service if request.param == "direct" else served)
+
+
+def run(talk):
+    return asyncio.run(asyncio.wait_for(talk, 60))
+
+
+def tone(seconds, level=0.3, hz=440):
+    times = np.arange(round(seconds * RATE)) / RATE
+    return (32767 * level * np.sqrt(2) * np.sin(2 * np.pi * hz * times)).clip(-32767, 32767).astype(np.int16)
+
+
+def codes(got):
+    found = [fake.read(one.picture) for one in got]
+    assert all(code is not None for code in found), "a picture that is none of the engine's"
+    return found
+
+
+def numbers(got):
+    """Frames of the stream, less those that are held."""
+    found = [code.frame for code in codes(got)]
+    return [n for k, n in enumerate(found) if k == 0 or n != found[k - 1]]
+
+
+def test_picture_and_sound_of_a_moment_come_together(adapter):
+    """Each frame with exactly its samples, whose level the picture says."""
+
+    async def talk():
+        async with adapter() as watcher:
+            loud = np.concatenate([tone(0.32, level) for level in (0.05, 0.6, 0.2, 0.4, 0.1, 0.5)])
+            await watcher.push(loud)
+            await watcher.end("a")
+            got = await watcher.take(75)
+            assert all(len(one.sound) == FRAME for one in got)
+            for one, code in zip(got, codes(got)):
+                assert code.level == fake.level_of(one.sound)
+            levels = [code.level for code in codes(got) if code.level]
+            assert len(levels) == 48 and len({round(level / 6) for level in levels}) == 6  # of 255, and one to and fro
+            heard = np.concatenate([one.sound for one in got])
+            start = np.flatnonzero(heard)[0] - np.flatnonzero(loud)[0]
+            np.testing.assert_array_equal(heard[start : start + len(loud)], loud)  # nothing lost, nothing twice
+
+    run(talk())
+
+
+def test_frames_come_at_25_a_second_however_sound_comes(adapter):
+    """A burst of 8 s at once, and nothing before and behind it."""
+
+    async def talk():
+        async with adapter() as watcher:
+            first = await watcher.take(10)
+            await watcher.push(tone(8))
+            rest = await watcher.take(90)
+            frames = numbers(first + rest)
+            assert frames == list(range(frames[0], frames[0] + len(frames)))
+            gaps = np.diff([one.at for one in rest])
+            assert 1 / 25 * 80 < rest[-1].at - rest[0].at < 1 / 25 * 120 and gaps.max() < 0.5
+
+    run(talk())
+
+
+def test_after_an_interrupt_nothing_of_the_old_speech_is_heard(adapter):
+    async def talk():
+        async with adapter() as watcher:
+            await watcher.push(tone(6, 0.5))
+            await watcher.end("long")
+            before = await watcher.take(40)
+            assert codes(before)[-1].level > 0
+            await watcher.interrupt()
+            after = await watcher.take(40)
+            epochs = [code.epoch for code in codes(after)]
+            assert epochs == sorted(epochs) and epochs[-1] == 1
+            assert len(set(numbers(after[: epochs.index(1)]))) <= 9  # a block's end, and what was on its way
+            frames = numbers(before + after)
+            assert frames == list(range(frames[0], frames[0] + len(frames)))  # the picture goes on without a jump
+            # on its way were one or two frames when the interrupt came
+            assert all(not one.sound.any() for one in after[3:])
+            assert watcher.finished == [("long", True)]
+            await watcher.push(tone(1.5, 0.3))
+            await watcher.end("new")
+            again = await watcher.take(75)
+            assert {code.epoch for code in codes(again)} == {1}
+            assert sum(code.level > 0 for code in codes(again)) == pytest.approx(38, abs=1)
+            assert watcher.finished == [("long", True), ("new", False)]
+
+    run(talk())
+
+
+def test_without_sound_the_face_idles_and_says_so_by_silence(adapter):
+    async def talk():
+        async with adapter() as watcher:
+            got = await watcher.take(60)
+            assert all(code.level == 0 for code in codes(got)) and not any(one.sound.any() for one in got)
+            frames = numbers(got)
+            assert frames == list(range(len(frames))) and len(frames) > 50
+
+    run(talk())
+
+
+def test_ends_of_segments_are_told_behind_their_last_frames_and_once(adapter):
+    async def talk():
+        async with adapter() as watcher:
+            for name in ("one", "two"):
+                await watcher.push(tone(0.7))
+                await watcher.end(name)
+            early = await watcher.take(12)
+            assert sum(code.level > 0 for code in codes(early)) < 17 and watcher.finished == []
+            await watcher.take(100)
+            assert watcher.finished == [("one", False), ("two", False)]
+
+    run(talk())
+
+
+def test_a_front_end_that_does_not_ask_for_a_while_loses_nothing(adapter):
+    async def talk():
+        async with adapter() as watcher:
+            await watcher.push(tone(4))
+            before = await watcher.take(20)
+            await asyncio.sleep(0.7)
+            after = await watcher.take(40)
+            frames = numbers(before + after)
+            assert frames == list(range(frames[0], frames[0] + len(frames)))
+
+    run(talk())
+
+
+def test_two_viewers_are_never_mixed(adapter):
+    async def talk():
+        async with adapter() as one, adapter() as other:
+            await one.push(tone(3, 0.6))
+            await other.push(tone(3, 0.1))
+            await other.end("x")
+            a, b = await asyncio.gather(one.take(70), other.take(70))
+            mine, theirs = ({code.viewer for code in codes(got)} for got in (a, b))
+            assert len(mine) == len(theirs) == 1 and mine != theirs
+            assert max(code.level for code in codes(a)) > 4 * max(code.level for code in codes(b)) > 0
+            await one.interrupt()
+            assert {code.epoch for code in codes(await other.take(20))} == {0}
+
+    run(talk())
