@@ -25,6 +25,7 @@ import where
 from PIL import Image
 from skimage.data import astronaut
 
+from rest_fast.config import MotionVAEConfig
 from rest_fast.evaluation import mouths
 from rest_fast.evaluation.photos import measures
 from rest_fast.evaluation.photos.drivers import Sound, pictures
@@ -32,7 +33,6 @@ from rest_fast.evaluation.photos.faces import FaceReader, find_reader
 from rest_fast.evaluation.photos.known_motion import from_photo, known_motion, labels_of, spoken_motion
 from rest_fast.evaluation.photos.study import measure
 from rest_fast.models.vae import TemporalVAE
-from rest_fast.models.vae.motion import FRAMING
 from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import move_and_paint
 from rest_fast.training.motion_vae import SIDE, load
@@ -148,7 +148,9 @@ def main() -> None:
         gap = true_gap(reader, frames, Path(folder))
     drivers = [known_motion(vae, spoken_motion(sound), name="known motion", sound=sound, gap=gap)]
     paths = pictures([first, *args.photos])
-    found = measure(drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=FRAMING)
+    found = measure(
+        drivers, paths, args.work, size=SIDE, cell=SIDE // 4, reader=reader, about={}, wider=MotionVAEConfig.framing
+    )
     found |= {"people": people, "read": readings(vae), "speed": speed(vae), "environment": environment}
     args.store.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -42,7 +42,7 @@ class Model(REST):
             raise ArgumentError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
         whole = media.load_image(photo)
         if crop is None:
-            crop = find_face(whole)
+            crop = find_face(whole, self.config.vae.framing)
         elif isinstance(crop, str) and crop == "center":
             crop = None
         picture, box = media.square_crop(whole, crop, self.config.height)

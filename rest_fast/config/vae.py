@@ -24,6 +24,7 @@ class ConvVAEConfig:
     Released decoders are not causal: whatever reads a checkpoint goes by ``causal_decoder``, never by a default.
     """
 
+    framing: ClassVar[float] = 2.5  # sides of a face detector's square that a photograph's frame takes
     mixed: ClassVar[bool] = False  # whether the decoder's convolutions may have another dtype than the rest
 
     kind: Literal["conv"] = "conv"
@@ -98,6 +99,7 @@ class ConvVAEConfig:
 class BasisVAEConfig:
     """A linear space-time basis per latent position; in its decoder, also a transformer over blocks and a post-net."""
 
+    framing: ClassVar[float] = 2.5
     mixed: ClassVar[bool] = True
 
     kind: Literal["basis"] = "basis"
@@ -147,6 +149,7 @@ class MotionVAEConfig:
     work at 128 px and below; only the photo itself is as large as the picture. Lengths below are of the 64 x 64 map.
     """
 
+    framing: ClassVar[float] = 2.0  # the middle of the training's framings
     mixed: ClassVar[bool] = True
 
     kind: Literal["motion"] = "motion"

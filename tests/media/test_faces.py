@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from rest_fast import RestFastWarning, media
-from rest_fast.media.faces import _frame, find_face
+from rest_fast.config import BasisVAEConfig, ConvVAEConfig, MotionVAEConfig
+from rest_fast.media.faces import WIDER, _frame, find_face
 from rest_fast.model import ASSETS
 from tests.kit.media_files import refuses
 from tests.kit.toys import photo, toy
@@ -46,6 +47,15 @@ def test_the_square_frames_the_head_as_in_training(astronaut):
     assert abs((HEAD[0] + HEAD[2]) / 2 - (left + right) / 2) < 0.06 * side
     assert 0.38 <= ((HEAD[1] + HEAD[3]) / 2 - top) / side <= 0.5
     assert find_face(astronaut) == (left, top, right, bottom)
+
+
+def test_a_model_frames_a_photo_as_its_vae_was_trained(astronaut, model, monkeypatch):
+    """A motion VAE nearer than the others: its training heads are 2 sides of the detector's square, not 2.5."""
+    usual = model.prepare(astronaut).box
+    monkeypatch.setattr(type(model.config.vae), "framing", 2.0)
+    nearer = model.prepare(astronaut).box
+    assert (nearer[2] - nearer[0]) / (usual[2] - usual[0]) == pytest.approx(0.8, abs=0.01)
+    assert BasisVAEConfig.framing == ConvVAEConfig.framing == WIDER and MotionVAEConfig.framing == 2.0
 
 
 @pytest.mark.parametrize("scale", [1.5, 6])

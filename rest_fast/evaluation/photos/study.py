@@ -89,6 +89,7 @@ def evaluate_photos(
         about={"model": about},
         missing=missing,
         progress=progress,
+        wider=config.vae.framing,
     )
 
 

@@ -25,7 +25,6 @@ from rest_fast.ops import move_and_paint
 from rest_fast.ops.move_and_paint import moved, moved_and_painted, scaled, whole_flow
 
 CELLS = 4  # of a code along one side
-FRAMING = 2.0  # sides of the detector's square that a photograph's frame takes: the middle of the training's framings
 WORK = 128  # pixels a side at which the photo branch looks, and the painter paints
 FLOW_UNIT = 0.125  # sides of the picture: a flow of one as the network writes it
 CLOSED = -3.0  # where the share of paint begins, before the sigmoid
