@@ -51,11 +51,11 @@ def test_the_square_frames_the_head_as_in_training(astronaut):
 
 def test_a_model_frames_a_photo_as_its_vae_was_trained(astronaut, model, monkeypatch):
     """A motion VAE nearer than the others: its training heads are 2 sides of the detector's square, not 2.5."""
+    assert BasisVAEConfig.framing == ConvVAEConfig.framing == WIDER and MotionVAEConfig.framing == 2.0
     usual = model.prepare(astronaut).box
     monkeypatch.setattr(type(model.config.vae), "framing", 2.0)
     nearer = model.prepare(astronaut).box
     assert (nearer[2] - nearer[0]) / (usual[2] - usual[0]) == pytest.approx(0.8, abs=0.01)
-    assert BasisVAEConfig.framing == ConvVAEConfig.framing == WIDER and MotionVAEConfig.framing == 2.0
 
 
 @pytest.mark.parametrize("scale", [1.5, 6])
