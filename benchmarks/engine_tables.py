@@ -100,6 +100,26 @@ def overload_table(stored: dict[str, Any]) -> str:
     return table(lines)
 
 
+def serving_table(stored: dict[str, Any]) -> str:
+    """A line for each number of viewers of a server: least and most of what they saw."""
+    lines = [["viewers", "frames in time", "held", "first frame", "jitter p95", "p99, ms", "kB/s each", "cores"]]
+    for run in stored["runs"]:
+        clients = run["clients"]
+        first = [c["first_frame_ms"] for c in clients if c["first_frame_ms"] is not None]
+        lines.append(
+            [
+                str(run["viewers"]),
+                f"{min(c['in_time'] for c in clients):.1%}",
+                _span([c["held"] for c in clients]),
+                f"{_span(first)} ms",
+                *(f"{max(c[key] for c in clients):.0f}" for key in ("jitter_p95_ms", "jitter_p99_ms")),
+                f"{max(c['kbytes_per_second'] for c in clients):.0f}",
+                f"{run['cores']:.2f}",
+            ]
+        )
+    return table(lines)
+
+
 def _span(values: list[int]) -> str:
     low, high = min(values, default=0), max(values, default=0)
     return str(low) if low == high else f"{low} to {high}"

@@ -110,6 +110,11 @@ def overload_table(results: Results) -> str:
     return under(engine_tables.overload_table(found), [found["environment"]])
 
 
+def serving_table(results: Results) -> str:
+    found = results.script("serving_cpu")
+    return under(engine_tables.serving_table(found), [found["environment"]])
+
+
 def busy_table(results: Results) -> str:
     found = results.script("busy_cpu")
     return under(stored.table(busy.table(found)), [found["environment"]])
@@ -184,6 +189,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo-command": demo_command,
     "busy": busy_table,
     "engine-overload": overload_table,
+    "serving-load": serving_table,
     "decoder-dtype": decoder_dtypes,
     "block": machines(cpu_tables.block_table, "block"),
     "step": bench(cpu_tables.step_table, "step_cpu"),

@@ -9,8 +9,9 @@ from rest_fast.serving.pacer import Shown
 def events_of(shown: Shown, before: Shown | None) -> list[str]:
     """Messages about a frame, ``before`` being the one before it."""
     where = {"time": shown.time, "pts": shown.pts, "epoch": shown.epoch, "segment": shown.segment}
-    speaks = not (shown.idle or shown.held)
+    # a frame that is held speaks or idles as the one that it repeats
     spoke = before is not None and not before.idle and before.segment == shown.segment
+    speaks = not shown.idle
     found = []
     if speaks and not spoke:
         found.append(protocol.text("speech.started", **where))

@@ -115,21 +115,19 @@ class Pacer:
 
     def _frames_of(self, block: Block) -> list[Shown]:
         """The frames of a block, less those that an interrupt has taken back meanwhile."""
+        if block.held:
+            base = self._waiting[-1] if self._waiting else self._last
+            return [] if base is None else [again(base)]
         sound = as_int16(block.audio)
         borders = np.rint(np.arange(len(block.video) + 1) * len(sound) / len(block.video)).astype(int)
         frames = []
         for k, picture in enumerate(block.video):
             pts, last = block.pts + k / FPS, k == len(block.video) - 1
-            piece = self._silence(sound) if block.held else sound[borders[k] : borders[k + 1]]
-            segment = block.segment if not block.held or self._last is None else self._last.segment
-            end = block.segment_end and last
-            frames.append(Shown(picture, piece, 0, pts, block.epoch, segment, block.idle, block.held, end))
+            piece, end = sound[borders[k] : borders[k + 1]], block.segment_end and last
+            frames.append(Shown(picture, piece, 0, pts, block.epoch, block.segment, block.idle, False, end))
         if block.epoch == self._epoch:
             return frames
         return [muted(frame) for frame in frames if frame.pts < self._resume - 1e-6]
-
-    def _silence(self, like: NDArray[np.int16]) -> NDArray[np.int16]:
-        return np.zeros((round(self.session.rate / FPS), *like.shape[1:]), np.int16)
 
     async def _next(self, filling: asyncio.Task[None]) -> Shown | None:
         """The next frame, at its time; the last one again if there is none; None at the end."""
@@ -154,7 +152,7 @@ class Pacer:
             return frame
         if filling.done() or self.session.closed or self._last is None:
             return None
-        return replace(muted(self._last), held=True, segment_end=False)
+        return again(self._last)
 
     def _note(self, frame: Shown) -> None:
         object.__setattr__(frame, "index", self.frames)
@@ -165,6 +163,11 @@ class Pacer:
         if not frame.held:
             self.position = frame.pts + 1 / FPS
         self._last = frame
+
+
+def again(frame: Shown) -> Shown:
+    """The frame once more, since the next one is late."""
+    return replace(frame, sound=np.zeros_like(frame.sound), held=True, segment_end=False)
 
 
 def muted(frame: Shown) -> Shown:
