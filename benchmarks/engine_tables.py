@@ -15,6 +15,7 @@ WAITS = {  # bench -> what is waited for
 }
 VIEWERS = {
     "deadlines_met": "deadlines met",
+    "unserved": "never served",
     "underruns": "underruns",
     "stalled_s": "stalled, s",
     "p50_ms": "response p50",

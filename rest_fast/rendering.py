@@ -15,6 +15,7 @@ from rest_fast import media
 from rest_fast.avatar import Avatar
 from rest_fast.errors import ArgumentError, warn
 from rest_fast.files import DEMO, refuse_input
+from rest_fast.media.provenance import COMPOSITE, SYNTHETIC, Label
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
@@ -40,10 +41,13 @@ def render(
     guidance: float | None = None,
     progress: bool | Callable[[int, int], None] = False,
     paste_back: bool = False,
+    label: str | None = None,
+    mark: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Rendered:
     """Write ``out`` (mp4, H.264 + AAC): exactly ceil(25 d) frames for d seconds of sound, block by block.
 
-    An interrupted call leaves what was rendered so far as a playable file.
+    The file says in its metadata that the face is synthetic (:mod:`rest_fast.media.provenance`). An interrupted call
+    leaves what was rendered so far as a playable file.
 
     Args:
         speech: path, binary file or bytes of any sound that PyAV reads, or a :class:`rest_fast.media.Audio`.
@@ -51,6 +55,9 @@ def render(
         progress: True for a bar on stderr, or a function called with frames done and frames in all after each block.
         paste_back: put the face back into the photo. The video then has the photo's size, scaled to at most 1920 px on
             the longer side and without an odd last row or column; otherwise it is the model's square.
+        label: a line of text in the lower left corner of every frame.
+        mark: called with the pictures uint8 [n, H, W, 3] of each block, before the label, and returns those that are
+            written: for watermarks.
     Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
         work starts, also for sound of more than :data:`rest_fast.media.MAX_SECONDS`;
         :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
@@ -74,18 +81,24 @@ def render(
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
     _warn_of_photographs(model, avatar.picture)
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
+    marks = [one for one in (paste, mark, label and Label(label, width, height)) if one]
+    kind = COMPOSITE if paste else SYNTHETIC
     done = 0
     with session:
         session.push_audio(samples)  # it refuses bad samples, before the file is touched
         session.end_segment()
         with (
-            media.VideoWriter(out, width, height, sample_rate=rate, channels=samples.shape[1]) as writer,
+            media.VideoWriter(
+                out, width, height, sample_rate=rate, channels=samples.shape[1], source_type=kind
+            ) as writer,
             tqdm(total=frames, unit="frame", disable=callable(progress) or not progress) as bar,
         ):
             for block in session.blocks():
                 count = min(len(block.video), frames - done)
                 video = block.video[:count]
-                writer.write(paste(video) if paste else video, block.audio[: block.true_samples])
+                for one in marks:
+                    video = one(video)
+                writer.write(video, block.audio[: block.true_samples])
                 done += count
                 bar.update(count)
                 if callable(progress):

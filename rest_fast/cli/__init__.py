@@ -122,6 +122,7 @@ def _render(args: Namespace) -> None:
                 guidance=args.guidance,
                 progress=progress,
                 paste_back=args.paste_back,
+                label=args.label,
             )
             os.replace(partial, out)
             args.left = f"{args.out} is complete"
@@ -149,7 +150,7 @@ def _demo(args: Namespace) -> None:
     if not args.photo.exists() and portraits[0].exists():
         logging.getLogger("rest_fast.cli").warning("portrait %d is not installed, using portrait 1", args.portrait)
         args.photo = portraits[0]
-    args.audio, args.paste_back = DEMO / "speech.wav", False
+    args.audio, args.paste_back, args.label = DEMO / "speech.wav", False, None
     args.crop = "center"  # the portraits are framed as the model wants them
     _render(args)
 
@@ -234,6 +235,8 @@ def _doctor(args: Namespace) -> None:
     if args.plan:
         say(plan(args), sys.stdout)
         return
+    if args.sessions is not None or args.lanes is not None:
+        raise InputError("--sessions, --lanes: expected --plan beside them, got none")
 
     from rest_fast import diagnostics
 

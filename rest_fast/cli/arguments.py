@@ -89,6 +89,9 @@ def _add_render(add: Callable[..., Parser]) -> None:
     output.add_argument(
         "--paste-back", action="store_true", help="put the moving face back into the photo, and show the whole photo"
     )
+    output.add_argument(
+        "--label", metavar="TEXT", help="a line of text in the corner of every frame, such as 'AI-generated'"
+    )
     _add_model(parser)
     add_behaviour(parser)
 
@@ -121,13 +124,12 @@ def _add_doctor(add: Callable[..., Parser]) -> None:
         "--plan", action="store_true", help="show this instead of the report; the options below are its own"
     )
     add_place(plan, "folder of a checkpoint, or a preset's name: demo, rest-512 or toy")
-    plan.add_argument("--sessions", type=whole(1, 10**6), default=1, metavar="N", help="how many are open at a time")
+    plan.add_argument("--sessions", type=whole(1, 10**6), metavar="N", help="how many are open at a time; default: 1")
     plan.add_argument(
         "--lanes",
         type=whole(1, 10**6),
-        default=2,
         metavar="N",
-        help="how many are computed at a time; a session with guidance takes two",
+        help="how many are computed at a time, 2 by default; a session with guidance takes two",
     )
     add_behaviour(parser)
 

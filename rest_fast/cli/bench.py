@@ -11,6 +11,7 @@ from rest_fast.cli.outputs import writable
 from rest_fast.cli.terminal import InputError, Progress, say
 
 QUICK, REALTIME = (1,), (1, 2, 4)  # sessions
+LEAST = 2.0  # seconds of viewers in real time
 
 
 def bench(args: Namespace) -> None:
@@ -19,6 +20,10 @@ def bench(args: Namespace) -> None:
         return
     if args.plot is not None and not args.realtime:
         raise InputError("--plot: expected --realtime beside it, whose viewers are what it shows")
+    if args.realtime and args.seconds < LEAST:
+        raise InputError(
+            f"--seconds: expected at least {LEAST:g}, in which a first block can come, got {args.seconds:g}"
+        )
     json_to, plot_to = _output(args.json, ".json"), _output(args.plot, ".png")
     check_model(args)
 

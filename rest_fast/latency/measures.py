@@ -248,6 +248,8 @@ def live(model: Model, avatar: Avatar, options: Options, count: int, way: str = 
     about = {"way": way, "sessions": count, "seconds": options.seconds, **_watching(viewers)}
     if served is None:
         return about
+    if math.isnan(served.chunk_ms):  # nothing was made that would say how many fit
+        return about | {"capacity": None, "made_ms": None, "busy": served.busy}
     return about | {"capacity": served.capacity, "made_ms": served.chunk_ms, "busy": served.busy}
 
 
@@ -282,7 +284,7 @@ def _deviation(seconds: Sequence[float]) -> float:
 
 
 def memory(model: Model, avatar: Avatar, options: Options) -> dict[str, float | None]:
-    """MiB that one more session takes: what an engine with more of them takes beyond one with a single session, after
+    """MiB that one more session takes: what an engine with more of them takes beyond one with two, after
     two chunks of each. Of the process: anonymous memory (Linux); on a GPU: what PyTorch allocated."""
 
     async def taken(count: int, stack: contextlib.ExitStack) -> list[float]:

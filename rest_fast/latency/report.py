@@ -20,6 +20,7 @@ VIEWERS = {  # column -> its title
     "way": "way",
     "sessions": "sessions",
     "deadlines_met": "deadlines met",
+    "unserved": "unserved",
     "underruns": "underruns",
     "stalled_s": "stalled, s",
     "p50_ms": "p50, ms",

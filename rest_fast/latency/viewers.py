@@ -151,6 +151,8 @@ class Viewer:
             await self.speak(self.speech[: round(seconds * RATE)], start)
             await until(start + seconds, self.clock)
             self.player.finish(self.clock())
+            if self.player.until is None:  # who was never served has missed all that could have come
+                self.player.missing = max(1, int((seconds - self.need.block(0) / RATE) / BLOCK))
 
         await self.while_taking(speak())
 

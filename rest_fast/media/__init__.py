@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from rest_fast.media import downmix
+from rest_fast.media import downmix, provenance
 from rest_fast.media.containers import choose, open_container
 from rest_fast.media.pictures import BACKDROP, MAX_PIXELS, MIN_SIDE, load_image, square_crop
 from rest_fast.media.sound_files import MAX_PEAK, MAX_SAMPLES, MAX_SECONDS, SOUND_RATES, Audio, join, load_audio
@@ -134,12 +134,13 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         channels: int = 1,
         crf: float = 18,
         preset: str = "veryfast",
+        source_type: str | None = None,
     ) -> None:
         """Check everything, then create the file at ``path`` (.mp4, .m4v or .mov) or empty it.
 
         ``width`` and ``height`` in pixels, even; ``fps`` 1..240; ``sample_rate`` of the sound in Hz, ``None`` for a
-        silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264. Raises: MediaError for
-        anything else.
+        silent video; ``channels`` 1 or 2; ``crf`` 0 (lossless) .. 51, ``preset`` of x264; ``source_type``: see
+        :mod:`rest_fast.media.provenance`, None for video that is not generated. Raises: MediaError for anything else.
         """
         name, ending = source_name("video", path), check_name(path)
         size = number("width", width, 2, 16384), number("height", height, 2, 16384)
@@ -159,8 +160,9 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             if self.audio_rate != rate:
                 self._resampler = soxr.ResampleStream(rate, self.audio_rate, self._channels)
         self.frames, self.samples, self._encoded, self._closed = 0, 0, 0, False
+        self._path, self._source_type = os.path.abspath(path), source_type
         try:
-            self._start(os.path.abspath(path), CONTAINERS[ending], size, quality)
+            self._start(self._path, CONTAINERS[ending], size, quality)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise media_error(name, "a file that can be written", error) from error
 
@@ -170,6 +172,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         flags = "frag_keyframe+delay_moov+default_base_moof"
         mux = {"movflags": flags, "flush_packets": "1", "frag_duration": "200000"}  # microseconds
         self._file = av.open(path, "w", format=form, container_options=mux)
+        if self._source_type is not None:
+            self._file.metadata["comment"] = provenance.NOTE
         # No B frames, no frame threads, a look-ahead of 0.2 s: so much a killed process loses.
         # No look-ahead at all (zerolatency) would more than double the file.
         delay = f"rc-lookahead={math.ceil(self._fps / 5)}:sync-lookahead=0"
@@ -229,6 +233,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
                 self._file.mux(self._audio.encode(None))
         finally:
             self._file.close()
+        if self._source_type is not None:
+            provenance.append(self._path, self._source_type)
 
     def __exit__(self, *_: object) -> None:
         self.close()

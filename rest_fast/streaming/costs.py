@@ -42,6 +42,10 @@ class Costs:
                     self.chunks.append(self._spent.pop(session))
                     self.made += 1
 
+    def replace(self, chunks: Sequence[float]) -> None:
+        """What chunks cost now, whatever they did before."""
+        self.chunks = deque(chunks, maxlen=RECENT)
+
     def forget(self, session: Hashable) -> None:
         """Of a chunk that does not go on."""
         self._spent.pop(session, None)
@@ -52,8 +56,9 @@ class Costs:
         return float(np.mean(list(self.chunks))) if self.chunks else math.nan
 
     def capacity(self, places: int) -> int:
-        """Sessions that LOAD of the time suffices for, at most so many."""
-        return places if math.isnan(self.chunk) else min(places, int(LOAD * self.duration / max(self.chunk, 1e-9)))
+        """Sessions that LOAD of the time suffices for, at most so many; these, where no chunk was made."""
+        each = self.chunk
+        return places if math.isnan(each) else min(places, int(LOAD * self.duration / max(each, 1e-9)))
 
     def pieces(self) -> Percentiles | None:
         """What an urgent session may have to wait for."""

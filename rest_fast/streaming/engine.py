@@ -43,7 +43,8 @@ from rest_fast.streaming.work import Piece, Work
 T = TypeVar("T")
 
 STALE = 10.0  # seconds after which the time of a chunk is measured again before somebody is refused
-TRIAL = 2.0  # seconds after which no further trial chunk is begun
+TRIAL = 2.0  # seconds after which no further trial chunk is begun, if two were timed
+WARM_UP, TIMED = 2, 5  # trial chunks: those that are not timed, where none was made before, and those that are
 QUEUED = 2  # pieces that are queued on a GPU: one computes, and one waits so that there is no gap
 
 
@@ -193,7 +194,7 @@ class Engine:
     def _require_place(self) -> None:
         full = self.admission and len(self.seats) >= self.capacity()
         if full and self.free and (not self.seats or self.clock() - self._measured_at > STALE):
-            self.costs.chunks.clear()  # nobody makes chunks that would show whether they take less time now
+            # nobody makes chunks that would show whether they take less time now
             self.measure(TRIAL if not self.seats else TRIAL / 8)
         capacity, count = self.capacity(), len(self.seats)
         if self.free and (count < capacity or not self.admission):
@@ -204,7 +205,8 @@ class Engine:
         each, chunk = 1e3 * self.costs.chunk, 1e3 * self.costs.duration
         raise CapacityExhausted(
             f"engine: expected at most {capacity} sessions, since a chunk of {chunk:.0f} ms takes {each:.0f} ms to "
-            f"make and {LOAD:.0%} of the time may be used, got one more (admission=False takes it all the same)"
+            f"make and {LOAD:.0%} of the time may be used, got one more. It is measured again and again, so there may "
+            "be room later (admission=False takes one more all the same)"
         )
 
     def leave(self, seat: Seat) -> None:
@@ -274,17 +276,16 @@ class Engine:
 
     @torch.inference_mode()
     def measure(self, seconds: float = TRIAL) -> None:
-        """Make chunks of silence for nobody: two that warm up, and up to five whose time is taken.
-
-        After so many seconds no further one is begun, and the last one counts.
-        """
+        """Make chunks of silence for nobody, to see what one costs now: two that warm up, if none was made before, and
+        up to five whose times replace all those before; fewer where they take more than so many seconds."""
         config = self.model.config
         size, tokens = (config.height, config.width, 3), (config.tokens, config.vae.latent_channels)
         reference, box = torch.zeros(tokens, device=self.model.device), (0, 0, config.width, config.height)
         nobody = Avatar(np.zeros(size, np.uint8), box, reference, *self.model.null_sink, self.model.fingerprint)
         work = self._work(self.stream(nobody, self.free[0]))
-        start = self.clock()
-        for i in range(7):
+        warm_up = 0 if self.costs.chunks else WARM_UP
+        start, times = self.clock(), []
+        for i in range(warm_up + TIMED):
             before = self.clock()
             work.stream.request_idle()
             while (piece := work.needs()) is not None:
@@ -293,11 +294,11 @@ class Engine:
                 work.stream.make_block()
                 work.stream.deliver()
             work.stream.forget()
-            enough = self.clock() - start > seconds
-            if i >= 2 or enough:
-                self.costs.chunks.append(self.clock() - before)
-            if enough:
-                break
+            if i >= warm_up:
+                times.append(self.clock() - before)
+                if len(times) > 1 and self.clock() - start > seconds:
+                    break
+        self.costs.replace(times)
         self._measured_at = self.clock()
 
     # -- pieces

@@ -168,7 +168,7 @@ class Mailbox:
     def failure_is_next(self) -> bool:
         """Whether a consumer for whom no block can be taken is to be told of a failure. Blocks that only wait for
         messages to be read come before it."""
-        return self.error is not None and not self.closed and not (self.ready and self.messages)
+        return self.error is not None and not self.closed and not (self.ready and (self.messages or self.reading))
 
     def _raise_error(self) -> None:
         error = self.error

@@ -43,7 +43,7 @@ class Metrics:
     blocks: int  # handed out, those of silence included
     idle: int  # of them: made from silence
     degraded: int  # of them: made with fewer sampling steps
-    underruns: int  # blocks that took longer to make than they last
+    slow: int  # blocks that took longer to make than they last, others' computation left out
     held: int  # frames that were repeated because a block was late
     starved: int  # blocks of silence that were handed out inside a segment, since its sound was missing
     refused: int  # pushes that were refused because too much was queued
@@ -58,7 +58,7 @@ class Metrics:
 
 
 class Stopwatch:
-    """Durations per stage, and underruns: blocks that took longer to make than they last.
+    """Durations per stage, and slow blocks, which took longer to make than they last.
 
     A block's time is its share of its chunk's. On an accelerator the times of stages are those of their launches.
     """
@@ -66,7 +66,7 @@ class Stopwatch:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.stages: dict[str, deque[float]] = {}
-        self.chunks = self.blocks = self.underruns = 0
+        self.chunks = self.blocks = self.slow = 0
         self.since = 0.0  # seconds of stages that no block has been charged with yet
         self._parts: dict[str, float] = {}  # of stages that go on
         self._share = 0.0  # seconds of its chunk that each block is charged with
@@ -105,8 +105,7 @@ class Stopwatch:
     def block(self, duration: float) -> None:
         """Record that a block of this duration was handed out."""
         self.blocks += 1
-        self.underruns += self._share + self.since > duration
-        self.since = 0.0
+        self.slow += self._share > duration  # what was done since is the next chunk's
 
     def percentiles(self) -> dict[str, Percentiles]:
         return {name: Percentiles.of(list(seconds)) for name, seconds in list(self.stages.items())}

@@ -96,6 +96,7 @@ class Seat:
         self.failed = True
         with self.mailbox.lock:
             self.mailbox.error, self.mailbox.quiet = error, True
+            self.mailbox.reading.clear()  # what was being read is read, or will not be
         self.mailbox.wake()
 
     def vacate(self) -> None:

@@ -219,7 +219,7 @@ class Session:
         """Counts since the session was opened, and times of each stage over the latest chunks and blocks."""
         return Metrics(
             chunks=self.watch.chunks,
-            underruns=self.watch.underruns,
+            slow=self.watch.slow,
             queued=self.queued_seconds,
             ready=self.ready_seconds,
             stages=self.watch.percentiles(),

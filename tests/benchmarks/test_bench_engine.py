@@ -79,9 +79,9 @@ def test_tables():
 
 
 def test_viewers_who_got_nothing():
-    row = {"sessions": 16, "way": "apart", "deadlines_met": 0.0, "underruns": 0, "stalled_s": 0.0}
+    row = {"sessions": 16, "way": "apart", "deadlines_met": 0.0, "unserved": 16, "underruns": 0, "stalled_s": 0.0}
     line = tables.viewers_table([{"viewers": [row]}]).splitlines()[2]
-    assert line == "| 16 | apart | 0.0% | 0 | 0 | - | - | - | - |"
+    assert line == "| 16 | apart | 0.0% | 16 | 0 | 0 | - | - | - | - |"
 
 
 def test_memory_in_words():

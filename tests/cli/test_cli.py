@@ -21,6 +21,7 @@ from rest_fast.cli import terminal
 from rest_fast.cli.arguments import build_parser
 from rest_fast.cli.parser import join_crop
 from rest_fast.files import DEMO
+from rest_fast.media import provenance
 from tests.kit.command import refused, words, write_inputs
 
 PACKAGE = Path(cli.__file__).parents[1]
@@ -162,6 +163,18 @@ def test_threads_and_the_decoders_dtype_reach_the_model(tmp_path, render_call):
     assert cli.main(["demo", "-o", str(tmp_path / "a.mp4"), "--threads", "3", "--decoder-dtype", "bfloat16"]) == 0
     model = render_call["model"]
     assert (model.threads, model.vae.decoder.post.dtype, model.dtype) == (3, torch.bfloat16, torch.float32)
+
+
+def test_a_file_says_that_its_face_is_synthetic_and_shows_a_label(inputs, tmp_path):
+    out = [tmp_path / "plain.mp4", tmp_path / "label.mp4", tmp_path / "whole.mp4"]
+    for path, more in zip(out, ([], ["--label", "AI"], ["--paste-back"])):
+        assert cli.main(words(inputs, path, *more)) == 0
+    kinds = ["trainedAlgorithmicMedia", "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
+    assert [provenance.read(path) for path in out] == kinds
+    plain, labelled = (media.read_video(path)[0].astype(int) for path in out[:2])
+    side = plain.shape[1]
+    changed = np.abs(labelled - plain).max((0, 3))
+    assert changed[side // 2 :, : side // 2].max() > 100 and changed[: side // 2, side // 2 :].max() < 16
 
 
 def test_crop(inputs, tmp_path, render_call):
@@ -346,6 +359,7 @@ def test_doctor_plans_memory(inputs, capsys, monkeypatch):
             assert (rows["cache rows"], rows["decoder states"]) == ("784.0", "825.6")  # 2 x 392.0, 5 x 165.1
     refused(capsys, ["doctor", "--plan", "--weights", "nowhere"], "expected a folder, or one of demo, rest-512, toy")
     refused(capsys, ["doctor", "--plan", "--weights", str(inputs)], "expected a folder with config.json")
+    refused(capsys, ["doctor", "--sessions", "8"], "--sessions, --lanes: expected --plan beside them")
     refused(capsys, ["doctor", "--plan", "--sessions", "0"], "--sessions", "expected a whole number")
     refused(capsys, ["doctor", "--plan", "--dtype", "float16", "--device", "cpu"], "float32 or bfloat16 on the CPU")
 

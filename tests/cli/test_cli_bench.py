@@ -74,6 +74,7 @@ def test_viewers_in_real_time(weights, called, tmp_path, capsys):
     (["--realtime", "--plot", "a.jpg"], "output a.jpg: expected a file name that ends in .png"),
     (["--sessions", "0"], "--sessions: expected a whole number in 1..256, got 0"),
     (["--seconds", "0"], "--seconds: expected a number above 0, got 0"),
+    (["--realtime", "--seconds", "1"], "--seconds: expected at least 2, in which a first block can come, got 1"),
     (["--lanes", "1"], "--lanes: expected a whole number in 2..512, got 1"),
     (["--weights", "nowhere"], "expected a folder, 'demo' or a hub id owner/name, got 'nowhere'"),
     (["--compare", "a.json", "none.json"], "--compare: expected a file that can be read, got none.json"),

@@ -121,6 +121,12 @@ def test_a_viewer_speaks_and_watches_in_real_time():
     assert [seen.response for seen in viewer.seen] == pytest.approx([a - b for a, b in zip(came, there)])
 
 
+def test_who_is_never_served_has_missed_every_deadline():
+    """In 4 s, of which 1.0475 s pass before the first block can come: nine blocks of 0.32 s."""
+    player = watched([]).player
+    assert (player.until, player.met, player.missing) == (None, 0, 9)
+
+
 def test_sound_that_comes_late_is_made_up_for():
     async def work(clock):
         viewer = Viewer(Source(clock, []), np.zeros(1600, np.float32), clock=clock)

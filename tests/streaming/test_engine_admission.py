@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 
@@ -47,6 +48,32 @@ def test_a_trial_measures_before_anyone_is_let_in(model):
         assert 0 < engine.costs.chunk < 5
         report = engine.metrics()
         assert report.sessions == report.opened == report.chunks == 0 and report.places == 2
+
+
+def test_a_cold_chunk_decides_nothing_and_one_chunk_alone_neither(model):
+    """Every chunk takes longer than the trial may: the two that warm up are not counted all the same."""
+    clock = itertools.count(0.0, 1.0)
+    engine = Engine(model, model.config.sampling, sessions=2, clock=lambda: next(clock))
+    assert len(engine.costs.chunks) == 2
+    engine.measure(0.1)  # warm by now
+    assert len(engine.costs.chunks) == 2
+    engine.close()
+
+
+def test_what_was_measured_stands_until_something_else_was(model, monkeypatch):
+    """While chunks are timed anew, and where that fails, nobody sees an engine that knows nothing and takes everybody."""
+    with model.engine(sessions=4) as engine:
+        engine.costs.replace([0.5])
+        seen = []
+
+        def fails(stream):
+            seen.append(engine.capacity())
+            raise MemoryError
+
+        monkeypatch.setattr(engine, "_work", fails)
+        with pytest.raises(MemoryError):
+            engine.measure()
+        assert seen == [1] and engine.capacity() == 1
 
 
 def test_too_much_sound_is_refused_and_nothing_of_it_taken(model, avatar):
@@ -167,7 +194,7 @@ def test_a_machine_that_was_slow_is_measured_again(model, avatar):
         engine.costs.chunks.clear()
         engine.costs.chunks.append(5.0)
         assert engine.capacity() == 0
-        engine.measure = lambda seconds: engine.costs.chunks.append(0.3)
+        engine.measure = lambda seconds: engine.costs.replace([0.3])
         engine.session(avatar)
         assert engine.capacity() == 2 and engine.metrics().refused == 0
 

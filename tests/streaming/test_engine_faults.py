@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import threading
 import time
+import types
 
 import pytest
 
+from rest_fast.streaming.mailbox import Mailbox, SegmentEnd
 from tests.kit.streams import alone, same
 from tests.kit.toys import sound
 
@@ -80,6 +82,46 @@ def test_a_fault_of_the_engine_itself_reaches_all_consumers(model, avatar, engin
                 blocks(session)
     for session, frames in zip(sessions, want):
         same(frames, blocks(session))
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_message_that_cannot_be_read_reaches_the_consumer_behind_what_was_made(model, avatar, engine, in_a_loop):
+    session = engine.session(avatar)
+    session.push_audio(sound(RATE, 1.3))
+    while session.ready_seconds < 0.9:
+        time.sleep(0.001)
+    session.stream.end_segment = lambda: (_ for _ in ()).throw(MemoryError("no room"))
+    session.end_segment()
+    got = []
+
+    async def watch():
+        async for block in session.ablocks():
+            got.append(block)
+
+    def take():
+        if in_a_loop:
+            asyncio.run(asyncio.wait_for(watch(), 20))
+        else:
+            got.extend(session.blocks())
+
+    with pytest.raises(MemoryError, match="no room"):
+        take()
+    if in_a_loop:
+        assert [b.pts for b in got] == pytest.approx([0, 0.32, 0.64])
+
+
+def test_an_error_does_not_overtake_a_block_that_waits_for_what_is_being_read():
+    """Between the reading of a segment's end and what follows from it, the block is there and cannot be taken."""
+    mailbox, made = Mailbox(time.monotonic, 3, 0.32), types.SimpleNamespace(idle=False, about={"audio": ()})
+    mailbox.ready.append(made)
+    mailbox.reading.append(SegmentEnd())
+    mailbox.error = MemoryError("no room")
+    assert mailbox.take() is None
+    mailbox.reading.clear()
+    assert mailbox.take() is made
+    mailbox.messages.clear()  # that it was delivered
+    with pytest.raises(MemoryError):
+        mailbox.take()
 
 
 # -- what consumers see while the worker reads
