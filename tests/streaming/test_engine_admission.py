@@ -61,7 +61,7 @@ def test_a_cold_chunk_decides_nothing_and_one_chunk_alone_neither(model):
 
 
 def test_what_was_measured_stands_until_something_else_was(model, monkeypatch):
-    """While chunks are timed anew, and where that fails, nobody sees an engine that knows nothing and takes everybody."""
+    """While chunks are timed anew, and where that fails, the engine does not forget what it knows and let all in."""
     with model.engine(sessions=4) as engine:
         engine.costs.replace([0.5])
         seen = []
