@@ -98,7 +98,8 @@ def test_wheel_holds_the_package_and_nothing_else(builds, name):
     assert {n for n in top if not n.endswith(".dist-info")} == {"rest_fast"}, top
     assert "rest_fast/kernels/__init__.py" in names
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
-    in_tree = {p.relative_to(ROOT).as_posix() for p in (ROOT / "rest_fast/assets").rglob("*") if p.is_file()}
+    folders = ("rest_fast/assets", "rest_fast/serving/page")
+    in_tree = {p.relative_to(ROOT).as_posix() for name in folders for p in (ROOT / name).rglob("*") if p.is_file()}
     assert in_tree <= set(names), in_tree - set(names)
 
 
