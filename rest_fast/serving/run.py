@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ class Server(uvicorn.Server):
     async def _drain(self, sig: int) -> None:
         await self.service.drain()
         super().handle_exit(sig, None)
+
+    async def startup(self, sockets: Any = None) -> None:
+        """As uvicorn does it. A client that has gone without a word, or reads nothing, is forgotten by the system, too:
+        a connection that is closed while something is unread would stay for as long as its other end exists."""
+        await super().startup(sockets)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = round(2000 * self.service.limits.stall)  # what it accepts has the same
+            for listening in (one for started in self.servers for one in started.sockets):
+                if listening.family in (socket.AF_INET, socket.AF_INET6):
+                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     async def serve(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()

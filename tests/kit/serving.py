@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import socket as sockets
 import threading
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import av
 import numpy as np
+from PIL import Image
 
 from rest_fast.serving import protocol
 from rest_fast.serving.fake import FakeEngine
@@ -32,8 +36,11 @@ class Got:
 
 
 class Watcher(Protocol):
-    """A front end with one viewer."""
+    """A front end with one viewer. ``exact``: it hears the very samples; others compress sound. ``transit``: frames
+    that may be under way to it in the moment when it speaks to the server."""
 
+    exact: bool
+    transit: int
     finished: list[tuple[str, bool]]  # segment ids and whether they were interrupted, as they were told
 
     async def push(self, samples: np.ndarray) -> None: ...
@@ -50,6 +57,7 @@ def now() -> float:
 class Direct:
     """No transport: the viewer itself, in this event loop."""
 
+    exact, transit = True, 3
     viewer: Viewer
     finished: list[tuple[str, bool]] = field(default_factory=list)
 
@@ -114,19 +122,22 @@ class Served:
 class Socket:
     """``WS /v1/avatar/stream`` with frames as they are."""
 
+    exact, transit = True, 3
     socket: Any
     form: str
     finished: list[tuple[str, bool]] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)  # messages of text
+    early: deque[bytes] = field(default_factory=deque)  # frames that came while something else was waited for
+    arrivals: list[float] = field(default_factory=list)  # of frames
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, served: Served, form: str = "raw", **start: Any) -> AsyncIterator[Socket]:
         from websockets.asyncio.client import connect
 
-        async with connect(served.url("/v1/avatar/stream", "ws"), max_size=None) as socket:
+        async with connect(served.url("/v1/avatar/stream", "ws"), max_size=None, close_timeout=0.2) as socket:
             self = cls(socket, form)
-            await self.say("session.start", avatar="fake", format=form, **start)
+            await self.say("session.start", **{"avatar": "fake", "format": form, **start})
             ready = json.loads(await socket.recv())
             assert ready["type"] == "session.ready", ready
             self.side = ready["width"]
@@ -143,45 +154,110 @@ class Socket:
 
     async def interrupt(self) -> None:
         await self.say("interrupt")
-        while not (self.said and self.said[-1]["type"] == "interrupted"):
-            message = await self.socket.recv()
-            if isinstance(message, str):
-                self._heard(json.loads(message))
+        await self.hear("interrupted")
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next message of this kind."""
+        while True:
+            message = await self._receive()
+            if message is not None and message["type"] == kind:
+                return message
 
     async def take(self, count: int) -> list[Got]:
         got: list[Got] = []
         while len(got) < count:
-            message = await self.socket.recv()
-            if isinstance(message, str):
-                self._heard(json.loads(message))
+            if not self.early:
+                await self._receive()
                 continue
-            frame = protocol.read_frame(message)
+            frame = protocol.read_frame(self.early.popleft())
             got.append(Got(self._picture(frame.picture), np.frombuffer(frame.sound, "<i2"), now()))
-        await self._rest()
+        with contextlib.suppress(asyncio.TimeoutError):  # what was said behind the last frame
+            while True:
+                await asyncio.wait_for(self._receive(), 0.005)
         return got
 
-    async def _rest(self) -> None:
-        """What was said behind the last frame."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            while True:
-                message = await asyncio.wait_for(self.socket.recv(), 0.005)
-                assert isinstance(message, str), "a frame came early"
-                self._heard(json.loads(message))
+    async def _receive(self) -> dict[str, Any] | None:
+        """The next message of text, or None for one with a frame, which is kept."""
+        message = await self.socket.recv()
+        if isinstance(message, str):
+            return self._heard(json.loads(message))
+        self.early.append(message)
+        self.arrivals.append(now())
+        return None
 
     def _picture(self, data: bytes) -> np.ndarray:
         if self.form == "raw":
             return np.frombuffer(data, np.uint8).reshape(self.side, self.side, 3)
-        import io
-
-        from PIL import Image
-
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _heard(self, message: dict[str, Any]) -> dict[str, Any]:
         assert message["type"] != "error", message
         self.said.append(message)
         if message["type"] == "playback.finished":
             self.finished.append((message["id"], message["interrupted"]))
+        return message
+
+
+@dataclass(eq=False)
+class Film(Socket):
+    """``WS /v1/avatar/stream`` with pieces of a file, read as a player reads it."""
+
+    exact, transit = False, 10
+
+    shown: int = 0  # frames that were given out
+
+    async def take(self, count: int) -> list[Got]:
+        wanted, moments = self.shown + count, []
+        pieces = wanted + 4  # behind which that many frames can be shown with their sound, mostly
+        while len(moments) < wanted:
+            while len(self.early) < pieces:
+                await self._receive()
+            moments = self._moments(b"".join(self.early))
+            pieces += 1
+        behind = len(self.arrivals) - len(moments)  # pieces that came until a frame could be shown with its sound
+        assert behind <= 7, "the file is late"  # AAC at 16 kHz needs two packets of 64 ms, a fragment is a frame or two
+        got = [Got(*moments[k], self.arrivals[k + behind]) for k in range(self.shown, wanted)]
+        self.shown = wanted
+        return got
+
+    @staticmethod
+    def _moments(data: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pictures and the sound of their 40 ms, by the times in the file; the first one is shown for longer."""
+        moments = Moments()
+        with av.open(io.BytesIO(data), format="mp4") as file:
+            for frame in file.decode():
+                if isinstance(frame, av.VideoFrame):
+                    moments.pictures.append((frame.time, frame.to_ndarray(format="rgb24")))
+                else:
+                    moments.hear(frame.time, frame.to_ndarray().mean(0), frame.sample_rate)
+        if len(moments.pictures) > 1:
+            moments.pictures[0] = (moments.pictures[1][0] - 0.04, moments.pictures[0][1])
+        return moments.take()
+
+
+class Moments:
+    """Pictures and sound of one clock, whose times are seconds."""
+
+    def __init__(self) -> None:
+        self.pictures: deque[tuple[float, np.ndarray]] = deque()
+        self.sound, self.rate = np.zeros(0, np.float32), 0  # from time 0
+
+    def hear(self, time: float, samples: np.ndarray, rate: int) -> None:
+        """Float samples."""
+        first, self.rate = max(0, round(time * rate)), rate
+        if first + len(samples) > len(self.sound):
+            self.sound = np.pad(self.sound, (0, first + len(samples) - len(self.sound)))
+        self.sound[first : first + len(samples)] = samples
+
+    def take(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pictures whose sound is there, too, each once."""
+        found = []
+        while self.pictures and (self.pictures[0][0] + 0.04) * self.rate <= len(self.sound):
+            time, picture = self.pictures.popleft()
+            first = round(time * self.rate)
+            piece = self.sound[first : first + round(0.04 * self.rate)]
+            found.append((picture, np.rint(piece.clip(-1, 1) * 32767).astype(np.int16)))
+        return found
 
 
 def fake_service(**options: Any) -> Service:
@@ -196,4 +272,5 @@ ADAPTERS: dict[str, Any] = {
     "direct": Direct.open,
     "raw": lambda served: Socket.open(served, "raw"),
     "jpeg": lambda served: Socket.open(served, "jpeg"),
+    "fmp4": lambda served: Film.open(served, "fmp4"),
 }
