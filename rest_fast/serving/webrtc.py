@@ -13,6 +13,7 @@ import json
 import logging
 from typing import Any
 
+import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
@@ -140,10 +141,10 @@ class Call:
                 raise ProtocolError("TOO_LONG", reason)
             picture = av_frames.video_frame(shown.picture, shown.index, "ITU601")
             half = len(shown.sound) // 2
+            both = np.stack([shown.sound] * 2, 1)  # aiortc makes stereo of mono 3 dB quieter
             await asyncio.wait_for(self.picture.put(picture), limits.stall)
             for first in (0, half):
-                piece = shown.sound[first : first + half]
-                sound = av_frames.sound_frame(piece, RATE, shown.first + first)
+                sound = av_frames.sound_frame(both[first : first + half], RATE, shown.first + first)
                 await asyncio.wait_for(self.voice.put(sound), limits.stall)
             for event in events_of(shown, before):
                 self._say(event)

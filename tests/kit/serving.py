@@ -12,10 +12,15 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import av
 import numpy as np
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
 from PIL import Image
+from scipy.signal import resample_poly
 
 from rest_fast.serving import protocol
 from rest_fast.serving.fake import FakeEngine
@@ -254,10 +259,147 @@ class Moments:
         found = []
         while self.pictures and (self.pictures[0][0] + 0.04) * self.rate <= len(self.sound):
             time, picture = self.pictures.popleft()
-            first = round(time * self.rate)
+            first = max(0, round(time * self.rate))
             piece = self.sound[first : first + round(0.04 * self.rate)]
             found.append((picture, np.rint(piece.clip(-1, 1) * 32767).astype(np.int16)))
         return found
+
+
+class Track:
+    """One track of a call. Its frames' times are those of the sender's clock, from RTCP's sender reports, as a browser
+    puts picture and sound together."""
+
+    def __init__(self, receiver: Any, clock: int):
+        self.receiver, self.clock = receiver, clock
+        self.frames: deque[tuple[Any, float]] = deque()
+        self._first: int | None = None  # RTP timestamp of the first frame
+        self._offsets: list[float] = []
+        self._rtp, self._rtcp = receiver._handle_rtp_packet, receiver._handle_rtcp_packet
+        receiver._handle_rtp_packet, receiver._handle_rtcp_packet = self._packet, self._report
+        self.task = asyncio.create_task(self._read())
+
+    async def _packet(self, packet: Any, arrival_time_ms: int) -> None:
+        if self._first is None:
+            self._first = packet.timestamp
+        await self._rtp(packet, arrival_time_ms=arrival_time_ms)
+
+    async def _report(self, packet: Any) -> None:
+        about = getattr(packet, "sender_info", None)
+        if about is not None and self._first is not None:
+            sent = (about.rtp_timestamp - self._first & 0xFFFFFFFF) / self.clock
+            self._offsets.append(about.ntp_timestamp / 2**32 - sent)
+        await self._rtcp(packet)
+
+    async def _read(self) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                self.frames.append((await self.receiver.track.recv(), now()))
+
+    @property
+    def offset(self) -> float | None:
+        """Seconds of the sender's clock at the first frame. A report may be sent late, but not early."""
+        return min(self._offsets, default=None)
+
+
+@dataclass(eq=False)
+class Call:
+    """WebRTC."""
+
+    peer: Any
+    channel: Any
+    finished: list[tuple[str, bool]] = field(default_factory=list)
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+    # queues of the tracks on both sides hold 4 frames each, the encoder and the decoder one
+    exact, transit = False, 12
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, served: Served) -> AsyncIterator[Call]:
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        try:
+            receivers = {kind: peer.addTransceiver(kind, "recvonly").receiver for kind in ("video", "audio")}
+            self = cls(peer, peer.createDataChannel("talk"))
+            opened = asyncio.Event()
+            self.channel.on("open", opened.set)
+            self.channel.on("message", self._heard)
+            await peer.setLocalDescription(await peer.createOffer())
+            offer = {"sdp": peer.localDescription.sdp, "type": "offer", "avatar": "fake"}
+            status, answer = await ask(served.url("/offer"), json.dumps(offer).encode())
+            assert status == 200, answer
+            await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+            self.tracks = {kind: Track(receivers[kind], {"video": 90_000, "audio": 48_000}[kind]) for kind in receivers}
+            self.moments = Moments()
+            await asyncio.wait_for(opened.wait(), 20)
+            while None in [track.offset for track in self.tracks.values()]:
+                await asyncio.sleep(0.01)
+            self.tracks["video"].frames.clear()  # nobody has watched so far
+            yield self
+        finally:
+            await peer.close()
+
+    async def push(self, samples: np.ndarray) -> None:
+        sound = resample_poly(samples.astype(np.float64), 48_000 // RATE, 1).clip(-32767, 32767).astype("<i2")
+        for first in range(0, len(sound), 20_000):  # a message has at most 64 KiB
+            self.channel.send(sound[first : first + 20_000].tobytes())
+
+    async def end(self, name: str) -> None:
+        self.say("audio.end", id=name)
+
+    def say(self, kind: str, **values: Any) -> None:
+        self.channel.send(json.dumps({"type": kind, **values}))
+
+    async def interrupt(self) -> None:
+        self.say("interrupt")
+        await self.hear("interrupted")
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next message of this kind."""
+        count = len(self.said)
+        while not (found := [message for message in self.said[count:] if message["type"] == kind]):
+            await asyncio.sleep(0.005)
+        return found[0]
+
+    async def take(self, count: int) -> list[Got]:
+        video, audio = self.tracks["video"], self.tracks["audio"]
+        assert video.offset is not None and audio.offset is not None
+        lag = video.offset - audio.offset
+        got: list[Got] = []
+        while len(got) < count:
+            while audio.frames:
+                frame, _ = audio.frames.popleft()
+                samples = frame.to_ndarray().reshape(-1, 2).mean(1) / 32768
+                self.moments.hear(frame.pts / 48_000, samples, 48_000)
+            if not video.frames or (video.frames[0][0].time + lag + 0.04) * 48_000 > len(self.moments.sound):
+                await asyncio.sleep(0.005)
+                continue
+            frame, at = video.frames.popleft()
+            self.moments.pictures.append((frame.time + lag, frame.to_ndarray(format="rgb24")))
+            got += [Got(*moment, at) for moment in self.moments.take()]
+        return got
+
+    def _heard(self, message: str) -> None:
+        told = json.loads(message)
+        self.said.append(told)
+        if told["type"] == "playback.finished":
+            self.finished.append((told["id"], told["interrupted"]))
+
+
+async def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    """GET, or POST with a body. Returns: the status, and the answer: of JSON, or the text."""
+
+    def wait() -> tuple[int, str]:
+        try:
+            with urlopen(Request(url, body, headers), timeout=30) as answer:
+                return answer.status, answer.read().decode(errors="replace")
+        except HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    status, text = await asyncio.to_thread(wait)
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text
 
 
 def fake_service(**options: Any) -> Service:
@@ -273,4 +415,5 @@ ADAPTERS: dict[str, Any] = {
     "raw": lambda served: Socket.open(served, "raw"),
     "jpeg": lambda served: Socket.open(served, "jpeg"),
     "fmp4": lambda served: Film.open(served, "fmp4"),
+    "webrtc": Call.open,
 }
