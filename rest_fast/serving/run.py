@@ -41,12 +41,13 @@ class Server(uvicorn.Server):
     """Ends gracefully at the first signal: visitors may go on for a while, nobody new is let in."""
 
     service: Service
+    loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.service.draining or not self.service.viewers:
             super().handle_exit(sig, frame)
             return
-        self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self._loop)
+        self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self.loop)
 
     async def _drain(self, sig: int) -> None:
         await self.service.drain()
@@ -63,7 +64,7 @@ class Server(uvicorn.Server):
                     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     async def serve(self, sockets: Any = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
 
@@ -74,7 +75,7 @@ def server(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page:
         host=host,
         port=port,
         log_level="warning",
-        ws_max_size=max(limits.sound, 2 * limits.upload),  # ours refuses by name, before this one cuts the connection
+        ws_max_size=2 * max(limits.sound, limits.upload),  # ours refuses by name, before this one cuts the connection
         ws_ping_interval=20,
         ws_ping_timeout=20,  # a half-open connection ends with it
         timeout_graceful_shutdown=2,

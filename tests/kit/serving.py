@@ -24,6 +24,7 @@ from scipy.signal import resample_poly
 
 from rest_fast.serving import protocol
 from rest_fast.serving.fake import FakeEngine
+from rest_fast.serving.limits import Limits
 from rest_fast.serving.run import server
 from rest_fast.serving.service import Service
 from rest_fast.serving.viewer import Viewer
@@ -118,6 +119,11 @@ class Served:
         self.server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not end"
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """What is under way in its event loop."""
+        loop = self.server.loop
+        return [task for task in asyncio.all_tasks(loop) if not task.done()]
 
     def url(self, path: str, scheme: str = "http") -> str:
         return f"{scheme}://127.0.0.1:{self.port}{path}"
@@ -402,10 +408,10 @@ async def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int,
         return status, text
 
 
-def fake_service(**options: Any) -> Service:
+def fake_service(limits: Limits | None = None, **options: Any) -> Service:
     """A service of the fake engine, whose avatar is called ``fake``."""
     engine = FakeEngine(**options)
-    service = Service(engine.model, engine)  # type: ignore[arg-type]
+    service = Service(engine.model, engine, limits=limits or Limits())  # type: ignore[arg-type]
     service.avatars.shipped["fake"] = engine.avatar
     return service
 
