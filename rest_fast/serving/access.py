@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 
@@ -28,9 +29,20 @@ class Access:
         if origin is not None and (origin == "null" or urlsplit(origin).netloc != headers.get("host")):
             return "origin: expected this server's own page or one that was allowed, got another"
         if self.token is None:
-            return None
+            return None if self._is_ours(headers.get("host", "")) else "host: expected this machine, got another name"
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given if scheme.lower() == "bearer" else query.get("token", "")
         if not secrets.compare_digest(given.encode(), self.token.encode()):
             return "token: expected the server's, got none or another"
         return None
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a request was for this machine or an allowed name. Without a token that matters: a foreign page's
+        name may be made to lead here, and its requests have that name as origin and as host."""
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost" or any(urlsplit(origin).netloc == host for origin in self.origins):
+            return True
+        try:
+            return bool(ip_address(name))
+        except ValueError:
+            return False

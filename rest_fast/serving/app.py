@@ -97,7 +97,7 @@ def guarded(service: Service) -> APIRouter:
         if not service.uploads.take(time.monotonic()):
             raise ProtocolError("TOO_MANY", f"uploads: expected at most {service.limits.uploads:g} a minute, got more")
         where = _crop(crop)
-        name, avatar = await service.avatars.upload(await _body(request, service.limits.upload), where)
+        name, avatar = await service.avatars.upload(await _body(request, "picture", service.limits.upload), where)
         return {"avatar": name, "crop": list(avatar.box)}
 
     @routes.get("/v1/avatars/{name}/picture")
@@ -120,8 +120,8 @@ def guarded(service: Service) -> APIRouter:
     @routes.post("/offer")
     async def offered(request: Request) -> dict[str, str]:
         try:
-            raw = json.loads(await _body(request, OFFER))
-        except ValueError:
+            raw = json.loads(await _body(request, "offer", OFFER))
+        except (ValueError, RecursionError):
             raise ProtocolError("BAD_MESSAGE", "offer: expected a JSON object, got other text") from None
         return await webrtc.offer(service, raw)
 
@@ -132,12 +132,12 @@ def _refused(error: ProtocolError, status: int) -> Response:
     return JSONResponse({"type": "error", "code": error.code, "message": str(error)}, status)
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, name: str, limit: int) -> bytes:
     found = bytearray()
     async for piece in request.stream():
         found += piece
         if len(found) > limit:
-            raise ProtocolError("TOO_LARGE", f"picture: expected at most {limit} bytes, got more")
+            raise ProtocolError("TOO_LARGE", f"{name}: expected at most {limit} bytes, got more")
     return bytes(found)
 
 

@@ -24,6 +24,7 @@ from rest_fast.streaming.session import Session
 from rest_fast.units import FPS
 
 FIELDS = 8  # of a board along one side
+SIDE = 128  # pixels: a field fills a macroblock. Of smaller ones the noise filter of WebRTC's VP8 keeps old content
 _SALT = 0xA5  # so that an all black and an all white board mean nothing
 
 
@@ -84,6 +85,7 @@ class FakeSession(Session):
         super().__init__(*args, **kwargs)
         assert isinstance(self.engine, FakeEngine), "fake session: expected a fake engine"
         self.viewer = next(self.engine.numbers) % 256
+        self.avatar = replace(self.avatar, picture=np.full((SIDE, SIDE, 3), 128, np.uint8))  # as large as its frames
 
     def _handed_out(self, made: Made) -> Block:
         block = super()._handed_out(made)
@@ -93,7 +95,7 @@ class FakeSession(Session):
         for k in range(count):
             level = level_of(block.audio[borders[k] : borders[k + 1]])
             frame = (round(block.pts * FPS) + k) % 65536
-            boards.append(paint(Code(self.viewer, block.epoch % 256, frame, level), block.video.shape[1]))
+            boards.append(paint(Code(self.viewer, block.epoch % 256, frame, level), SIDE))
         video = np.stack(boards)
         self._lasts[-1] = (block.pts, video[-1:])
         return replace(block, video=video)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
-import numpy as np
-from numpy.typing import NDArray
-
 from rest_fast.media import AAC_RATES, av_frames
 from rest_fast.serving.pacer import Shown
 from rest_fast.units import FPS
@@ -18,15 +15,17 @@ PRIMING = 1024  # samples by which the AAC encoder begins early
 class FragmentedMP4:
     """``add`` frames in order; what it returns continues the file.
 
-    The header comes before the first packets, so it cannot say how early the encoder's sound begins. In its place the
-    first 1024 samples are left out, which are silence before anybody speaks, and those that follow are in time.
+    The header comes before the first packets, so it cannot say how early the encoder's sound begins. So everything is
+    later in the file than on the media clock, by ``delay`` seconds, in which the first frame is shown.
     """
 
     def __init__(self, width: int, height: int, rate: int, channels: int = 1):
         assert rate in AAC_RATES, f"fmp4: expected a rate of AAC, {AAC_RATES}, got {rate}"
-        self._out, self.rate, self._skip = _Pipe(), rate, PRIMING
-        flags = "frag_every_frame+empty_moov+default_base_moof"
-        options = {"movflags": flags, "flush_packets": "1"}
+        self._out, self.rate, self.delay = _Pipe(), rate, PRIMING / rate
+        # A fragment ends behind a frame (microseconds). With frag_every_frame, frames would have wrong durations. And
+        # no packet is held back until one of the other track has come: that would be a quarter of a second.
+        options = {"movflags": "empty_moov+default_base_moof", "frag_duration": str(10**6 // FPS)}
+        options |= {"flush_packets": "1", "max_interleave_delta": "1"}
         self._file = av.open(self._out, "w", format="mp4", container_options=options)
         quality = {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "g": str(2 * FPS), "profile": "baseline"}
         self._video = self._file.add_stream("libx264", FPS, quality)
@@ -47,16 +46,12 @@ class FragmentedMP4:
 
     def add(self, shown: Shown) -> bytes:
         frame = av_frames.video_frame(shown.picture, shown.index)
+        if shown.index:
+            frame.pts += round(self.delay * av_frames.CLOCK)
         self._file.mux(self._video.encode(frame))
-        self._add_sound(shown.sound, shown.first)
+        sound = av_frames.sound_frame(shown.sound, self.rate, shown.first + PRIMING)
+        self._file.mux(self._audio.encode(sound))
         return self._out.take()
-
-    def _add_sound(self, sound: NDArray[np.int16], first: int) -> None:
-        left_out = min(self._skip, len(sound))
-        self._skip -= left_out
-        sound, first = sound[left_out:], first + left_out
-        if len(sound):
-            self._file.mux(self._audio.encode(av_frames.sound_frame(sound, self.rate, first)))
 
     def close(self) -> bytes:
         """The end of the file."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+from rest_fast.serving.protocol import ProtocolError
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,18 @@ class Rate:
             return False
         self.left -= 1
         return True
+
+
+class Incoming:
+    """Looks at all that one client sends."""
+
+    def __init__(self, limits: Limits):
+        self.limits, self._rate = limits, Rate(limits.messages, limits.burst)
+
+    def check(self, content: str | bytes, control: int = 0) -> None:
+        """``control``: bytes of text, where more than usual may come. Raises: :class:`ProtocolError`."""
+        if not self._rate.take(time.monotonic()):
+            raise ProtocolError("TOO_MANY", f"messages: expected at most {self.limits.messages:g} a second, got more")
+        limit = (control or self.limits.control) if isinstance(content, str) else self.limits.sound
+        if len(content) > limit:
+            raise ProtocolError("TOO_LARGE", f"message: expected at most {limit} bytes, got {len(content)}")

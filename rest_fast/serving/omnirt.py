@@ -27,6 +27,7 @@ from rest_fast.serving.avatars import jpeg
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.service import Service
 from rest_fast.serving.stream_socket import REFUSED, Connection, guarded
+from rest_fast.serving.viewer import Viewer
 from rest_fast.streaming.block import Block
 from rest_fast.streaming.session import Session
 from rest_fast.units import FPS, FRAME, RATE
@@ -60,15 +61,23 @@ async def _talk(connection: Connection) -> None:
         await connection.send(protocol.text("session.created", **about))
         number = 0
         while True:
-            content = await connection.receive()
-            viewer.heard = time.monotonic()
+            content = await _next(connection, viewer)
             if isinstance(content, bytes):
                 await _piece(connection, pieces, content, number)
                 number += 1
             elif not await _control(connection, pieces, content):
                 return
-            if (reason := service.overdue(viewer)) is not None:
-                raise ProtocolError("TOO_LONG", reason)
+
+
+async def _next(connection: Connection, viewer: Viewer) -> str | bytes:
+    """The next message. Nothing else happens meanwhile that would end a session whose client is silent."""
+    limits = connection.limits
+    wait = min(limits.idle, viewer.opened + limits.session - time.monotonic())
+    try:
+        return await asyncio.wait_for(connection.receive(), wait)
+    except asyncio.TimeoutError:
+        expected = f"session: expected a message within {limits.idle:g} s and an end within {limits.session:g} s"
+        raise ProtocolError("TOO_LONG", f"{expected}, got neither") from None
 
 
 class Pieces:

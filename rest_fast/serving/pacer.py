@@ -146,11 +146,13 @@ class Pacer:
             self.late -= wait
         else:
             await asyncio.sleep(0)
+        if self.session.closed:
+            return None
         if self._waiting:
             frame = self._waiting.popleft()
             self._taken.set()
             return frame
-        if filling.done() or self.session.closed or self._last is None:
+        if filling.done() or self._last is None:
             return None
         return again(self._last)
 
@@ -171,4 +173,5 @@ def again(frame: Shown) -> Shown:
 
 
 def muted(frame: Shown) -> Shown:
-    return replace(frame, sound=np.zeros_like(frame.sound), idle=True)
+    """The picture alone; no segment ends with it, since none is heard."""
+    return replace(frame, sound=np.zeros_like(frame.sound), idle=True, segment_end=False)

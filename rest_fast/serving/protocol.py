@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rest_fast.errors import RestFastError
+from rest_fast.errors import BacklogFull, EngineClosed, MediaError, RestFastError, SessionClosed
 from rest_fast.serving.pacer import Shown
 
 VERSION = 1
@@ -29,6 +29,23 @@ class ProtocolError(RestFastError, ValueError):
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
+
+
+def refusal(error: Exception) -> ProtocolError | None:
+    """What a client is told of an error that is none of ours; None for a fault, of which it is told nothing else."""
+    match error:
+        case ProtocolError():
+            return error
+        case BacklogFull():
+            return ProtocolError("TOO_LARGE", str(error))
+        case SessionClosed() | EngineClosed():  # nobody but a server that ends closes them under a client
+            return ProtocolError("NOT_NOW", "session: expected a server that is ok, got one that is ending")
+        case MediaError():
+            return ProtocolError("BAD_MESSAGE", str(error))
+    return None
+
+
+FAULT = ProtocolError("FAULT", "the session failed; the server has written down why")
 
 
 @dataclass(frozen=True)

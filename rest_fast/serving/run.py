@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,19 +41,30 @@ class Server(uvicorn.Server):
     """Ends gracefully at the first signal: visitors may go on for a while, nobody new is let in."""
 
     service: Service
+    loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.service.draining or not self.service.viewers:
             super().handle_exit(sig, frame)
             return
-        self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self._loop)
+        self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self.loop)
 
     async def _drain(self, sig: int) -> None:
         await self.service.drain()
         super().handle_exit(sig, None)
 
+    async def startup(self, sockets: Any = None) -> None:
+        """As uvicorn does it. A client that has gone without a word, or reads nothing, is forgotten by the system, too:
+        a connection that is closed while something is unread would stay for as long as its other end exists."""
+        await super().startup(sockets)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = round(2000 * self.service.limits.stall)  # what it accepts has the same
+            for listening in (one for started in self.servers for one in started.sockets):
+                if listening.family in (socket.AF_INET, socket.AF_INET6):
+                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
     async def serve(self, sockets: Any = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
 
@@ -63,7 +75,7 @@ def server(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page:
         host=host,
         port=port,
         log_level="warning",
-        ws_max_size=max(limits.sound, 2 * limits.upload),  # ours refuses by name, before this one cuts the connection
+        ws_max_size=2 * max(limits.sound, limits.upload),  # ours refuses by name, before this one cuts the connection
         ws_ping_interval=20,
         ws_ping_timeout=20,  # a half-open connection ends with it
         timeout_graceful_shutdown=2,

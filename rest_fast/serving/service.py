@@ -99,4 +99,6 @@ class Service:
             await asyncio.sleep(0.05)
         for viewer in list(self.viewers):
             viewer.close()
+        while self.viewers and time.monotonic() < end + 1:  # they are told
+            await asyncio.sleep(0.05)
         self.engine.close()

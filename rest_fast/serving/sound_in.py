@@ -26,6 +26,7 @@ class SoundIn:
         self.session = session
         self._from: int | None = None  # the rate that is being resampled
         self._resampler: soxr.ResampleStream | None = None
+        self._pushed = False  # whether the segment has samples
 
     def push_frame(self, frame: av.AudioFrame) -> None:
         """Raises: :class:`rest_fast.MediaError`, :class:`rest_fast.BacklogFull`, :class:`rest_fast.SessionClosed`."""
@@ -42,26 +43,40 @@ class SoundIn:
         rate = self.session.rate if rate is None else number("sample rate", rate, *media.SOUND_RATES)
         plain = samples.dtype == np.int16 and samples[..., None].shape[1:] in ((1,), (1, 1))
         sound = samples.reshape(-1) if plain else media.check_pcm(samples)
+        if rate != self._from:
+            self._flush()  # it comes before these
         if rate != self.session.rate:
             sound = self._resampled(media.check_pcm(sound), rate)
-        self.session.push_audio(av_frames.as_int16(sound))
+        self._push(sound)
 
-    def end_segment(self) -> None:
-        """What was pushed is complete."""
-        if self._resampler is not None:
-            rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            self._resampler = self._from = None
-            if len(rest):
-                self.session.push_audio(av_frames.as_int16(rest))
-        self.session.end_segment()
+    def _push(self, sound: NDArray[Any]) -> None:
+        if len(sound):
+            self.session.push_audio(av_frames.as_int16(sound))
+            self._pushed = True
 
-    def forget(self) -> None:
-        """What was pushed is not wanted any more: behind an interrupt."""
+    def end_segment(self) -> bool:
+        """What was pushed is complete. Returns: whether that was anything, so that a segment ends."""
+        self._flush()
+        ends = self._pushed
+        if ends:
+            self.session.end_segment()
+        self.forget()
+        return ends
+
+    def _flush(self) -> None:
+        """What stayed behind in the resampler."""
+        resampler, self._resampler, self._from = self._resampler, None, None
+        if resampler is not None:
+            self._push(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    def forget(self) -> bool:
+        """What was pushed is not wanted any more: behind an interrupt. Returns: whether a segment had begun."""
+        began, self._pushed = self._pushed or self._resampler is not None, False
         self._resampler = self._from = None
+        return began
 
     def _resampled(self, sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-        if self._from != rate:
+        if self._resampler is None:
             self._resampler, self._from = soxr.ResampleStream(rate, self.session.rate, 1, "float32"), rate
-        assert self._resampler is not None
         made: NDArray[np.float32] = self._resampler.resample_chunk(sound)
         return made

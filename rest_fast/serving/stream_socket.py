@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from rest_fast.errors import RestFastError
+from rest_fast.errors import SessionClosed
 from rest_fast.media import AAC_RATES
 from rest_fast.serving import protocol
 from rest_fast.serving.avatars import jpeg
 from rest_fast.serving.events import events_of
 from rest_fast.serving.fmp4 import FragmentedMP4
-from rest_fast.serving.limits import Rate
+from rest_fast.serving.limits import Incoming
 from rest_fast.serving.pacer import Shown
 from rest_fast.serving.protocol import End, InterruptNow, Ping, ProtocolError, Start, Stop
 from rest_fast.serving.service import Service
@@ -32,7 +31,7 @@ class Connection:
 
     def __init__(self, socket: WebSocket, service: Service):
         self.socket, self.service, self.limits = socket, service, service.limits
-        self._rate = Rate(self.limits.messages, self.limits.burst)
+        self._incoming = Incoming(self.limits)
 
     async def receive(self, control: int = 0) -> str | bytes:
         """The next message; ``control``: bytes of text, where more than usual may come.
@@ -42,19 +41,18 @@ class Connection:
         message = await self.socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or GONE)
-        if not self._rate.take(time.monotonic()):
-            raise ProtocolError("TOO_MANY", f"messages: expected at most {self.limits.messages:g} a second, got more")
         text, data = message.get("text"), message.get("bytes") or b""
         content: str | bytes = data if text is None else text
-        limit = (control or self.limits.control) if isinstance(content, str) else self.limits.sound
-        if len(content) > limit:
-            raise ProtocolError("TOO_LARGE", f"message: expected at most {limit} bytes, got {len(content)}")
+        self._incoming.check(content, control)
         return content
 
     async def send(self, message: str | bytes) -> None:
-        """Raises: ``TimeoutError`` where the client does not read."""
+        """Raises: ``TimeoutError`` where the client does not read; ``WebSocketDisconnect``."""
         sent = self.socket.send_text(message) if isinstance(message, str) else self.socket.send_bytes(message)
-        await asyncio.wait_for(sent, self.limits.stall)
+        try:
+            await asyncio.wait_for(sent, self.limits.stall)
+        except RuntimeError:  # uvicorn has closed it, since a ping was not answered
+            raise WebSocketDisconnect(GONE) from None
 
     async def close(self, code: int, error: ProtocolError | None = None) -> None:
         """With the reason, if the client still reads."""
@@ -71,19 +69,19 @@ async def guarded(connection: Connection, talk: Callable[[], Awaitable[None]]) -
     try:
         await talk()
         await connection.close(1000)
-    except ProtocolError as error:
-        await connection.close(TRY_LATER if error.code in LATER else REFUSED, error)
-    except RestFastError as error:  # such as sound that is none
-        await connection.close(REFUSED, ProtocolError(getattr(error, "code", "BAD_MESSAGE"), str(error)))
     except asyncio.TimeoutError:
         limit = connection.limits.stall
         await connection.close(REFUSED, ProtocolError("STALLED", f"expected a client that reads within {limit:g} s"))
     except WebSocketDisconnect:
         pass
-    except Exception:
+    except Exception as error:
+        refusal = protocol.refusal(error)
+        if refusal is not None:
+            await connection.close(TRY_LATER if refusal.code in LATER else REFUSED, refusal)
+            return
         connection.service.counts.failed += 1
         LOG.exception("a session failed")  # the client is not to see how we are made
-        await connection.close(FAULT, ProtocolError("FAULT", "the session failed; the server has written down why"))
+        await connection.close(FAULT, protocol.FAULT)
 
 
 async def first_to_end(*talks: Awaitable[None]) -> None:
@@ -122,6 +120,8 @@ async def _talk(connection: Connection) -> None:
         ready |= {"sample_rate": start.sample_rate, "lookahead_ms": viewer.session.lookahead_ms}
         await connection.send(protocol.text("session.ready", protocol=protocol.VERSION, **ready))
         await first_to_end(_listen(connection, viewer), _show(connection, viewer, start))
+        if viewer.session.closed:
+            raise SessionClosed("the server ends")
         await connection.send(protocol.text("session.done"))
 
 
@@ -164,7 +164,7 @@ async def _show(connection: Connection, viewer: Viewer, start: Start) -> None:
     height, width = viewer.session.avatar.picture.shape[:2]
     file = FragmentedMP4(width, height, start.sample_rate) if start.format == "fmp4" else None
     if file is not None:
-        await connection.send(protocol.text("video.init", mime=file.mime))
+        await connection.send(protocol.text("video.init", mime=file.mime, delay=round(file.delay, 6)))
     before: Shown | None = None
     async for shown in viewer.frames():
         if (reason := connection.service.overdue(viewer)) is not None:

@@ -37,7 +37,6 @@ class Viewer:
         self.pacer, self.sound = Pacer(session), SoundIn(session)
         self.opened = self.heard = time.monotonic()  # when sound came last
         self.finished: deque[Finished] = deque()
-        self.pushed = False  # whether anything was, since the latest segment end or interrupt
         self._ids: deque[str] = deque()  # of the segments that were ended and not shown to their ends
         self._began: float | None = None  # on the media clock, of the speech that is shown
 
@@ -48,35 +47,31 @@ class Viewer:
 
     def push_bytes(self, data: bytes, **form: Any) -> None:
         """See :meth:`rest_fast.serving.sound_in.SoundIn.push_bytes`."""
-        self.heard, self.pushed = time.monotonic(), True
+        self.heard = time.monotonic()
         self.sound.push_bytes(data, **form)
 
     def push(self, samples: Any, rate: int | None = None) -> None:
         """See :meth:`rest_fast.serving.sound_in.SoundIn.push`."""
-        self.heard, self.pushed = time.monotonic(), True
+        self.heard = time.monotonic()
         self.sound.push(samples, rate)
 
     def push_frame(self, frame: Any) -> None:
-        self.heard, self.pushed = time.monotonic(), True
+        self.heard = time.monotonic()
         self.sound.push_frame(frame)
 
     def end(self, name: str = "") -> None:
         """The segment is complete; ``name`` comes back in :attr:`finished`. Without sound before, nothing happens but
         that."""
-        if not self.pushed:
+        if self.sound.end_segment():
+            self._ids.append(name)
+        else:
             self.finished.append(Finished(name, 0.0, False))
-            return
-        self.pushed = False
-        self._ids.append(name)
-        self.sound.end_segment()
 
     def interrupt(self) -> float:
         """Barge-in. Returns: seconds of the stream where the picture goes on."""
-        self.sound.forget()
+        cut = [*self._ids, *([""] if self.sound.forget() else [])]
         resume = self.pacer.interrupt()
-        cut = [*self._ids, *([""] if self.pushed else [])]
         self._ids.clear()
-        self.pushed = False
         for k, name in enumerate(cut):
             self.finished.append(Finished(name, self._position if k == 0 else 0.0, True))
         self._began = None

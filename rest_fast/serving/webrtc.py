@@ -13,15 +13,17 @@ import json
 import logging
 from typing import Any
 
+import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
-from rest_fast.errors import RestFastError
+from rest_fast.errors import SessionClosed
 from rest_fast.media import av_frames
 from rest_fast.serving import protocol
 from rest_fast.serving.events import events_of
+from rest_fast.serving.limits import Incoming
 from rest_fast.serving.pacer import Shown
-from rest_fast.serving.protocol import End, InterruptNow, Ping, ProtocolError, Stop
+from rest_fast.serving.protocol import End, InterruptNow, Ping, ProtocolError, Start, Stop
 from rest_fast.serving.service import Service
 from rest_fast.serving.viewer import Viewer
 from rest_fast.units import FPS
@@ -29,6 +31,7 @@ from rest_fast.units import FPS
 LOG = logging.getLogger(__name__)
 RATE = 48000  # of WebRTC's sound, so that nothing is resampled on the way out
 WAITING = 4  # frames of a track that wait to be sent
+FAREWELL = 0.3  # seconds in which the last messages leave, behind which the connection is cut
 
 
 class Outlet(MediaStreamTrack):
@@ -61,6 +64,7 @@ class Call:
         self.picture, self.voice = Outlet("video"), Outlet("audio")
         self.channel: Any = None
         self.ended, self._connected = asyncio.Event(), asyncio.Event()
+        self._incoming = Incoming(service.limits)
         self._tasks: set[asyncio.Task[None]] = set()
         self.peer.on("connectionstatechange", self._changed)
         self.peer.on("track", self._track)
@@ -76,40 +80,54 @@ class Call:
         except Exception as e:  # of the parser, which has no errors of its own
             got = protocol.short(str(e))
             raise ProtocolError("BAD_MESSAGE", f"sdp: expected an offer of WebRTC, got {got}") from None
+        sent = [t.kind for t in self.peer.getTransceivers() if t.currentDirection in ("sendonly", "sendrecv")]
+        if sorted(sent) != ["audio", "video"]:
+            got = " and ".join(sent) or "neither"
+            raise ProtocolError("BAD_MESSAGE", f"sdp: expected to receive one track of audio and video each, got {got}")
         found: str = self.peer.localDescription.sdp
         return found
 
     async def run(self) -> None:
         """Until either side ends it."""
-        shown = self._start(self._show())
-        try:
-            await self.ended.wait()
-        finally:
-            for task in (shown, *self._tasks):
-                task.cancel()
-            await asyncio.gather(shown, *self._tasks, return_exceptions=True)
-            await self.peer.close()
+        self._start(self._show())
+        await self.ended.wait()
+        if self.channel is not None and self.channel.readyState == "open":
+            await asyncio.sleep(FAREWELL)
 
-    def _start(self, work: Any) -> asyncio.Task[None]:
-        """Work that ends the call when it ends."""
+    async def close(self) -> None:
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.peer.close()
+
+    def _start(self, work: Any) -> None:
+        """Work that ends the call when it ends; a microphone may end earlier."""
 
         async def guarded() -> None:
             try:
                 await work
             except (MediaStreamError, ConnectionError):
                 return
-            except RestFastError as error:
-                self._say(protocol.error(getattr(error, "code", "BAD_MESSAGE"), str(error)))
-            except Exception:
-                self.service.counts.failed += 1
-                LOG.exception("a call failed")
-                self._say(protocol.error("FAULT", "the session failed; the server has written down why"))
+            except asyncio.TimeoutError:
+                limit = self.service.limits.stall
+                self._end(ProtocolError("STALLED", f"expected a client that takes frames within {limit:g} s"))
+            except Exception as error:
+                self._end(error)
             self.ended.set()
 
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
+
+    def _end(self, error: Exception) -> None:
+        """End the call, and tell the client why."""
+        told = protocol.refusal(error)
+        if told is None:
+            self.service.counts.failed += 1
+            LOG.error("a call failed", exc_info=error)
+            told = protocol.FAULT
+        self._say(protocol.error(told.code, str(told)))
+        self.ended.set()
 
     async def _show(self) -> None:
         limits = self.service.limits
@@ -123,16 +141,18 @@ class Call:
                 raise ProtocolError("TOO_LONG", reason)
             picture = av_frames.video_frame(shown.picture, shown.index, "ITU601")
             half = len(shown.sound) // 2
-            await self.picture.put(picture)
+            both = np.stack([shown.sound] * 2, 1)  # aiortc makes stereo of mono 3 dB quieter
+            await asyncio.wait_for(self.picture.put(picture), limits.stall)
             for first in (0, half):
-                piece = shown.sound[first : first + half]
-                await self.voice.put(av_frames.sound_frame(piece, RATE, shown.first + first))
+                sound = av_frames.sound_frame(both[first : first + half], RATE, shown.first + first)
+                await asyncio.wait_for(self.voice.put(sound), limits.stall)
             for event in events_of(shown, before):
                 self._say(event)
             self._tell_finished()
             if shown.index % FPS == FPS - 1:
                 self._say(protocol.text("stats", **self.viewer.stats()))
             before = shown
+        raise SessionClosed("the server ends")
 
     def _tell_finished(self) -> None:
         for message in self.viewer.tell_finished():
@@ -162,24 +182,32 @@ class Call:
         channel.on("message", self._told)
 
     def _told(self, message: str | bytes) -> None:
+        if self.ended.is_set():
+            return
         try:
-            if isinstance(message, bytes):
-                self.viewer.push_bytes(message)
-                return
-            match protocol.read_control(message):
-                case End(id=name):
-                    self.viewer.end(name)
-                case InterruptNow():
-                    resume = self.viewer.interrupt()
-                    self._say(protocol.text("interrupted", pts=resume, epoch=self.viewer.session.epoch))
-                    self._tell_finished()
-                case Ping(id=name):
-                    self._say(protocol.text("pong", id=name))
-                case Stop():
-                    self.ended.set()
-        except RestFastError as error:
-            self._say(protocol.error(getattr(error, "code", "BAD_MESSAGE"), str(error)))
-            self.ended.set()
+            self._obey(message)
+        except Exception as error:
+            self._end(error)
+
+    def _obey(self, message: str | bytes) -> None:
+        self._incoming.check(message)
+        if isinstance(message, bytes):
+            self.viewer.push_bytes(message)
+            return
+        match protocol.read_control(message):
+            case End(id=name):
+                self.viewer.end(name)
+            case InterruptNow():
+                resume = self.viewer.interrupt()
+                self._say(protocol.text("interrupted", pts=resume, epoch=self.viewer.session.epoch))
+                self._tell_finished()
+            case Ping(id=name):
+                self._say(protocol.text("pong", id=name))
+            case Stop():
+                self._say(protocol.text("session.done"))
+                self.ended.set()
+            case Start():
+                raise ProtocolError("BAD_MESSAGE", "session.start: expected an offer in its place, got it")
 
 
 def read_offer(raw: Any) -> tuple[str, str, int]:
@@ -189,30 +217,23 @@ def read_offer(raw: Any) -> tuple[str, str, int]:
     start = protocol.read_control(
         json.dumps({"type": "session.start", **{k: raw[k] for k in ("avatar", "seed") if k in raw}})
     )
-    assert isinstance(start, protocol.Start)
+    assert isinstance(start, Start)
     return raw["sdp"], start.avatar, start.seed
 
 
 async def offer(service: Service, raw: Any) -> dict[str, str]:
     """Answer an offer; the call goes on in the background."""
     sdp, avatar, seed = read_offer(raw)
-    opening: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+    async with contextlib.AsyncExitStack() as opened:
+        viewer = await opened.enter_async_context(service.viewer(avatar, sample_rate=RATE, seed=seed))
+        call = Call(service, viewer)
+        opened.push_async_callback(call.close)
+        answer = {"sdp": await call.answer(sdp), "type": "answer", "session": viewer.name}
+        until_its_end = opened.pop_all()
 
-    async def call() -> None:
-        try:
-            async with service.viewer(avatar, sample_rate=RATE, seed=seed) as viewer:
-                made = Call(service, viewer)
-                try:
-                    answer = {"sdp": await made.answer(sdp), "type": "answer", "session": viewer.name}
-                except BaseException:
-                    await made.peer.close()
-                    raise
-                opening.set_result(answer)
-                await made.run()
-        except BaseException as error:
-            if opening.done():
-                raise
-            opening.set_exception(error)
+    async def go_on() -> None:
+        async with until_its_end:
+            await call.run()
 
-    service.keep(asyncio.create_task(call()))
-    return await opening
+    service.keep(asyncio.create_task(go_on()))
+    return answer

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import socket as sockets
 import threading
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+import av
 import numpy as np
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+from PIL import Image
+from scipy.signal import resample_poly
 
 from rest_fast.serving import protocol
 from rest_fast.serving.fake import FakeEngine
+from rest_fast.serving.limits import Limits
 from rest_fast.serving.run import server
 from rest_fast.serving.service import Service
 from rest_fast.serving.viewer import Viewer
@@ -32,8 +42,11 @@ class Got:
 
 
 class Watcher(Protocol):
-    """A front end with one viewer."""
+    """A front end with one viewer. ``exact``: it hears the very samples; others compress sound. ``transit``: frames
+    that may be under way to it in the moment when it speaks to the server."""
 
+    exact: bool
+    transit: int
     finished: list[tuple[str, bool]]  # segment ids and whether they were interrupted, as they were told
 
     async def push(self, samples: np.ndarray) -> None: ...
@@ -50,6 +63,7 @@ def now() -> float:
 class Direct:
     """No transport: the viewer itself, in this event loop."""
 
+    exact, transit = True, 3
     viewer: Viewer
     finished: list[tuple[str, bool]] = field(default_factory=list)
 
@@ -106,6 +120,11 @@ class Served:
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not end"
 
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """What is under way in its event loop."""
+        loop = self.server.loop
+        return [task for task in asyncio.all_tasks(loop) if not task.done()]
+
     def url(self, path: str, scheme: str = "http") -> str:
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
@@ -114,19 +133,22 @@ class Served:
 class Socket:
     """``WS /v1/avatar/stream`` with frames as they are."""
 
+    exact, transit = True, 3
     socket: Any
     form: str
     finished: list[tuple[str, bool]] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)  # messages of text
+    early: deque[bytes] = field(default_factory=deque)  # frames that came while something else was waited for
+    arrivals: list[float] = field(default_factory=list)  # of frames
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, served: Served, form: str = "raw", **start: Any) -> AsyncIterator[Socket]:
         from websockets.asyncio.client import connect
 
-        async with connect(served.url("/v1/avatar/stream", "ws"), max_size=None) as socket:
+        async with connect(served.url("/v1/avatar/stream", "ws"), max_size=None, close_timeout=0.2) as socket:
             self = cls(socket, form)
-            await self.say("session.start", avatar="fake", format=form, **start)
+            await self.say("session.start", **{"avatar": "fake", "format": form, **start})
             ready = json.loads(await socket.recv())
             assert ready["type"] == "session.ready", ready
             self.side = ready["width"]
@@ -143,51 +165,253 @@ class Socket:
 
     async def interrupt(self) -> None:
         await self.say("interrupt")
-        while not (self.said and self.said[-1]["type"] == "interrupted"):
-            message = await self.socket.recv()
-            if isinstance(message, str):
-                self._heard(json.loads(message))
+        await self.hear("interrupted")
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next message of this kind."""
+        while True:
+            message = await self._receive()
+            if message is not None and message["type"] == kind:
+                return message
 
     async def take(self, count: int) -> list[Got]:
         got: list[Got] = []
         while len(got) < count:
-            message = await self.socket.recv()
-            if isinstance(message, str):
-                self._heard(json.loads(message))
+            if not self.early:
+                await self._receive()
                 continue
-            frame = protocol.read_frame(message)
+            frame = protocol.read_frame(self.early.popleft())
             got.append(Got(self._picture(frame.picture), np.frombuffer(frame.sound, "<i2"), now()))
-        await self._rest()
+        with contextlib.suppress(asyncio.TimeoutError):  # what was said behind the last frame
+            while True:
+                await asyncio.wait_for(self._receive(), 0.005)
         return got
 
-    async def _rest(self) -> None:
-        """What was said behind the last frame."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            while True:
-                message = await asyncio.wait_for(self.socket.recv(), 0.005)
-                assert isinstance(message, str), "a frame came early"
-                self._heard(json.loads(message))
+    async def _receive(self) -> dict[str, Any] | None:
+        """The next message of text, or None for one with a frame, which is kept."""
+        message = await self.socket.recv()
+        if isinstance(message, str):
+            return self._heard(json.loads(message))
+        self.early.append(message)
+        self.arrivals.append(now())
+        return None
 
     def _picture(self, data: bytes) -> np.ndarray:
         if self.form == "raw":
             return np.frombuffer(data, np.uint8).reshape(self.side, self.side, 3)
-        import io
-
-        from PIL import Image
-
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _heard(self, message: dict[str, Any]) -> dict[str, Any]:
         assert message["type"] != "error", message
         self.said.append(message)
         if message["type"] == "playback.finished":
             self.finished.append((message["id"], message["interrupted"]))
+        return message
 
 
-def fake_service(**options: Any) -> Service:
+@dataclass(eq=False)
+class Film(Socket):
+    """``WS /v1/avatar/stream`` with pieces of a file, read as a player reads it."""
+
+    exact, transit = False, 10
+
+    shown: int = 0  # frames that were given out
+
+    async def take(self, count: int) -> list[Got]:
+        wanted, moments = self.shown + count, []
+        pieces = wanted + 4  # behind which that many frames can be shown with their sound, mostly
+        while len(moments) < wanted:
+            while len(self.early) < pieces:
+                await self._receive()
+            moments = self._moments(b"".join(self.early))
+            pieces += 1
+        behind = len(self.arrivals) - len(moments)  # pieces that came until a frame could be shown with its sound
+        assert behind <= 7, "the file is late"  # AAC at 16 kHz needs two packets of 64 ms, a fragment is a frame or two
+        got = [Got(*moments[k], self.arrivals[k + behind]) for k in range(self.shown, wanted)]
+        self.shown = wanted
+        return got
+
+    @staticmethod
+    def _moments(data: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pictures and the sound of their 40 ms, by the times in the file; the first one is shown for longer."""
+        moments = Moments()
+        with av.open(io.BytesIO(data), format="mp4") as file:
+            for frame in file.decode():
+                if isinstance(frame, av.VideoFrame):
+                    moments.pictures.append((frame.time, frame.to_ndarray(format="rgb24")))
+                else:
+                    moments.hear(frame.time, frame.to_ndarray().mean(0), frame.sample_rate)
+        if len(moments.pictures) > 1:
+            moments.pictures[0] = (moments.pictures[1][0] - 0.04, moments.pictures[0][1])
+        return moments.take()
+
+
+class Moments:
+    """Pictures and sound of one clock, whose times are seconds."""
+
+    def __init__(self) -> None:
+        self.pictures: deque[tuple[float, np.ndarray]] = deque()
+        self.sound, self.rate = np.zeros(0, np.float32), 0  # from time 0
+
+    def hear(self, time: float, samples: np.ndarray, rate: int) -> None:
+        """Float samples."""
+        first, self.rate = max(0, round(time * rate)), rate
+        if first + len(samples) > len(self.sound):
+            self.sound = np.pad(self.sound, (0, first + len(samples) - len(self.sound)))
+        self.sound[first : first + len(samples)] = samples
+
+    def take(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pictures whose sound is there, too, each once."""
+        found = []
+        while self.pictures and (self.pictures[0][0] + 0.04) * self.rate <= len(self.sound):
+            time, picture = self.pictures.popleft()
+            first = max(0, round(time * self.rate))
+            piece = self.sound[first : first + round(0.04 * self.rate)]
+            found.append((picture, np.rint(piece.clip(-1, 1) * 32767).astype(np.int16)))
+        return found
+
+
+class Track:
+    """One track of a call. Its frames' times are those of the sender's clock, from RTCP's sender reports, as a browser
+    puts picture and sound together."""
+
+    def __init__(self, receiver: Any, clock: int):
+        self.receiver, self.clock = receiver, clock
+        self.frames: deque[tuple[Any, float]] = deque()
+        self._first: int | None = None  # RTP timestamp of the first frame
+        self._offsets: list[float] = []
+        self._rtp, self._rtcp = receiver._handle_rtp_packet, receiver._handle_rtcp_packet
+        receiver._handle_rtp_packet, receiver._handle_rtcp_packet = self._packet, self._report
+        self.task = asyncio.create_task(self._read())
+
+    async def _packet(self, packet: Any, arrival_time_ms: int) -> None:
+        if self._first is None:
+            self._first = packet.timestamp
+        await self._rtp(packet, arrival_time_ms=arrival_time_ms)
+
+    async def _report(self, packet: Any) -> None:
+        about = getattr(packet, "sender_info", None)
+        if about is not None and self._first is not None:
+            sent = (about.rtp_timestamp - self._first & 0xFFFFFFFF) / self.clock
+            self._offsets.append(about.ntp_timestamp / 2**32 - sent)
+        await self._rtcp(packet)
+
+    async def _read(self) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                self.frames.append((await self.receiver.track.recv(), now()))
+
+    @property
+    def offset(self) -> float | None:
+        """Seconds of the sender's clock at the first frame. A report may be sent late, but not early."""
+        return min(self._offsets, default=None)
+
+
+@dataclass(eq=False)
+class Call:
+    """WebRTC."""
+
+    peer: Any
+    channel: Any
+    finished: list[tuple[str, bool]] = field(default_factory=list)
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+    # queues of the tracks on both sides hold 4 frames each, the encoder and the decoder one
+    exact, transit = False, 12
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, served: Served) -> AsyncIterator[Call]:
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        try:
+            receivers = {kind: peer.addTransceiver(kind, "recvonly").receiver for kind in ("video", "audio")}
+            self = cls(peer, peer.createDataChannel("talk"))
+            opened = asyncio.Event()
+            self.channel.on("open", opened.set)
+            self.channel.on("message", self._heard)
+            await peer.setLocalDescription(await peer.createOffer())
+            offer = {"sdp": peer.localDescription.sdp, "type": "offer", "avatar": "fake"}
+            status, answer = await ask(served.url("/offer"), json.dumps(offer).encode())
+            assert status == 200, answer
+            await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+            self.tracks = {kind: Track(receivers[kind], {"video": 90_000, "audio": 48_000}[kind]) for kind in receivers}
+            self.moments = Moments()
+            await asyncio.wait_for(opened.wait(), 20)
+            while None in [track.offset for track in self.tracks.values()]:
+                await asyncio.sleep(0.01)
+            self.tracks["video"].frames.clear()  # nobody has watched so far
+            yield self
+        finally:
+            await peer.close()
+
+    async def push(self, samples: np.ndarray) -> None:
+        sound = resample_poly(samples.astype(np.float64), 48_000 // RATE, 1).clip(-32767, 32767).astype("<i2")
+        for first in range(0, len(sound), 20_000):  # a message has at most 64 KiB
+            self.channel.send(sound[first : first + 20_000].tobytes())
+
+    async def end(self, name: str) -> None:
+        self.say("audio.end", id=name)
+
+    def say(self, kind: str, **values: Any) -> None:
+        self.channel.send(json.dumps({"type": kind, **values}))
+
+    async def interrupt(self) -> None:
+        self.say("interrupt")
+        await self.hear("interrupted")
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next message of this kind."""
+        count = len(self.said)
+        while not (found := [message for message in self.said[count:] if message["type"] == kind]):
+            await asyncio.sleep(0.005)
+        return found[0]
+
+    async def take(self, count: int) -> list[Got]:
+        video, audio = self.tracks["video"], self.tracks["audio"]
+        assert video.offset is not None and audio.offset is not None
+        lag = video.offset - audio.offset
+        got: list[Got] = []
+        while len(got) < count:
+            while audio.frames:
+                frame, _ = audio.frames.popleft()
+                samples = frame.to_ndarray().reshape(-1, 2).mean(1) / 32768
+                self.moments.hear(frame.pts / 48_000, samples, 48_000)
+            if not video.frames or (video.frames[0][0].time + lag + 0.04) * 48_000 > len(self.moments.sound):
+                await asyncio.sleep(0.005)
+                continue
+            frame, at = video.frames.popleft()
+            self.moments.pictures.append((frame.time + lag, frame.to_ndarray(format="rgb24")))
+            got += [Got(*moment, at) for moment in self.moments.take()]
+        return got
+
+    def _heard(self, message: str) -> None:
+        told = json.loads(message)
+        self.said.append(told)
+        if told["type"] == "playback.finished":
+            self.finished.append((told["id"], told["interrupted"]))
+
+
+async def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    """GET, or POST with a body. Returns: the status, and the answer: of JSON, or the text."""
+
+    def wait() -> tuple[int, str]:
+        try:
+            with urlopen(Request(url, body, headers), timeout=30) as answer:
+                return answer.status, answer.read().decode(errors="replace")
+        except HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    status, text = await asyncio.to_thread(wait)
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text
+
+
+def fake_service(limits: Limits | None = None, **options: Any) -> Service:
     """A service of the fake engine, whose avatar is called ``fake``."""
     engine = FakeEngine(**options)
-    service = Service(engine.model, engine)  # type: ignore[arg-type]
+    service = Service(engine.model, engine, limits=limits or Limits())  # type: ignore[arg-type]
     service.avatars.shipped["fake"] = engine.avatar
     return service
 
@@ -196,4 +420,6 @@ ADAPTERS: dict[str, Any] = {
     "direct": Direct.open,
     "raw": lambda served: Socket.open(served, "raw"),
     "jpeg": lambda served: Socket.open(served, "jpeg"),
+    "fmp4": lambda served: Film.open(served, "fmp4"),
+    "webrtc": Call.open,
 }
