@@ -11,6 +11,7 @@ export class Cropper {
     this.canvas = root.querySelector("#crop");
     const done = (crop) => {
       this.root.hidden = true;
+      document.querySelector("#photo").focus(); // what had the keyboard is gone
       if (crop) use(this.file, crop);
     };
     root.querySelector("#crop-use").addEventListener("click", () => done(this.square()));

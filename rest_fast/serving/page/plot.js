@@ -9,6 +9,7 @@ export class Plot {
     this.points = [];
     this.draw();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    addEventListener("resize", () => this.draw());
   }
 
   add(fps, buffer, held) {
@@ -16,8 +17,15 @@ export class Plot {
     this.draw();
   }
 
+  clear() {
+    this.points = [];
+    this.draw();
+  }
+
   draw() {
-    const { width, height } = this.canvas;
+    const { clientWidth, clientHeight } = this.canvas;
+    const [width, height] = [clientWidth, clientHeight].map((side) => Math.round(side * devicePixelRatio));
+    Object.assign(this.canvas, { width, height }); // as many pixels as the screen has, or lines are blurred
     const pen = this.canvas.getContext("2d");
     const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
     const x = (k) => ((POINTS - this.points.length + k) / (POINTS - 1)) * width;
@@ -26,7 +34,7 @@ export class Plot {
     pen.strokeRect(0.5, 0.5, width - 1, height - 1);
     for (const name of ["fps", "buffer"]) {
       pen.strokeStyle = colour(name);
-      pen.lineWidth = 2;
+      pen.lineWidth = 2 * devicePixelRatio;
       pen.beginPath();
       this.points.forEach((point, k) => pen.lineTo(x(k), height * (1 - Math.min(1, point[name] / MOST[name]))));
       pen.stroke();
