@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from rest_fast.errors import RestFastError
 from rest_fast.media import AAC_RATES
@@ -52,9 +52,14 @@ class Connection:
         return content
 
     async def send(self, message: str | bytes) -> None:
-        """Raises: ``TimeoutError`` where the client does not read."""
+        """Raises: ``TimeoutError`` where the client does not read; ``WebSocketDisconnect`` where it has left."""
         sent = self.socket.send_text(message) if isinstance(message, str) else self.socket.send_bytes(message)
-        await asyncio.wait_for(sent, self.limits.stall)
+        try:
+            await asyncio.wait_for(sent, self.limits.stall)
+        except RuntimeError:  # what a server says to the second who writes to a client that has left; no fault of ours
+            if WebSocketState.DISCONNECTED not in (self.socket.client_state, self.socket.application_state):
+                raise
+            raise WebSocketDisconnect(GONE) from None
 
     async def close(self, code: int, error: ProtocolError | None = None) -> None:
         """With the reason, if the client still reads."""

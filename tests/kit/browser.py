@@ -6,6 +6,7 @@ https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
 import subprocess
@@ -61,12 +62,13 @@ class Browser:
 
         program = chromium()
         assert program is not None, "browser: expected a Chromium, found none"
-        self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        command = [program, *FLAGS, *self.flags, f"--user-data-dir={self._home.name}", "about:blank"]
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        command = [program, *FLAGS, *self.flags, f"--user-data-dir={self._folder.name}", "about:blank"]
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
         port, path = self._address()
-        self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None))
         self._session = ""
         (page,) = [one for one in self.say("Target.getTargets")["targetInfos"] if one["type"] == "page"]
         self._session = self.say("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
@@ -75,17 +77,17 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._stack.close()
         self._process.terminate()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
-        self._home.cleanup()
+        self._folder.cleanup()
 
     def _address(self) -> tuple[str, str]:
-        file = Path(self._home.name) / "DevToolsActivePort"
+        file = Path(self._folder.name) / "DevToolsActivePort"
         end = time.monotonic() + 20
         while time.monotonic() < end and self._process.poll() is None:
             lines = file.read_text().split() if file.exists() else []
@@ -146,15 +148,19 @@ class Browser:
     def click(self, selector: str) -> None:
         """By the mouse, so that what is covered or not to be seen is not clicked."""
         x, y = self.js(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         self.mouse([(x, y)])
 
     def mouse(self, way: list[tuple[float, float]]) -> None:
         """Press at the first point, move along the way, and let go at the last one."""
         button = {"button": "left", "buttons": 1, "clickCount": 1}
-        for kind, (x, y) in [("mousePressed", way[0]), *(("mouseMoved", p) for p in way[1:]), ("mouseReleased", way[-1])]:
+        for kind, (x, y) in [
+            ("mousePressed", way[0]),
+            *(("mouseMoved", p) for p in way[1:]),
+            ("mouseReleased", way[-1]),
+        ]:
             self.say("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
 
     def key(self, name: str, times: int = 1) -> None:

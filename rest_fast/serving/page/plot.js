@@ -1,6 +1,7 @@
 // Frames a second, buffer and held frames over the last 30 seconds.
 
 const POINTS = 60; // of half a second
+const FPS = 25;
 const MOST = { fps: 30, buffer: 1.2 };
 
 export class Plot {
@@ -32,6 +33,8 @@ export class Plot {
     pen.clearRect(0, 0, width, height);
     pen.strokeStyle = colour("line");
     pen.strokeRect(0.5, 0.5, width - 1, height - 1);
+    pen.fillStyle = colour("line");
+    pen.fillRect(0, height * (1 - FPS / MOST.fps), width, 1); // where frames a second belong
     for (const name of ["fps", "buffer"]) {
       pen.strokeStyle = colour(name);
       pen.lineWidth = 2 * devicePixelRatio;
