@@ -74,6 +74,7 @@ class Browser:
         self._session = self.say("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.say(f"{domain}.enable")
+        self.say("Emulation.setFocusEmulationEnabled", enabled=True)  # as the window that the visitor looks at
         return self
 
     def __exit__(self, *_: object) -> None:

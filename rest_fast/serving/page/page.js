@@ -151,7 +151,8 @@ async function stop() {
 }
 
 function said(message) {
-  if (message.type === "stats") queued = message.queued;
+  // what we have just sent may not be in it yet; a second plays no more than a second
+  if (message.type === "stats") queued = Math.max(message.queued, queued - 1.2);
   if (message.type === "playback.finished" && !message.interrupted) tell("The face has finished.");
 }
 
