@@ -175,11 +175,10 @@ def test_an_interrupt_stops_speech_within_half_a_second(session, sounds):
     wait_for(session, lambda one: speaks(one) and one.loud > HEARD, begin)
     pressed = now(session)
     session.click("#interrupt")
-    after = wait_for(session, lambda one: one.code.epoch == 1, pressed, 5)
+    wait_for(session, lambda one: one.code.epoch == 1, pressed, 5)  # the server, too, has begun anew
     time.sleep(0.5)
-    late = [one.loud for one in refreshes(session, pressed + 500) if one.code.epoch == 1 or one.at > after.at]
+    late = [one.loud for one in refreshes(session, pressed + 500)]
     assert len(late) > 5 and max(late) == 0
-    assert max(one.loud for one in refreshes(session, pressed + 500)) == 0
     assert session.status() == "Interrupted."
 
 
@@ -253,7 +252,7 @@ def test_a_photo_is_cropped_by_mouse_and_by_keyboard(page, tmp_path):
     page.mouse([at(120, 90), at(80, 90), at(0, 90)])  # the square, as far left as it goes
     page.click("#crop-use")
     page.until("document.querySelectorAll('#faces input').length === 2")
-    assert colours(page) == {"red"}
+    shows(page, "red")
 
     upload(page, thirds(tmp_path), None)
     assert page.js("document.activeElement.id") == "crop"
@@ -267,19 +266,18 @@ def test_a_photo_is_cropped_by_mouse_and_by_keyboard(page, tmp_path):
     assert page.js("document.activeElement.id") == "crop-use"
     page.key("Enter")
     page.until("document.querySelectorAll('#faces input').length === 3")
-    assert colours(page) == {"blue"}
+    shows(page, "blue")
 
 
-def colours(page):
-    """Of the face that is shown, at its corners and in its middle."""
-    page.until("document.querySelector('#faces input:checked + img').complete")
-    time.sleep(0.1)  # it is drawn when it is decoded
-    points = page.js(
-        "(() => { const { canvas } = document.getElementById('face').getContext('2d'); const s = canvas.width;"
-        "return [[2, 2], [s - 3, 2], [2, s - 3], [s - 3, s - 3], [s / 2, s / 2]].map(([x, y]) =>"
-        "[...canvas.getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)]); })()"
+def shows(page, colour):
+    """Wait until the face that is shown has that colour at its corners and in its middle."""
+    points = "[[2, 2], [s - 3, 2], [2, s - 3], [s - 3, s - 3], [s / 2, s / 2]]"
+    most = "([x, y]) => { const [...p] = pen.getImageData(x, y, 1, 1).data.slice(0, 3);"
+    most += "return p.indexOf(Math.max(...p)); }"
+    page.until(
+        "(() => { const pen = document.getElementById('face').getContext('2d'); const s = pen.canvas.width;"
+        f"return {points}.map({most}).every((k) => k === {('red', 'green', 'blue').index(colour)}); }})()"
     )
-    return {("red", "green", "blue")[int(np.argmax(point))] for point in points}
 
 
 def test_a_file_that_is_no_picture_or_no_sound_is_told(session, tmp_path):

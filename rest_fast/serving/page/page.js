@@ -105,15 +105,17 @@ $("photo").addEventListener("change", async ({ target }) => {
 // -- the session
 
 async function openAudio() {
-  audio = new AudioContext({ latencyHint: "interactive" });
-  if (audio.sampleRate < RATES[0] || audio.sampleRate > RATES[1]) audio = new AudioContext({ sampleRate: 48000 });
-  await audio.audioWorklet.addModule("worklets.js");
+  let opened = new AudioContext({ latencyHint: "interactive" });
+  if (opened.sampleRate < RATES[0] || opened.sampleRate > RATES[1]) opened = new AudioContext({ sampleRate: 48000 });
+  if (!opened.audioWorklet) throw new Error("a browser plays this sound only on pages of its own machine and of https");
+  await opened.audioWorklet.addModule("worklets.js");
+  return opened;
 }
 
 async function start() {
   if (!chosenFace()) return tell("Choose a face first.");
   tell("Connecting ...");
-  if (!audio) await openAudio();
+  audio ??= await openAudio();
   await audio.resume();
   first = null;
   queued = 0;
