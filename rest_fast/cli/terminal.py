@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -113,6 +114,8 @@ class _Notes(logging.Handler):
         word = "note" if record.levelno < logging.WARNING else record.levelname.lower()
         with tqdm.external_write_mode(sys.stderr):  # takes a bar away and draws it anew below the line
             say(f"{word}: {one_line(record.getMessage())}", sys.stderr)
+            if record.exc_info and record.exc_info[0]:  # of a server, which goes on: nobody else would ever show it
+                say("".join(traceback.format_exception(*record.exc_info)).rstrip(), sys.stderr)
 
 
 @contextlib.contextmanager

@@ -47,11 +47,13 @@ class Connection:
         return content
 
     async def send(self, message: str | bytes) -> None:
-        """Raises: ``TimeoutError`` where the client does not read; ``WebSocketDisconnect``."""
+        """Raises: ``TimeoutError`` where the client does not read; ``WebSocketDisconnect`` where it has left."""
         sent = self.socket.send_text(message) if isinstance(message, str) else self.socket.send_bytes(message)
         try:
             await asyncio.wait_for(sent, self.limits.stall)
-        except RuntimeError:  # uvicorn has closed it, since a ping was not answered
+        except (
+            RuntimeError
+        ):  # of a server to whoever writes behind the end: another task saw it, or a ping was not answered
             raise WebSocketDisconnect(GONE) from None
 
     async def close(self, code: int, error: ProtocolError | None = None) -> None:

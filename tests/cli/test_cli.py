@@ -289,6 +289,17 @@ def test_bar_on_a_terminal(monkeypatch):
     assert "\rnote: hello\n" in text  # on a line of its own, from its start
 
 
+def test_an_exception_that_a_server_survives_is_shown_whole(capsys):
+    with terminal.notes(logging.INFO):
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            logging.getLogger("rest_fast").exception("a session failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: a session failed" and lines[-1] == "ValueError: odd"
+    assert any("test_cli.py" in line for line in lines)
+
+
 @pytest.mark.parametrize("options", [{"quiet": True}, {}])
 def test_no_bar_when_quiet_or_in_a_pipe(monkeypatch, options):
     monkeypatch.setattr(sys, "stderr", screen := Terminal() if options else io.StringIO())

@@ -3,14 +3,17 @@
 const STEP = 0.02; // sides of the photo that a key moves
 const LEAST = 64; // pixels of a square
 const HANDLE = 24; // pixels on the screen
+const MOST = 1024; // pixels of the canvas along a side: a photo of a phone has four times as many, and redraws slowly
 
 export class Cropper {
   // `use(file, [left, top, right, bottom])` is called with pixels of the photo; [] to have the face found.
   constructor(root, use) {
     this.root = root;
     this.canvas = root.querySelector("#crop");
+    this.where = root.querySelector("#crop-where"); // is read out
     const done = (crop) => {
       this.root.hidden = true;
+      document.querySelector("#photo").focus(); // what had the keyboard is gone
       if (crop) use(this.file, crop);
     };
     root.querySelector("#crop-use").addEventListener("click", () => done(this.square()));
@@ -18,7 +21,7 @@ export class Cropper {
     root.querySelector("#crop-cancel").addEventListener("click", () => done(null));
     this.canvas.addEventListener("pointerdown", (event) => this.grab(event));
     this.canvas.addEventListener("pointermove", (event) => this.drag(event));
-    this.canvas.addEventListener("pointerup", () => (this.held = null));
+    for (const end of ["pointerup", "pointercancel"]) this.canvas.addEventListener(end, () => (this.held = null));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -26,7 +29,8 @@ export class Cropper {
     this.picture = await createImageBitmap(file);
     this.file = file;
     const { width, height } = this.picture;
-    Object.assign(this.canvas, { width, height });
+    this.shrunk = Math.min(1, MOST / Math.max(width, height));
+    Object.assign(this.canvas, { width: Math.round(width * this.shrunk), height: Math.round(height * this.shrunk) });
     this.side = Math.min(width, height) * 0.8;
     this.left = (width - this.side) / 2;
     this.top = (height - this.side) / 2;
@@ -83,11 +87,14 @@ export class Cropper {
     if (!change) return;
     event.preventDefault();
     this.move(this.left + change[0], this.top + change[1], this.side + change[2]);
+    const [side, left, top] = [this.side, this.left, this.top].map(Math.round);
+    this.where.textContent = `A square of ${side} pixels, ${left} from the left and ${top} from the top.`;
   }
 
   draw() {
     const pen = this.canvas.getContext("2d");
     const { width, height } = this.picture;
+    pen.setTransform(this.shrunk, 0, 0, this.shrunk, 0, 0); // all below is in pixels of the photo
     pen.drawImage(this.picture, 0, 0);
     pen.fillStyle = "rgb(0 0 0 / 55%)";
     pen.fillRect(0, 0, width, height);

@@ -1,40 +1,28 @@
 // The live page: a face, a voice, and how it runs.
 
 import { Cropper } from "./cropper.js";
+import { paint, Player } from "./player.js";
 import { Plot } from "./plot.js";
-import { FLAGS, Stream } from "./stream.js";
+import { Stream } from "./stream.js";
+import { feed, Microphone, samplesOf } from "./voices.js";
 
 const BASE = new URL(".", location.href); // the page may lie below another application
 const FPS = 25;
-const LEAST = 3; // frames that wait before sound begins: 0.12 s
-const AHEAD = 20; // seconds of a file that are sent before they are spoken
+const RATES = [8000, 96000]; // that a server takes
+const VOICES = ["interrupt", "mic", "speech", "file"]; // controls of an open session
 const $ = (name) => document.getElementById(name);
 const token = new URLSearchParams(location.search).get("token") || "";
-const face = $("face").getContext("2d");
 const plot = new Plot($("plot"));
 
+let audio = null; // AudioContext, from the first session on
 let stream = null; // the open session
-let audio = null; // AudioContext
-let player = null; // its worklet
-let microphone = null; // {track, node} while it is on
-let sending = 0; // the number of the file that is being sent
-const state = reset();
-
-function reset() {
-  return {
-    bitmaps: new Map(), // pictures that wait for their sound, by index
-    asked: null, // when the first sample of speech was sent
-    drawn: [], // times at which frames were drawn, of the last second
-    apart: 0, // ms between a frame's sound and its picture, the largest of the last second
-    waiting: 0,
-    held: 0,
-    shown: 0, // frames drawn
-    first: null,
-  };
-}
-
-// For tests, and for the curious.
-window.restFast = { state, last: null };
+let player = null; // of the open session
+let microphone = null; // while it is on
+let sending = 0; // the number of the latest voice; what belongs to an earlier one stops
+let queued = 0; // seconds that wait at the server
+let first = null; // ms
+let uploads = 0;
+let turn = Promise.resolve();
 
 function tell(text) {
   $("status").textContent = text;
@@ -46,16 +34,24 @@ function address(path) {
   return url.href;
 }
 
+// Start, stop and another face, one after the other, however fast they are asked for.
+function inTurn(work) {
+  turn = turn.then(work).catch((error) => left(`It did not work: ${error.message}`));
+  return turn;
+}
+
 // -- faces
 
 async function loadFaces() {
-  const answer = await fetch(address("v1/avatars"));
-  if (!answer.ok) {
-    tell(answer.status === 403 ? "The server wants a token: add ?token=... to the address." : "The server does not answer.");
-    return;
+  const answer = await fetch(address("v1/avatars")).catch(() => null);
+  if (!answer?.ok) {
+    const wanted = token ? "The server takes another token than the one in this address." : "The server wants a token.";
+    return tell(answer?.status === 403 ? `${wanted} Open this page with ?token=... behind its address.` : "The server does not answer.");
   }
   const { avatars } = await answer.json();
   avatars.forEach((name, k) => addFace(name, name.replaceAll("_", " "), k === 0));
+  $("start").disabled = false;
+  tell("Choose a face and press Start.");
 }
 
 function addFace(name, words, chosen) {
@@ -74,178 +70,155 @@ function chosenFace() {
   return document.querySelector("#faces input:checked");
 }
 
-async function choose() {
-  const picture = chosenFace().nextElementSibling;
-  if (stream) {
+function choose() {
+  if (!stream) return show(chosenFace().nextElementSibling);
+  return inTurn(async () => {
+    if (!stream || stream.avatar === chosenFace().value) return;
     await stop();
     await start();
-  } else {
-    show(picture);
-  }
+  });
 }
 
 async function show(picture) {
   await picture.decode().catch(() => {});
-  if (!stream && picture.naturalWidth) draw(picture, picture.naturalWidth, picture.naturalHeight);
-}
-
-function draw(picture, width, height) {
-  const canvas = face.canvas;
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  face.drawImage(picture, 0, 0);
+  if (stream || !picture.naturalWidth || picture.previousElementSibling !== chosenFace()) return;
+  paint($("face").getContext("2d"), picture, picture.naturalWidth, picture.naturalHeight);
 }
 
 const cropper = new Cropper($("cropper"), async (file, crop) => {
   tell("The photo is being prepared ...");
-  const answer = await fetch(address(`v1/avatars?crop=${crop.join(",")}`), { method: "POST", body: file });
-  const found = await answer.json();
-  if (!answer.ok) return tell(found.message);
-  document.querySelectorAll("#faces input").forEach((radio) => (radio.checked = false));
-  addFace(found.avatar, "your photo", true);
+  const answer = await fetch(address(`v1/avatars?crop=${crop.join(",")}`), { method: "POST", body: file }).catch(() => null);
+  const found = await answer?.json().catch(() => null);
+  if (!answer?.ok) return tell(found?.message ?? "The server did not take the photo.");
+  uploads += 1;
+  addFace(found.avatar, uploads === 1 ? "your photo" : `your photo ${uploads}`, true);
   tell("The photo is ready.");
-  if (stream) await choose();
+  if (stream) choose();
 });
 
-$("photo").addEventListener("change", ({ target }) => {
-  if (target.files[0]) cropper.open(target.files[0]).catch(() => tell("That file is no picture that this browser reads."));
-  target.value = "";
+$("photo").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  if (file) await cropper.open(file).catch(() => tell("That file is no picture that this browser reads."));
+  target.value = ""; // so that the same file can be chosen again
 });
 
 // -- the session
 
+async function openAudio() {
+  let opened = new AudioContext({ latencyHint: "interactive" });
+  if (opened.sampleRate < RATES[0] || opened.sampleRate > RATES[1]) opened = new AudioContext({ sampleRate: 48000 });
+  if (!opened.audioWorklet) throw new Error("a browser plays this sound only on pages of its own machine and of https");
+  await opened.audioWorklet.addModule("worklets.js");
+  return opened;
+}
+
 async function start() {
   if (!chosenFace()) return tell("Choose a face first.");
-  $("start").disabled = true;
   tell("Connecting ...");
-  if (!audio) {
-    audio = new AudioContext({ latencyHint: "interactive" });
-    await audio.audioWorklet.addModule("worklets.js");
-  }
+  audio ??= await openAudio();
   await audio.resume();
-  Object.assign(state, reset());
-  player = new AudioWorkletNode(audio, "player", { outputChannelCount: [1], processorOptions: { least: LEAST } });
-  player.port.onmessage = ({ data }) => heard(data);
-  player.connect(audio.destination);
-  const ended = (reason) => mine === stream && left(reason);
-  const mine = new Stream(address("v1/avatar/stream"), chosenFace().value, audio.sampleRate, { ready, frame, said, ended });
-  stream = mine;
+  first = null;
+  queued = 0;
+  plot.clear();
+  const ours = new Player(audio, $("face"), spoke);
+  const mine = new Stream(address("v1/avatar/stream"), chosenFace().value, audio.sampleRate, {
+    ready,
+    frame: (frame) => mine === stream && ours.add(frame),
+    said: (message) => mine === stream && said(message),
+    ended: (reason) => mine === stream && left(reason),
+  });
+  [stream, player] = [mine, ours];
+  $("start").textContent = "Stop";
 }
 
 function ready() {
-  $("start").textContent = "Stop";
-  $("start").disabled = false;
-  for (const name of ["interrupt", "mic", "speech", "file"]) $(name).disabled = false;
+  for (const name of VOICES) $(name).disabled = false;
   tell("The face listens. Speak, or play something.");
 }
 
+// The session has ended, whoever has ended it.
 function left(reason) {
-  sending += 1;
-  if (microphone) micOff();
-  player?.disconnect();
-  stream = null;
+  quiet();
+  player?.close();
+  stream = player = null;
   $("start").textContent = "Start";
-  $("start").disabled = false;
-  for (const name of ["interrupt", "mic", "speech", "file"]) $(name).disabled = true;
+  for (const name of VOICES) $(name).disabled = true;
   tell(reason || "Stopped.");
 }
 
 async function stop() {
   const closing = stream;
-  closing?.stop();
   left("");
-}
-
-$("start").addEventListener("click", () => (stream ? stop() : start().catch((error) => left(String(error)))));
-
-async function frame({ index, flags, picture, sound }) {
-  const floats = Float32Array.from(sound, (value) => value / 32768);
-  if (flags & FLAGS.held) state.held += 1;
-  const at = player;
-  state.bitmaps.set(index, createImageBitmap(picture));
-  // the sound waits for its picture: a frame that is heard can be drawn
-  await state.bitmaps.get(index).catch(() => null);
-  at.port.postMessage({ index, sound: floats, idle: Boolean(flags & FLAGS.idle) }, [floats.buffer]);
-  window.restFast.last = { index, flags };
-}
-
-// The worklet has begun a frame's sound; its picture is due when the loudspeaker plays it.
-async function heard({ index, waiting, time, underruns }) {
-  if (underruns !== undefined) return;
-  state.waiting = waiting;
-  const bitmap = await state.bitmaps.get(index)?.catch(() => null);
-  for (const old of state.bitmaps.keys()) if (old <= index) state.bitmaps.delete(old);
-  if (!bitmap) return;
-  const delay = (time + (audio.outputLatency || 0) - audio.currentTime) * 1000;
-  if (delay > 8) setTimeout(() => paint(bitmap, delay, performance.now()), delay);
-  else paint(bitmap, delay, performance.now());
-}
-
-function paint(bitmap, delay, from) {
-  draw(bitmap, bitmap.width, bitmap.height);
-  bitmap.close();
-  const now = performance.now();
-  state.apart = Math.max(state.apart * 0.98, Math.abs(now - from - delay));
-  state.shown += 1;
-  state.drawn = [...state.drawn.filter((time) => now - time < 1000), now];
+  await closing?.stop();
 }
 
 function said(message) {
-  if (message.type === "speech.started" && state.asked !== null) {
-    // it is shown when what waits before it was played
-    state.first = performance.now() - state.asked + (state.waiting * 1000) / FPS;
-    state.asked = null;
-    tell("Speaking.");
-  } else if (message.type === "interrupted") {
-    tell("Interrupted.");
-  } else if (message.type === "playback.finished" && !message.interrupted) {
-    tell("The face has finished.");
-  } else if (message.type === "stats") {
-    state.queued = message.queued;
-  }
+  // what we have just sent may not be in it yet; a second plays no more than a second
+  if (message.type === "stats") queued = Math.max(message.queued, queued - 1.2);
+  if (message.type === "playback.finished" && !message.interrupted) tell("The face has finished.");
 }
 
-$("interrupt").addEventListener("click", () => {
-  sending += 1;
-  player.port.postMessage({ mute: true });
-  stream.interrupt();
-});
+function spoke(ms) {
+  first = ms;
+  tell(microphone ? "The face follows your microphone." : "The face speaks.");
+}
+
+$("start").addEventListener("click", () => inTurn(() => (stream ? stop() : start())));
 
 // -- voices
 
-async function send(data) {
-  const number = ++sending;
-  const sound = await audio.decodeAudioData(data);
-  const mono = new Float32Array(sound.length);
-  for (let c = 0; c < sound.numberOfChannels; c += 1) {
-    sound.getChannelData(c).forEach((value, k) => (mono[k] += value / sound.numberOfChannels));
-  }
-  const samples = Int16Array.from(mono, (value) => Math.max(-1, Math.min(1, value)) * 32767);
-  state.asked = performance.now();
-  state.queued = 0;
-  const rate = audio.sampleRate;
-  for (let at = 0; at < samples.length; at += rate) {
-    while (sending === number && stream && state.queued > AHEAD) await new Promise((done) => setTimeout(done, 200));
-    if (sending !== number || !stream) return;
-    stream.push(samples.subarray(at, at + rate));
-    state.queued += 1;
-  }
-  stream.end("file");
-  tell("The sound is on its way.");
+// No more sound comes from this page.
+function quiet() {
+  sending += 1;
+  microphone?.close();
+  microphone = null;
+  $("mic").setAttribute("aria-pressed", "false");
 }
 
-async function sendFile(file) {
-  try {
-    await send(await file.arrayBuffer());
-  } catch {
-    tell("That file is no sound that this browser reads.");
-  }
+// What is being said ends now, and so does what waits to be said.
+function hush() {
+  player.hush();
+  stream.interrupt();
+  queued = 0;
+}
+
+// A new voice: the one before gives way. Returns: a function that pushes its sound, until another one comes.
+function voice() {
+  quiet();
+  if (stream.busy) hush();
+  const number = sending;
+  let begun = false;
+  const push = (samples) => {
+    if (number !== sending || !stream) return;
+    if (!begun) player.ask(stream.last);
+    begun = true;
+    stream.push(samples);
+    queued += samples.length / audio.sampleRate;
+  };
+  return { push, goOn: () => number === sending && stream !== null, queued: () => queued };
+}
+
+async function send(data) {
+  const samples = await samplesOf(audio, data);
+  if (!stream) return;
+  const from = voice();
+  tell("The sound is on its way.");
+  if (await feed(samples, audio.sampleRate, from)) stream.end("file");
+}
+
+function sendFile(file) {
+  file.arrayBuffer().then(send).catch(() => tell("That file is no sound that this browser reads."));
 }
 
 $("file").addEventListener("change", ({ target }) => {
   if (target.files[0]) sendFile(target.files[0]);
   target.value = "";
 });
-$("speech").addEventListener("click", async () => send(await (await fetch(address("v1/speech"))).arrayBuffer()));
+$("speech").addEventListener("click", async () => {
+  const answer = await fetch(address("v1/speech")).catch(() => null);
+  if (!answer?.ok) return tell("The server did not send its speech.");
+  await send(await answer.arrayBuffer());
+});
 for (const kind of ["dragover", "drop", "dragleave"]) {
   $("drop").addEventListener(kind, (event) => {
     event.preventDefault();
@@ -257,40 +230,42 @@ for (const kind of ["dragover", "drop", "dragleave"]) {
 }
 
 async function micOn() {
-  const media = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, echoCancellation: true } });
-  const node = new AudioWorkletNode(audio, "microphone", { numberOfOutputs: 0 });
-  audio.createMediaStreamSource(media).connect(node);
-  node.port.onmessage = ({ data }) => stream?.push(data);
-  state.asked = performance.now();
-  microphone = { media, node };
+  const from = voice();
+  const opened = await Microphone.open(audio, from.push);
+  if (!from.goOn()) return opened.close(); // another voice came while the browser asked
+  microphone = opened;
   $("mic").setAttribute("aria-pressed", "true");
   tell("The microphone is on.");
 }
 
 function micOff() {
-  microphone.media.getTracks().forEach((track) => track.stop());
-  microphone.node.disconnect();
-  microphone = null;
-  $("mic").setAttribute("aria-pressed", "false");
-  stream?.end("microphone");
+  quiet();
+  stream.end("microphone");
+  tell("The microphone is off.");
 }
 
 $("mic").addEventListener("click", () =>
   microphone ? micOff() : micOn().catch(() => tell("The browser gives no microphone to this page.")),
 );
+$("interrupt").addEventListener("click", () => {
+  if (!microphone) quiet(); // a visitor who speaks goes on speaking
+  hush();
+  tell("Interrupted.");
+});
 
 // -- numbers
 
 setInterval(() => {
-  const now = performance.now();
-  const fps = state.drawn.filter((time) => now - time < 1000).length;
-  const buffer = state.waiting / FPS;
-  if (stream) plot.add(fps, buffer, state.held);
-  $("first").textContent = state.first === null ? "\u2013" : `${Math.round(state.first)} ms`;
-  $("fps").textContent = stream ? String(fps) : "\u2013";
-  $("buffer").textContent = stream ? `${Math.round(buffer * 1000)} ms` : "\u2013";
-  $("held").textContent = stream ? String(state.held) : "\u2013";
-  $("apart").textContent = stream ? `${Math.round(state.apart)} ms` : "\u2013";
+  const { fps, apart } = player?.numbers ?? {};
+  const buffer = player ? (player.waiting / FPS) * 1000 : 0;
+  if (player) plot.add(fps, buffer / 1000, player.held);
+  const put = (name, value, unit = "") => ($(name).textContent = value == null ? "\u2013" : `${Math.round(value)}${unit}`);
+  put("first", first, " ms");
+  put("fps", fps);
+  put("buffer", player && buffer, " ms");
+  put("held", player?.held);
+  put("gaps", player?.gaps);
+  put("apart", apart, " ms");
 }, 500);
 
 loadFaces();
