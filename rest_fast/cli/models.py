@@ -66,8 +66,8 @@ def plan(args: Namespace) -> str:
     on_cpu = device.type == "cpu"
     decoder = processor.decoder_dtype() if dtype is None and on_cpu and config.vae.mixed else None
     dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)  # as rest_fast.load chooses
-    numbers = {"sessions": args.sessions or 1, "lanes": args.lanes or 2}
-    found = memory_plan(config, **numbers, dtype=dtype, decoder_dtype=decoder, device=device)
+    sessions, lanes = args.sessions or 1, args.lanes or 2
+    found = memory_plan(config, sessions=sessions, lanes=lanes, dtype=dtype, decoder_dtype=decoder, device=device)
     words = f"{config.name} in {dtype}" + (f", its decoder's convolutions in {decoder}" if decoder else "")
     return f"{words}, on {device}\n{found.table(free_bytes(device))}".replace("torch.", "")
 
