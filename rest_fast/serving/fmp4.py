@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
+
 from rest_fast.media import AAC_RATES, av_frames
 from rest_fast.serving.pacer import Shown
 from rest_fast.units import FPS
