@@ -21,6 +21,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from PIL import Image
 from scipy.signal import resample_poly
+from websockets.exceptions import ConnectionClosed
 
 from rest_fast.serving import protocol
 from rest_fast.serving.fake import FakeEngine
@@ -389,6 +390,17 @@ class Call:
         self.said.append(told)
         if told["type"] == "playback.finished":
             self.finished.append((told["id"], told["interrupted"]))
+
+
+async def ended(socket: Any) -> tuple[list[dict[str, Any]], int]:
+    """The messages of text until the connection is closed, and its code."""
+    told = []
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            message = await socket.recv()
+            if isinstance(message, str):
+                told.append(json.loads(message))
+    return told, socket.close_code
 
 
 async def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
