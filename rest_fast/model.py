@@ -17,8 +17,8 @@ from rest_fast.media.faces import find_face
 from rest_fast.media.paste_back import shrink
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_tokens
-from rest_fast.streaming.engine import Engine, opened
-from rest_fast.streaming.session import Session
+from rest_fast.streaming.engine import Engine
+from rest_fast.streaming.session import Session, opened
 from rest_fast.worker import worker
 
 ASSETS = Path(__file__).parent / "assets"

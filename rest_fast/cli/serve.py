@@ -31,6 +31,7 @@ def serve(args: Namespace) -> None:
     service.access = service.access.of(token, args.allow_origin)
     capacity = service.engine.capacity()
     say(f"{capacity} sessions fit. http://{_shown(args.host)}:{args.port}/ (Ctrl-C ends it)", sys.stderr)
+    args.left = "the server has ended"  # what a signal leaves
     run(service, host=args.host, port=args.port, page=not args.no_page)
 
 

@@ -8,13 +8,12 @@ depend on any of this: its evaluations are its own, or lanes of a fixed number, 
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,7 +35,7 @@ from rest_fast.streaming.plan import memory_plan
 from rest_fast.streaming.pump import Pump
 from rest_fast.streaming.sampler import ChunkSampler, branches, noise_levels
 from rest_fast.streaming.seat import Seat
-from rest_fast.streaming.session import Session
+from rest_fast.streaming.session import Session, opened
 from rest_fast.streaming.stream import Stream
 from rest_fast.streaming.work import Piece, Work
 
@@ -435,17 +434,3 @@ def _check(
         raise ArgumentError(f"engine: fewer_steps: expected {expected}, got {fewer_steps!r}")
     if model.config.stream.context == "per_step":
         raise ArgumentError("engine: fewer_steps: expected None for a model whose context is kept per step")
-
-
-async def opened(future: Future[Session]) -> Session:
-    """A session that is being opened in the worker; if nobody waits for it any more, it is closed."""
-    try:
-        return await asyncio.shield(asyncio.wrap_future(future))
-    except asyncio.CancelledError:
-        future.add_done_callback(_close_unseen)  # of the worker: the event loop may end before
-        raise
-
-
-def _close_unseen(future: Future[Session]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()

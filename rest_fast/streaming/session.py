@@ -13,7 +13,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from numbers import Real
 from typing import Any, Protocol, TypeVar
 
@@ -315,3 +315,17 @@ class Session:
                 f"push_audio: expected at most {self.backlog:g} s of sound in the queue, got {count / self.rate:.2f} s "
                 f"on top of {queued / self.rate:.2f} s; push as blocks are taken"
             )
+
+
+async def opened(future: Future[Session]) -> Session:
+    """A session that is being opened in the worker; if nobody waits for it any more, it is closed."""
+    try:
+        return await asyncio.shield(asyncio.wrap_future(future))
+    except asyncio.CancelledError:
+        future.add_done_callback(_close_unseen)  # of the worker: the event loop may end before
+        raise
+
+
+def _close_unseen(future: Future[Session]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
