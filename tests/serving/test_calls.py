@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 
@@ -147,7 +148,7 @@ def test_metrics_are_read_by_prometheus_and_count_what_happened(served):
         assert after["rest_fast_frames_total"] - before["rest_fast_frames_total"] >= 30
         assert during["rest_fast_frames_total"] <= after["rest_fast_frames_total"]  # what was counted stays
         codes = [fake.read(one.picture) for one in got]
-        held = sum(a == b for a, b in zip(codes, codes[1:]))
+        held = sum(a == b for a, b in itertools.pairwise(codes))
         assert after["rest_fast_frames_held_total"] - before["rest_fast_frames_held_total"] >= held
 
     run(talk())
