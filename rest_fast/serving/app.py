@@ -119,8 +119,9 @@ def guarded(service: Service) -> APIRouter:
 
     @routes.post("/offer")
     async def offered(request: Request) -> dict[str, str]:
+        body = await _body(request, "offer", OFFER)
         try:
-            raw = json.loads(await _body(request, "offer", OFFER))
+            raw = json.loads(body)
         except (ValueError, RecursionError):
             raise ProtocolError("BAD_MESSAGE", "offer: expected a JSON object, got other text") from None
         return await webrtc.offer(service, raw)

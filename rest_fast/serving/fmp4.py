@@ -48,7 +48,7 @@ class FragmentedMP4:
     def add(self, shown: Shown) -> bytes:
         frame = av_frames.video_frame(shown.picture, shown.index)
         if shown.index:
-            frame.pts = (frame.pts or 0) + round(self.delay * av_frames.CLOCK)
+            frame.pts = shown.index * (av_frames.CLOCK // FPS) + round(self.delay * av_frames.CLOCK)
         self._file.mux(self._video.encode(frame))
         sound = av_frames.sound_frame(shown.sound, self.rate, shown.first + PRIMING)
         self._file.mux(self._audio.encode(sound))

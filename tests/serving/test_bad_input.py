@@ -351,20 +351,22 @@ def test_one_too_many_is_told_to_try_later(served):
 
 def test_a_fault_of_the_engine_is_told_without_its_traceback(served, monkeypatch):
     """In one session's pictures; its neighbour goes on."""
-    handed_out = fake.FakeSession._handed_out
-
-    def breaks(self, made):
-        if self.seed == 666:
-            raise ZeroDivisionError("secret of the house")
-        return handed_out(self, made)
-
-    monkeypatch.setattr(fake.FakeSession, "_handed_out", breaks)
+    paint = fake.paint
 
     async def talk():
         failed = served.service.counts.failed
-        async with neighbour(served):
+        async with neighbour(served) as seen:
+            while not seen:
+                await asyncio.sleep(0.02)
+
+            def breaks(code, side):
+                if code.viewer != seen[0].viewer:
+                    raise ZeroDivisionError("secret of the house")
+                return paint(code, side)
+
+            monkeypatch.setattr(fake, "paint", breaks)
             async with stream(served) as socket:
-                await socket.send(text("session.start", avatar="fake", seed=666))
+                await socket.send(START)
                 told, closed = await ended(socket)
             assert told[-1]["code"] == "FAULT" and closed == 1011
             assert "secret" not in json.dumps(told) and "Traceback" not in json.dumps(told)

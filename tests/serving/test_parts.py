@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import av
 import numpy as np
@@ -252,6 +252,31 @@ def test_no_more_frames_wait_than_there_is_room_for():
         await frames.aclose()
 
     asyncio.run(asyncio.wait_for(talk(), 20))
+
+
+def test_of_a_segment_that_is_cut_the_pictures_still_come_and_no_end(monkeypatch):
+    clock, shown = Clock(monkeypatch), []
+
+    class Cut(Blocks):
+        async def ablocks(self, idle):
+            async for block in super().ablocks(idle):
+                yield replace(block, segment_end=True)
+
+        def interrupt(self, shown_pts):
+            assert shown_pts == pytest.approx(3 / 25)
+            self.epoch = 1
+            return 0.32
+
+    async def talk():
+        pacer = Pacer(Cut(1), clock=lambda: clock.now)
+        async for frame in pacer:
+            shown.append(frame)
+            if len(shown) == 3:
+                assert pacer.interrupt() == 0.32
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+    assert len(shown) == 8 and not any(frame.segment_end for frame in shown)
+    assert [bool(frame.sound.any()) for frame in shown] == [True] * 3 + [False] * 5
 
 
 def test_a_frame_that_is_late_is_the_one_before_in_silence(monkeypatch):

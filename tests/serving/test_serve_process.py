@@ -1,4 +1,4 @@
-"""``rest-fast serve`` as a process: it says where it listens, ends gracefully, and is open to nobody by accident."""
+"""``rest-fast serve`` as a process: it says where it listens, ends gracefully, and is not open to all by accident."""
 
 from __future__ import annotations
 
