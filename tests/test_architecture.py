@@ -47,7 +47,6 @@ PRIVATE = {
     "benchmarks/bench_step.py": {"_check", "_entries"},  # the host's part of a step, timed by itself
     "tests/cli/test_cli.py": {"_start", "_bar"},
     "tests/evaluation/test_demo_report.py": {"_stream"},
-    "tests/serving/test_bad_input.py": {"_handed_out"},
     "tests/training/test_causal_decoder_runs.py": {"_step"},
     "tests/training/test_chain.py": {"_step"},
 }

@@ -43,6 +43,7 @@ def add_serve(add: Callable[..., Parser]) -> None:
     )  # fmt: skip
     what.add_argument("--longest", type=positive, default=3600.0, metavar="S", help="seconds of a session at most")
     what.add_argument("--backlog", type=positive, default=120.0, metavar="S", help="seconds of sound that may wait")
+    what.add_argument("--label", metavar="TEXT", help="a line of text in the corner of every frame")
     model = add_weights(parser, guidance=False)
     model.add_argument("--threads", type=whole(1, 1024), metavar="N", help="threads on the CPU, as in render")
     add_behaviour(parser)

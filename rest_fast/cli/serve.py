@@ -27,7 +27,7 @@ def serve(args: Namespace) -> None:
     limits = Limits(session=args.longest, backlog=args.backlog)
     model = load_model(args)
     say(f"{args.weights} is loaded; the first chunks are being made ...", sys.stderr)
-    service = open_service(model, sessions=args.sessions, portraits=args.portrait, limits=limits)
+    service = open_service(model, sessions=args.sessions, portraits=args.portrait, limits=limits, label=args.label)
     service.access = service.access.of(token, args.allow_origin)
     capacity = service.engine.capacity()
     say(f"{capacity} sessions fit. http://{_shown(args.host)}:{args.port}/ (Ctrl-C ends it)", sys.stderr)

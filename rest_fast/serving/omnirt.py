@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 
 from rest_fast.serving import protocol
 from rest_fast.serving.avatars import jpeg
+from rest_fast.serving.pacer import Mark
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.service import Service
 from rest_fast.serving.stream_socket import REFUSED, Connection, guarded
@@ -52,7 +53,7 @@ async def _talk(connection: Connection) -> None:
     name = await _prepared(service, photo)
     async with service.viewer(name, seed=seed) as viewer:
         session = viewer.session
-        pieces = Pieces(session)
+        pieces = Pieces(session, service.mark)
         height, width = session.avatar.picture.shape[:2]
         audio = {"format": "pcm_s16le", "sample_rate": RATE, "channels": 1, "chunk_samples": pieces.samples}
         video = {"encoding": "jpeg-seq", "wire_magic": FRAMES.decode(), "fps": FPS, "width": width, "height": height}
@@ -83,8 +84,8 @@ async def _next(connection: Connection, viewer: Viewer) -> str | bytes:
 class Pieces:
     """Frames of pieces of sound, one piece after the other."""
 
-    def __init__(self, session: Session):
-        self.session = session
+    def __init__(self, session: Session, mark: Mark | None = None):
+        self.session, self.mark = session, mark
         stream = session.stream
         self.samples = stream.chunk * round(session.mailbox.duration * RATE)
         self.late = math.ceil(session.lookahead_ms * FPS / 1000)  # frames
@@ -105,7 +106,7 @@ class Pieces:
             self._fresh = True
         found: list[np.ndarray] = []
         async for block in self._blocks:
-            found += list(block.video)
+            found += list(block.video if self.mark is None else self.mark(block.video))
             if block.segment_end or (whole and len(found) >= wanted):
                 break
         return found[:wanted]

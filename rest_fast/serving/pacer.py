@@ -23,6 +23,7 @@ from rest_fast.units import FPS
 
 BUFFER = 0.08  # seconds between the first frame and its time: what an event loop may be late without anybody noticing
 ROOM = 48  # frames that wait at most: two chunks
+Mark = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,20 @@ class Pacer:
     Args:
         session: of an engine; nobody else takes its blocks.
         buffer: seconds between the first frame and its time.
+        mark: takes the pictures uint8 [n, H, W, 3] of a block and returns those that are shown: labels and watermarks
+            (:class:`rest_fast.media.provenance.Label`). It is called in the event loop.
         clock: seconds.
     """
 
-    def __init__(self, session: Session, *, buffer: float = BUFFER, clock: Callable[[], float] = time.monotonic):
-        self.session, self.buffer, self.clock = session, buffer, clock
+    def __init__(
+        self,
+        session: Session,
+        *,
+        buffer: float = BUFFER,
+        mark: Mark | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.session, self.buffer, self.mark, self.clock = session, buffer, mark, clock
         self.frames = 0  # shown
         self.held = 0  # of them, repeated
         self.late = 0.0  # seconds by which the clock was moved, since nobody asked for a frame at its time
@@ -121,7 +131,7 @@ class Pacer:
         sound = as_int16(block.audio)
         borders = np.rint(np.arange(len(block.video) + 1) * len(sound) / len(block.video)).astype(int)
         frames = []
-        for k, picture in enumerate(block.video):
+        for k, picture in enumerate(block.video if self.mark is None else self.mark(block.video)):
             pts, last = block.pts + k / FPS, k == len(block.video) - 1
             piece, end = sound[borders[k] : borders[k + 1]], block.segment_end and last
             frames.append(Shown(picture, piece, 0, pts, block.epoch, block.segment, block.idle, False, end))

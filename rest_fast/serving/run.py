@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from rest_fast.errors import ArgumentError
+from rest_fast.media.provenance import Label
 from rest_fast.model import ASSETS, Model
 from rest_fast.serving.app import create_app
 from rest_fast.serving.limits import Limits
@@ -20,12 +21,18 @@ SHIPPED = {"portrait": "portrait.png", "portrait_2": "portrait_2.png"}
 
 
 def open_service(
-    model: Model, *, sessions: int = 8, portraits: Sequence[Path] = (), limits: Limits | None = None
+    model: Model,
+    *,
+    sessions: int = 8,
+    portraits: Sequence[Path] = (),
+    limits: Limits | None = None,
+    label: str | None = None,
 ) -> Service:
     """An engine of the model, measured and so warm, and its faces: the shipped ones, and ``portraits`` by their file
-    names without endings."""
+    names without endings. ``label``: a line of text in the corner of all pictures."""
     limits = limits or Limits()
-    service = Service(model, model.engine(sessions=sessions, backlog=limits.backlog), limits=limits)
+    mark = None if label is None else Label(label, model.config.width, model.config.height)
+    service = Service(model, model.engine(sessions=sessions, backlog=limits.backlog), limits=limits, mark=mark)
     faces = {name: ASSETS / "demo" / file for name, file in SHIPPED.items()}
     for path in portraits:
         if path.stem in faces:

@@ -14,6 +14,7 @@ from rest_fast.model import Model
 from rest_fast.serving.access import Access
 from rest_fast.serving.avatars import Avatars
 from rest_fast.serving.limits import Limits, Rate
+from rest_fast.serving.pacer import Mark
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.viewer import Viewer
 from rest_fast.streaming.engine import Engine
@@ -34,12 +35,14 @@ class Counts:
 
 @dataclass(eq=False)
 class Service:
-    """One engine and its visitors. ``ready``: loaded and warm; ``draining``: nobody new is let in."""
+    """One engine and its visitors. ``mark``: what is written into all pictures, see
+    :class:`rest_fast.serving.pacer.Pacer`; ``ready``: loaded and warm; ``draining``: nobody new is let in."""
 
     model: Model
     engine: Engine
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
+    mark: Mark | None = None
     ready: bool = True
     draining: bool = False
     viewers: set[Viewer] = field(default_factory=set)
@@ -61,7 +64,7 @@ class Service:
             raise ProtocolError("NOT_NOW", f"session: expected a server that is ok, got one that is {self.status}")
         face = self.avatars.find(avatar)
         try:
-            viewer = await Viewer.open(self.engine, face, sample_rate=sample_rate, seed=seed)
+            viewer = await Viewer.open(self.engine, face, sample_rate=sample_rate, seed=seed, mark=self.mark)
         except (CapacityExhausted, EngineClosed) as e:
             self.counts.refused += 1
             raise ProtocolError(getattr(e, "code", "NOT_NOW"), str(e)) from None

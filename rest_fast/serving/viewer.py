@@ -11,7 +11,7 @@ from typing import Any
 
 from rest_fast.avatar import Avatar
 from rest_fast.serving import protocol
-from rest_fast.serving.pacer import Pacer, Shown
+from rest_fast.serving.pacer import Mark, Pacer, Shown
 from rest_fast.serving.sound_in import SoundIn
 from rest_fast.streaming.engine import Engine
 from rest_fast.streaming.session import Session
@@ -32,18 +32,20 @@ class Viewer:
     ``name`` is random. ``finished``: segments of which the client is to be told.
     """
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session, mark: Mark | None = None):
         self.session, self.name = session, secrets.token_hex(8)
-        self.pacer, self.sound = Pacer(session), SoundIn(session)
+        self.pacer, self.sound = Pacer(session, mark=mark), SoundIn(session)
         self.opened = self.heard = time.monotonic()  # when sound came last
         self.finished: deque[Finished] = deque()
         self._ids: deque[str] = deque()  # of the segments that were ended and not shown to their ends
         self._began: float | None = None  # on the media clock, of the speech that is shown
 
     @classmethod
-    async def open(cls, engine: Engine, avatar: Avatar, *, sample_rate: int = 16000, seed: int = 0) -> Viewer:
-        """Raises: what :meth:`rest_fast.Engine.session` raises."""
-        return cls(await engine.asession(avatar, sample_rate=sample_rate, seed=seed))
+    async def open(
+        cls, engine: Engine, avatar: Avatar, *, sample_rate: int = 16000, seed: int = 0, mark: Mark | None = None
+    ) -> Viewer:
+        """``mark``: see :class:`~rest_fast.serving.pacer.Pacer`. Raises: what :meth:`rest_fast.Engine.session` does."""
+        return cls(await engine.asession(avatar, sample_rate=sample_rate, seed=seed), mark)
 
     def push_bytes(self, data: bytes, **form: Any) -> None:
         """See :meth:`rest_fast.serving.sound_in.SoundIn.push_bytes`."""

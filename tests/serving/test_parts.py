@@ -210,6 +210,25 @@ def test_frames_of_a_burst_leave_at_their_times(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(sounds), np.tile(np.arange(8 * 640), 10))
 
 
+def test_a_mark_is_in_every_picture_and_moves_no_sound(monkeypatch):
+    """Called with a block's pictures, and never twice with one."""
+    clock, seen = Clock(monkeypatch), []
+
+    def mark(video):
+        seen.append(len(video))
+        return 255 - video
+
+    async def talk():
+        plain = [shown async for shown in Pacer(Blocks(3), clock=lambda: clock.now)]
+        marked = [shown async for shown in Pacer(Blocks(3), mark=mark, clock=lambda: clock.now)]
+        for one, other in zip(plain, marked, strict=True):
+            np.testing.assert_array_equal(other.picture, 255 - one.picture)
+            np.testing.assert_array_equal(other.sound, one.sound)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+    assert seen == [8, 8, 8]
+
+
 def test_who_asks_late_is_later_by_as_much_and_loses_nothing(monkeypatch):
     clock, at = Clock(monkeypatch), []
     pacer = Pacer(Blocks(5), clock=lambda: clock.now)
