@@ -18,6 +18,7 @@ from rest_fast.serving.limits import Incoming
 from rest_fast.serving.pacer import Shown
 from rest_fast.serving.protocol import End, InterruptNow, Ping, ProtocolError, Start, Stop
 from rest_fast.serving.service import Service
+from rest_fast.serving.tasks import end_all
 from rest_fast.serving.viewer import Viewer
 from rest_fast.units import FPS
 
@@ -94,9 +95,7 @@ async def first_to_end(*talks: Awaitable[None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 async def stream(socket: WebSocket, service: Service) -> None:

@@ -25,6 +25,7 @@ from rest_fast.serving.limits import Incoming
 from rest_fast.serving.pacer import Shown
 from rest_fast.serving.protocol import End, InterruptNow, Ping, ProtocolError, Start, Stop
 from rest_fast.serving.service import Service
+from rest_fast.serving.tasks import end_all
 from rest_fast.serving.viewer import Viewer
 from rest_fast.units import FPS
 
@@ -95,9 +96,7 @@ class Call:
             await asyncio.sleep(FAREWELL)
 
     async def close(self) -> None:
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(self._tasks)
         await self.peer.close()
 
     def _start(self, work: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import fields, replace
 
@@ -18,6 +19,7 @@ from rest_fast.serving import protocol
 from rest_fast.serving.pacer import BUFFER, ROOM, Pacer
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.sound_in import SoundIn
+from rest_fast.serving.tasks import end_all
 from rest_fast.streaming.block import Block
 
 JSON = st.recursive(
@@ -163,6 +165,21 @@ def test_sound_that_is_none_is_refused(samples, rate):
     with pytest.raises(MediaError):
         SoundIn(session).push(samples, rate)
     assert not session.pushed
+
+
+def test_work_that_loses_a_cancellation_is_ended_all_the_same():
+    async def loses_one():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def talk():
+        tasks = [asyncio.create_task(loses_one()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await end_all(tasks)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
 
 
 class Blocks:
