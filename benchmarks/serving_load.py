@@ -4,9 +4,9 @@
 
 ``rest-fast serve`` runs as its own process. The clients, all in this one, speak in real time through
 ``WS /v1/avatar/stream`` and discard the JPEGs that come, so server, engine and encoding are measured and drawing not.
-A player begins 0.12 s behind the first frame, as the live page does; a frame is *in time* if it is there when the player
-wants it, and a late one stops the player until it comes. A *held* frame is one repeated by the server. *Jitter*: what the
-time between two frames deviates from 40 ms.
+A player begins 0.12 s behind the first frame, as the live page does; a frame is *in time* if it is there when the
+player wants it, and a late one stops the player until it comes. A *held* frame is one repeated by the server. *Jitter*:
+what the time between two frames deviates from 40 ms.
 """
 
 from __future__ import annotations
