@@ -52,9 +52,7 @@ class Connection:
         sent = self.socket.send_text(message) if isinstance(message, str) else self.socket.send_bytes(message)
         try:
             await asyncio.wait_for(sent, self.limits.stall)
-        except (
-            RuntimeError
-        ):  # of a server to whoever writes behind the end: another task saw it, or a ping was not answered
+        except RuntimeError:  # written behind the end, which another task, or a ping without answer, has found
             raise WebSocketDisconnect(GONE) from None
 
     async def close(self, code: int, error: ProtocolError | None = None) -> None:

@@ -90,6 +90,17 @@ def levels_of(sound: np.ndarray) -> list[int]:
     return [fake.level_of(sound[k : k + FRAME]) for k in range(0, len(sound), FRAME)]
 
 
+def test_a_mark_is_in_what_such_clients_get_too(served, monkeypatch):
+    marked = []
+    monkeypatch.setattr(served.service, "mark", lambda video: marked.append(len(video)) or video)
+
+    async def talk():
+        async with client(served) as one:
+            assert len(await one.speak(steps(24, 0))) == 24 == sum(marked)
+
+    run(talk())
+
+
 def test_each_piece_has_its_frames_and_lips_are_late_by_the_lookahead(served):
     """Two whole pieces and a shorter last one, twice: what is said anew is late by the same."""
 
