@@ -36,6 +36,7 @@ EXTRAS = ["test", "face", "synth", "evaluate", "fid", "whisper", "convert"]
 PARTS = {
     # What changes most from release to release: sounds, pictures, videos.
     "first": ["tests/media/test_*.py"],
+    "serving": ["tests/serving/test_*.py"],
     # Each dependency at least once, every op, the sessions; not what measures or trains.
     "stated": [
         *(
@@ -64,6 +65,7 @@ PARTS = {
         ),
         *("tests/convert/test_prompt.py", "tests/evaluation/test_measures.py", "tests/evaluation/test_readers.py"),
         *("tests/training/test_preparation_films.py", "tests/training/test_synthetic_*.py"),
+        *("tests/serving/test_contract.py", "tests/serving/test_parts.py"),
     ],
 }
 

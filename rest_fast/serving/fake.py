@@ -102,17 +102,20 @@ class FakeSession(Session):
 
 
 class FakeEngine(Engine):
-    """:class:`rest_fast.Engine` of the smallest model, whose pictures are boards.
+    """:class:`rest_fast.Engine` whose pictures are boards. ``avatar``: one that its sessions take.
 
-    ``avatar``: one that its sessions take.
+    Args:
+        model: whose times are to be real; None: the smallest, at random weights.
     """
 
     session_type = FakeSession
 
-    def __init__(self, *, sessions: int = 8, admission: bool = False, **options: Any):
-        torch.manual_seed(0)
-        model = Model(preset("toy")).eval().requires_grad_(False)
+    def __init__(self, *, model: Model | None = None, sessions: int = 8, admission: bool = False, **options: Any):
+        if model is None:
+            torch.manual_seed(0)
+            small = preset("toy").replace(sampling__steps=1, sampling__guidance=1.0)
+            model = Model(small).eval().requires_grad_(False)
         self.numbers = itertools.count()
         self.avatar: Avatar = model.prepare(np.full((64, 64, 3), 128, np.uint8), crop="center")
-        sampling = model.config.replace(sampling__steps=1, sampling__guidance=1.0).sampling
+        sampling = model.config.sampling
         super().__init__(model, sampling, sessions=sessions, admission=admission, **options)

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
+import rest_fast
 from rest_fast.serving import fake
 from tests.kit.serving import ADAPTERS, RATE, Served, fake_service
 
@@ -16,9 +17,10 @@ ONE_FRAME = 1.0
 NOTHING = 1  # of 255: the level of a codec's noise; the quietest speech here has 13
 
 
-@pytest.fixture(scope="module")
-def service():
-    made = fake_service(sessions=4)
+@pytest.fixture(scope="module", params=["toy", pytest.param("demo", marks=pytest.mark.slow)])
+def service(request):
+    """With the times of the smallest model, and with those of the shipped one."""
+    made = fake_service(model=rest_fast.load("demo") if request.param == "demo" else None, sessions=4)
     yield made
     made.engine.close()
 
