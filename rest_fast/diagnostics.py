@@ -27,6 +27,7 @@ EXTRAS = {
     "convert": (("transformers", "sentencepiece"), "rest-fast convert prompt: a prompt's embedding by T5"),
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
+    "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
 # Packages that are used if they are installed.

@@ -44,6 +44,14 @@ class BacklogFull(RestFastError, RuntimeError):
     """A push of sound beyond what may be queued; nothing of it was taken."""
 
 
+class ProtocolError(RestFastError, ValueError):
+    """A message that is refused: ``code`` for programs, the text for people."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
 class StateError(RestFastError, ValueError):
     """A saved state, of a session or of a training, that does not fit or cannot be read."""
 

@@ -16,6 +16,7 @@ matrix = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(matrix)
 
 RESULTS = json.loads((ROOT / "docs" / "matrix.json").read_text())
+SERVER = json.loads((ROOT / "docs" / "matrix_server.json").read_text())  # on the oldest and the newest Python
 ROWS = {(row["python"].rpartition(".")[0], row["dependencies"]): row for row in RESULTS["environments"]}
 PROJECT = (ROOT / "pyproject.toml").read_text()
 
@@ -48,9 +49,19 @@ def test_every_claimed_python_was_tried_with_both():
 
 @pytest.mark.parametrize("package, lowest", claims())
 def test_the_lowest_versions_were_tried(package, lowest):
-    tried = [row["versions"][package] for (_, kind), row in ROWS.items() if kind == "lowest"]
+    rows = [*RESULTS["environments"], *SERVER["environments"]]
+    tried = [row["versions"][package] for row in rows if row["dependencies"] == "lowest" and package in row["versions"]]
     assert parts(lowest) in map(parts, tried), f"{package}>={lowest} is claimed; tried were {tried}"
 
 
-def test_the_page_says_what_is_stored():
-    assert (ROOT / "docs" / "matrix.md").read_text() == matrix.page(RESULTS)
+def test_the_server_was_tried_on_the_oldest_and_on_the_newest_python():
+    rows = {(row["python"].rpartition(".")[0], row["dependencies"]): row for row in SERVER["environments"]}
+    assert set(rows) == {(python, kind) for python in ("3.10", "3.13") for kind in matrix.DEPENDENCIES}
+    assert SERVER["part"] == matrix.PARTS["serving"]
+    for row in rows.values():
+        assert row.get("failed") == 0 and row["passed"] > 100, row
+
+
+@pytest.mark.parametrize("name, results", [("matrix", RESULTS), ("matrix_server", SERVER)])
+def test_the_page_says_what_is_stored(name, results):
+    assert (ROOT / "docs" / f"{name}.md").read_text() == matrix.page(results)

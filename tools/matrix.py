@@ -65,7 +65,6 @@ PARTS = {
         ),
         *("tests/convert/test_prompt.py", "tests/evaluation/test_measures.py", "tests/evaluation/test_readers.py"),
         *("tests/training/test_preparation_films.py", "tests/training/test_synthetic_*.py"),
-        *("tests/serving/test_contract.py", "tests/serving/test_parts.py"),
     ],
 }
 

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rest_fast.errors import BacklogFull, EngineClosed, MediaError, RestFastError, SessionClosed
+from rest_fast.errors import BacklogFull, EngineClosed, MediaError, SessionClosed
 from rest_fast.serving.pacer import Shown
 
 VERSION = 1
@@ -21,14 +21,6 @@ MAGIC = b"RFF1"
 HEADER = struct.Struct("<4sBBHIIIdII")
 IDLE, HELD, SEGMENT_END = 1, 2, 4  # flags
 ENCODINGS = {"jpeg": 0, "raw": 1}
-
-
-class ProtocolError(RestFastError, ValueError):
-    """A message that is refused: ``code`` for programs, the text for people."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 def refusal(error: Exception) -> ProtocolError | None:

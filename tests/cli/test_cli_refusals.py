@@ -125,7 +125,7 @@ def test_endless_standard_input(inputs, tmp_path, capsys, monkeypatch, which):
 
 
 @pytest.mark.parametrize(("argv", "says"), [
-    (["rendr"], "argument COMMAND: expected one of render, demo, doctor, bench, synth"),
+    (["rendr"], "argument COMMAND: expected one of render, demo, doctor, bench, serve, synth"),
     (["rendr"], "got 'rendr'; did you mean render?"), (["Doctor"], "; did you mean doctor?"),
     (["prepare_data"], "; did you mean prepare-data?"), (["--verison"], "; did you mean --version?"),
     (["render", "--otu", "x.mp4"], "rest-fast render: error: expected an option of rest-fast render, got --otu; did"),
