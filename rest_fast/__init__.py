@@ -121,6 +121,7 @@ _HOMES = {
     "MediaError": "errors",
     "NoFace": "errors",
     "OpError": "errors",
+    "ProtocolError": "errors",
     "RestFastError": "errors",
     "RestFastWarning": "errors",
     "SessionClosed": "errors",
