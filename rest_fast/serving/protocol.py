@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rest_fast.errors import BacklogFull, EngineClosed, MediaError, SessionClosed
+from rest_fast.errors import ProtocolError as ProtocolError
 from rest_fast.serving.pacer import Shown
 
 VERSION = 1
