@@ -21,6 +21,7 @@ def numbered(first: int, count: int) -> np.ndarray:
     return ((np.arange(first, first + count, dtype=np.int64) * 7919) % 4093 - 2046).astype(np.int16)
 
 
+LOOKS = 36  # at the memory
 CASES = [("toy", 600), *(pytest.param(kind, 3600, marks=pytest.mark.slow) for kind in ("toy", "demo"))]
 
 
@@ -38,7 +39,7 @@ def test_a_long_stream(kind, seconds):
                 assert block.pts == pytest.approx(0.32 * blocks, abs=1e-6)
                 assert np.array_equal(block.audio, numbered(5120 * blocks, 5120))
                 blocks += 1
-            if i % (chunks // 12) == 0:
+            if i % (chunks // LOOKS) == 0:
                 gc.collect()
                 memory += own_memory()
         session.interrupt()  # so late, its context is rebuilt from where it is
@@ -49,4 +50,7 @@ def test_a_long_stream(kind, seconds):
         assert all(np.std(b.video) > 1 for b in last)
         report = session.metrics()
     assert blocks == 3 * chunks and report.blocks == blocks + 3 and report.queued == pytest.approx(0, abs=0.01)
-    assert max(memory[2:], default=0) - memory[1] < 3 if memory else True  # MB
+    # Decoding takes up to 35 MB for a moment, and what is given back at once depends on the system: the least that was
+    # held does not. What grows by 4.5 MB in all grows by 3 from the first third to the last.
+    early, late = memory[1 : LOOKS // 3], memory[-LOOKS // 3 :]
+    assert not memory or min(late) - min(early) < 3, memory
