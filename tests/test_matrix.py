@@ -16,7 +16,7 @@ matrix = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(matrix)
 
 RESULTS = json.loads((ROOT / "docs" / "matrix.json").read_text())
-SERVER = json.loads((ROOT / "docs" / "matrix_server.json").read_text())  # on the oldest Python
+SERVER = json.loads((ROOT / "docs" / "matrix_server.json").read_text())  # the newest are those of CI
 ROWS = {(row["python"].rpartition(".")[0], row["dependencies"]): row for row in RESULTS["environments"]}
 PROJECT = (ROOT / "pyproject.toml").read_text()
 
@@ -54,9 +54,9 @@ def test_the_lowest_versions_were_tried(package, lowest):
     assert parts(lowest) in map(parts, tried), f"{package}>={lowest} is claimed; tried were {tried}"
 
 
-def test_the_server_was_tried_on_the_oldest_python_with_both():
+def test_the_server_was_tried_on_the_oldest_python_with_the_lowest():
     rows = {(row["python"].rpartition(".")[0], row["dependencies"]): row for row in SERVER["environments"]}
-    assert set(rows) == {("3.10", kind) for kind in matrix.DEPENDENCIES}
+    assert set(rows) == {("3.10", "lowest")}
     assert SERVER["part"] == matrix.PARTS["serving"]
     for row in rows.values():
         assert row.get("failed") == 0 and row["passed"] > 100, row

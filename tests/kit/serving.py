@@ -400,7 +400,7 @@ async def ended(socket: Any) -> tuple[list[dict[str, Any]], int]:
             message = await socket.recv()
             if isinstance(message, str):
                 told.append(json.loads(message))
-    return told, socket.close_code
+    return told, socket.protocol.close_code
 
 
 async def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:

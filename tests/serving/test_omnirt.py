@@ -127,7 +127,7 @@ def test_each_piece_has_its_frames_and_lips_are_late_by_the_lookahead(served):
             assert await one.ask("session.close") == "session.closed"
             with pytest.raises(ConnectionClosed):
                 await one.socket.recv()
-            assert one.socket.close_code == 1000
+            assert one.socket.protocol.close_code == 1000
 
     run(talk())
 
@@ -212,7 +212,7 @@ async def refused(socket, code):
     assert (told["type"], told["code"]) == ("error", code) and "Traceback" not in told["message"]
     with pytest.raises(ConnectionClosed):
         await socket.recv()
-    assert socket.close_code == 1008
+    assert socket.protocol.close_code == 1008
 
 
 def test_a_client_that_says_nothing_any_more_is_closed(served):
