@@ -41,6 +41,12 @@ def sound_frame(samples: NDArray[np.int16], rate: int, first: int) -> av.AudioFr
     return frame
 
 
+def sound_frames(samples: NDArray[np.int16], rate: int, first: int) -> list[av.AudioFrame]:
+    """The same in frames of 20 ms, as WebRTC sends them; the last one may be shorter."""
+    size = round(PACKET * rate)
+    return [sound_frame(samples[at : at + size], rate, first + at) for at in range(0, len(samples), size)]
+
+
 def as_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
     """Samples int16, or float in -1..1, as int16 of the same shape."""
     if samples.dtype == np.int16:

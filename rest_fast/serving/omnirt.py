@@ -27,7 +27,7 @@ from rest_fast.serving.avatars import jpeg
 from rest_fast.serving.pacer import Mark
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.service import Service
-from rest_fast.serving.stream_socket import REFUSED, Connection, guarded
+from rest_fast.serving.stream_socket import Connection, let_in
 from rest_fast.serving.viewer import Viewer
 from rest_fast.streaming.block import Block
 from rest_fast.streaming.session import Session
@@ -39,12 +39,7 @@ LONGEST = 10 * RATE  # samples of one piece
 
 async def realtime(socket: WebSocket, service: Service) -> None:
     """Serve one connection."""
-    if service.access.refusal(socket.headers, socket.query_params) is not None:
-        await socket.close(REFUSED)
-        return
-    await socket.accept()
-    connection = Connection(socket, service)
-    await guarded(connection, lambda: _talk(connection))
+    await let_in(socket, service, _talk)
 
 
 async def _talk(connection: Connection) -> None:

@@ -105,8 +105,7 @@ class Pacer:
         filling = asyncio.create_task(self._fill())
         try:
             while (frame := await self._next(filling)) is not None:
-                self._note(frame)
-                yield frame
+                yield self._noted(frame)
             filling.result()  # what a computation raised
         finally:
             filling.cancel()
@@ -135,7 +134,7 @@ class Pacer:
             pts, last = block.pts + k / FPS, k == len(block.video) - 1
             piece, end = sound[borders[k] : borders[k + 1]], block.segment_end and last
             frames.append(Shown(picture, piece, 0, pts, block.epoch, block.segment, block.idle, False, end))
-        if block.epoch == self._epoch:
+        if block.epoch >= self._epoch:  # more, where the session was interrupted by somebody else
             return frames
         return [muted(frame) for frame in frames if frame.pts < self._resume - 1e-6]
 
@@ -166,15 +165,16 @@ class Pacer:
             return None
         return again(self._last)
 
-    def _note(self, frame: Shown) -> None:
-        object.__setattr__(frame, "index", self.frames)
-        object.__setattr__(frame, "first", self._samples)
+    def _noted(self, frame: Shown) -> Shown:
+        """The frame with its place on the media clock."""
+        frame = replace(frame, index=self.frames, first=self._samples)
         self.frames += 1
         self._samples += len(frame.sound)
         self.held += frame.held
         if not frame.held:
             self.position = frame.pts + 1 / FPS
         self._last = frame
+        return frame
 
 
 def again(frame: Shown) -> Shown:

@@ -98,12 +98,17 @@ async def first_to_end(*talks: Awaitable[None]) -> None:
 
 async def stream(socket: WebSocket, service: Service) -> None:
     """Serve one connection."""
+    await let_in(socket, service, _talk)
+
+
+async def let_in(socket: WebSocket, service: Service, talk: Callable[[Connection], Awaitable[None]]) -> None:
+    """Talk to a client that may come; the others are refused before they are connected."""
     if service.access.refusal(socket.headers, socket.query_params) is not None:
         await socket.close(REFUSED)  # before it is accepted: an HTTP 403
         return
     await socket.accept()
     connection = Connection(socket, service)
-    await guarded(connection, lambda: _talk(connection))
+    await guarded(connection, lambda: talk(connection))
 
 
 async def _talk(connection: Connection) -> None:

@@ -139,11 +139,9 @@ class Call:
             if (reason := self.service.overdue(self.viewer)) is not None:
                 raise ProtocolError("TOO_LONG", reason)
             picture = av_frames.video_frame(shown.picture, shown.index, "ITU601")
-            half = len(shown.sound) // 2
             both = np.stack([shown.sound] * 2, 1)  # aiortc makes stereo of mono 3 dB quieter
             await asyncio.wait_for(self.picture.put(picture), limits.stall)
-            for first in (0, half):
-                sound = av_frames.sound_frame(both[first : first + half], RATE, shown.first + first)
+            for sound in av_frames.sound_frames(both, RATE, shown.first):
                 await asyncio.wait_for(self.voice.put(sound), limits.stall)
             for event in events_of(shown, before):
                 self._say(event)

@@ -282,10 +282,12 @@ class Opens:
     """What a pickle can do."""
 
     def __reduce__(self):
-        return open, ("/tmp/rest_fast_was_here", "w")
+        return open, ("was_here", "w")
 
 
-def test_uploads_that_are_no_pictures_are_refused(served):
+def test_uploads_that_are_no_pictures_are_refused(served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a pickle that was read would leave its file
+
     async def talk():
         png = io.BytesIO()
         Image.new("RGB", (80, 80), (200, 150, 120)).save(png, "PNG")
@@ -308,6 +310,7 @@ def test_uploads_that_are_no_pictures_are_refused(served):
             assert (await ask(served.url("/v1/avatars")))[1]["avatars"] == ["fake"]  # uploads are nobody else's
 
     run(talk())
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_pages_and_wrong_tokens_are_refused(served, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from dataclasses import fields, replace
 
@@ -244,6 +245,23 @@ def test_a_mark_is_in_every_picture_and_moves_no_sound(monkeypatch):
 
     asyncio.run(asyncio.wait_for(talk(), 20))
     assert seen == [8, 8, 8]
+
+
+def test_an_interrupt_beside_the_pacer_silences_nothing_behind_it(monkeypatch):
+    """Somebody has called the session's own: its new epoch is shown and heard."""
+    clock, heard = Clock(monkeypatch), []
+
+    class Interrupted(Blocks):
+        async def ablocks(self, idle):
+            async for block in super().ablocks(idle):
+                yield dataclasses.replace(block, epoch=int(block.pts > 0.5))
+
+    async def talk():
+        async for shown in Pacer(Interrupted(4), clock=lambda: clock.now):
+            heard.append((shown.epoch, bool(shown.sound.any())))
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+    assert heard == [(0, True)] * 16 + [(1, True)] * 16
 
 
 def test_who_asks_late_is_later_by_as_much_and_loses_nothing(monkeypatch):
