@@ -77,8 +77,8 @@ VARIANTS = (
 
 
 def schedule(seed: int) -> TrainingConfig:
-    """The demo's training with a smaller DiT and short stages, the same for all variants."""
-    config = training_preset("demo").replace(
+    """The training of drawn faces with a smaller DiT and short stages, the same for all variants."""
+    config = training_preset("drawn").replace(
         model__dit__layers=4, model__dit__heads=2, seed=seed, save_every=250, report_every=50
     )
     stages: dict[str, dict[str, Any]] = {
@@ -266,7 +266,7 @@ def main() -> None:
     training, measuring = commands.add_parser("train"), commands.add_parser("measure")
     for command in (training, measuring):
         command.add_argument("--data", type=Path, required=True, help="prepared clips with features, latents, labels")
-        command.add_argument("--vae", default="demo", help="checkpoint whose VAE made the latents")
+        command.add_argument("--vae", required=True, help="checkpoint whose VAE made the latents (docs/ablation.md)")
         command.add_argument("--work", type=Path, required=True)
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         command.add_argument("--threads", type=int, default=1)

@@ -14,7 +14,6 @@ VIDEOS = {
 }
 COLUMNS = {
     "opening r, pixels": "opening_r",
-    "opening r, latents": "opening_r_latents",
     "amplitude / truth": "amplitude",
     "latent border / inner change": "border_ratio",
     "chunk / latent border": "chunk_border_ratio",
@@ -45,6 +44,17 @@ def stream_table(report: dict[str, Any]) -> str:
         changes = " / ".join(f"{row[f'colour_change_{moment}']:.1f}" for moment in MOMENTS)
         ends = (f"{row[f'{key}_first']:.2f} / {row[f'{key}_last']:.2f}" for key in ("opening_r", "identity_drift"))
         lines.append([words, changes, *ends])
+    return table(lines)
+
+
+def distance_table(report: dict[str, Any]) -> str:
+    """How far pose and expression go from the photo's."""
+    lines = [["60 s", "pose, first / last 10 s", "expression, first / last 10 s"]]
+    for name, row in report["photo_distance"].items():
+        ends = (
+            f"{row[f'{part}_first']['mean']:.2f} / {row[f'{part}_last']['mean']:.2f}" for part in ("pose", "expression")
+        )
+        lines.append([name.replace("_", " ").replace("with ", "with the ").replace("without ", "without the "), *ends])
     return table(lines)
 
 

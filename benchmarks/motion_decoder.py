@@ -25,6 +25,7 @@ import where
 from PIL import Image
 from skimage.data import astronaut
 
+import rest_fast
 from rest_fast.config import MotionVAEConfig
 from rest_fast.evaluation import mouths
 from rest_fast.evaluation.photos import measures
@@ -40,7 +41,6 @@ from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
 from rest_fast.training.synthetic.heads.pairs import make_person, random_motion
 from rest_fast.units import from_levels
 
-WEIGHTS = Path(__file__).parent / "weights" / "motion_vae.safetensors"
 WHOLE = 100.0  # frames so wide that a picture is taken as it is: the truth is drawn as the photo is
 FIRST = 900_000  # seed of the first person that no training has seen
 
@@ -127,7 +127,7 @@ def least(job: Callable[[], Any], count: int = 20) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, default=WEIGHTS, help=f"of ``motion_vae join``; default: {WEIGHTS.name}")
+    parser.add_argument("--vae", type=Path, help="file of ``motion_vae join``; default: the demo's")
     parser.add_argument("--photos", type=Path, nargs="*", default=[], help="beside the astronaut")
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--work", type=Path, required=True, help="folder of strips and videos")
@@ -137,7 +137,8 @@ def main() -> None:
     reader = find_reader(None)
     if reader is None:
         raise SystemExit("not measured: make photo-instruments")
-    vae, sound = load(args.vae), Sound.sentence()
+    vae = rest_fast.load("demo", device="cpu", decoder_dtype=torch.float32).vae if args.vae is None else load(args.vae)
+    sound = Sound.sentence()
     args.work.mkdir(parents=True, exist_ok=True)
     people = drawn_people(vae, args.people, sound, reader, args.work)
     first = args.work / "astronaut.jpg"

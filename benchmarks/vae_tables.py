@@ -25,11 +25,6 @@ MODES = {  # name in vae_modes.json: what a table calls it, and how a number is 
     "psnr_truth": ("PSNR to the video, dB", ".1f"),
     "motion": ("motion", ".2f"),
 }
-DECODERS = {
-    "with_reference": "photo known",
-    "without_reference": "latents alone",
-    "still_photo": "(the photo, unmoving)",
-}
 
 
 def stage_table(info: dict[str, Any]) -> str:
@@ -149,33 +144,6 @@ def lookahead(result: dict[str, Any], key: str) -> str:
     if key == "cost":
         return ", ".join(f"{result['cost'][name]['relative']:.2f}" for name in names[1:])
     return ", ".join(f"{result['modes'][name][key]['mean']:.0f}" for name in names)
-
-
-def picture_table(result: dict[str, Any]) -> str:
-    """``vae_quality.json``: still pictures."""
-    ways = [way for way in DECODERS if way != "still_photo"]
-    titles = [f"PSNR / SSIM, {DECODERS[way]} | mouth" for way in ways]
-    lines = [["picture", *" | ".join(titles).split(" | ")]]
-    for name, row in result["pictures"].items():
-        lines.append([name.replace("_", " "), *(cell for way in ways for cell in _pairs(row[way]))])
-    return table(lines)
-
-
-def clip_table(result: dict[str, Any]) -> str:
-    """``vae_quality.json``: clips."""
-    lines = [["clip", "decoder", "PSNR / SSIM", "mouth", "frames 1 to 8", "worst frame", "flicker", "seam"]]
-    for name, row in result["clips"].items():
-        for way, found in row["scores"].items():
-            worst = f"{found['psnr_db_worst_frame']:.1f} / {found['ssim_worst_frame']:.3f}"
-            moves = ["-", "-"] if way == "still_photo" else [f"{found[k]:.2f}" for k in ("flicker_ratio", "seam_ratio")]
-            cells = [*_pairs(found), _pairs(found["frames_1_to_8"])[0], worst, *moves]
-            lines.append([name.replace("_", " "), DECODERS[way], *cells])
-    return table(lines)
-
-
-def _pairs(row: dict[str, float]) -> list[str]:
-    """PSNR / SSIM of the whole and of the mouth."""
-    return [f"{row[f'{part}psnr_db']:.1f} / {row[f'{part}ssim']:.3f}" for part in ("", "mouth_")]
 
 
 # -- all of them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from rest_fast.errors import AvatarError as AvatarError
 from rest_fast.media.paste_back import PasteBack
 
-FORMAT = "rest_fast avatar 1"
+FORMAT = "rest_fast avatar 2"
+FEATURE = "feature "  # before the names of features in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Avatar:
     sink_k: torch.Tensor  # [L, T, H, D]
     sink_v: torch.Tensor
     fingerprint: str  # of the model that made it
+    features: dict[str, torch.Tensor] = field(default_factory=dict)  # what the decoder needs to know of the photo
     photo: np.ndarray | None = None  # uint8 [H, W, 3]
     photo_box: tuple[int, int, int, int] | None = None  # the crop in ``photo``, which may be smaller than the original
 
@@ -65,7 +67,7 @@ class Avatar:
             "reference": self.reference,
             "sink_k": self.sink_k,
             "sink_v": self.sink_v,
-        }
+        } | {FEATURE + name: tensor for name, tensor in self.features.items()}
         if self.photo is not None:
             tensors["photo"] = torch.from_numpy(self.photo.copy())
         boxes = {"box": json.dumps(self.box), "photo_box": json.dumps(self.photo_box)}
@@ -79,13 +81,13 @@ class Avatar:
             with safe_open(path, framework="pt") as file:
                 meta = file.metadata() or {}
                 if meta.get("format") != FORMAT:
-                    raise AvatarError(f"{path}: expected a file of format {FORMAT!r}, got {meta.get('format')!r}")
-                t = {k: file.get_tensor(k) for k in ("picture", "reference", "sink_k", "sink_v")}
-                photo = file.get_tensor("photo").numpy() if "photo" in file.keys() else None  # noqa: SIM118
+                    got = f"got {meta.get('format')!r} (prepare the photo again)"
+                    raise AvatarError(f"{path}: expected a file of format {FORMAT!r}, {got}")
+                t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as e:
             raise AvatarError(f"{path}: expected a saved avatar, got a file that cannot be read ({e})") from None
         left, top, right, bottom = json.loads(meta["box"])
-        photo_box = json.loads(meta.get("photo_box", "null"))  # files of the first version have neither
+        photo_box = json.loads(meta["photo_box"])
         return cls(
             t["picture"].numpy(),
             (left, top, right, bottom),
@@ -93,6 +95,7 @@ class Avatar:
             t["sink_k"],
             t["sink_v"],
             meta["fingerprint"],
-            photo,
+            {name.removeprefix(FEATURE): tensor for name, tensor in t.items() if name.startswith(FEATURE)},
+            t["photo"].numpy() if "photo" in t else None,
             photo_box and tuple(photo_box),
         )

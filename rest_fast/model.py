@@ -46,14 +46,16 @@ class Model(REST):
         elif isinstance(crop, str) and crop == "center":
             crop = None
         picture, box = media.square_crop(whole, crop, self.config.height)
-        reference, k, v = self.compute_once(self._encode, picture)
-        return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, *shrink(whole, box))
+        reference, k, v, features = self.compute_once(self._encode, picture)
+        return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, features, *shrink(whole, box))
 
     @torch.no_grad()
-    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The reference [1, T, C], and keys and values of its sink [L, T, H, D]."""
-        reference = to_tokens(self.vae.encode(self.pixels(picture)))
-        return reference, *self.sink(reference)
+    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """The reference [1, T, C], keys and values of its sink [L, T, H, D], and the decoder's features."""
+        pixels = self.pixels(picture)
+        latents = self.vae.encode(pixels)
+        reference = to_tokens(latents)
+        return reference, *self.sink(reference), self.vae.photo_features(latents, pixels)
 
     def session(
         self,
@@ -141,13 +143,13 @@ def load(
         source: folder of a checkpoint, ``"demo"``, or a hub id ``owner/name`` (needs ``huggingface_hub``).
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         dtype: of everything. None means bfloat16 on CUDA and float32 on the CPU, and a choice of ``decoder_dtype``.
-        decoder_dtype: of the convolutions in the demo's decoder, in a model that is float32 otherwise. bfloat16 is
-            70 dB from float32, and faster on some processors; if both dtypes are None, it is chosen on those
+        decoder_dtype: of the convolutions in a decoder of kind motion or basis, in a model that is float32 otherwise.
+            bfloat16 is faster on some processors; if both dtypes are None, it is chosen on those
             (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot continues in the dtype it was made with.
         threads: CPU threads for each job of this model: all sessions of a process compute in one worker, which has so
             many OpenMP threads. None means as many as the process may use by its affinity, a container's CPU quota and
-            ``torch.get_num_threads()``. A model of the demo's sizes, whose float32 frames do not depend on the number,
-            takes only as many of these as other processes leave free.
+            ``torch.get_num_threads()``. A model of the preset ``drawn``, whose float32 frames do not depend on the
+            number, takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
     Raises: :class:`rest_fast.checkpoint.CheckpointError`.
     """

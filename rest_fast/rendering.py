@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from rest_fast import media
 from rest_fast.avatar import Avatar
-from rest_fast.errors import ArgumentError, warn
-from rest_fast.files import DEMO, refuse_input
+from rest_fast.errors import ArgumentError
+from rest_fast.files import refuse_input
 from rest_fast.media.provenance import COMPOSITE, SYNTHETIC, Label
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ def render(
     Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
         work starts, also for sound of more than :data:`rest_fast.media.MAX_SECONDS`;
         :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
-    Warns: :class:`rest_fast.RestFastWarning` if the shipped demo model, which has only seen drawn faces, is given a
-        picture that may be a photograph.
     """
     for name, value, kind in (("model", model, "load"), ("avatar", avatar, "model.prepare")):
         if isinstance(value, str | bytes | os.PathLike):
@@ -79,7 +77,6 @@ def render(
     frames = -(-len(audio.samples) * 25 // audio.rate)
     samples, rate = _playable(audio)
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
-    _warn_of_photographs(model, avatar.picture)
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
     marks = [one for one in (paste, mark, label and Label(label, width, height)) if one]
     kind = COMPOSITE if paste else SYNTHETIC
@@ -105,18 +102,6 @@ def render(
                     progress(done, frames)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
     return Rendered(Path(out), frames, audio.duration)
-
-
-def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
-    """Warn of any picture but the shipped portraits: the shipped demo model has seen drawn faces only."""
-    if getattr(model, "source", None) != DEMO:
-        return
-    portraits = (media.load_image(path) for path in DEMO.glob("portrait*.png"))
-    if not any(np.array_equal(picture, media.square_crop(portrait, None, len(picture))[0]) for portrait in portraits):
-        warn(
-            "the demo model was trained on drawn faces only: a photograph is outside of that and comes out visibly "
-            "broken (docs/demo_model.md)"
-        )
 
 
 def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:

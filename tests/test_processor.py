@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import rest_fast
-from rest_fast import diagnostics, processor
-from rest_fast.model import ASSETS
+from rest_fast import checkpoint, diagnostics, preset, processor
+from rest_fast.model import ASSETS, Model
 from rest_fast.ops import library_convolution
 from rest_fast.streaming.sampler import ChunkSampler
 from tests.kit.streams import same
 from tests.kit.toys import basis_model, sound
 
+PORTRAIT = ASSETS / "demo" / "portrait.png"
 EPYC = {"amd", "avx512_bf16"}  # where bfloat16 was measured faster
 XEON = {"intel", "avx512_bf16"}  # and slower
 AMX = XEON | {"amx_bf16"}  # and faster again
@@ -35,7 +36,7 @@ def test_the_table_follows_what_was_measured(here, dtype, monkeypatch):
     monkeypatch.setattr(processor, "features", lambda: frozenset(here))
     monkeypatch.setitem(library_convolution.DTYPES, "cpu", (torch.float32, torch.bfloat16))
     assert processor.decoder_dtype() == dtype
-    assert rest_fast.load("demo", device="cpu").vae.decoder.post.dtype == dtype
+    assert rest_fast.load("demo", device="cpu").vae.decoder.dtype == dtype
     report = diagnostics.describe()
     assert f"demo's decoder in {'bfloat16' if dtype else 'float32'}" in " ".join(report.split())
 
@@ -83,10 +84,10 @@ def test_features_of_a_processor(vendor, amx, bf16, found, tmp_path, monkeypatch
 def test_a_dtype_that_is_given_counts(monkeypatch):
     monkeypatch.setattr(processor, "features", lambda: frozenset(EPYC))
     exact = rest_fast.load("demo", device="cpu", dtype=torch.float32)  # of everything
-    assert exact.vae.decoder.post.dtype is None
+    assert exact.vae.decoder.dtype is None
     monkeypatch.setattr(processor, "features", lambda: frozenset())
     mixed = rest_fast.load("demo", device="cpu", decoder_dtype=torch.bfloat16)
-    assert (mixed.dtype, mixed.vae.decoder.post.dtype) == (torch.float32, torch.bfloat16)
+    assert (mixed.dtype, mixed.vae.decoder.dtype) == (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match=r"load: decoder_dtype: expected .*, got torch\.int8"):
         rest_fast.load("demo", decoder_dtype=torch.int8)
 
@@ -98,23 +99,38 @@ def test_a_number_of_threads_that_is_none(threads):
 
 
 @pytest.fixture(scope="module")
-def models():
+def drawn(tmp_path_factory):
+    """A checkpoint of the preset ``drawn``, whose frames do not depend on the number of threads."""
+    with checkpoint.Unfilled():
+        model = Model(preset("drawn"))
+    g = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        tensor.copy_(0.05 * torch.randn(tensor.shape, generator=g))
+    model.vae.latents_std.fill_(1)
+    folder = tmp_path_factory.mktemp("drawn")
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(drawn):
     """(threads, dtype of the decoder's convolutions) -> model."""
     pairs = [(1, torch.float32), (2, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16)]
-    return {(n, d): rest_fast.load("demo", device="cpu", decoder_dtype=d, threads=n) for n, d in pairs}
+    return {(n, d): rest_fast.load(drawn, device="cpu", decoder_dtype=d, threads=n) for n, d in pairs}
 
 
 @pytest.fixture(scope="module")
 def avatars(models):
-    return {key: model.prepare(ASSETS / "demo" / "portrait.png", crop="center") for key, model in models.items()}
+    return {key: model.prepare(PORTRAIT, crop="center") for key, model in models.items()}
 
 
-def test_fewer_threads_may_do_where_that_changes_nothing(model):
-    """Neither with a number that was given, nor in bfloat16, nor at other sizes than the demo's."""
-    demo, most = rest_fast.load("demo", device="cpu"), torch.get_num_threads()
-    assert demo.team() == (most, True)
-    assert rest_fast.load("demo", device="cpu", dtype=torch.bfloat16).team() == (most, False)
-    assert rest_fast.load("demo", device="cpu", threads=7).team() == (7, False)
+def test_fewer_threads_may_do_where_that_changes_nothing(model, drawn):
+    """Neither with a number that was given, nor in bfloat16, nor at other sizes than the preset's."""
+    most = torch.get_num_threads()
+    assert rest_fast.load(drawn, device="cpu").team() == (most, True)
+    assert rest_fast.load(drawn, device="cpu", dtype=torch.bfloat16).team() == (most, False)
+    assert rest_fast.load(drawn, device="cpu", threads=7).team() == (7, False)
+    assert rest_fast.load("demo", device="cpu").team() == (most, False)
     assert model.team() == (most, False)
     assert basis_model().team() == (most, False)  # a sum of 800 in its SpeechAE is shared by two threads
 
@@ -145,9 +161,19 @@ def test_an_avatar_does_not_depend_on_threads(avatars):
             assert torch.equal(getattr(other, name), getattr(first, name))
 
 
+def test_features_of_a_photo_do_not_depend_on_threads():
+    """oneDNN may divide the sums of a single picture's convolutions."""
+    one, two = (
+        rest_fast.load("demo", device="cpu", decoder_dtype=torch.float32, threads=n).prepare(PORTRAIT, crop="center")
+        for n in (1, 2)
+    )
+    assert one.features.keys() == two.features.keys() and len(one.features) == 5
+    assert all(torch.equal(one.features[name], two.features[name]) for name in one.features)
+
+
 def test_another_crop_or_model_is_another_avatar(models, avatars):
     model, first = models[1, torch.float32], avatars[1, torch.float32]
-    other = model.prepare(ASSETS / "demo" / "portrait.png", crop=(4, 4, 124, 124))
+    other = model.prepare(PORTRAIT, crop=(4, 4, 124, 124))
     assert other.identity != first.identity
     loaded = rest_fast.Avatar(*[getattr(first, f) for f in first.__dataclass_fields__])
     assert loaded.identity == first.identity

@@ -123,7 +123,7 @@ def _add_doctor(add: Callable[..., Parser]) -> None:
     plan.add_argument(
         "--plan", action="store_true", help="show this instead of the report; the options below are its own"
     )
-    add_place(plan, "folder of a checkpoint, or a preset's name: demo, rest-512 or toy")
+    add_place(plan, "folder of a checkpoint, or a preset's name: demo, drawn, rest-512 or toy")
     plan.add_argument("--sessions", type=whole(1, 10**6), metavar="N", help="how many are open at a time; default: 1")
     plan.add_argument(
         "--lanes",

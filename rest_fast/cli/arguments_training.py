@@ -15,7 +15,7 @@ OF_CLIPS = (
     *("landmark_command", "embedder", "inception", "i3d", "syncnet"),
 )
 OF_PHOTOS = ("sounds", "instruments", "seed")
-TRAINING_PRESETS = ("demo", "rest-512", "toy")
+TRAINING_PRESETS = ("demo", "drawn", "rest-512", "toy")
 
 
 def add_synth(add: Callable[..., Parser]) -> None:
@@ -67,9 +67,9 @@ def add_prepare(add: Callable[..., Parser]) -> None:
         "prepare-data",
         "make training data from videos of people who speak, or from clips of rest-fast synth",
         "IN OUT [options]",
-        """  rest-fast prepare-data videos prepared                                   pictures, to train a VAE with
+        """  rest-fast prepare-data videos prepared --weights demo                    latents of the demo's VAE
   rest-fast prepare-data videos prepared --weights my_vae --boxes b.json   latents of that VAE, with given crops
-  rest-fast prepare-data clips prepared                                    from a folder of rest-fast synth""",
+  rest-fast prepare-data clips prepared --config drawn                     pictures, to train a VAE with""",
     )
     what = parser.add_argument_group("input and output", "After a stop, the same command continues where it was.")
     what.add_argument(
@@ -127,10 +127,10 @@ def add_train(add: Callable[..., Parser]) -> None:
         "train",
         "train a model on prepared clips, stage by stage",
         "STAGE --config NAME --data DIR --out DIR [--resume] [options]",
-        """  rest-fast prepare-data videos data --config demo
-  rest-fast train all --config demo --data data --out run
+        """  rest-fast prepare-data videos data --weights demo
+  rest-fast train all --config demo --data data --vae demo --out run
   rest-fast render face.png speech.wav -o talking.mp4 --weights run/asd
-  torchrun --nproc-per-node 8 -m rest_fast.cli train asd --config demo --data data --out run --resume""",
+  torchrun --nproc-per-node 8 -m rest_fast.cli train asd --config demo --data data --vae demo --out run --resume""",
     )
     listing = "\n".join(f"  {name:14} {text}" for name, text in ABOUT.items())
     parser.description = (
@@ -183,7 +183,7 @@ def add_evaluate(add: Callable[..., Parser]) -> None:
         "evaluate",
         "measure a model: picture quality, lip sync, identity over time, seams between chunks",
         "{DATA | --photos PATH ...} --out DIR [options]",
-        """  rest-fast synth held_out --clips 24 --split test
+        """  rest-fast synth held_out --clips 24 --split test --size 256
   rest-fast evaluate held_out --out report --reader train_clips      the demo model; fits the reader of drawn mouths
   rest-fast evaluate prepared --out report --weights my_model --landmark-command "python detect.py"
   rest-fast evaluate --photos portraits me.jpg --sounds a.wav b.wav --out photos     what it makes of photographs

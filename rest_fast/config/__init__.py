@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.config.vae import STRIDES as STRIDES
-from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig, VAEConfig
-from rest_fast.config.vae import MotionVAEConfig as MotionVAEConfig
+from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig, MotionVAEConfig, VAEConfig
 from rest_fast.config.validate import ConfigError, build, check_fields, require
 
 Context = Literal["last_step", "clean", "per_step"]
@@ -223,12 +222,12 @@ def _rest_512() -> ModelConfig:
 
 
 def _demo() -> ModelConfig:
-    """The small model shipped with the package: 128x128, a linear-basis VAE, log-mel features."""
+    """The small model shipped with the package: 256x256, latents of motion that move a photo, log-mel features."""
     return ModelConfig(
         "demo",
-        128,
-        128,
-        BasisVAEConfig(),
+        256,
+        256,
+        MotionVAEConfig(),
         SpeechConfig("logmel", positions=20, channels=80, position_ms=10, history_ms=160, tokens=4, width=192),
         DiTConfig(
             layers=6,
@@ -241,6 +240,11 @@ def _demo() -> ModelConfig:
         ),
         sampling=SamplingConfig(steps=4, guidance=1.5, shift_mu=0.0, train_mu=0.0, train_sigma=1.2),
     )
+
+
+def _drawn() -> ModelConfig:
+    """The transformer of ``demo`` on drawn faces of 128x128, around a linear-basis VAE."""
+    return _demo().replace(name="drawn", height=128, width=128, vae=BasisVAEConfig())
 
 
 def _toy() -> ModelConfig:
@@ -263,11 +267,11 @@ def _toy() -> ModelConfig:
     )
 
 
-PRESETS = {"demo": _demo, "rest-512": _rest_512, "toy": _toy}
+PRESETS = {"demo": _demo, "drawn": _drawn, "rest-512": _rest_512, "toy": _toy}
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration of a preset: ``demo``, ``rest-512`` or ``toy``."""
+    """The configuration of a preset: ``demo``, ``drawn``, ``rest-512`` or ``toy``."""
     if name not in PRESETS:
         raise ConfigError(f"preset: expected one of {sorted(PRESETS)}, got {name!r}")
     return PRESETS[name]()

@@ -94,9 +94,10 @@ def training_crops(clips: Clips, count: int = 1000, frames: int = 12) -> tuple[t
     crops, targets = [], []
     for clip in rng.permutation(len(clips))[:count]:
         picks = np.sort(rng.choice(FRAMES, frames, replace=False))
-        crops.append(np.stack([clips.video[clip, i, rows, columns] for i in picks]))
+        whole = at_128(torch.from_numpy(np.stack([clips.video[clip, i] for i in picks])).permute(3, 0, 1, 2).float())
+        crops.append(whole[:, :, rows, columns].round().byte().permute(1, 2, 3, 0))
         targets.append(np.asarray(clips.geometry[clip])[picks][:, TARGETS])
-    return torch.from_numpy(np.concatenate(crops)), torch.from_numpy(np.concatenate(targets))
+    return torch.cat(crops), torch.from_numpy(np.concatenate(targets))
 
 
 def fit_pixel_reader(

@@ -82,7 +82,7 @@ class Examples:
         """Long talks: drawn people of the split ``test`` who are in no clip (extra ``synth``); else the photos of the
         first clips, each with the sound of its own clip and of those behind it, one after the other."""
         if self.drawn:
-            return [Talk.random(n, seconds) for n in range(count)]
+            return [Talk.random(n, seconds, self.size[0]) for n in range(count)]
         length = seconds * RATE // FRAME * FRAME
         made = []
         for n in range(min(count, len(self))):

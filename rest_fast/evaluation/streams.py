@@ -29,15 +29,15 @@ FIRST_IDENTITY = 20_000  # clip of the split `test` whose person speaks first: n
 
 @dataclass(frozen=True, eq=False)
 class Talk:
-    """A person of the split `test` who only speaks: ``photo`` uint8 [128, 128, 3], ``samples`` [n] at 16 kHz, ``gap``
-    [n / 640] in pixels of the true mouth."""
+    """A person of the split `test` who only speaks: ``photo`` uint8 [S, S, 3], ``samples`` [n] at 16 kHz, ``gap``
+    [n / 640] of the true mouth in pixels of a 128 px picture."""
 
     photo: Array
     samples: Array
     gap: Array
 
     @classmethod
-    def random(cls, index: int, seconds: int) -> Talk:
+    def random(cls, index: int, seconds: int, size: int = 128) -> Talk:
         rng = generator("test", FIRST_IDENTITY + index)
         person = Identity.random(rng)
         said = utterance(rng, "test", seconds)
@@ -45,7 +45,7 @@ class Talk:
         motion = np.zeros((frames, len(MOTION)), np.float32)
         motion[:, [MOTION.index(name) for name in MOUTH]] = mouth_track(said.phonemes, said.samples, frames)
         gap = mouth_geometry(person, motion)[:, GEOMETRY.index("gap")]
-        return cls(draw(person, neutral())[0], said.samples, gap)
+        return cls(draw(person, neutral(), size)[0], said.samples, gap)
 
 
 @dataclass(frozen=True)

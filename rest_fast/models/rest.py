@@ -36,7 +36,7 @@ class REST(nn.Module):
         super().__init__()
         self.config, self.threads = config, threads
         self._cores = cores.allowed()  # asked once: it reads a dozen files
-        self._any_threads = _sizes(config) == _sizes(preset("demo"))
+        self._any_threads = _sizes(config) == _sizes(preset("drawn"))
         self.vae = TemporalVAE(config)
         self.speech = SpeechEncoder(config.speech)
         self.dit = StreamingDiT(config)
@@ -60,8 +60,9 @@ class REST(nn.Module):
     def team(self) -> tuple[int, bool]:
         """The largest number of OpenMP threads for a job of this model, and whether fewer are allowed.
 
-        The frames of a model of the demo's sizes do not depend on the number, which is tested. At other sizes MKL may
-        divide one sum between threads, and in bfloat16 the last bits of products depend on the number at any size.
+        The frames of a model of the preset ``drawn`` do not depend on the number, which is tested. At other sizes MKL
+        and oneDNN may divide one sum between threads (with AVX2 oneDNN does so in the demo's decoder), and in bfloat16
+        the last bits of products depend on the number at any size.
         """
         if self.threads is not None:
             return self.threads, False

@@ -8,7 +8,7 @@ then are their pictures shown. States are kept at the borders of pieces; a state
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -38,11 +38,17 @@ class BlockDecoder:
 
     Args:
         decoding: in whose memory it decodes; other streams may, too.
-        picture: the photo as the model crops it, uint8 [H, W, 3].
+        picture, features: of the photo; see :meth:`Decoding.begin`.
         reference: its latent [T, C], which stands before the first frame.
     """
 
-    def __init__(self, decoding: Decoding, picture: np.ndarray, reference: torch.Tensor):
+    def __init__(
+        self,
+        decoding: Decoding,
+        picture: np.ndarray,
+        reference: torch.Tensor,
+        features: Mapping[str, torch.Tensor] | None = None,
+    ):
         self.decoding, self.model = decoding, decoding.model
         self.ahead = decoding.mode.ahead
         # Of a mixed decoder's convolutions; None: that of its weights. A snapshot brings its own.
@@ -51,7 +57,7 @@ class BlockDecoder:
         self.fed = 0, True  # latents that :meth:`feed` was told of last, and whether a segment ends with them
         self._to_repeat: list[torch.Tensor] = []  # shown latents to decode again, after a return to an earlier state
         # (number of final latents, state of the stream after them); -1: not even the reference has been decoded
-        self._states: deque[tuple[int, StreamState]] = deque([(-1, decoding.begin(picture))])
+        self._states: deque[tuple[int, StreamState]] = deque([(-1, decoding.begin(picture, features))])
         if decoding.primed:
             self._advance([reference], 0, 0)
             self._states.popleft()

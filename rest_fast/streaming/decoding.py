@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -65,11 +65,18 @@ class Decoding:
                     self.stream.piece(self._latents([nothing] * count), provisional, pictures=True)
         self.stream.reset()
 
-    def begin(self, picture: np.ndarray) -> StreamState:
-        """The state of a stream before its first piece; picture: its photo as the model crops it, uint8 [H, W, 3]."""
+    def begin(self, picture: np.ndarray, features: Mapping[str, torch.Tensor] | None = None) -> StreamState:
+        """The state of a stream before its first piece.
+
+        Args:
+            picture: its photo as the model crops it, uint8 [H, W, 3].
+            features: of the photo, see :meth:`rest_fast.models.vae.TemporalVAE.photo_features`; made here without them.
+        """
         assert picture.shape == self.shape, f"decoding: expected a photo of {self.shape}, got {picture.shape}"
         with self.beside():
-            return self.model.vae.stream(mode=str(self.mode), reference=self.model.pixels(picture)).snapshot()
+            here = {name: tensor.to(self.model.device, self.model.dtype) for name, tensor in (features or {}).items()}
+            reference = self.model.pixels(picture)
+            return self.model.vae.stream(mode=str(self.mode), reference=reference, features=here).snapshot()
 
     @torch.no_grad()
     def decode(

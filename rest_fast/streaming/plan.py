@@ -46,7 +46,7 @@ class MemoryPlan:
     slot: int  # latents and audio in the step
     states: int  # of the decoder, for interrupts
     history: int  # its latest latents and codes
-    avatar: int  # its sink and latent; sessions of one face share it
+    avatar: int  # its sink, latent and features; sessions of one face share it
     pictures: int  # that wait to be taken
     pictures_apart: bool  # whether these are in the host's memory, and that is not the device's
 
@@ -156,6 +156,7 @@ def memory_plan(
         inputs = [x.packed for x in (*step.inputs, step.commits, step.heard_slot)]
         tables = [step.text, step.modulations.vectors, step.codes, cache.times, inputs]
         constants = _bytes([*all_of(model), *tables]) - weights
+        features = _bytes(_features(model))
     latent = config.tokens * config.vae.latent_channels * max(dtype.itemsize, 4)
     sink = 2 * config.dit.layers * config.tokens * config.dit.width * dtype.itemsize
     idle = step.z[0].nbytes  # behind the last slot
@@ -170,7 +171,7 @@ def memory_plan(
         slot=step_bytes(model.dit, 1, 0),
         states=STATES * state,
         history=_longest(config, ahead) * (latent + config.speech.tokens * config.speech.width * dtype.itemsize),
-        avatar=sink + latent,
+        avatar=sink + latent + features,
         pictures=WAITING * config.stream.chunk * TEMPORAL * config.height * config.width * 3,
         pictures_apart=on_gpu,
     )
@@ -201,8 +202,15 @@ def _decoder(model: REST, decode: str | None, on_gpu: bool) -> tuple[int, int, i
         return stream.piece(latents, min(ahead, count - 1), pictures=True)
 
     pieces, state = [piece(first), piece(chunk + ahead)], stream.state
-    held = [stream.work.buffers(), state.places, state.histories, state.images, stream.reference, pieces[1]]
+    held = [stream.work.buffers(), state.places, state.histories, state.images, stream.given, pieces[1]]
     return _bytes(held), state.snapshot().nbytes, ahead
+
+
+def _features(model: REST) -> dict[str, torch.Tensor]:
+    """What an avatar keeps for the decoder."""
+    config, empty = model.config, next(model.parameters()).new_empty
+    latents = empty(1, config.vae.latent_channels, 1, *config.grid)
+    return model.vae.photo_features(latents, empty(1, 3, 1, config.height, config.width))
 
 
 def _longest(config: ModelConfig, ahead: int) -> int:

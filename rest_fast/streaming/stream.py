@@ -96,7 +96,7 @@ class Stream:
             self._noise(0, noise.LATENT)  # compiles its kernel on a GPU
             silent = Latent(avatar.reference.to(model.device), self._codes(-self.chunk, 0)[0, 0])
             decoding = decoding or Decoding(model, decode, graphs and graphs("decoder"))
-            self.decoder = BlockDecoder(decoding, avatar.picture, silent.z)
+            self.decoder = BlockDecoder(decoding, avatar.picture, silent.z, avatar.features)
         # The latest latents. What stands before the first one is the reference, silent: as often as a context needs
         # it, and at least once, for a decoder that begins with it.
         self.leading_references = max(self.context, 1)

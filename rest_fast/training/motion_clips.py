@@ -26,7 +26,7 @@ from rest_fast import checkpoint
 from rest_fast.config import ModelConfig
 from rest_fast.errors import ArgumentError, DataError, RestFastError
 from rest_fast.models.vae import TemporalVAE, motion, to_tokens
-from rest_fast.training.config import ASDStage, Corruption, SpeechStage, StudentStage, TeacherStage, TrainingConfig
+from rest_fast.training.config import training_preset
 from rest_fast.training.motion_decoder import NOISE, SHARED
 from rest_fast.training.motion_pairs import labels_to_codes, scales
 from rest_fast.training.preparation.film import Sound
@@ -128,7 +128,7 @@ def write_motion_clips(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise DataError(f"{out}: expected a folder to write clips to, got {e.strerror}") from None
-    (out / SETTINGS).write_text(training(config).to_json() + "\n")
+    (out / SETTINGS).write_text(dataclasses.replace(training_preset("demo"), model=config).to_json() + "\n")
     spans = [(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
     todo = [span for span in spans if not _entry(out, split, span).is_file()]
     done = count - sum(end - first for first, end in todo)
@@ -177,20 +177,6 @@ def _tensors(
         "labels": torch.from_numpy(rows[:, LIPS].copy()),
     }
     return tensors, about
-
-
-def training(model: ModelConfig) -> TrainingConfig:
-    """The stages of the paper on motion latents: hours on two CPU cores."""
-    once: dict[str, Any] = {"accumulate": 1, "weight_decay": 0.01, "ema": 0.998}
-    return TrainingConfig(
-        model,
-        speech=SpeechStage(3000, 1e-3, 8, constant=0.4, labels=10.0, **once),
-        teacher=TeacherStage(6000, 1e-3, 8, constant=0.5, **once),
-        student=StudentStage(4000, 5e-4, 8, constant=0.4, **once),
-        asd=ASDStage(2000, 2e-4, 8, constant=0.4, **once),
-        corruption=Corruption(0.05, 0.05, 0.1),  # a motion latent's cells stand for no place: none counts more
-        save_every=200,
-    )
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -45,13 +45,27 @@ STAGES = {
 
 
 def motion_model(side: int = SIDE) -> ModelConfig:
-    """The demo's transformer around a motion VAE."""
-    vae = MotionVAEConfig(patch_size=side // 4)
-    return preset("demo").replace(vae=vae, height=side, width=side)
+    """The demo for pictures of ``side`` pixels."""
+    return preset("demo").replace(vae=MotionVAEConfig(patch_size=side // 4), height=side, width=side)
 
 
-def train(part: str, pairs: Path, out: Path, clips: Path | None = None, **changes: Any) -> None:
-    """Train ``decoder`` or ``encoder`` and write ``OUT/PART.safetensors``."""
+def train(
+    part: str,
+    pairs: Path,
+    out: Path,
+    clips: Path | None = None,
+    init: Path | None = None,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    **changes: Any,
+) -> None:
+    """Train ``decoder`` or ``encoder`` and write ``OUT/PART.safetensors``.
+
+    Args:
+        clips: drawn clips, for the encoder.
+        init: file of :func:`join` whose weights it begins with.
+        precision: of the computation.
+        changes: of the stage.
+    """
     stage = dataclasses.replace(STAGES[part], **changes)
     people = PairsFolder(pairs)
     if people.about["frames"] < 2:
@@ -61,9 +75,9 @@ def train(part: str, pairs: Path, out: Path, clips: Path | None = None, **change
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise TrainError(f"--out {out}: expected a folder, got {e.strerror}") from None
-    config = TrainingConfig(motion_model(), report_every=50, save_every=250)
+    config = TrainingConfig(motion_model(), precision=precision, report_every=50, save_every=250)
     torch.manual_seed(config.seed)
-    vae = TemporalVAE(config.model).requires_grad_(False)
+    vae = (TemporalVAE(config.model) if init is None else load(init).train()).requires_grad_(False)
     batches = PairBatches(people, stage.batch, config.seed, textures=textures())
     if part == "decoder":
         decoder = MotionDecoderStage(vae.decoder, vae.encoder.frame_channels, config)
@@ -142,7 +156,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes, for pairs; 0: one for each core")
     parser.add_argument("--clips", type=Path, help="folder of drawn clips, for the encoder")
     parser.add_argument("--out", type=Path, help="folder of what is trained")
+    parser.add_argument("--init", type=Path, help="weights to begin with: a file that join wrote")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--rate", type=float, help="learning rate at its highest")
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp32"],
+        default="bf16",
+        help="of the computation; fp32 is faster on a CPU that has no instructions for bf16",
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -151,6 +173,10 @@ def main() -> None:
             parser.error(f"--{name}: expected a folder for {args.part}, got none")
     if args.clips is not None and args.part != "encoder":
         parser.error(f"--clips: expected it with encoder, got it with {args.part}")
+    if args.init is not None and args.part not in STAGES:
+        parser.error(f"--init: expected it with {' or '.join(STAGES)}, got it with {args.part}")
+    if args.rate is not None and not 0 < args.rate < 1:
+        parser.error(f"--rate: expected a number above 0 and below 1, got {args.rate}")
     for name, least in (("count", 1), ("workers", 0), ("steps", 1), ("threads", 1)):
         if (number := getattr(args, name)) is not None and number < least:
             parser.error(f"--{name}: expected a whole number of at least {least}, got {number}")
@@ -174,7 +200,8 @@ def _run(args: argparse.Namespace) -> None:
     elif args.part == "join":
         print(join(args.out))
     else:
-        train(args.part, args.pairs, args.out, args.clips, **({} if args.steps is None else {"steps": args.steps}))
+        changes = {name: value for name in ("steps", "rate") if (value := getattr(args, name)) is not None}
+        train(args.part, args.pairs, args.out, args.clips, args.init, args.precision, **changes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a VAE on pixels: a convolutional one at once, or the demo's (``vae_basis``): basis, mixer, then post-net.
+"""Trains a VAE on pixels: a convolutional one at once, or the basis of drawn faces: basis, mixer, then post-net.
 
 REST takes LTX-Video's VAE unchanged (paper section 3.1); this stage is for a new VAE.
 """

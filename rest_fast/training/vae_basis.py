@@ -1,4 +1,4 @@
-"""Trains the demo model's VAE: principal components for the basis, the mixer on coefficients, then all on pixels."""
+"""Trains the VAE of drawn faces: principal components for the basis, the mixer on coefficients, then all on pixels."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import io
 import logging
 import os
@@ -76,10 +75,10 @@ def test_demo_uses_what_is_shipped(tmp_path):
     frames, _ = media.read_video(out)
     speech = media.load_audio(DEMO / "speech.wav")
     assert len(frames) == -(-len(speech.samples) * 25 // speech.rate)
-    assert frames.shape[1:] == (128, 128, 3)
+    assert frames.shape[1:] == (256, 256, 3)
     # the mouth moves: the lower face changes more over time than the corners of the picture
     motion = frames.astype(np.float32).std(0).mean(-1)
-    assert motion[64:112, 40:88].mean() > 2 * motion[:24, :24].mean()
+    assert motion[128:224, 80:176].mean() > 2 * motion[:48, :48].mean()
 
 
 def test_demo_takes_a_portrait_that_is_there(inputs, tmp_path, capsys, render_call, monkeypatch):
@@ -116,33 +115,6 @@ def test_a_face_that_is_not_found_stops_a_run_where_warnings_are_errors(inputs, 
     assert done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
 
 
-def test_photographs_with_the_demo_model_are_noted_once(inputs, tmp_path, capsys, monkeypatch):
-    """On the command line; no portrait that is shipped, no other weights."""
-    monkeypatch.setattr(
-        "rest_fast.streaming.session.Session.blocks", lambda _: iter(())
-    )  # the note comes before any work
-    monkeypatch.setattr(media, "VideoWriter", lambda *_, **__: contextlib.nullcontext())
-    note = "warning: the demo model was trained on drawn faces only"
-    for picture, weights, told in [
-        (inputs / "face.png", "demo", 1),
-        (inputs / "face.png", str(inputs / "toy"), 0),
-        (DEMO / "portrait.png", "demo", 0),
-        (DEMO / "portrait_2.png", "demo", 0),
-    ]:
-        argv = words(inputs, tmp_path / "out.mp4", "--weights", weights)
-        argv[1] = str(picture)
-        cli.main(argv)
-        assert capsys.readouterr().err.count(note) == told, picture
-
-
-def test_photographs_with_the_demo_model_are_noted_in_python(inputs, tmp_path):
-    model = rest_fast.load("demo", device="cpu")
-    avatar = model.prepare(inputs / "face.png", crop="center")
-    with pytest.warns(rest_fast.RestFastWarning, match="drawn faces only") as said:
-        rest_fast.render(model, avatar, inputs / "speech.wav", tmp_path / "out.mp4", steps=1)
-    assert [w.filename for w in said] == [__file__]
-
-
 @pytest.mark.parametrize("which", ["photo", "audio"])
 def test_standard_input(inputs, tmp_path, monkeypatch, render_call, which):
     monkeypatch.setattr(sys, "stdin", Stdin(inputs / {"photo": "face.png", "audio": "speech.wav"}[which]))
@@ -162,7 +134,7 @@ def test_options_reach_the_library(inputs, tmp_path, render_call):
 def test_threads_and_the_decoders_dtype_reach_the_model(tmp_path, render_call):
     assert cli.main(["demo", "-o", str(tmp_path / "a.mp4"), "--threads", "3", "--decoder-dtype", "bfloat16"]) == 0
     model = render_call["model"]
-    assert (model.threads, model.vae.decoder.post.dtype, model.dtype) == (3, torch.bfloat16, torch.float32)
+    assert (model.threads, model.vae.decoder.dtype, model.dtype) == (3, torch.bfloat16, torch.float32)
 
 
 def test_a_file_says_that_its_face_is_synthetic_and_shows_a_label(inputs, tmp_path):
@@ -368,7 +340,9 @@ def test_doctor_plans_memory(inputs, capsys, monkeypatch):
         assert first == f"{name} in bfloat16, on cpu" and {"fixed", "per session (8)", "per lane (4)"} < set(rows)
         if name == "rest-512":
             assert (rows["cache rows"], rows["decoder states"]) == ("784.0", "825.6")  # 2 x 392.0, 5 x 165.1
-    refused(capsys, ["doctor", "--plan", "--weights", "nowhere"], "expected a folder, or one of demo, rest-512, toy")
+    refused(
+        capsys, ["doctor", "--plan", "--weights", "nowhere"], "expected a folder, or one of demo, drawn, rest-512, toy"
+    )
     refused(capsys, ["doctor", "--plan", "--weights", str(inputs)], "expected a folder with config.json")
     refused(capsys, ["doctor", "--sessions", "8"], "--sessions, --lanes: expected --plan beside them")
     refused(capsys, ["doctor", "--plan", "--sessions", "0"], "--sessions", "expected a whole number")

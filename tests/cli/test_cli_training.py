@@ -134,7 +134,7 @@ def test_one_process_of_many_speaks(training, capsys, monkeypatch):
     (["dance"], "argument STAGE: expected one of vae, speech, teacher"), (["techer"], "; did you mean teacher?"),
     ([*ALL, "--threads", "-1"], "at least 0, got -1"),
     ([*ALL, "--device", "tpu"], "expected one of auto, cpu, cuda, got 'tpu'"),
-    ([*ALL, "--config", "tiny"], "expected a file or one of ['demo', 'rest-512', 'toy']"),
+    ([*ALL, "--config", "tiny"], "expected a file or one of ['demo', 'drawn', 'rest-512', 'toy']"),
     ([*ALL, "--set", "asd.smoth=1"], "got 'smoth'"),
     ([*ALL, "--set", "seed=-1"], "seed: expected at least 0, got -1"),
     ([*ALL, "--data", "nowhere"], "--data: expected a folder that can be read, got nowhere: No such file"),

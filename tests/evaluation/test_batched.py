@@ -24,7 +24,7 @@ def demo():
 @pytest.fixture(scope="module")
 def talks():
     """Of different length, neither a whole number of chunks."""
-    return [Talk.random(0, 1), Talk.random(1, 2)]
+    return [Talk.random(0, 1, 256), Talk.random(1, 2, 256)]
 
 
 def played(model, talk, seed, guidance):

@@ -21,7 +21,7 @@ from rest_fast.units import FRAME
 def small(**vae: int) -> ModelConfig:
     """The demo's configuration at 64 x 64 (a grid of 2 x 2), narrow."""
     sizes = {"latent_channels": 12, "spatial_rank": 8, "mixer_layers": 1, "mixer_heads": 1, "mixer_width": 16}
-    return preset("demo").replace(
+    return preset("drawn").replace(
         height=64,
         width=64,
         vae=BasisVAEConfig(**sizes | {"post_channels": 8, "post_blocks": 1} | vae),

@@ -71,6 +71,21 @@ def test_a_new_decoder_shows_the_photo_itself():
     assert (video - photo)[..., :30, :].abs().max() < 0.05
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_stream_that_is_given_the_photos_features_does_not_look_at_it(vae, monkeypatch, lanes):
+    """And shows the same: the features are all that a decoder makes of its photo alone."""
+    photo, latents = smooth_photo(), torch.randn(lanes, 16, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    latents[:, :, 0] = latents[:1, :, 0]
+    features = vae.photo_features(latents[:1, :, :1], photo)
+    plain = vae.stream(reference=photo).decode(latents)
+    monkeypatch.setattr(motion.PhotoBranch, "forward", lambda *_: pytest.fail("the photo was looked at"))
+    given = vae.stream(reference=photo, features=features)
+    rounding = {"atol": 1e-5 if lanes > 1 else 0, "rtol": 0}  # the convolutions of one photo or of two equal ones
+    torch.testing.assert_close(given.decode(latents), plain, **rounding)
+    given.reset()
+    torch.testing.assert_close(given.decode(latents), plain, **rounding)  # nothing was written into what was given
+
+
 def test_a_constant_flow_moves_the_photo_by_whole_pixels():
     photo = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     flow = torch.zeros(4, 2, 64, 64)

@@ -67,7 +67,10 @@ def test_weights_and_an_avatar(case):
     assert plan.weights == sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
     k, v = model.null_sink
     latent = model.config.tokens * model.config.vae.latent_channels * max(4, model.dtype.itemsize)
-    assert plan.avatar == k.nbytes + v.nbytes + latent
+    photo = torch.zeros(1, 3, 1, model.config.height, model.config.width, dtype=model.dtype)
+    zeros = torch.zeros(1, model.config.vae.latent_channels, 1, *model.config.grid, dtype=model.dtype)
+    features = model.vae.photo_features(zeros, photo)
+    assert plan.avatar == k.nbytes + v.nbytes + latent + sum(x.nbytes for x in features.values())
 
 
 def test_the_cache_and_the_step(case):
@@ -105,7 +108,7 @@ def test_decoders(case):
         for count in (1 if kind == "causal" else 4 + ahead, 3 + ahead):
             made = stream.piece(to_latents(z[:, : count * config.tokens], config.grid), ahead, pictures=True)
     held = [made, *stream.state.histories.values(), *stream.state.images.values()]
-    held += [] if stream.reference is None else [stream.reference]
+    held += stream.given.values()
     assert plan.decoding == stream.work.nbytes + sum(x.untyped_storage().nbytes() for x in held)
 
 

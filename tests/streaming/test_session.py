@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import rest_fast
 from rest_fast.avatar import Avatar, AvatarError
@@ -235,6 +237,13 @@ def test_avatar_round_trip_and_keys(model, avatar, tmp_path):
     other = toy(seed=1)
     with pytest.raises(AvatarError, match="session: avatar: expected one prepared by this model"):
         other.session(avatar)
+    with safe_open(path, "pt") as file:
+        tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, tmp_path / "old.avatar", metadata=facts | {"format": "rest_fast avatar 1"})
+    with pytest.raises(
+        AvatarError, match=r"'rest_fast avatar 2', got 'rest_fast avatar 1' \(prepare the photo again\)"
+    ):
+        Avatar.load(tmp_path / "old.avatar")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(AvatarError, match="expected a saved avatar"):
         Avatar.load(path)

@@ -123,7 +123,7 @@ def test_files_that_are_no_configuration(tmp_path, text, says):
 
 def test_names_of_no_configuration(tmp_path):
     for name in ("tiny", str(tmp_path)):
-        with pytest.raises(ConfigError, match=r"expected a file or one of \['demo', 'rest-512', 'toy'\], got"):
+        with pytest.raises(ConfigError, match=r"expected a file or one of \['demo', 'drawn', 'rest-512', 'toy'\], got"):
             read_config(name)
     with pytest.raises(ConfigError, match=r"training preset: expected one of .*, got 'tiny'"):
         training_preset("tiny")

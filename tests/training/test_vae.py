@@ -101,7 +101,7 @@ def test_fit_keeps_what_is_largest():
 
 
 def test_fit_needs_clips():
-    model = Model(preset("demo").replace(height=64, width=64)).requires_grad_(False)  # 80 components
+    model = Model(preset("drawn").replace(height=64, width=64)).requires_grad_(False)  # 80 components
     with pytest.raises(DataError, match="planted: expected at least 8 clips for 80 components, got 2"):
         vae_basis.fit_basis(model.vae.encoder.basis, Planted(2), 700)
 
@@ -202,7 +202,7 @@ def test_latents_and_frames_of_a_piece_belong_together(planted):
 
 
 def test_weights_of_the_mouth_s_row():
-    stage = vae_basis.MixerStage(Model(preset("demo")), training_preset("demo"))
+    stage = vae_basis.MixerStage(Model(preset("drawn")), training_preset("drawn"))
     weight = stage.weight.flatten()
     assert (weight > 1.5 * weight.min()).nonzero().flatten().tolist() == [9, 10]
     assert weight.mean().item() == pytest.approx(1) and (weight.max() / weight.min()).item() == pytest.approx(3)

@@ -1,13 +1,15 @@
 """Temporal VAE: 8 video frames and a square of pixels to one latent cell.
 
-A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Two families share one
-interface (:mod:`~rest_fast.models.vae.family`): LTX-Video's (:mod:`~rest_fast.models.vae.ltx`) and the small one of the
-demo model (:mod:`~rest_fast.models.vae.basis`). If a decoder is causal, decoding in pieces equals decoding the whole
-clip. The released LTX-Video decoders are not causal; their streams look ahead (docs/vae.md).
+A clip of 1 + 8n frames gives 1 + n latents: the first frame stands alone (paper section 3.1). Three families share one
+interface (:mod:`~rest_fast.models.vae.family`): LTX-Video's (:mod:`~rest_fast.models.vae.ltx`), the demo model's, which
+moves a photo (:mod:`~rest_fast.models.vae.motion`), and a small one for drawn faces
+(:mod:`~rest_fast.models.vae.basis`). If a decoder is causal, decoding in pieces equals decoding the whole clip. The
+released LTX-Video decoders are not causal; their streams look ahead (docs/vae.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -94,28 +96,43 @@ class TemporalVAE(Codec):
         reference: torch.Tensor | None = None,
         seed: int = 0,
         workspace: DecodeWorkspace | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
     ) -> DecodeStream:
         """A decoder with memory, for latents that come piece by piece; see :class:`DecodeStream`.
 
         Args:
             mode: ``causal`` or, for a decoder that is not, ``lookahead(L)`` with L latents of delay; None for the one
                 that fits the checkpoint, with L = 1. Never switched silently.
-            reference: the true first frame [B, 3, 1, H, W] in -1..1. The demo's decoder takes what stands still from
-                it, or from the first latent without it; LTX-Video's decoder does not use it.
+            reference: the true first frame [B, 3, 1, H, W] in -1..1. The decoder of kind motion
+                makes every frame of it; that of kind basis takes what stands still from it, or from the first latent
+                without it; LTX-Video's does not use it.
             seed: of the decoder's own noise (LTX-Video 0.9.1 and later).
             workspace: scratch that streams which decode in turn may share.
+            features: of the reference, from :meth:`photo_features`; without them the stream makes them itself.
         """
-        return self._stream(read_mode(mode, self.causal), reference, seed, workspace)
+        return self._stream(read_mode(mode, self.causal), reference, seed, workspace, features)
+
+    @torch.no_grad()
+    def photo_features(self, latents: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the decoder needs to know of a photo [B, 3, 1, H, W], whose latent is [B, C, 1, h, w], once a face."""
+        self.check_latents(latents)
+        self.check_video(reference, "reference")
+        return self.decoder.photo_features(self.denormalised(latents, 0, 0), reference[:, :, 0])
 
     def _stream(
-        self, mode: Mode, reference: torch.Tensor | None, seed: int, workspace: DecodeWorkspace | None = None
+        self,
+        mode: Mode,
+        reference: torch.Tensor | None,
+        seed: int,
+        workspace: DecodeWorkspace | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
     ) -> DecodeStream:
         if reference is not None:
             self.check_video(reference, "reference")
             if reference.shape[2] != 1:
                 raise ArgumentError(f"stream: reference: expected 1 frame, got {reference.shape[2]}")
         kept = reference if self.decoder.takes_photo else None
-        return DecodeStream(self, mode, kept, seed, workspace)
+        return DecodeStream(self, mode, kept, seed, workspace, features)
 
     def convolve_in(self, dtype: torch.dtype | None) -> TemporalVAE:
         """Set the dtype in which an fp32 decoder of kind basis or motion convolves without gradients; None: fp32, too.

@@ -1,4 +1,4 @@
-"""The demo model's VAE: a linear space-time basis per latent position, and a mixer and a post-net in its decoder.
+"""A small VAE for drawn faces: a linear space-time basis per position, and a mixer and a post-net in its decoder.
 
 A block of 8 frames x 32 x 32 pixels is projected frame by frame on ``spatial_rank`` components, and the 8 x rank
 coefficients on ``latent_channels``; each position has its own bases, since a portrait's parts stay in place. The first

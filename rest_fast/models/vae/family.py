@@ -34,6 +34,13 @@ class Decoder(nn.Module):
         """The same in place: new video, or pictures uint8 [B, T, H, W, 3]."""
         raise NotImplementedError
 
+    def photo_features(self, z: torch.Tensor, photo: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Histories of a stream that follow from its photo [B, 3, H, W] and the photo's latent [B, C, 1, h, w] alone.
+
+        A stream that is given them makes the same pictures, and begins sooner.
+        """
+        return {}
+
     def images(self, z: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
         """The injected noise [B, H, W] of each convolution that has some, by module path: one image per stream."""
         return {}

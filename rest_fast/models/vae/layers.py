@@ -94,7 +94,7 @@ class DecodeWorkspace:
 
 @dataclass
 class Piece:
-    """What one in-place call of a decoder works with: memory, scratch, and the dtype of the demo's convolutions."""
+    """What one in-place call of a decoder works with: memory, scratch, and the dtype of mixed convolutions."""
 
     state: StreamState
     work: DecodeWorkspace

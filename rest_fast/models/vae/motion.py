@@ -274,9 +274,7 @@ class MotionDecoder(Decoder):
         return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def run(self, z: torch.Tensor, piece: Piece, *, pictures: bool) -> torch.Tensor:
-        low = piece.dtype if z.dtype == torch.float32 else None
-        place = "cpu" if z.is_meta else z.device.type  # PyTorch knows no autocast of what has shapes only
-        with torch.autocast(place, low or torch.bfloat16, enabled=low not in (None, torch.float32)):
+        with convolutions_in(piece.dtype, z):
             photo, maps = self.drawn(z, piece.state)
         if not pictures:
             return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
@@ -293,8 +291,15 @@ class MotionDecoder(Decoder):
         photo, codes = reference[:, :, 0].to(z), to_codes(z)
         if not state.started:
             codes = codes[:, TEMPORAL - 1 :]
-            self.look(photo, codes[:, :1], state)
+            if STILL not in state.histories:
+                self.look(photo, codes[:, :1], state)
         return wide(photo), Maps(*(wide(x) for x in self.maps(photo, codes, state)))
+
+    def photo_features(self, z: torch.Tensor, photo: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = StreamState()
+        with convolutions_in(self.dtype, z):
+            self.look(photo, to_codes(z)[:, TEMPORAL - 1 :], state)
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.histories.items()}
 
     def look(self, photo: torch.Tensor, still: torch.Tensor, state: StreamState) -> None:
         """Remember a photo [B, 3, H, W] and its code [B, 1, c, 4, 4], at the start of a stream."""
@@ -317,6 +322,13 @@ class MotionDecoder(Decoder):
         place = scaled(self.window, (WORK, WORK))
         through = crop(whole_flow(flow, inner_flow, (WORK, WORK), self.window), place)
         return Maps(flow, shared(paint, small), inner_flow, self.painter(x, moved(work, through, place)))
+
+
+def convolutions_in(dtype: torch.dtype | None, z: torch.Tensor) -> torch.autocast:
+    """Inside, networks with float32 weights convolve in this dtype, for inputs like ``z``; None: in that of ``z``."""
+    low = dtype if z.dtype == torch.float32 else None
+    place = "cpu" if z.is_meta else z.device.type  # PyTorch knows no autocast of what has shapes only
+    return torch.autocast(place, low or torch.bfloat16, enabled=low not in (None, torch.float32))
 
 
 def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:

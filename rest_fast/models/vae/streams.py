@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -65,10 +65,12 @@ class DecodeStream:
         reference: torch.Tensor | None = None,
         seed: int = 0,
         workspace: DecodeWorkspace | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
     ):
         noise.normal(seed, 0, 1)  # refuses a seed out of range now
         self.vae, self.mode, self.seed = vae, mode, seed
-        self.reference = None if reference is None else clone(reference)  # the caller may reuse the tensor
+        given = {} if reference is None else {REFERENCE: reference, **(features or {})}
+        self.given = {name: clone(tensor) for name, tensor in given.items()}  # the caller may reuse the tensors
         self.work = workspace or DecodeWorkspace()
         self.dtype: torch.dtype | None = vae.decoder.dtype
         self.state = StreamState(mode.past)
@@ -104,8 +106,7 @@ class DecodeStream:
 
     def reset(self) -> None:
         self.state.reset()
-        if self.reference is not None:
-            self.state.histories[REFERENCE] = self.reference.clone()
+        self.state.histories |= {name: tensor.clone() for name, tensor in self.given.items()}
 
     def snapshot(self) -> StreamState:
         return self.state.snapshot()
@@ -133,13 +134,12 @@ class DecodeStream:
                 f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
             )
         counters = state.counters or [(self.seed, 0)] * len(latents)
-        reference = state.histories.get(REFERENCE)
-        if reference is not None and len(reference) != len(latents):
-            if len(reference) != 1:
-                raise ArgumentError(
-                    f"decode: latents: expected {len(reference)} lanes, as of reference, got {len(latents)}"
-                )
-            state.histories[REFERENCE] = clone(reference.expand(len(latents), -1, -1, -1, -1))
+        for name in self.given if not state.started else ():
+            found = state.histories[name]
+            if len(found) not in (1, len(latents)):
+                raise ArgumentError(f"decode: latents: expected {len(found)} lanes, as of {name}, got {len(latents)}")
+            if len(found) != len(latents):
+                state.histories[name] = clone(found.expand(len(latents), *found.shape[1:]))
         state.provisional = provisional
         z = self._denormalised(latents, counters)
         replay = self._replays.get((count, provisional, self._dtype)) if pictures and state.started else None
