@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Model(REST):
         guidance: float | None = None,
         decode: str | None = None,
         graphs: str = "auto",
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Session:
         """Open a stream for one viewer; for several, use :meth:`engine`.
 
@@ -77,10 +79,12 @@ class Model(REST):
             decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
             graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is
                 CUDA.
+            on_step: called after each sampling step with the numbers of chunk and step, from 0, in the thread in which
+                models compute. It may close the session; what it raises, :meth:`Session.blocks` raises.
         Raises: :class:`rest_fast.AvatarError`; :class:`rest_fast.ArgumentError`; where a capture fails
             :class:`rest_fast.CaptureError`, with the reason.
         """
-        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
+        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs, "on_step": on_step}
         return self.compute(Engine.for_one, self, avatar, self._sampling(steps, guidance), **options)
 
     async def asession(
