@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rest_fast import checkpoint, cores, media, processor
+from rest_fast import checkpoint, cores, hub, media, processor
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.errors import ArgumentError
@@ -207,8 +207,8 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cpu") if found.type == "cpu" else found  # "cpu:0" is the same one
 
 
-def find_checkpoint(source: str | Path) -> Path:
-    """The folder that :func:`load` would take."""
+def find_checkpoint(source: str | Path, **options: Any) -> Path:
+    """The folder that :func:`load` would take. ``options``: of :func:`rest_fast.hub.download`, for a hub id."""
     name, path = str(source), Path(source)
     bare = isinstance(source, str) and "/" not in name and os.sep not in name  # "./demo" and a Path name a folder
     if bare and (ASSETS / name / checkpoint.CONFIG).is_file():
@@ -221,11 +221,5 @@ def find_checkpoint(source: str | Path) -> Path:
             "a checkpoint of it, or 'demo'"
         )
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError:
-            raise checkpoint.CheckpointError(
-                f"load: no folder {name!r}; as a hub id it needs huggingface_hub, which is not installed"
-            ) from None
-        return Path(snapshot_download(name, allow_patterns=[checkpoint.CONFIG, checkpoint.WEIGHTS]))
+        return hub.download(name, **options)
     raise checkpoint.CheckpointError(f"load: expected a folder, 'demo' or a hub id owner/name, got {name!r}")

@@ -77,9 +77,9 @@ def render(
     paste = avatar.paste_back() if paste_back else None
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
     frames = -(-len(audio.samples) * 25 // audio.rate)
-    samples, rate = _playable(audio)
+    samples, rate = playable(audio)
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
-    _warn_of_photographs(model, avatar.picture)
+    warn_of_photographs(model, avatar.picture)
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
     marks = [one for one in (paste, mark, label and Label(label, width, height)) if one]
     kind = COMPOSITE if paste else SYNTHETIC
@@ -107,7 +107,7 @@ def render(
     return Rendered(Path(out), frames, audio.duration)
 
 
-def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
+def warn_of_photographs(model: Model, picture: np.ndarray) -> None:
     """Warn of any picture but the shipped portraits: the shipped demo model has seen drawn faces only."""
     if getattr(model, "source", None) != DEMO:
         return
@@ -119,7 +119,7 @@ def _warn_of_photographs(model: Model, picture: np.ndarray) -> None:
         )
 
 
-def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:
+def playable(audio: media.Audio) -> tuple[np.ndarray, int]:
     """Samples and rate as sessions and players take them: mono or stereo, 8 to 96 kHz."""
     samples, rate = audio.samples, audio.rate
     if samples.shape[1] > 2:
