@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DivergedError,
         EngineClosed,
         EvaluationError,
+        HubError,
         MediaError,
         NoFace,
         OpError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         TrainError,
     )
     from rest_fast.model import Model, load
+    from rest_fast.pipeline import RestPipeline
     from rest_fast.rendering import render
     from rest_fast.streaming.block import Block
     from rest_fast.streaming.engine import Engine
@@ -60,6 +62,7 @@ __all__ = [
     "Engine",
     "Model",
     "ModelConfig",
+    "RestPipeline",
     "Session",
     "SessionState",
     "load",
@@ -80,6 +83,7 @@ __all__ = [
     "DivergedError",
     "EngineClosed",
     "EvaluationError",
+    "HubError",
     "MediaError",
     "NoFace",
     "OpError",
@@ -98,6 +102,7 @@ _HOMES = {
     "Engine": "streaming.engine",
     "Model": "model",
     "ModelConfig": "config",
+    "RestPipeline": "pipeline",
     "Session": "streaming.session",
     "SessionState": "streaming.snapshot",
     "load": "model",
@@ -118,6 +123,7 @@ _HOMES = {
     "DivergedError": "errors",
     "EngineClosed": "errors",
     "EvaluationError": "errors",
+    "HubError": "errors",
     "MediaError": "errors",
     "NoFace": "errors",
     "OpError": "errors",

@@ -50,13 +50,20 @@ def read_config(folder: str | Path) -> ModelConfig:
         )
     if not path.is_file():
         found = f"found no {CONFIG}" if Path(folder).is_dir() else "got a file" if Path(folder).exists() else "got none"
-        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}")
+        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}{_pickles(folder)}")
     try:
         text = path.read_text()
         _refuse_others(folder, text)
         return ModelConfig.from_json(text)
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
+
+
+def _pickles(folder: str | Path) -> str:
+    """Words about the pickles in a folder that lacks something; empty if there are none."""
+    there = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    names = sorted(path.name for path in there if path.suffix in PICKLE_SUFFIXES)
+    return f"; pickles are never loaded ({', '.join(names)})" if names else ""
 
 
 def _refuse_others(folder: str | Path, text: str) -> None:
@@ -111,7 +118,7 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str = "") -> Non
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         found = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: expected {WEIGHTS}, found {found}")
+        raise CheckpointError(f"{folder}: expected {WEIGHTS}, found {found}{_pickles(folder)}")
     want = module.state_dict()
     try:
         with safe_open(path, framework="pt") as file:

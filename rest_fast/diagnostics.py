@@ -27,11 +27,10 @@ EXTRAS = {
     "convert": (("transformers", "sentencepiece"), "rest-fast convert prompt: a prompt's embedding by T5"),
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
+    "hub": (("huggingface_hub",), "--weights owner/name, from the Hugging Face hub, and push_to_hub"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
-# Packages that are used if they are installed.
-OPTIONAL = {"huggingface_hub": "--weights owner/name, downloaded from the Hugging Face hub"}
 REINSTALL = "reinstall rest_fast: pip install --force-reinstall --no-deps --no-cache-dir"
 DEMO = ("config.json", "model.safetensors", "portrait.png", "speech.wav")
 DRIVER = Path("/proc/driver/nvidia/version")  # exists while the machine's NVIDIA driver runs
@@ -62,7 +61,6 @@ def config_report() -> dict[str, Any]:
         "modules": modules,
         "build": _build_info(),
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
-        "optional": {name: _is_there(name) for name in OPTIONAL},
         "forced_backend": forced,
         "ops": chosen,
     }
@@ -95,8 +93,6 @@ def describe() -> str:
     for name, there in report["extras"].items():
         cure = "" if there else f" [pip install 'rest_fast[{name}]']"
         lines.append(f"  {name:16} {_word(there)}   {EXTRAS[name][1]}{cure}")
-    for name, there in report["optional"].items():
-        lines.append(f"  {name:16} {_word(there)}   {OPTIONAL[name]}{'' if there else f' [pip install {name}]'}")
     forced = report["forced_backend"]
     lines += ["", "ops: the backend that runs in float32" + (f" (REST_FAST_BACKEND={forced})" if forced else "")]
     for name, devices in report["ops"].items():

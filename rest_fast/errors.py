@@ -64,6 +64,13 @@ class CheckpointError(RestFastError, ValueError):
     """A checkpoint that does not load: names the file, the expectation and what was found."""
 
 
+class HubError(CheckpointError, OSError):
+    """A repository of the Hugging Face hub that cannot be read or written: names it and why.
+
+    It is also an ``OSError``, which is what other libraries' ``from_pretrained`` raise.
+    """
+
+
 class OpError(RestFastError, ValueError):
     """A call that an op refuses: names op, argument, expectation and value."""
 

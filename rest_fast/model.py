@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rest_fast import checkpoint, cores, media, processor
+from rest_fast import checkpoint, cores, hub, media, processor
 from rest_fast.avatar import Avatar
 from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
 from rest_fast.errors import ArgumentError
@@ -67,6 +68,7 @@ class Model(REST):
         guidance: float | None = None,
         decode: str | None = None,
         graphs: str = "auto",
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Session:
         """Open a stream for one viewer; for several, use :meth:`engine`.
 
@@ -79,10 +81,12 @@ class Model(REST):
             decode: how the VAE sees time, ``causal`` or ``lookahead(L)``; None for what fits the checkpoint.
             graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is
                 CUDA.
+            on_step: called after each sampling step with the numbers of chunk and step, from 0, in the thread in which
+                models compute. It may close the session; what it raises, :meth:`Session.blocks` raises.
         Raises: :class:`rest_fast.AvatarError`; :class:`rest_fast.ArgumentError`; where a capture fails
             :class:`rest_fast.CaptureError`, with the reason.
         """
-        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs}
+        options = {"sample_rate": sample_rate, "seed": seed, "decode": decode, "graphs": graphs, "on_step": on_step}
         return self.compute(Engine.for_one, self, avatar, self._sampling(steps, guidance), **options)
 
     async def asession(
@@ -205,8 +209,8 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cpu") if found.type == "cpu" else found  # "cpu:0" is the same one
 
 
-def find_checkpoint(source: str | Path) -> Path:
-    """The folder that :func:`load` would take."""
+def find_checkpoint(source: str | Path, **options: Any) -> Path:
+    """The folder that :func:`load` would take. ``options``: of :func:`rest_fast.hub.download`, for a hub id."""
     name, path = str(source), Path(source)
     bare = isinstance(source, str) and "/" not in name and os.sep not in name  # "./demo" and a Path name a folder
     if bare and (ASSETS / name / checkpoint.CONFIG).is_file():
@@ -219,11 +223,5 @@ def find_checkpoint(source: str | Path) -> Path:
             "a checkpoint of it, or 'demo'"
         )
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError:
-            raise checkpoint.CheckpointError(
-                f"load: no folder {name!r}; as a hub id it needs huggingface_hub, which is not installed"
-            ) from None
-        return Path(snapshot_download(name, allow_patterns=[checkpoint.CONFIG, checkpoint.WEIGHTS]))
+        return hub.download(name, **options)
     raise checkpoint.CheckpointError(f"load: expected a folder, 'demo' or a hub id owner/name, got {name!r}")

@@ -75,7 +75,7 @@ def render(
     paste = avatar.paste_back() if paste_back else None
     audio = speech if isinstance(speech, media.Audio) else media.load_audio(speech)
     frames = -(-len(audio.samples) * 25 // audio.rate)
-    samples, rate = _playable(audio)
+    samples, rate = playable(audio)
     session = model.session(avatar, sample_rate=rate, seed=seed, steps=steps, guidance=guidance)
     height, width = (paste.photo if paste else avatar.picture).shape[:2]
     marks = [one for one in (paste, mark, label and Label(label, width, height)) if one]
@@ -104,7 +104,7 @@ def render(
     return Rendered(Path(out), frames, audio.duration)
 
 
-def _playable(audio: media.Audio) -> tuple[np.ndarray, int]:
+def playable(audio: media.Audio) -> tuple[np.ndarray, int]:
     """Samples and rate as sessions and players take them: mono or stereo, 8 to 96 kHz."""
     samples, rate = audio.samples, audio.rate
     if samples.shape[1] > 2:

@@ -16,7 +16,7 @@ def test_report_is_complete():
     text = diagnostics.describe()
     first = text.splitlines()[0]
     assert rest_fast.__version__ in first and torch.__version__ in first
-    for word in [op.name for op in ops.ALL] + ["_cpu", "_cuda", *diagnostics.EXTRAS, *diagnostics.OPTIONAL]:
+    for word in [op.name for op in ops.ALL] + ["_cpu", "_cuda", *diagnostics.EXTRAS]:
         assert re.search(rf"^  {word} ", text, re.M), word
     for heading in ("devices", "compiled modules", "extras", "ops"):
         assert re.search(rf"^{heading}", text, re.M), heading

@@ -38,15 +38,7 @@ def load_model(args: Namespace) -> Any:
 
     device, dtype = check_device(args.device), _dtype(args.dtype, args.device)
     whisper = None if args.whisper is None else _whisper(args.whisper)
-    try:
-        return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper, **_for_the_cpu(args))
-    except ValueError:
-        raise
-    except Exception as e:
-        if not _is_hub_id(args.weights):
-            raise
-        hub = f"expected a folder, or a Hugging Face id that can be downloaded, got {one_line(e)}"  # of any library
-        raise InputError(f"--weights {args.weights}: {hub}") from e
+    return rest_fast.load(args.weights, device=device, dtype=dtype, whisper=whisper, **_for_the_cpu(args))
 
 
 def plan(args: Namespace) -> str:

@@ -124,7 +124,14 @@ class Engine:
 
     @classmethod
     def for_one(
-        cls, model: REST, avatar: Avatar, sampling: SamplingConfig, *, graphs: str = "auto", **options: Any
+        cls,
+        model: REST,
+        avatar: Avatar,
+        sampling: SamplingConfig,
+        *,
+        graphs: str = "auto",
+        on_step: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Session:
         """A session with an engine of its own, which computes when a block is asked for and ends with it."""
         _check_viewer(model, avatar, options["seed"])
@@ -132,7 +139,10 @@ class Engine:
         engine = cls(
             model, sampling, lanes=lanes, sessions=1, graphs=graphs, admission=False, backlog=None, eager=False
         )
-        return engine.open(avatar, **options)
+        session = engine.open(avatar, **options)
+        if on_step is not None:
+            session.seat.work.by_step(on_step)
+        return session
 
     # -- sessions
 

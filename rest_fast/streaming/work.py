@@ -6,7 +6,7 @@ could come between), and its decoding. Nothing here knows of other streams, of l
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
 
 import torch
@@ -39,8 +39,15 @@ class Work:
         self.turn: Turn | None = None  # its next evaluation, where they are pieces of their own
         self.degraded = False  # whether it is made with fewer steps
         self._turns: Iterator[Turn] = iter(())
+        self._on_step: Callable[[int, int], None] | None = None
+        self._steps = 0  # sampling steps of the chunk that were evaluated
         self._latents: torch.Tensor | None = None  # once the last turn was evaluated
         self._restarts = 0  # of the stream, when the job was made
+
+    def by_step(self, on_step: Callable[[int, int], None]) -> None:
+        """Call ``on_step(chunk, step)`` after each sampling step of the chunks that begin from now on: every evaluation
+        is a piece of its own then. What it raises is a failure of the piece."""
+        self.whole, self._on_step = False, on_step
 
     def needs(self) -> Piece | None:
         """The next piece; None where nothing is to be done."""
@@ -54,7 +61,7 @@ class Work:
 
     def begin(self, late: bool = False) -> None:
         """Make the next chunk's job. ``late``: use fewer steps, where that was allowed."""
-        self.job, self._restarts = self.stream.next_chunk(), self.stream.restarts
+        self.job, self._restarts, self._steps = self.stream.next_chunk(), self.stream.restarts, 0
         self.degraded = late and self.fewer is not None
         if self.whole and not self.degraded:
             return
@@ -83,6 +90,9 @@ class Work:
 
     def advance(self) -> None:
         """:attr:`turn` was evaluated."""
+        if self._on_step is not None and self.turn is not None and self.turn.dt:  # others only write context
+            self._on_step(self.stream.watch.chunks, self._steps)
+            self._steps += 1
         with self.stream.watch("denoise", more=True):
             self.turn = next(self._turns, None)
         if self.turn is None:

@@ -218,9 +218,7 @@ def test_a_hub_id_that_does_not_download(inputs, tmp_path, capsys, monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     argv = words(inputs, tmp_path / "out.mp4", "--weights", "nobody/nothing")
-    refused(
-        capsys, argv, "--weights nobody/nothing: expected a folder, or a Hugging Face id", "Name or service not known"
-    )
+    refused(capsys, argv, "load: nobody/nothing: expected a folder, or a Hugging Face id", "Name or service not known")
 
 
 # -- device

@@ -12,7 +12,7 @@ from rest_fast import media
 from rest_fast.media import load_audio, sound_files
 from rest_fast.media.sound_files import join
 from rest_fast.media.wav import open_wav as wav_header
-from rest_fast.rendering import _playable
+from rest_fast.rendering import playable
 from tests.kit.media_files import chirp, encode_sound, float_wav, refuses, sine, tone, wav
 
 SIZES = {"data": 40, "riff": 4}  # where the plain header of wave keeps them
@@ -56,7 +56,7 @@ def test_surround_mixes_down_without_overflow(tmp_path):
     one = np.zeros((48000, 6), np.float32)
     one[:, 4:5] = sine(48000, 600, 0.9)  # a tone behind to the left: 3 dB quieter, and half of that
     encode_sound(tmp_path / "a.flac", "flac", one, 48000)
-    samples, rate = _playable(load_audio(tmp_path / "a.flac"))
+    samples, rate = playable(load_audio(tmp_path / "a.flac"))
     assert samples.shape == (48000, 1) and rate == 48000
     assert tone(samples[:, 0], rate) == pytest.approx((600, 0.9 / 8**0.5), rel=1e-3)
 

@@ -88,6 +88,20 @@ def test_the_same_frames(kind, graphs):
     assert 0 < decoder.replays < chunks
 
 
+def test_the_same_frames_step_by_step(graphs):
+    """Evaluations that are replayed one by one, for whoever is told of each, and a context that was rebuilt."""
+    model, seen = toy(), []
+    avatar = model.prepare(photo())
+    with model.session(avatar, seed=3) as s:
+        want = talk(s)
+    made = graphs()
+    with model.session(avatar, seed=3, on_step=lambda *numbers: seen.append(numbers)) as s:
+        same(want, talk(s))
+        chunks = s.metrics().chunks
+    assert seen == [(chunk, step) for chunk in range(chunks) for step in range(2)]
+    assert made["denoising step"].replays >= 3 * chunks  # what is heard, and two evaluations
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_snapshot_goes_on_in_a_captured_session(kind, graphs):
     make, decode = MODELS[kind]
