@@ -159,7 +159,7 @@ COMFYUI_TAG ?= v0.8.0
 comfyui: $(STAMP) $(COMFYUI)/.installed
 	REST_FAST_COMFYUI=$(abspath $(COMFYUI)) $(BIN)/pytest -q tests/serving/test_comfyui.py
 
-$(COMFYUI)/.installed: $(COMFYUI)/ComfyUI
+$(COMFYUI)/.installed: | $(COMFYUI)/ComfyUI
 	@echo "Making $(COMFYUI) with $(PYTHON): 1.5 GB with the CPU build of PyTorch, two minutes"
 	@$(PYTHON) -m venv $(COMFYUI)
 	@grep -v -E '^(#|comfyui-)' $(COMFYUI)/ComfyUI/requirements.txt > $(COMFYUI)/requirements.txt
