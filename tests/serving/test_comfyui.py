@@ -230,6 +230,19 @@ def test_memory(nodes, comfy, fake, monkeypatch):
     assert not left(comfy)
 
 
+def test_comfyui_makes_room_on_a_gpu(nodes, fake, monkeypatch):
+    """Its models are unloaded before the worker starts, but not for a worker on the CPU."""
+    calls = []
+    monkeypatch.setattr(nodes.management, "get_torch_device", lambda: torch.device("cuda"))
+    for name in ("unload_all_models", "soft_empty_cache"):
+        monkeypatch.setattr(nodes.management, name, lambda name=name: calls.append(name), raising=False)
+    fake("sys.exit(0)")
+    run(nodes, device="cpu")
+    assert not calls
+    run(nodes, device="auto")
+    assert calls == ["unload_all_models", "soft_empty_cache"]
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [

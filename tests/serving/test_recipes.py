@@ -5,7 +5,11 @@ The engine is the fake one, whose pictures say how loud their sound is: so both 
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +18,14 @@ import pytest
 import rest_fast
 from rest_fast import media
 from rest_fast.media import provenance
+from rest_fast.model import ASSETS
 from rest_fast.serving import fake
 from tests.kit import front_ends
 from tests.kit.command import write_inputs
 from tests.kit.front_ends import ditto_program, load_recipe, wait
 from tests.kit.toys import sound
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,17 @@ def test_ditto_without_a_length(ditto, inputs):
         assert early == 24 and len(frames) == 30
         frames.clear()
     sdk.close()
+
+
+def test_the_page(ditto, monkeypatch, tmp_path, capsys):
+    """The example of docs/recipes.md, as it stands."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.S)
+    monkeypatch.setitem(sys.modules, "ditto_stream", ditto)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ASSETS / "demo" / "portrait.png", "face.png")
+    exec(compile(example, "docs/recipes.md", "exec"), {})
+    assert capsys.readouterr().out == 75 * "(128, 128, 3) 640\n"
+    assert len(media.read_video("talking.mp4")[0]) == 75
 
 
 def test_what_ditto_is_refused(ditto, inputs, tmp_path):
