@@ -7,6 +7,7 @@
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
 # make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
+# make comfyui   ComfyUI, in an environment of its own, and the tests that run it (docs/comfyui.md)
 # make gpu-suite   on a machine with a GPU, no network needed, then again with SECONDS=150 (docs/gpu_suite.md);
 #                  REHEARSE=1 runs all its steps without one
 # make gpu-wheels  before, where there is a network: what that machine lacks, our modules compiled for it included
@@ -148,6 +149,25 @@ $(INSTRUMENTS)/.installed: tools/photo_instruments.txt
 	@$(INSTRUMENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/photo_instruments.txt
 	@$(INSTRUMENTS)/bin/python rest_fast/evaluation/photos/read_faces.py 1
 	@touch $@
+
+# ComfyUI has other dependencies than we, so no Python of ours imports it. A checkout that is in $(COMFYUI)/ComfyUI
+# already is taken as it is; its page and its templates are left out.
+.PHONY: comfyui
+COMFYUI ?= .comfyui
+COMFYUI_TAG ?= v0.8.0
+
+comfyui: $(STAMP) $(COMFYUI)/.installed
+	REST_FAST_COMFYUI=$(abspath $(COMFYUI)) $(BIN)/pytest -q tests/serving/test_comfyui.py
+
+$(COMFYUI)/.installed: | $(COMFYUI)/ComfyUI
+	@echo "Making $(COMFYUI) with $(PYTHON): 1.5 GB with the CPU build of PyTorch, two minutes"
+	@$(PYTHON) -m venv $(COMFYUI)
+	@grep -v -E '^(#|comfyui-)' $(COMFYUI)/ComfyUI/requirements.txt > $(COMFYUI)/requirements.txt
+	@$(COMFYUI)/bin/python -m pip install --quiet --disable-pip-version-check -r $(COMFYUI)/requirements.txt
+	@touch $@
+
+$(COMFYUI)/ComfyUI:
+	git clone --quiet --depth 1 --branch $(COMFYUI_TAG) https://github.com/comfyanonymous/ComfyUI $@
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis talking.mp4
