@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import io
 import json
 import socket as sockets
@@ -428,10 +429,19 @@ def fake_service(limits: Limits | None = None, **options: Any) -> Service:
     return service
 
 
+def elsewhere(module: str, name: str) -> Any:
+    """An adapter of a library that is not installed everywhere; see :data:`NEEDS`."""
+    return lambda service: getattr(importlib.import_module(f"tests.kit.{module}"), name)(service)
+
+
 ADAPTERS: dict[str, Any] = {
     "direct": Direct.open,
+    "livekit": elsewhere("livekit_rooms", "in_process"),
+    "livekit-remote": elsewhere("livekit_rooms", "remote"),
     "raw": lambda served: Socket.open(served, "raw"),
     "jpeg": lambda served: Socket.open(served, "jpeg"),
     "fmp4": lambda served: Film.open(served, "fmp4"),
     "webrtc": Call.open,
 }
+IN_PROCESS = ("direct", "livekit", "livekit-remote")  # they take the service itself
+NEEDS = {"livekit": "livekit.agents", "livekit-remote": "livekit.agents"}  # in environments of their own

@@ -9,7 +9,7 @@ import pytest
 
 import rest_fast
 from rest_fast.serving import fake
-from tests.kit.serving import ADAPTERS, RATE, Served, fake_service
+from tests.kit.serving import ADAPTERS, IN_PROCESS, NEEDS, RATE, Served, fake_service
 
 FRAME = RATE // 25
 COMPRESSED = ("fmp4", "webrtc")  # sound, that is
@@ -31,15 +31,27 @@ def served(service):
         yield running
 
 
+@pytest.fixture
+def opener(service, served):
+    """A function that opens the adapter of a name."""
+
+    def choose(name):
+        if name in NEEDS:
+            pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed: make front-ends")
+        return lambda: ADAPTERS[name](service if name in IN_PROCESS else served)
+
+    return choose
+
+
 @pytest.fixture(params=ADAPTERS)
-def adapter(request, service, served):
-    return lambda: ADAPTERS[request.param](service if request.param == "direct" else served)
+def adapter(request, opener):
+    return opener(request.param)
 
 
 @pytest.fixture(params=[name for name in ADAPTERS if name not in COMPRESSED])
-def exact(request, service, served):
+def exact(request, opener):
     """H.264's and VP8's companions AAC and Opus give back other samples than they were given."""
-    return lambda: ADAPTERS[request.param](service if request.param == "direct" else served)
+    return opener(request.param)
 
 
 @pytest.fixture(params=COMPRESSED)
