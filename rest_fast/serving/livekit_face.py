@@ -119,26 +119,31 @@ class Voice(lk.QueueAudioOutput):
 
     def __init__(self, face: Face):
         super().__init__(sample_rate=face.viewer.session.rate, wait_playback_start=True)
-        self._told, self._ended = 0, False
-        face.cleared = self.settle
+        self._told = self._cut = 0  # segments, of which it was told that they are finished, and that are cleared
+        self._ended = False
+        face.cleared = self._settle
 
     def notify_playback_finished(self, playback_position: float, interrupted: bool) -> None:
         self._told += 1
         super().notify_playback_finished(playback_position, interrupted)
 
-    def settle(self) -> None:
-        """Nothing is played any more."""
-        while self._told < self.captured_playout_segments:
-            self.notify_playback_finished(0.0, True)
+    def clear_buffer(self) -> None:
+        self._cut = self.captured_playout_segments
+        super().clear_buffer()
 
     def flush(self) -> None:
         super().flush()
         if self._ended:
-            self.settle()
+            self.end()
 
     def end(self) -> None:
-        self._ended = True
-        self.settle()
+        """There is no face any more."""
+        self._ended, self._cut = True, self.captured_playout_segments
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._told < self._cut:
+            self.notify_playback_finished(0.0, True)
 
 
 class RemoteVoice(lk.DataStreamAudioReceiver):
@@ -148,7 +153,7 @@ class RemoteVoice(lk.DataStreamAudioReceiver):
     def __init__(self, face: Face, room: rtc.Room, sender: str | None):
         super().__init__(room, sender_identity=sender)
         self.room, self._owed = room, False
-        face.cleared = self.settle
+        face.cleared = self._settle
         self.on("clear_buffer", self._owe)
 
     def _owe(self) -> None:
@@ -158,7 +163,7 @@ class RemoteVoice(lk.DataStreamAudioReceiver):
         self._owed = False
         super().notify_playback_finished(playback_position, interrupted)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         if self._owed:
             self.notify_playback_finished(0.0, True)
 

@@ -85,6 +85,10 @@ class Participant:
     def register_rpc_method(self, name: str, handler: Any) -> None:
         self._rpc_handlers[name] = handler
 
+    @property
+    def methods(self) -> list[str]:
+        return list(self._rpc_handlers)
+
     def unregister_rpc_method(self, name: str) -> None:
         self._rpc_handlers.pop(name, None)
 
@@ -144,9 +148,9 @@ class Room(rtc.EventEmitter[str]):
         self.handlers.pop(topic, None)
 
     @property
-    def listening(self) -> int:
-        """Functions that wait for an event."""
-        return sum(map(len, self._events.values()))
+    def waited_for(self) -> list[str]:
+        """Events for which somebody waits."""
+        return [event for event, calls in self._events.items() if calls]
 
 
 class Tap(rtc.AVSynchronizer):
@@ -207,7 +211,7 @@ def frames_of(samples: np.ndarray, rate: int = RATE) -> list[rtc.AudioFrame]:
 class Watched:
     """A face in a room, and the voice of its agent."""
 
-    exact, transit = True, 4
+    exact, transit, dropped = True, 4, 0
     tap: Tap
     voice: Any
     finished: list[tuple[str, bool]] = field(default_factory=list)

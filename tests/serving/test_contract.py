@@ -157,7 +157,8 @@ def test_after_an_interrupt_nothing_of_the_old_speech_is_heard(adapter):
             # a block's end, and what was on its way
             assert len(set(numbers(after[: epochs.index(1)]))) <= 6 + watcher.transit
             frames = numbers(before + after)
-            assert frames == list(range(frames[0], frames[0] + len(frames)))  # the picture goes on without a jump
+            assert frames == sorted(set(frames))  # the picture goes on without a jump
+            assert frames[-1] - frames[0] + 1 - len(frames) <= watcher.dropped
             assert all(map(is_silent, after[watcher.transit :]))
             assert watcher.finished == [("long", True)]
             await watcher.push(tone(1.5, 0.3))
