@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +19,14 @@ from livekit import rtc
 from livekit.agents.voice import avatar as lk
 
 from rest_fast.errors import CapacityExhausted, MediaError
+from rest_fast.model import ASSETS
 from rest_fast.serving import fake
 from rest_fast.serving.livekit_avatar import AvatarSession, serve_room
 from tests.kit.livekit_rooms import AGENT, FACE, Agent, Room, frames_of, in_process, remote
 from tests.kit.serving import RATE, fake_service, now
 from tests.kit.toys import sound
 
+ROOT = Path(__file__).resolve().parents[2]
 LATE = 0.1  # seconds between a picture and its sound: two of the screen's frames, and what a busy machine adds
 
 
@@ -344,3 +350,43 @@ def test_the_worker_tells_what_agents_listen_for(service):
             assert [name for name, _ in mine.local_participant.calls] == ["lk.clear_buffer"]
 
     run(talk())
+
+
+def test_the_guide_runs(monkeypatch, tmp_path, service):
+    """Its agent, with a room that stays here and an engine that is small; its worker, with a room that is gone soon."""
+    own, other = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "livekit.md").read_text(), re.S)
+    shutil.copy(ASSETS / "demo" / "portrait.png", tmp_path / "face.png")
+    monkeypatch.chdir(tmp_path)
+    agent, room, started = Agent(), Room(), []
+
+    async def start(about, room):
+        started.append((about, agent.audio))
+
+    async def connect(*_):
+        pass
+
+    async def talk():
+        guide = {"__name__": "guide"}
+        exec(compile(own, "docs/livekit.md", "exec"), guide)
+        monkeypatch.setattr(agent, "start", start, raising=False)
+        guide["AgentSession"] = lambda: agent
+        process = SimpleNamespace(userdata={})
+        await asyncio.to_thread(guide["setup"], process)
+        await guide["entrypoint"](SimpleNamespace(proc=process, room=room, connect=connect))
+        assert started[0][0].instructions == "You are friendly." and started[0][1] is agent.audio
+        await until(lambda: len(room.local_participant.track_publications) == 2, 30)
+        process.userdata["face"][0].close()
+        await until(lambda: agent.ended)
+
+    async def work():
+        guide, room = {}, Room(FACE)
+        exec(compile(other, "docs/livekit.md", "exec"), guide)
+        room.connect = room.disconnect = connect
+        guide["rtc"] = SimpleNamespace(Room=lambda: room)
+        task = asyncio.create_task(guide["worker"]("", "", service.engine, service.engine.avatar))
+        await until(lambda: service.engine.seats)
+        room.vanish()
+        await task
+
+    run(talk())
+    run(work())

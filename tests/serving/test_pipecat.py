@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +22,18 @@ from pipecat.frames.frames import (
     TTSStartedFrame,
     TTSStoppedFrame,
 )
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.tests.utils import SleepFrame, run_test
+from pipecat.workers.runner import WorkerRunner
 
+from rest_fast.model import ASSETS
 from rest_fast.serving import fake
 from rest_fast.serving.pipecat_avatar import FaceProcessor
-from tests.kit.pipecat_bots import Bot, open_bot, params_of
+from tests.kit.pipecat_bots import Bot, Ear, Screen, open_bot, params_of
 from tests.kit.serving import RATE, fake_service, now
 from tests.kit.toys import sound
 
+ROOT = Path(__file__).resolve().parents[2]
 LATE = 0.06  # seconds between a sound and its picture: a tick of the screen is 0.02
 
 
@@ -249,3 +257,25 @@ def test_a_pipeline_that_is_cancelled_leaves_nothing(service):
         assert not [task for task in asyncio.all_tasks() - before if not task.done()]
 
     run(talk())
+
+
+def test_the_guide_runs(monkeypatch, tmp_path):
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pipecat.md").read_text(), re.S)
+    shutil.copy(ASSETS / "demo" / "portrait.png", tmp_path / "face.png")
+    monkeypatch.chdir(tmp_path)
+    guide = {}
+    exec(compile(text, "docs/pipecat.md", "exec"), guide)
+
+    async def talk():
+        screen = Screen(guide["params"])
+        transport = SimpleNamespace(input=Ear, output=lambda: screen)
+        worker = PipelineWorker(guide["pipeline"](transport), params=PipelineParams(audio_out_sample_rate=RATE))
+        await worker.queue_frames([voice(speech(1)), EndFrame()])
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        await runner.run()
+        assert sum(len(piece) for _, _, piece in screen.heard) / 2 / RATE >= 1 and len(screen.seen) > 20
+        assert screen.seen[0][1].size == guide["engine"].model.prepare("face.png").picture.shape[1::-1]
+
+    run(talk())
+    guide["engine"].close()
