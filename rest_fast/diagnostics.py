@@ -28,6 +28,8 @@ EXTRAS = {
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
+    "livekit": (("livekit",), "a face for an agent of LiveKit Agents"),
+    "pipecat": (("pipecat",), "a face for a bot of pipecat, Python 3.11 or later"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
 # Packages that are used if they are installed.

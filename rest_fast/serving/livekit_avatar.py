@@ -117,11 +117,11 @@ async def serve_room(
         gone.set()
 
     async with contextlib.AsyncExitStack() as opened:
-        face = await Face.open(engine, avatar, **options)
-        opened.callback(face.close)
         for event, call in (("participant_disconnected", left), ("disconnected", disconnected)):
             room.on(event, call)
             opened.callback(room.off, event, call)
+        face = await Face.open(engine, avatar, **options)
+        opened.callback(face.close)
         voice = RemoteVoice(face, room, agent)
         runner = lk.AvatarRunner(room, audio_recv=voice, video_gen=face, options=face.options)
         opened.push_async_callback(runner.av_sync.aclose)

@@ -1,10 +1,9 @@
-"""Transports as a front end sees them, all by one interface, for the contract (``test_contract.py``)."""
+"""Transports as a front end sees them, all by one interface, for the contract (``tests/kit/adapters.py``)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import io
 import json
 import socket as sockets
@@ -429,23 +428,3 @@ def fake_service(limits: Limits | None = None, **options: Any) -> Service:
     service = Service(engine.model, engine, limits=limits or Limits())  # type: ignore[arg-type]
     service.avatars.shipped["fake"] = engine.avatar
     return service
-
-
-def elsewhere(module: str, name: str) -> Any:
-    """An adapter of a library that is not installed everywhere; see :data:`NEEDS`."""
-    return lambda service: getattr(importlib.import_module(f"tests.kit.{module}"), name)(service)
-
-
-ADAPTERS: dict[str, Any] = {
-    "direct": Direct.open,
-    "livekit": elsewhere("livekit_rooms", "in_process"),
-    "livekit-remote": elsewhere("livekit_rooms", "remote"),
-    "pipecat": elsewhere("pipecat_bots", "open_bot"),
-    "raw": lambda served: Socket.open(served, "raw"),
-    "jpeg": lambda served: Socket.open(served, "jpeg"),
-    "fmp4": lambda served: Film.open(served, "fmp4"),
-    "webrtc": Call.open,
-}
-IN_PROCESS = ("direct", "livekit", "livekit-remote", "pipecat")  # they take the service itself
-# in environments of their own
-NEEDS = {"livekit": "livekit.agents", "livekit-remote": "livekit.agents", "pipecat": "pipecat"}

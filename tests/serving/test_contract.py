@@ -9,7 +9,8 @@ import pytest
 
 import rest_fast
 from rest_fast.serving import fake
-from tests.kit.serving import ADAPTERS, IN_PROCESS, NEEDS, RATE, Served, fake_service
+from tests.kit.adapters import ADAPTERS, IN_PROCESS, NEEDS
+from tests.kit.serving import RATE, Served, fake_service
 
 FRAME = RATE // 25
 COMPRESSED = ("fmp4", "webrtc")  # sound, that is
