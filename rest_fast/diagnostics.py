@@ -29,6 +29,8 @@ EXTRAS = {
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "hub": (("huggingface_hub",), "--weights owner/name, from the Hugging Face hub, and push_to_hub"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
+    "livekit": (("livekit",), "a face for an agent of LiveKit Agents"),
+    "pipecat": (("pipecat",), "a face for a bot of pipecat, Python 3.11 or later"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
 }
 REINSTALL = "reinstall rest_fast: pip install --force-reinstall --no-deps --no-cache-dir"

@@ -40,6 +40,7 @@ class Shown:
     held: bool  # the frame before, again: computation, or the event loop, was late
     segment_end: bool  # the last frame of a segment
     first: int = 0  # samples before this frame's on the media clock
+    spoken: int = 0  # samples of ``sound`` that were pushed; behind them is silence
 
     @property
     def time(self) -> float:
@@ -133,7 +134,9 @@ class Pacer:
         for k, picture in enumerate(block.video if self.mark is None else self.mark(block.video)):
             pts, last = block.pts + k / FPS, k == len(block.video) - 1
             piece, end = sound[borders[k] : borders[k + 1]], block.segment_end and last
-            frames.append(Shown(picture, piece, 0, pts, block.epoch, block.segment, block.idle, False, end))
+            spoken = min(max(0, block.true_samples - int(borders[k])), len(piece))
+            about = block.epoch, block.segment, block.idle, False, end
+            frames.append(Shown(picture, piece, 0, pts, *about, spoken=spoken))
         if block.epoch >= self._epoch:  # more, where the session was interrupted by somebody else
             return frames
         return [muted(frame) for frame in frames if frame.pts < self._resume - 1e-6]
@@ -179,9 +182,9 @@ class Pacer:
 
 def again(frame: Shown) -> Shown:
     """The frame once more, since the next one is late."""
-    return replace(frame, sound=np.zeros_like(frame.sound), held=True, segment_end=False)
+    return replace(frame, sound=np.zeros_like(frame.sound), held=True, segment_end=False, spoken=0)
 
 
 def muted(frame: Shown) -> Shown:
     """The picture alone; no segment ends with it, since none is heard."""
-    return replace(frame, sound=np.zeros_like(frame.sound), idle=True, segment_end=False)
+    return replace(frame, sound=np.zeros_like(frame.sound), idle=True, segment_end=False, spoken=0)

@@ -1,4 +1,4 @@
-"""Transports as a front end sees them, all by one interface, for the contract (``test_contract.py``)."""
+"""Transports as a front end sees them, all by one interface, for the contract (``tests/kit/adapters.py``)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class Got:
 
 class Watcher(Protocol):
     """A front end with one viewer. ``exact``: it hears the very samples; others compress sound. ``transit``: frames
-    that may be under way to it in the moment when it speaks to the server."""
+    that may be under way to it in the moment when it speaks to the server. ``dropped``: of those, how many it never
+    sees, since its library throws away what waits at an interrupt."""
 
     exact: bool
     transit: int
+    dropped: int
     finished: list[tuple[str, bool]]  # segment ids and whether they were interrupted, as they were told
 
     async def push(self, samples: np.ndarray) -> None: ...
@@ -64,7 +66,7 @@ def now() -> float:
 class Direct:
     """No transport: the viewer itself, in this event loop."""
 
-    exact, transit = True, 3
+    exact, transit, dropped = True, 3, 0
     viewer: Viewer
     finished: list[tuple[str, bool]] = field(default_factory=list)
 
@@ -134,7 +136,7 @@ class Served:
 class Socket:
     """``WS /v1/avatar/stream`` with frames as they are."""
 
-    exact, transit = True, 3
+    exact, transit, dropped = True, 3, 0
     socket: Any
     form: str
     finished: list[tuple[str, bool]] = field(default_factory=list)
@@ -214,7 +216,7 @@ class Socket:
 class Film(Socket):
     """``WS /v1/avatar/stream`` with pieces of a file, read as a player reads it."""
 
-    exact, transit = False, 10
+    exact, transit, dropped = False, 10, 0
 
     shown: int = 0  # frames that were given out
 
@@ -318,7 +320,7 @@ class Call:
     said: list[dict[str, Any]] = field(default_factory=list)
 
     # queues of the tracks on both sides hold 4 frames each, the encoder and the decoder one
-    exact, transit = False, 12
+    exact, transit, dropped = False, 12, 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -426,12 +428,3 @@ def fake_service(limits: Limits | None = None, **options: Any) -> Service:
     service = Service(engine.model, engine, limits=limits or Limits())  # type: ignore[arg-type]
     service.avatars.shipped["fake"] = engine.avatar
     return service
-
-
-ADAPTERS: dict[str, Any] = {
-    "direct": Direct.open,
-    "raw": lambda served: Socket.open(served, "raw"),
-    "jpeg": lambda served: Socket.open(served, "jpeg"),
-    "fmp4": lambda served: Film.open(served, "fmp4"),
-    "webrtc": Call.open,
-}

@@ -9,7 +9,8 @@ import pytest
 
 import rest_fast
 from rest_fast.serving import fake
-from tests.kit.serving import ADAPTERS, RATE, Served, fake_service
+from tests.kit.adapters import ADAPTERS, IN_PROCESS, NEEDS
+from tests.kit.serving import RATE, Served, fake_service
 
 FRAME = RATE // 25
 COMPRESSED = ("fmp4", "webrtc")  # sound, that is
@@ -31,15 +32,27 @@ def served(service):
         yield running
 
 
+@pytest.fixture
+def opener(service, served):
+    """A function that opens the adapter of a name."""
+
+    def choose(name):
+        if name in NEEDS:
+            pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed: make front-ends")
+        return lambda: ADAPTERS[name](service if name in IN_PROCESS else served)
+
+    return choose
+
+
 @pytest.fixture(params=ADAPTERS)
-def adapter(request, service, served):
-    return lambda: ADAPTERS[request.param](service if request.param == "direct" else served)
+def adapter(request, opener):
+    return opener(request.param)
 
 
 @pytest.fixture(params=[name for name in ADAPTERS if name not in COMPRESSED])
-def exact(request, service, served):
+def exact(request, opener):
     """H.264's and VP8's companions AAC and Opus give back other samples than they were given."""
-    return lambda: ADAPTERS[request.param](service if request.param == "direct" else served)
+    return opener(request.param)
 
 
 @pytest.fixture(params=COMPRESSED)
@@ -145,7 +158,8 @@ def test_after_an_interrupt_nothing_of_the_old_speech_is_heard(adapter):
             # a block's end, and what was on its way
             assert len(set(numbers(after[: epochs.index(1)]))) <= 6 + watcher.transit
             frames = numbers(before + after)
-            assert frames == list(range(frames[0], frames[0] + len(frames)))  # the picture goes on without a jump
+            assert frames == sorted(set(frames))  # the picture goes on without a jump
+            assert frames[-1] - frames[0] + 1 - len(frames) <= watcher.dropped
             assert all(map(is_silent, after[watcher.transit :]))
             assert watcher.finished == [("long", True)]
             await watcher.push(tone(1.5, 0.3))

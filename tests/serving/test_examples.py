@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -78,3 +79,17 @@ def test_websocket_client(run, inputs, tmp_path):
 
 def test_webrtc_server(run, inputs):
     assert run("webrtc_server", "--check", "--model", inputs / "toy") == "['portrait', 'portrait_2']\n"
+
+
+def test_livekit_agent(run, inputs):
+    pytest.importorskip("livekit.agents", reason="livekit-agents is not installed: make front-ends")
+    words = run("livekit_agent", inputs / "face.png", inputs / "speech.wav", "--model", inputs / "toy")
+    frames, heard = re.search(r"(\d+) frames, ([\d.]+) s of sound", words).groups()
+    assert int(frames) > 35 and float(heard) == pytest.approx(1.6, abs=0.15)
+
+
+def test_pipecat_bot(run, inputs):
+    pytest.importorskip("pipecat", reason="pipecat-ai is not installed: make front-ends")
+    words = run("pipecat_bot", inputs / "face.png", inputs / "speech.wav", "--model", inputs / "toy")
+    pictures, heard = re.search(r"(\d+) pictures, ([\d.]+) s of sound", words).groups()
+    assert int(pictures) > 35 and float(heard) == pytest.approx(1.6, abs=0.15)

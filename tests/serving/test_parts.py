@@ -247,6 +247,30 @@ def test_a_mark_is_in_every_picture_and_moves_no_sound(monkeypatch):
     assert seen == [8, 8, 8]
 
 
+def test_frames_say_how_much_of_their_sound_was_pushed(monkeypatch):
+    """The last block of a segment is filled with silence; nothing of a frame that is muted counts."""
+    clock, spoken = Clock(monkeypatch), []
+
+    class Ends(Blocks):
+        async def ablocks(self, idle):
+            async for block in super().ablocks(idle):
+                yield dataclasses.replace(block, true_samples=2 * 640 + 100, segment_end=True)
+
+        def interrupt(self, shown_pts):
+            self.epoch += 1
+            return 0.32
+
+    async def talk():
+        pacer = Pacer(Ends(3), clock=lambda: clock.now)
+        async for shown in pacer:
+            spoken.append(shown.spoken)
+            if len(spoken) == 16:
+                pacer.interrupt()
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+    assert spoken[:16] == [640, 640, 100, 0, 0, 0, 0, 0] * 2 and not any(spoken[16:])
+
+
 def test_an_interrupt_beside_the_pacer_silences_nothing_behind_it(monkeypatch):
     """Somebody has called the session's own: its new epoch is shown and heard."""
     clock, heard = Clock(monkeypatch), []
