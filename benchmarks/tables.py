@@ -201,7 +201,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),
     "vae-stages": bench(one(vae_tables.stage_table), "vae_cpu", "stages[0.9.5"),
     "vae-memory": memory,
-    "vae-demo": bench(stored.ratio_table, "vae_cpu", "demo"),
+    "vae-demo": bench(stored.ratio_table, "vae_demo_cpu", "demo"),
     "vae-modes": lambda r: vae_tables.mode_table(r.script("vae_modes"), causal=False),
     "vae-modes-causal": lambda r: vae_tables.mode_table(r.script("vae_modes"), causal=True),
     "vae-lookahead-psnr": lambda r: vae_tables.lookahead(r.script("vae_modes"), "psnr_whole"),

@@ -210,7 +210,7 @@ def test_another_transformer_is_refused_by_what_differs(tmp_path, theirs, vae):
         refuses(write(file, theirs, **changes), tmp_path, *words, **given)
     write(file, theirs)
     refuses(file, tmp_path, "rest-512", "num_layers 28", "num_layers 3", "width 2048", "width 32", vae=vae)
-    refuses(file, tmp_path, "text attention", "got demo", vae=vae, config=preset("drawn"))
+    refuses(file, tmp_path, "text attention", "got drawn", vae=vae, config=preset("drawn"))
     save_file(load_file(file), file)  # by shapes alone
     refuses(file, tmp_path, "num_layers 28", "caption_channels 24", vae=vae)
 

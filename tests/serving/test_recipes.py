@@ -91,7 +91,7 @@ def test_the_page(ditto, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ASSETS / "demo" / "portrait.png", "face.png")
     exec(compile(example, "docs/recipes.md", "exec"), {})
-    assert capsys.readouterr().out == 75 * "(128, 128, 3) 640\n"
+    assert capsys.readouterr().out == 75 * "(256, 256, 3) 640\n"
     assert len(media.read_video("talking.mp4")[0]) == 75
 
 
