@@ -1,4 +1,4 @@
-"""The shipped weights do what they are for: lips follow the speech, and the sink holds the picture."""
+"""The shipped weights do what they are for: lips follow the speech, and the sink holds the head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 import rest_fast
 from rest_fast import media
+from rest_fast.evaluation.heads import HeadTracker
 from rest_fast.evaluation.measures import colour_change, correlation
 from rest_fast.model import ASSETS
 
@@ -30,7 +31,7 @@ def frames_of(model, photo, samples, seed=0):
 
 def dark_mouth(frames):
     """How dark the lower face is against its usual self, [n]: the inside of an open mouth is darker than lips."""
-    box = frames[:, 76:104, 44:84].astype(np.float32).mean(-1)
+    box = frames[:, 150:190, 85:145].astype(np.float32).mean(-1)
     return np.clip(np.median(box, 0) - box - 12, 0, None).mean((1, 2))
 
 
@@ -58,12 +59,12 @@ def test_lips_follow_the_speech(demo, portrait):
     opening = mouth_track(said.phonemes, said.samples, len(samples) // 640)[:, 0]
     shown, n = shown[: len(opening)], len(opening)
     r = [correlation(shown[max(k, 0) : n + k], opening[max(-k, 0) : n - k]) for k in (-12, 0, 12)]
-    assert r[1] > 0.6 and r[1] > max(r[0], r[2]) + 0.25, r
+    assert r[1] > 0.55 and r[1] > max(r[0], r[2]) + 0.25, r  # 0.71 and 0.64 were read, beside at most 0.09
 
 
 @pytest.mark.slow
-def test_the_sink_holds_the_picture(demo):
-    """20 s of speech: without the sink the colours drift at least ten times as far from the photo."""
+def test_the_sink_holds_the_head(demo):
+    """20 s of speech: without the sink the head ends at least twice as far from its place in the photo."""
     from rest_fast.evaluation.streams import no_sink
 
     speech = media.load_audio(FOLDER / "speech.wav").mono
@@ -73,6 +74,7 @@ def test_the_sink_holds_the_picture(demo):
         held = frames_of(demo, photo, samples)
         with no_sink(demo):
             adrift = frames_of(demo, photo, samples)
-    with_sink, without = (colour_change(frames[-50:], photo) for frames in (held, adrift))
-    assert with_sink < 3
-    assert without > 10 * with_sink
+    tracker = HeadTracker(photo)
+    with_sink, without = (np.abs(tracker.track(frames[-250:])).mean() for frames in (held, adrift))
+    assert with_sink < 12 and without > 2 * with_sink, (with_sink, without)  # pixels of 256
+    assert colour_change(held[-50:], photo) < 3

@@ -177,7 +177,7 @@ def test_a_vae_to_begin_with(folder, tmp_path):
         CausalDecoderError, match=r"not causal \(causal_decoder false\), got one whose decoder is causal"
     ):
         run(folder, tmp_path / "out", vae=folder / "out" / "causal-decoder")
-    with pytest.raises(CausalDecoderError, match=r"got one of kind basis, whose decoder is causal already"):
+    with pytest.raises(CausalDecoderError, match=r"got one of kind motion, whose decoder is causal already"):
         chain.run("causal-decoder", config_of(), folder / "data", tmp_path / "out", vae="demo")
     with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
         run(folder, tmp_path / "out", vae=folder / "data")

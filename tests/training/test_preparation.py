@@ -236,7 +236,7 @@ def test_drawn_clips_that_cannot_be_used(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "in")
     with pytest.raises(ValueError, match=r"boxes: expected none for clips of rest-fast synth"):
         run(tmp_path / "in", tmp_path / "out", boxes=tmp_path / "b.json")
-    with pytest.raises(ValueError, match=r"train: expected clips of 97 frames of 128 px, got 97 of 64 px"):
+    with pytest.raises(ValueError, match=r"train: expected clips of 97 frames of 256 px, got 97 of 64 px"):
         run(tmp_path / "in", tmp_path / "out", config=preset("demo"))
     (tmp_path / "in" / "film.mov").write_bytes(b"")
     with pytest.raises(ValueError, match=r"folders of rest-fast synth and nothing else, found \['film.mov'\] too"):
