@@ -96,10 +96,17 @@ def write(module: torch.nn.Module, path: Path) -> None:
     save_file({name: value.half().contiguous() for name, value in module.state_dict().items()}, path)
 
 
-def join(out: Path) -> Path:
-    """One file of both halves, and a checkpoint of a VAE alone."""
-    parts = {part: _read(out / f"{part}.safetensors") for part in STAGES}
-    whole = {f"{part}.{name}": value for part, half in parts.items() for name, value in half.items()}
+def join(out: Path, init: Path | None = None) -> Path:
+    """One file of both halves, and a checkpoint of a VAE alone.
+
+    Args:
+        init: an earlier file of this kind, for a half that was not trained.
+    """
+    whole = {} if init is None else _read(init)
+    for part in STAGES:
+        path = out / f"{part}.safetensors"
+        if init is None or path.exists():
+            whole |= {f"{part}.{name}": value for name, value in _read(path).items()}
     vae = _filled(whole, SIDE, str(out))
     named = {f"vae.{name}": value.half() for name, value in vae.state_dict().items()}
     checkpoint.write(named, motion_model(), out / "vae")
@@ -156,7 +163,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes, for pairs; 0: one for each core")
     parser.add_argument("--clips", type=Path, help="folder of drawn clips, for the encoder")
     parser.add_argument("--out", type=Path, help="folder of what is trained")
-    parser.add_argument("--init", type=Path, help="weights to begin with: a file that join wrote")
+    parser.add_argument(
+        "--init", type=Path, help="file of join: weights to begin with, or for join the half that was not trained"
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rate", type=float, help="learning rate at its highest")
     parser.add_argument(
@@ -173,8 +182,8 @@ def main() -> None:
             parser.error(f"--{name}: expected a folder for {args.part}, got none")
     if args.clips is not None and args.part != "encoder":
         parser.error(f"--clips: expected it with encoder, got it with {args.part}")
-    if args.init is not None and args.part not in STAGES:
-        parser.error(f"--init: expected it with {' or '.join(STAGES)}, got it with {args.part}")
+    if args.init is not None and args.part == "pairs":
+        parser.error(f"--init: expected it with {', '.join(STAGES)} or join, got it with pairs")
     if args.rate is not None and not 0 < args.rate < 1:
         parser.error(f"--rate: expected a number above 0 and below 1, got {args.rate}")
     for name, least in (("count", 1), ("workers", 0), ("steps", 1), ("threads", 1)):
@@ -198,7 +207,7 @@ def _run(args: argparse.Namespace) -> None:
         behind = [picture for picture in textures() if min(picture.shape[:2]) >= BACKGROUND]
         write_pairs(args.pairs, args.count, workers=args.workers, backgrounds=behind, progress=_report)
     elif args.part == "join":
-        print(join(args.out))
+        print(join(args.out, args.init))
     else:
         changes = {name: value for name in ("steps", "rate") if (value := getattr(args, name)) is not None}
         train(args.part, args.pairs, args.out, args.clips, args.init, args.precision, **changes)

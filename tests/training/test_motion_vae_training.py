@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rest_fast.config import MotionVAEConfig
 from rest_fast.errors import CheckpointError
-from rest_fast.models.vae import motion
+from rest_fast.models.vae import TemporalVAE, motion
 from rest_fast.models.vae.layers import name_memories
 from rest_fast.training import motion_decoder, motion_pairs, motion_vae
 from rest_fast.training.config import TrainingConfig
@@ -20,7 +21,7 @@ from rest_fast.training.motion_encoder import MotionEncoderStage, PictureBatch, 
 from rest_fast.training.motion_pairs import HIDDEN, SEEN, WALL, PairBatch, PairBatches, labels_to_codes, mirror, scales
 from rest_fast.training.motion_vae import motion_model
 from rest_fast.training.synthetic.heads.motion import HEAD_MOTION
-from rest_fast.training.synthetic.heads.pairs import PLACES
+from rest_fast.training.synthetic.heads.pairs import PLACES, write_pairs
 
 SMALL = MotionVAEConfig(
     encoder_channels=(4, 6, 8, 8), photo_channels=(6, 8, 8, 8), flow_channels=(6, 8, 8, 8), code_width=12
@@ -308,3 +309,18 @@ def test_weights_that_are_none_of_a_motion_vae(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected the motion VAE's \d+ weights"):
         motion_vae.join(tmp_path)
     assert not (tmp_path / "vae.safetensors").exists()
+
+
+def test_a_training_goes_on_from_an_earlier_file(tmp_path):
+    """By steps too small to see: the half that is trained is the earlier one, and so is the half that is not."""
+    torch.manual_seed(3)
+    earlier, out = TemporalVAE(motion_model()), tmp_path / "out"
+    for part in motion_vae.STAGES:
+        motion_vae.write(getattr(earlier, part), tmp_path / f"{part}.safetensors")
+    init = motion_vae.join(tmp_path)
+    write_pairs(tmp_path / "pairs", 2, frames=2, size=128, grid=64, workers=1)
+    settings = {"steps": 1, "rate": 1e-12, "batch": 1}
+    motion_vae.train("decoder", tmp_path / "pairs", out, init=init, precision="fp32", **settings)
+    assert not (out / "encoder.safetensors").exists()
+    before, after = load_file(init), load_file(motion_vae.join(out, init))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

@@ -134,7 +134,7 @@ class DecodeStream:
                 f"decode: provisional: expected none, or fewer than {count} in a lookahead; got {provisional}"
             )
         counters = state.counters or [(self.seed, 0)] * len(latents)
-        for name in self.given if not state.started else ():
+        for name in [name for name in self.given if name in state.histories and not state.started]:
             found = state.histories[name]
             if len(found) not in (1, len(latents)):
                 raise ArgumentError(f"decode: latents: expected {len(found)} lanes, as of {name}, got {len(latents)}")
