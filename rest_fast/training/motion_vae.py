@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="folder of drawn clips, for the encoder")
     parser.add_argument("--out", type=Path, help="folder of what is trained")
     parser.add_argument(
-        "--init", type=Path, help="file of join: weights to begin with, or for join the half that was not trained"
+        "--init", type=Path, help="file of join: to begin with; for join, of the half not trained"
     )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rate", type=float, help="learning rate at its highest")
