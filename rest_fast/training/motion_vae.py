@@ -163,9 +163,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes, for pairs; 0: one for each core")
     parser.add_argument("--clips", type=Path, help="folder of drawn clips, for the encoder")
     parser.add_argument("--out", type=Path, help="folder of what is trained")
-    parser.add_argument(
-        "--init", type=Path, help="file of join: to begin with; for join, of the half not trained"
-    )
+    parser.add_argument("--init", type=Path, help="file of join: to begin with; for join, of the half not trained")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rate", type=float, help="learning rate at its highest")
     parser.add_argument(
