@@ -9,7 +9,7 @@ import json
 import socket as sockets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.error import HTTPError
@@ -221,18 +221,30 @@ class Film(Socket):
     shown: int = 0  # frames that were given out
 
     async def take(self, count: int) -> list[Got]:
-        wanted, moments = self.shown + count, []
-        pieces = wanted + 4  # behind which that many frames can be shown with their sound, mostly
+        wanted, moments, read = self.shown + count, [], 0
         while len(moments) < wanted:
-            while len(self.early) < pieces:
+            # wanted + 4: behind which that many frames can be shown with their sound, mostly
+            while len(self.early) < max(wanted + 4, read + 1):
                 await self._receive()
-            moments = self._moments(b"".join(self.early))
-            pieces += 1
-        behind = len(self.arrivals) - len(moments)  # pieces that came until a frame could be shown with its sound
+            read = len(self.early)
+            moments = await self._meanwhile(asyncio.to_thread(self._moments, b"".join(self.early)))
+        behind = read - len(moments)  # pieces that came until a frame could be shown with its sound
         assert behind <= 7, "the file is late"  # AAC at 16 kHz needs two packets of 64 ms, a fragment is a frame or two
         got = [Got(*moments[k], self.arrivals[k + behind]) for k in range(self.shown, wanted)]
         self.shown = wanted
         return got
+
+    async def interrupt(self) -> None:
+        """What came while this player read the file was on its way, too: where processors are busy, many frames."""
+        self.transit = Film.transit + max(0, len(self.early) - self.shown - 7)
+        await super().interrupt()
+
+    async def _meanwhile(self, job: Awaitable[Any]) -> Any:
+        """The result of a job, while frames go on to arrive at their times."""
+        doing = asyncio.ensure_future(job)
+        while not doing.done():
+            await self._receive()
+        return await doing
 
     @staticmethod
     def _moments(data: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
