@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rest_fast.errors import DivergedError as DivergedError
+from rest_fast.processor import has_bfloat16
 from rest_fast.training import states
 from rest_fast.training.config import Stage, TrainingConfig
 from rest_fast.training.distributed import World, distribute, full_tensor, last_part, local_part
@@ -57,6 +58,8 @@ class Trainer:
             self.tensors |= {f"weight.{name}": p.detach(), f"average.{name}": average}
             self.tensors |= {f"{kind}.{name}": moment for kind, moment in moments.items()}
         self.step = 0
+        if config.precision == "bf16" and world.device.type == "cpu" and not has_bfloat16():
+            log.warning("precision bf16: this processor has no instructions for it; fp32 is several times faster here")
 
     def resume(self) -> int:
         """Continue from the newest state. Returns: the next step."""

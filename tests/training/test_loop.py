@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rest_fast import media
+from rest_fast import media, processor
 from rest_fast.training import states
 from rest_fast.training.config import Stage, training_preset
 from rest_fast.training.distributed import World
@@ -334,3 +334,12 @@ def test_a_log_that_is_no_json_object_ends_there(tmp_path):
     good = json.dumps({"step": 1})
     (tmp_path / "log.jsonl").write_text(f"{good}\n{{\n{good}\n")
     assert read_log(tmp_path) == [{"step": 1}] and read_log(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_precision_that_the_processor_emulates_is_named(precision, has, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"intel", "avx512_bf16"} if has else {"intel"}))
+    trainer(tmp_path, precision=precision)
+    slow = precision == "bf16" and not has
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["precision bf16"] * slow
