@@ -227,7 +227,7 @@ def _demo() -> ModelConfig:
         "demo",
         256,
         256,
-        MotionVAEConfig(),
+        MotionVAEConfig(pose_alpha=0.4),
         SpeechConfig("logmel", positions=20, channels=80, position_ms=10, history_ms=160, tokens=4, width=192),
         DiTConfig(
             layers=6,
@@ -238,7 +238,7 @@ def _demo() -> ModelConfig:
             rope_max=(4.0, 256.0, 256.0),
             positionwise_io=True,
         ),
-        sampling=SamplingConfig(steps=4, guidance=1.5, shift_mu=0.0, train_mu=0.0, train_sigma=1.2),
+        sampling=SamplingConfig(steps=4, guidance=2.0, shift_mu=0.0, train_mu=0.0, train_sigma=1.2),
     )
 
 

@@ -160,6 +160,7 @@ class MotionVAEConfig:
     flow_channels: tuple[int, ...] = (32, 40, 64, 96)  # of the flow branch, the first of them in the window alone
     code_width: int = 192  # of what the layers are told of the motion
     window: tuple[int, int, int, int] = (16, 12, 40, 40)  # top, left, rows, columns of eyes and mouth
+    pose_alpha: float = 1.0  # of the exponential smoothing of the head's pose; 1: none
 
     def __post_init__(self) -> None:
         check_fields(
@@ -175,6 +176,7 @@ class MotionVAEConfig:
         inside = top + rows <= 64 and left + columns <= 64 and not any(n % 2 for n in self.window)
         require(inside, "vae.window", "even numbers, inside of 64 x 64", self.window)
         require(self.patch_size % 32 == 0, "vae.patch_size", "a multiple of 32", self.patch_size)
+        require(0 < self.pose_alpha <= 1, "vae.pose_alpha", "above 0, at most 1", self.pose_alpha)
 
     @property
     def spatial(self) -> int:

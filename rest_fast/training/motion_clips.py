@@ -28,7 +28,7 @@ from rest_fast.errors import ArgumentError, DataError, RestFastError
 from rest_fast.models.vae import TemporalVAE, motion, to_tokens
 from rest_fast.training.config import training_preset
 from rest_fast.training.motion_decoder import NOISE, SHARED
-from rest_fast.training.motion_pairs import labels_to_codes, scales
+from rest_fast.training.motion_pairs import POSE, labels_to_codes, scales
 from rest_fast.training.preparation.film import Sound
 from rest_fast.training.preparation.work import clip_features, load_features, load_vae
 from rest_fast.training.shards import FRAMES, LEAD, MANIFEST, TAIL, Manifest, encoder_fingerprint, write_shard
@@ -44,7 +44,6 @@ from rest_fast.units import FPS, FRAME, RATE
 
 CHUNK = 25  # clips of a shard
 SETTINGS = "train.json"
-POSE = ("dx", "dy", "roll", "yaw", "pitch")  # counted from the photo's own
 BEGIN = 8  # frames in which the photo goes over into the motion
 MODEST = 0.6  # of the drawn faces' sway: a photograph cannot be turned as far
 BREATH = 0.5  # pixels of 128 by which a head rises with each breath

@@ -24,6 +24,7 @@ from rest_fast.units import from_levels
 SCALES = dict.fromkeys(HEAD_MOTION, 3.0) | {
     "dx": 0.3, "dy": 0.4, "roll": 16.0, "yaw": 2.0, "pitch": 2.5, "width": 2.0, "brow": 2.0
 }  # fmt: skip
+POSE = ("dx", "dy", "roll", "yaw", "pitch")  # where the head is
 MIRRORED = ("dx", "roll", "yaw")  # change their sign when a picture is mirrored
 WALL, HIDDEN, SEEN = 0, 1, 2  # of ``visible``
 GRAINS = (4, 12, 32)  # cells a side of the noise in textures
@@ -52,6 +53,11 @@ def labels_to_codes(channels: int) -> torch.Tensor:
     """
     g = torch.Generator().manual_seed(0)
     return torch.linalg.qr(torch.randn(channels * CELLS**2, len(HEAD_MOTION), generator=g))[0]
+
+
+def pose_directions(channels: int) -> torch.Tensor:
+    """Those of the columns that say where the head is, [c 16, 5]."""
+    return labels_to_codes(channels)[:, [HEAD_MOTION.index(name) for name in POSE]]
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rest_fast import checkpoint
-from rest_fast.config import ModelConfig, MotionVAEConfig, preset
+from rest_fast.config import TEMPORAL, ModelConfig, preset
 from rest_fast.errors import CheckpointError, RestFastError, TrainError
 from rest_fast.models.vae import TemporalVAE
 from rest_fast.training.config import Stage, TrainingConfig
@@ -31,12 +31,13 @@ from rest_fast.training.distributed import World
 from rest_fast.training.loop import Trainer
 from rest_fast.training.motion_decoder import MotionDecoderStage
 from rest_fast.training.motion_encoder import MotionEncoderStage, PictureBatches
-from rest_fast.training.motion_pairs import PairBatches
+from rest_fast.training.motion_pairs import PairBatches, pose_directions
 from rest_fast.training.synthetic.clips import Clips
 from rest_fast.training.synthetic.heads.pairs import PairsFolder, write_pairs
 
 SIDE = 256  # pixels of the pictures that are shown
 BACKGROUND = 256  # pixels that a picture must have to stand behind a person
+DIRECTIONS = "decoder.pose.directions"  # what no training finds: the labels' own
 COMMON: dict[str, Any] = {"accumulate": 1, "warmup": 50, "constant": 0.5, "weight_decay": 0.01, "ema": 0.998}
 STAGES = {
     "decoder": Stage(steps=12_000, rate=8e-4, batch=4, **COMMON),
@@ -46,7 +47,8 @@ STAGES = {
 
 def motion_model(side: int = SIDE) -> ModelConfig:
     """The demo for pictures of ``side`` pixels."""
-    return preset("demo").replace(vae=MotionVAEConfig(patch_size=side // 4), height=side, width=side)
+    demo = preset("demo")
+    return demo.replace(vae=dataclasses.replace(demo.vae, patch_size=side // 4), height=side, width=side)
 
 
 def train(
@@ -107,6 +109,7 @@ def join(out: Path, init: Path | None = None) -> Path:
         path = out / f"{part}.safetensors"
         if init is None or path.exists():
             whole |= {f"{part}.{name}": value for name, value in _read(path).items()}
+    whole[DIRECTIONS] = pose_directions(motion_model().vae.latent_channels // TEMPORAL).half()
     vae = _filled(whole, SIDE, str(out))
     named = {f"vae.{name}": value.half() for name, value in vae.state_dict().items()}
     checkpoint.write(named, motion_model(), out / "vae")
@@ -126,9 +129,10 @@ def _filled(weights: dict[str, torch.Tensor], side: int, source: str) -> Tempora
     found = {name: value.float() for name, value in weights.items()}
     own = vae.state_dict()
     found |= {"latents_mean": torch.zeros_like(own["latents_mean"]), "latents_std": torch.ones_like(own["latents_std"])}
+    found.setdefault(DIRECTIONS, pose_directions(vae.encoder.frame_channels))  # an earlier file has none
     wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n, x in own.items() if x.shape != found[n].shape)
     if wrong:
-        expected = f"{source}: expected the motion VAE's {len(own) - 2} weights"
+        expected = f"{source}: expected the motion VAE's {len(own) - 3} weights"
         raise CheckpointError(f"{expected}, got others in {len(wrong)} places, {wrong[0]} the first")
     vae.load_state_dict(found)
     return vae

@@ -146,6 +146,8 @@ REFUSED = [  # preset, field, value, what the message says beside field and valu
     ("drawn", "vae.motion_weight", 0, "positive"),
     ("drawn", "vae.motion_weight", -1.5, "positive"),
     ("drawn", "vae.motion_weight", float("nan"), "finite number"),
+    ("demo", "vae.pose_alpha", 0, "above 0, at most 1"),
+    ("demo", "vae.pose_alpha", 1.5, "above 0, at most 1"),
     ("drawn", "vae.mixer_layers", -1, "at least 0"),
     ("drawn", "vae.mixer_heads", 0, "at least 1"),
     ("drawn", "vae.mixer_width", 200, "multiple of mixer_heads 3"),

@@ -21,10 +21,10 @@ SMALL = MotionVAEConfig(
 )
 
 
-def small_vae(size: int = 256) -> TemporalVAE:
+def small_vae(size: int = 256, **changes: float) -> TemporalVAE:
     """With weights of its own in the parts that begin as zero, so that it moves and paints."""
     torch.manual_seed(1)
-    config = MotionVAEConfig(**{**vars(SMALL), "patch_size": size // 4})
+    config = MotionVAEConfig(**{**vars(SMALL), "patch_size": size // 4, **changes})
     vae = TemporalVAE(preset("demo").replace(vae=config, height=size, width=size, dit__positionwise_io=False))
     for part in (
         vae.decoder.flow.coarse,
@@ -84,6 +84,41 @@ def test_a_stream_that_is_given_the_photos_features_does_not_look_at_it(vae, mon
     torch.testing.assert_close(given.decode(latents), plain, **rounding)
     given.reset()
     torch.testing.assert_close(given.decode(latents), plain, **rounding)  # nothing was written into what was given
+
+
+def test_a_heads_pose_is_smoothed_twice_and_nothing_else_is():
+    """Against the closed form: behind a step at frame 1, frame n is at 1 - (1 - a)^n (1 + n a)."""
+    smoothing, g = motion.PoseFilter(2, 0.4), torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 6, generator=g))[0]
+    smoothing.directions.copy_(basis[:, :5])
+    still, step, lips = basis @ torch.randn(6, generator=g), basis[:, :5] @ torch.arange(1.0, 6), basis[:, 5]
+    n, speech = torch.arange(25.0), torch.randn(25, generator=g)
+    spoken = still + speech[:, None] * lips
+    given = spoken + (n > 0)[:, None] * step
+    want = spoken + (1 - 0.6**n * (1 + 0.4 * n))[:, None] * step
+    state = StreamState()
+    pieces = [smoothing(codes.view(1, -1, 2, 4, 4), state) for codes in given.split([1, 8, 16])]
+    torch.testing.assert_close(torch.cat(pieces, 1).view(25, 32), want)
+
+
+def test_decoders_of_one_photo_differ_by_the_smoothing_alone(vae):
+    """The decoder smooths, and a stream remembers across pieces and in snapshots what it needs for that."""
+    with_filter = small_vae(pose_alpha=0.4)
+    smoothing = with_filter.decoder.pose
+    smoothing.directions.copy_(torch.linalg.qr(torch.randn(32, 5, generator=torch.Generator().manual_seed(0)))[0])
+    photo, latents = smooth_photo(), torch.randn(2, 16, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    codes = smoothing(motion.to_codes(latents)[:, 7:], StreamState())
+    codes = torch.cat([codes[:, :1].expand(-1, 7, -1, -1, -1), codes], 1)
+    want = vae.stream(reference=photo).decode(motion.from_codes(codes))
+    stream = with_filter.stream(reference=photo)
+    parts = [stream.decode(latents[:, :, :2])]
+    kept = stream.snapshot()
+    stream.decode(latents[:, :, :2])
+    stream.restore(kept)
+    parts.append(stream.decode(latents[:, :, 2:]))
+    # convolutions of other shapes round otherwise, by parts of 1e-6 of flows and colours
+    torch.testing.assert_close(torch.cat(parts, 2), want, atol=1e-4, rtol=0)
+    assert (vae.stream(reference=photo).decode(latents) - want).abs().max() > 0.1
 
 
 def test_a_constant_flow_moves_the_photo_by_whole_pixels():

@@ -31,6 +31,8 @@ CLOSED = -3.0  # where the share of paint begins, before the sigmoid
 BLUR = 9  # pixels of 128: paint is what must be added to the moved photo, blurred so
 STILL = "still"  # among a stream's histories: the code of the photo
 FEATURES = "photo features"  # and what the photo branch made of it
+POSE = "pose"  # and the pose of the last frame, behind either filter
+POSE_LABELS = 5  # numbers that say where a head is
 Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift of features [N, C, 1, 1]
 
 
@@ -166,6 +168,37 @@ class CausalMemory(nn.Module):
         return x + cast(torch.Tensor, self.conv(F.silu(past)))
 
 
+class PoseFilter(nn.Module):
+    """Keeps a generated head from trembling.
+
+    The part of the codes that says where the head is passes two exponential smoothings, ``y += alpha (x - y)``, and so
+    comes 2 (1 - alpha) / alpha frames late. The rest, lips above all, is left as it is.
+
+    ``directions`` [c 16, 5] are orthonormal. They are no parameters: training sets them to what the codes stand for;
+    until then they are zero, and nothing is smoothed.
+    """
+
+    directions: torch.Tensor
+
+    def __init__(self, channels: int, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("directions", torch.zeros(channels * CELLS**2, POSE_LABELS))
+
+    def forward(self, codes: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """Codes [B, T, c, 4, 4] -> the same; at the start the first frame's pose is the past."""
+        given = codes.flatten(2) @ self.directions  # [B, T, 5]
+        first, second = state.histories.get(POSE, given[:, :1].expand(-1, 2, -1)).unbind(1)
+        smooth = []
+        for pose in given.unbind(1):
+            first = torch.lerp(first, pose, self.alpha)
+            second = torch.lerp(second, first, self.alpha)
+            smooth.append(second)
+        state.histories[POSE] = torch.stack([first, second], 1)
+        change = (torch.stack(smooth, 1) - given) @ self.directions.T
+        return codes + change.unflatten(2, codes.shape[2:])
+
+
 class FlowBranch(nn.Module):
     """Codes and maps of the photo -> flow, and the features that the painter goes on with."""
 
@@ -268,6 +301,7 @@ class MotionDecoder(Decoder):
         super().__init__()
         self.window = config.window
         self.photo, self.flow, self.painter = PhotoBranch(config), FlowBranch(config), Painter(config)
+        self.pose = PoseFilter(config.latent_channels // TEMPORAL, config.pose_alpha) if config.pose_alpha < 1 else None
 
     def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
         photo, maps = self.drawn(z, state)
@@ -293,6 +327,8 @@ class MotionDecoder(Decoder):
             codes = codes[:, TEMPORAL - 1 :]
             if STILL not in state.histories:
                 self.look(photo, codes[:, :1], state)
+        if self.pose is not None:
+            codes = self.pose(codes, state)
         return wide(photo), Maps(*(wide(x) for x in self.maps(photo, codes, state)))
 
     def photo_features(self, z: torch.Tensor, photo: torch.Tensor) -> dict[str, torch.Tensor]:
