@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RestFastError,
         RestFastWarning,
         SessionClosed,
+        SigningError,
         StateError,
         TrainError,
     )
@@ -91,6 +92,7 @@ __all__ = [
     "RestFastError",
     "RestFastWarning",
     "SessionClosed",
+    "SigningError",
     "StateError",
     "TrainError",
 ]
@@ -131,6 +133,7 @@ _HOMES = {
     "RestFastError": "errors",
     "RestFastWarning": "errors",
     "SessionClosed": "errors",
+    "SigningError": "errors",
     "StateError": "errors",
     "TrainError": "errors",
 }

@@ -28,6 +28,7 @@ EXTRAS = {
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "hub": (("huggingface_hub",), "--weights owner/name, from the Hugging Face hub, and push_to_hub"),
+    "c2pa": (("c2pa",), "rest-fast render --c2pa-cert: signed provenance in videos"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
     "livekit": (("livekit",), "a face for an agent of LiveKit Agents"),
     "pipecat": (("pipecat",), "a face for a bot of pipecat, Python 3.11 or later"),
