@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from rest_fast.streaming.session import Session
     from rest_fast.streaming.snapshot import SessionState
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing by itself
 
