@@ -136,7 +136,8 @@ def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Problems and their fixes. A missing extra is no problem."""
     module, version, forced = report["modules"]["_cpu"], report["version"], report["forced_backend"]
     if not _is_there("rest_fast._cpu"):
-        yield "the compiled CPU module is missing: all works, but slower", f"install a C++ compiler and {REINSTALL}"
+        cure = "install a C++ compiler, then pip install --force-reinstall --no-deps --no-cache-dir"
+        yield "the compiled CPU module is missing: all works, but slower", f"{cure} --no-binary rest_fast rest_fast"
     elif module != "available":
         yield f"the compiled CPU module does not load: {module}", REINSTALL
     if report["build"].get("version") not in (None, version):

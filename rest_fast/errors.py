@@ -75,6 +75,10 @@ class HubError(CheckpointError, OSError):
     """
 
 
+class InstallError(RestFastError, ValueError):
+    """Something installed that this package does not work with: names it, what was expected and what came."""
+
+
 class OpError(RestFastError, ValueError):
     """A call that an op refuses: names op, argument, expectation and value."""
 
