@@ -50,7 +50,7 @@ def written(folder: Path, changes: dict[str, dict[str, str]] | None = None) -> l
     """An sdist and two wheels whose content is what it should be, but for ``changes``."""
     info = "rest_fast-0.2.0.dist-info/METADATA"
     common = {"rest_fast/__init__.py": "", info: "Version: 0.2.0"}
-    modules = {"rest_fast/_cpu.cpython-312-x86_64-linux-gnu.so": "", "rest_fast/_build_info.py": ""}
+    modules = {"rest_fast/": "", "rest_fast/_cpu.cpython-312-x86_64-linux-gnu.so": "", "rest_fast/_build_info.py": ""}
     for name, content in {PURE: common, COMPILED[2]: common | modules}.items():
         with zipfile.ZipFile(folder / name, "w") as archive:
             for path, text in (content | (changes or {}).get(name, {})).items():

@@ -152,7 +152,10 @@ def version(name: str) -> str:
 
 def contents(made: Sequence[Path]) -> list[str]:
     """A compiled wheel is the pure one and its modules."""
-    wheels = {path.name: {n for n in zipfile.ZipFile(path).namelist() if ".dist-info/" not in n} for path in made[1:]}
+    wheels = {}
+    for path in made[1:]:
+        with zipfile.ZipFile(path) as archive:  # auditwheel writes folders, too
+            wheels[path.name] = {n for n in archive.namelist() if ".dist-info/" not in n and not n.endswith("/")}
     pure = next(names for name, names in wheels.items() if kind(name) == "pure")
     wrong = [f"pure wheel: expected Python files, got {n}" for n in sorted(pure) if n.endswith(".so")]
     for name, found in wheels.items():
