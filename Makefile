@@ -3,6 +3,8 @@
 # make test      install, then the tests that belong to every change
 # make test-full the slow ones too
 # make test-matrix  a part of them on Python 3.10 to 3.13, each with the newest and the lowest dependencies (docs/matrix.md)
+# make dist      sdist and wheels into dist/, each installed into an empty environment and tried there (docs/installation.md);
+#                DIST="build check --python 3.12" takes a part of that
 # make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
@@ -100,6 +102,11 @@ tables: $(STAMP)
 test-matrix: $(STAMP)
 	$(BIN)/python tools/matrix.py --store docs/matrix.json
 	$(BIN)/python tools/matrix.py --part serving --python 3.10 --dependencies lowest --store docs/matrix_server.json
+
+.PHONY: dist
+DIST ?= --store docs/dist.json
+dist: $(STAMP)
+	$(BIN)/python tools/dist.py $(DIST)
 
 test-newest: $(STAMP)
 	$(BIN)/python tools/matrix.py --python 3.13 --dependencies newest --part first --workers 1 --may-lack

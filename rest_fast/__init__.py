@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         EngineClosed,
         EvaluationError,
         HubError,
+        InstallError,
         MediaError,
         NoFace,
         OpError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         RestFastError,
         RestFastWarning,
         SessionClosed,
+        SigningError,
         StateError,
         TrainError,
     )
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from rest_fast.streaming.session import Session
     from rest_fast.streaming.snapshot import SessionState
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing by itself
 
@@ -84,6 +86,7 @@ __all__ = [
     "EngineClosed",
     "EvaluationError",
     "HubError",
+    "InstallError",
     "MediaError",
     "NoFace",
     "OpError",
@@ -91,6 +94,7 @@ __all__ = [
     "RestFastError",
     "RestFastWarning",
     "SessionClosed",
+    "SigningError",
     "StateError",
     "TrainError",
 ]
@@ -124,6 +128,7 @@ _HOMES = {
     "EngineClosed": "errors",
     "EvaluationError": "errors",
     "HubError": "errors",
+    "InstallError": "errors",
     "MediaError": "errors",
     "NoFace": "errors",
     "OpError": "errors",
@@ -131,6 +136,7 @@ _HOMES = {
     "RestFastError": "errors",
     "RestFastWarning": "errors",
     "SessionClosed": "errors",
+    "SigningError": "errors",
     "StateError": "errors",
     "TrainError": "errors",
 }

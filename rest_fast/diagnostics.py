@@ -28,6 +28,7 @@ EXTRAS = {
     "face": (("cv2",), "finds the face in a photo; without it the middle of the photo is taken"),
     "heic": (("pillow_heif",), "reads HEIC pictures, as telephones write them"),
     "hub": (("huggingface_hub",), "--weights owner/name, from the Hugging Face hub, and push_to_hub"),
+    "c2pa": (("c2pa",), "rest-fast render --c2pa-cert: signed provenance in videos"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
     "livekit": (("livekit",), "a face for an agent of LiveKit Agents"),
     "pipecat": (("pipecat",), "a face for a bot of pipecat, Python 3.11 or later"),
@@ -135,7 +136,8 @@ def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Problems and their fixes. A missing extra is no problem."""
     module, version, forced = report["modules"]["_cpu"], report["version"], report["forced_backend"]
     if not _is_there("rest_fast._cpu"):
-        yield "the compiled CPU module is missing: all works, but slower", f"install a C++ compiler and {REINSTALL}"
+        cure = "install a C++ compiler, then pip install --force-reinstall --no-deps --no-cache-dir"
+        yield "the compiled CPU module is missing: all works, but slower", f"{cure} --no-binary rest_fast rest_fast"
     elif module != "available":
         yield f"the compiled CPU module does not load: {module}", REINSTALL
     if report["build"].get("version") not in (None, version):

@@ -22,6 +22,10 @@ class MediaError(RestFastError, ValueError):
     """A picture, sound or video that cannot be used: names it, what was expected and what came."""
 
 
+class SigningError(RestFastError, ValueError):
+    """A certificate, a key or a video that cannot be signed with: names it, what was expected and what came."""
+
+
 class AvatarError(RestFastError, ValueError):
     """An avatar that does not fit: names the file or argument, the expectation and what came."""
 
@@ -69,6 +73,10 @@ class HubError(CheckpointError, OSError):
 
     It is also an ``OSError``, which is what other libraries' ``from_pretrained`` raise.
     """
+
+
+class InstallError(RestFastError, ValueError):
+    """Something installed that this package does not work with: names it, what was expected and what came."""
 
 
 class OpError(RestFastError, ValueError):

@@ -16,6 +16,7 @@ from rest_fast.avatar import Avatar
 from rest_fast.errors import ArgumentError
 from rest_fast.files import refuse_input
 from rest_fast.media.provenance import COMPOSITE, SYNTHETIC, Label
+from rest_fast.media.signing import publish
 
 if TYPE_CHECKING:
     from rest_fast.model import Model
@@ -43,6 +44,7 @@ def render(
     paste_back: bool = False,
     label: str | None = None,
     mark: Callable[[np.ndarray], np.ndarray] | None = None,
+    sign: Callable[[Path, Path], None] | None = None,
 ) -> Rendered:
     """Write ``out`` (mp4, H.264 + AAC): exactly ceil(25 d) frames for d seconds of sound, block by block.
 
@@ -58,6 +60,8 @@ def render(
         label: a line of text in the lower left corner of every frame.
         mark: called with the pictures uint8 [n, H, W, 3] of each block, before the label, and returns those that are
             written: for watermarks.
+        sign: called with the finished video and a path for its signed copy, which then takes its place; most often a
+            :class:`rest_fast.media.signing.Signer`.
     Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
         work starts, also for sound of more than :data:`rest_fast.media.MAX_SECONDS`;
         :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
@@ -101,6 +105,8 @@ def render(
                 if callable(progress):
                     progress(done, frames)
     assert done == frames, f"render: expected {frames} frames, wrote {done}"
+    if sign is not None:
+        publish(sign, Path(out), Path(out))
     return Rendered(Path(out), frames, audio.duration)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import rest_fast
 from rest_fast import diagnostics, ops
+from rest_fast.ops import oldest_torch
 
 
 def test_report_is_complete():
@@ -37,6 +38,18 @@ def test_every_extra_of_the_package_is_explained():
 def test_a_missing_extra_comes_with_its_install_line(monkeypatch):
     monkeypatch.setattr(diagnostics, "_is_there", lambda name: name != "transformers")
     assert re.search(r"whisper +missing .*\[pip install 'rest_fast\[whisper\]'\]", diagnostics.describe())
+
+
+def test_a_pytorch_that_is_too_old_is_refused_in_one_line():
+    """From the version that pyproject.toml names."""
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'"torch>={".".join(map(str, oldest_torch.OLDEST))}",' in project
+    for version in ("2.6.0", "2.6.0a0+git1", "2.15.0+cu130", "3.0", torch.__version__, "unknown"):
+        oldest_torch.check(version)
+    for version in ("2.5.1", "1.13.1+cpu"):
+        expected = rf"PyTorch: expected 2.6 or newer \(pip install 'torch>=2.6'\), got {re.escape(version)}$"
+        with pytest.raises(rest_fast.InstallError, match=expected):
+            oldest_torch.check(version)
 
 
 @pytest.fixture

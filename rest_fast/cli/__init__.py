@@ -97,10 +97,12 @@ def _render(args: Namespace) -> None:
 
     for written in (out, partial):
         refuse_input(written, args.photo, args.audio)
+    sign = _signer(args)
     check_model(args)  # all that needs no model before it, and what is slow last
 
     import rest_fast
     from rest_fast import media
+    from rest_fast.media.signing import publish
 
     photo = media.load_image(_source(args.photo, "PHOTO"))
     if isinstance(args.crop, tuple):
@@ -124,7 +126,11 @@ def _render(args: Namespace) -> None:
                 paste_back=args.paste_back,
                 label=args.label,
             )
-            os.replace(partial, out)
+            if sign is None:
+                os.replace(partial, out)
+            else:
+                publish(sign, partial, out)
+                partial.unlink()  # locked until the other has its name
             args.left = f"{args.out} is complete"
         except BaseException:
             if done is not None and not partial.exists():  # stopped just behind the renaming
@@ -151,8 +157,19 @@ def _demo(args: Namespace) -> None:
         logging.getLogger("rest_fast.cli").warning("portrait %d is not installed, using portrait 1", args.portrait)
         args.photo = portraits[0]
     args.audio, args.paste_back, args.label = DEMO / "speech.wav", False, None
+    args.c2pa_cert = args.c2pa_key = args.c2pa_timestamp = None
     args.crop = "center"  # the portraits are framed as the model wants them
     _render(args)
+
+
+def _signer(args: Namespace) -> Callable[[Path, Path], None] | None:
+    if args.c2pa_cert is None and args.c2pa_key is None and args.c2pa_timestamp is None:
+        return None
+    if args.c2pa_cert is None or args.c2pa_key is None:
+        raise InputError("signature: expected both --c2pa-cert and --c2pa-key, got one of them")
+    from rest_fast.media.signing import Signer
+
+    return Signer(args.c2pa_cert, args.c2pa_key, timestamp=args.c2pa_timestamp)
 
 
 def _output(name: str) -> tuple[Path, Path]:

@@ -92,6 +92,7 @@ def _add_render(add: Callable[..., Parser]) -> None:
     output.add_argument(
         "--label", metavar="TEXT", help="a line of text in the corner of every frame, such as 'AI-generated'"
     )
+    _add_signature(parser)
     _add_model(parser)
     add_behaviour(parser)
 
@@ -169,6 +170,17 @@ def _add_bench(add: Callable[..., Parser]) -> None:
     model = add_weights(parser, guidance=False)
     model.add_argument("--threads", type=whole(1, 1024), metavar="N", help="threads on the CPU, as in render")
     add_behaviour(parser)
+
+
+def _add_signature(parser: Parser) -> None:
+    signature = parser.add_argument_group(
+        "signature", "Signs the video by C2PA (extra c2pa): who made it, and that its pictures are generated."
+    )
+    signature.add_argument(
+        "--c2pa-cert", type=existing(), metavar="CHAIN.pem", help="your certificate and, behind it, its issuers'"
+    )
+    signature.add_argument("--c2pa-key", type=existing(), metavar="KEY.pem", help="its private key, without a password")
+    signature.add_argument("--c2pa-timestamp", metavar="URL", help="a time-stamp authority to ask (RFC 3161)")
 
 
 def _add_output(parser: Parser) -> Any:

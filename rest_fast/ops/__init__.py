@@ -1,5 +1,6 @@
 """Ops: in-place faces here (caller-owned outputs, fast backends), references in :mod:`rest_fast.ops.functional`."""
 
+from rest_fast.ops import oldest_torch  # isort: skip  # before what an older one lacks
 from rest_fast.ops import functional
 from rest_fast.ops.causal_conv3d import causal_conv3d
 from rest_fast.ops.cfg_euler_step import cfg_euler_step
@@ -47,6 +48,7 @@ __all__ = [
     "gate_norm_modulate",
     "latent_noise",
     "move_and_paint",
+    "oldest_torch",
     "pixel_norm_silu",
     "qk_norm_rope_cache",
     "rotate_context",
