@@ -45,8 +45,6 @@ html_theme = "furo"
 html_title = "rest_fast"
 html_show_sphinx = False
 html_copy_source = False
-html_static_path = ["site.css"]
-html_css_files = ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
 
 
