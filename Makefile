@@ -12,6 +12,7 @@
 #                   (docs/livekit.md, docs/pipecat.md); make livekit, make pipecat: one of them
 # make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
 # make comfyui   ComfyUI, in an environment of its own, and the tests that run it (docs/comfyui.md)
+# make docs      the documentation as a site in build/site; a warning ends it (LINKS=1: looks at links into the world, too)
 # make gpu-suite   on a machine with a GPU, no network needed, then again with SECONDS=150 (docs/gpu_suite.md);
 #                  REHEARSE=1 runs all its steps without one
 # make gpu-wheels  before, where there is a network: what that machine lacks, our modules compiled for it included
@@ -98,6 +99,20 @@ mutants: $(STAMP)
 # The tables in the pages, from benchmarks/results.
 tables: $(STAMP)
 	$(BIN)/python benchmarks/tables.py
+
+# The site. Warnings are errors: links, anchors and names in docstrings are looked up.
+.PHONY: docs
+DOCS_STAMP := $(VENV)/.rest_fast-docs-installed
+LINKS ?=
+
+docs: $(DOCS_STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/site
+	$(if $(LINKS),$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b linkcheck docs build/links)
+	@echo "The site is in build/site/index.html"
+
+$(DOCS_STAMP): pyproject.toml $(STAMP)
+	@$(INSTALL) $(PIP_FLAGS) -e ".[docs]"
+	@touch $@
 
 test-matrix: $(STAMP)
 	$(BIN)/python tools/matrix.py --store docs/matrix.json
@@ -187,4 +202,4 @@ livekit pipecat: $(STAMP)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis talking.mp4
-	rm -f $(STAMP)
+	rm -f $(STAMP) $(DOCS_STAMP)

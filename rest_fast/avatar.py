@@ -27,15 +27,15 @@ class Avatar:
     ``photo`` serves paste-back: the whole picture, its longer side at most 1920 px (11 MB at most).
     """
 
-    picture: np.ndarray  # uint8 [H, W, 3], the crop at the model's size
-    box: tuple[int, int, int, int]  # left, top, right, bottom of the crop in the photo
-    reference: torch.Tensor  # fp32 [T, C], normalised latent of the crop
-    sink_k: torch.Tensor  # [L, T, H, D]
+    picture: np.ndarray  #: uint8 [H, W, 3], the crop at the model's size
+    box: tuple[int, int, int, int]  #: left, top, right, bottom of the crop in the photo
+    reference: torch.Tensor  #: fp32 [T, C], normalised latent of the crop
+    sink_k: torch.Tensor  #: [L, T, H, D]
     sink_v: torch.Tensor
-    fingerprint: str  # of the model that made it
-    features: dict[str, torch.Tensor] = field(default_factory=dict)  # what the decoder needs to know of the photo
-    photo: np.ndarray | None = None  # uint8 [H, W, 3]
-    photo_box: tuple[int, int, int, int] | None = None  # the crop in ``photo``, which may be smaller than the original
+    fingerprint: str  #: of the model that made it
+    features: dict[str, torch.Tensor] = field(default_factory=dict)  #: what the decoder needs to know of the photo
+    photo: np.ndarray | None = None  #: uint8 [H, W, 3]
+    photo_box: tuple[int, int, int, int] | None = None  #: the crop in ``photo``, which may be smaller than the original
 
     @functools.cached_property
     def identity(self) -> str:
@@ -47,7 +47,7 @@ class Avatar:
         return hashlib.sha256(f"{self.fingerprint} {picture.shape}".encode() + picture.tobytes()).hexdigest()
 
     def paste_back(self) -> PasteBack:
-        """The object that blends generated frames into the photo. Raises: AvatarError if there is no photo."""
+        """The object that blends generated frames into the photo. Raises: :class:`AvatarError` if there is no photo."""
         if self.photo is None or self.photo_box is None:
             raise AvatarError("paste_back: expected an avatar with its photo, got one saved without (prepare it again)")
         return PasteBack(self.photo, self.photo_box)
@@ -76,7 +76,7 @@ class Avatar:
 
     @classmethod
     def load(cls, path: str | Path) -> Avatar:
-        """Read what :meth:`save` wrote. Raises: AvatarError for no such file or another kind of file."""
+        """Read what :meth:`save` wrote. Raises: :class:`AvatarError` for no such file or another kind of file."""
         try:
             with safe_open(path, framework="pt") as file:
                 meta = file.metadata() or {}

@@ -34,10 +34,9 @@ class Model(REST):
         Args:
             photo: path, file, bytes, PIL image or uint8 [H, W, 3].
             crop: square (left, top, right, bottom) in pixels of the upright photo; ``"center"`` for the largest centred
-                square; None for the square around the largest face (:func:`rest_fast.media.faces.find_face`). If none
-                is found, or the extra ``face`` is not installed, it is the centre, with a
-                :class:`rest_fast.RestFastWarning`.
-        Raises: :class:`rest_fast.media.MediaError`.
+                square; None for the square around the largest face. If none is found, or the extra ``face`` is not
+                installed, it is the centre, with a :class:`rest_fast.RestFastWarning`.
+        Raises: :class:`rest_fast.MediaError`.
         """
         if self.config.height != self.config.width:
             raise ArgumentError(f"prepare: expected a square model, got {self.config.height} x {self.config.width}")
@@ -72,7 +71,7 @@ class Model(REST):
     ) -> Session:
         """Open a stream for one viewer; for several, use :meth:`engine`.
 
-        Blocks are computed when they are asked for; see :class:`rest_fast.streaming.session.Session`.
+        Blocks are computed when they are asked for; see :class:`rest_fast.Session`.
 
         Args:
             sample_rate: rate of the pushed sound, an integer in 8000..96000 Hz.
@@ -119,7 +118,7 @@ class Model(REST):
         backlog: float | None = 300.0,
         fewer_steps: int | None = None,
     ) -> Engine:
-        """Open an engine for several viewers; see :class:`rest_fast.streaming.engine.Engine`."""
+        """Open an engine for several viewers; see :class:`rest_fast.Engine`."""
         options = {"lanes": lanes, "sessions": sessions, "graphs": graphs, "admission": admission}
         options |= {"backlog": backlog, "fewer_steps": fewer_steps}
         return self.compute(Engine, self, self._sampling(steps, guidance), **options)
@@ -129,6 +128,7 @@ class Model(REST):
         return self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()}).sampling
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write a checkpoint folder: ``config.json``, and ``model.safetensors`` with floats of ``dtype``."""
         checkpoint.save(self, self.config, folder, dtype)
 
 
@@ -149,13 +149,13 @@ def load(
         dtype: of everything. None means bfloat16 on CUDA and float32 on the CPU, and a choice of ``decoder_dtype``.
         decoder_dtype: of the convolutions in a decoder of kind motion or basis, in a model that is float32 otherwise.
             bfloat16 is faster on some processors; if both dtypes are None, it is chosen on those
-            (:func:`rest_fast.processor.decoder_dtype`). A session's snapshot continues in the dtype it was made with.
+            (``rest-fast doctor`` says which this one is). A session's snapshot continues in the dtype it was made with.
         threads: CPU threads for each job of this model: all sessions of a process compute in one worker, which has so
             many OpenMP threads. None means as many as the process may use by its affinity, a container's CPU quota and
             ``torch.get_num_threads()``. A model of the preset ``drawn``, whose float32 frames do not depend on the
             number, takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
-    Raises: :class:`rest_fast.checkpoint.CheckpointError`.
+    Raises: :class:`rest_fast.CheckpointError`.
     """
     folder, device = find_checkpoint(source), _device(device)
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):

@@ -43,10 +43,10 @@ class RestOutput:
     """
 
     frames: np.ndarray | torch.Tensor | list[list[Image.Image]]
-    audio: torch.Tensor  # float32 [1, channels, n] in -1..1, as long as the frames
-    sampling_rate: int  # of the audio, Hz
+    audio: torch.Tensor  #: float32 [1, channels, n] in -1..1, as long as the frames
+    sampling_rate: int  #: of the audio, Hz
     fps: int
-    seed: int  # the one that was drawn: render(..., seed=) makes the same frames
+    seed: int  #: the one that was drawn: render(..., seed=) makes the same frames
 
 
 class _Talk(NamedTuple):

@@ -28,7 +28,7 @@ class Rendered:
 
     path: Path
     frames: int
-    seconds: float  # duration of the sound
+    seconds: float  #: duration of the sound
 
 
 def render(
@@ -48,8 +48,8 @@ def render(
 ) -> Rendered:
     """Write ``out`` (mp4, H.264 + AAC): exactly ceil(25 d) frames for d seconds of sound, block by block.
 
-    The file says in its metadata that the face is synthetic (:mod:`rest_fast.media.provenance`). An interrupted call
-    leaves what was rendered so far as a playable file.
+    The file says in its metadata that the face is synthetic (:func:`rest_fast.media.provenance.read`). An interrupted
+    call leaves what was rendered so far as a playable file.
 
     Args:
         speech: path, binary file or bytes of any sound that PyAV reads, or a :class:`rest_fast.media.Audio`.
@@ -62,9 +62,9 @@ def render(
             written: for watermarks.
         sign: called with the finished video and a path for its signed copy, which then takes its place; most often a
             :class:`rest_fast.media.signing.Signer`.
-    Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.media.MediaError` before
-        work starts, also for sound of more than :data:`rest_fast.media.MAX_SECONDS`;
-        :class:`rest_fast.avatar.AvatarError` for ``paste_back`` with an avatar that has no photo.
+    Raises: :class:`rest_fast.ArgumentError` for an array without a rate; :class:`rest_fast.MediaError` before work
+        starts, also for sound of more than two hours (``rest_fast.media.MAX_SECONDS``);
+        :class:`rest_fast.AvatarError` for ``paste_back`` with an avatar that has no photo.
     """
     for name, value, kind in (("model", model, "load"), ("avatar", avatar, "model.prepare")):
         if isinstance(value, str | bytes | os.PathLike):

@@ -100,11 +100,11 @@ class DiTConfig:
 class StreamConfig:
     """ID-Context cache (paper section 3.3): geometry of the window and what the paper leaves open."""
 
-    chunk: int = 3  # new latent frames of a chunk
+    chunk: int = 3  #: new latent frames of a chunk
     context_chunks: int = 1
     context: Context = "last_step"
     positions: Positions = "window"
-    sink: bool = True  # False (ablation): the reference is context of the first chunk only
+    sink: bool = True  #: False (ablation): the reference is context of the first chunk only
 
     def __post_init__(self) -> None:
         check_fields(self, "stream", at_least={1: "chunk", 0: "context_chunks"})
@@ -121,8 +121,8 @@ class SamplingConfig:
 
     steps: int = 8
     guidance: float = 6.0
-    shift_mu: float = 2.05  # sigma schedule: uniform steps shifted by exp(shift_mu); 0 is uniform
-    train_mu: float = 2.05  # training noise: logit-normal
+    shift_mu: float = 2.05  #: sigma schedule: uniform steps shifted by exp(shift_mu); 0 is uniform
+    train_mu: float = 2.05  #: training noise: logit-normal
     train_sigma: float = 1.0
 
     def __post_init__(self) -> None:
@@ -165,13 +165,16 @@ class ModelConfig:
 
     @property
     def latent_seconds(self) -> float:
+        """Seconds of video that one latent frame stands for: 0.32."""
         return TEMPORAL / self.fps
 
     def to_json(self) -> str:
+        """What a checkpoint's ``config.json`` holds."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
+        """Read and check a ``config.json``. Raises: :class:`rest_fast.ConfigError` with the name of the field."""
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as e:

@@ -38,7 +38,7 @@ class Audio:
 
     @property
     def mono(self) -> Float32:
-        """All channels as one, float32 ``[n]``: half the sum of two, surround as in :mod:`~rest_fast.media.downmix`."""
+        """All channels as one, float32 ``[n]``: half the sum of two, surround as in ``rest_fast.media.downmix``."""
         return downmix.mono_of_whole(self.samples, self.layout)
 
     @property

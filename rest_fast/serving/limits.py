@@ -12,19 +12,19 @@ from rest_fast.serving.protocol import ProtocolError
 class Limits:
     """Seconds and bytes; sessions are limited by the engine."""
 
-    start: float = 10.0  # from the connection to its first message
-    stall: float = 10.0  # that a client may leave a frame unread
-    idle: float = 600.0  # without any sound; the session is closed then
-    session: float = 3600.0  # that a session lasts at most
-    control: int = 16 * 1024  # bytes of a message of text
-    sound: int = 1024 * 1024  # bytes of a message of sound
-    backlog: float = 120.0  # seconds of sound that a session may queue
-    messages: float = 200.0  # a second, mean over `burst`
+    start: float = 10.0  #: from the connection to its first message
+    stall: float = 10.0  #: that a client may leave a frame unread
+    idle: float = 600.0  #: without any sound; the session is closed then
+    session: float = 3600.0  #: that a session lasts at most
+    control: int = 16 * 1024  #: bytes of a message of text
+    sound: int = 1024 * 1024  #: bytes of a message of sound
+    backlog: float = 120.0  #: seconds of sound that a session may queue
+    messages: float = 200.0  #: a second, mean over `burst`
     burst: float = 5.0
-    upload: int = 10 * 1024 * 1024  # bytes of a picture
-    uploads: float = 10.0  # a minute, of all visitors together
-    avatars: int = 64  # uploaded ones that are kept, the oldest go first
-    drain: float = 10.0  # that sessions may go on when the server ends
+    upload: int = 10 * 1024 * 1024  #: bytes of a picture
+    uploads: float = 10.0  #: a minute, of all visitors together
+    avatars: int = 64  #: uploaded ones that are kept, the oldest go first
+    drain: float = 10.0  #: that sessions may go on when the server ends
 
 
 class Rate:

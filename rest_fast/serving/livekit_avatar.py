@@ -31,7 +31,8 @@ class AvatarSession(lk.AvatarSession):
 
     Args:
         engine, avatar: as in :meth:`rest_fast.Engine.session`.
-        options: of :meth:`~rest_fast.serving.livekit_face.Face.open`.
+        options: ``sample_rate`` of the sound that is published (24000), ``seed``, and ``mark``, see
+            :class:`rest_fast.serving.pacer.Pacer`.
     """
 
     def __init__(self, engine: Engine, avatar: Avatar, **options: Any):
@@ -103,7 +104,8 @@ async def serve_room(
     Args:
         room: connected; the caller disconnects it.
         agent: identity of its participant; None: the first that is an agent.
-        options: of :meth:`~rest_fast.serving.livekit_face.Face.open`.
+        options: ``sample_rate`` of the sound that is published (24000), ``seed``, and ``mark``, see
+            :class:`rest_fast.serving.pacer.Pacer`.
     Raises: what :meth:`rest_fast.Engine.session` does; what the agent has sent wrong, as :class:`rest_fast.MediaError`.
     """
     gone = asyncio.Event()

@@ -30,17 +30,17 @@ Mark = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 class Shown:
     """A frame at its time."""
 
-    picture: NDArray[np.uint8]  # [H, W, 3]
-    sound: NDArray[np.int16]  # its 40 ms, [n] or [n, channels]; zeros where nothing was pushed
-    index: int  # frames since the viewer's clock began, those that were repeated included: the media clock
-    pts: float  # seconds of the stream, which stands still while a frame is repeated
+    picture: NDArray[np.uint8]  #: [H, W, 3]
+    sound: NDArray[np.int16]  #: its 40 ms, [n] or [n, channels]; zeros where nothing was pushed
+    index: int  #: frames since the viewer's clock began, those that were repeated included: the media clock
+    pts: float  #: seconds of the stream, which stands still while a frame is repeated
     epoch: int
     segment: int
-    idle: bool  # made from silence
-    held: bool  # the frame before, again: computation, or the event loop, was late
-    segment_end: bool  # the last frame of a segment
-    first: int = 0  # samples before this frame's on the media clock
-    spoken: int = 0  # samples of ``sound`` that were pushed; behind them is silence
+    idle: bool  #: made from silence
+    held: bool  #: the frame before, again: computation, or the event loop, was late
+    segment_end: bool  #: the last frame of a segment
+    first: int = 0  #: samples before this frame's on the media clock
+    spoken: int = 0  #: samples of ``sound`` that were pushed; behind them is silence
 
     @property
     def time(self) -> float:

@@ -55,7 +55,8 @@ class FaceProcessor(FrameProcessor):
     Args:
         engine, avatar: as in :meth:`rest_fast.Engine.session`.
         sample_rate: of the sound that goes out; None: the pipeline's.
-        seed, mark: see :class:`rest_fast.serving.viewer.Viewer`.
+        seed: of the session's noise.
+        mark: see :class:`rest_fast.serving.pacer.Pacer`.
     """
 
     def __init__(

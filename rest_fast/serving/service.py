@@ -28,7 +28,7 @@ class Counts:
 
     opened: int = 0
     refused: int = 0
-    failed: int = 0  # sessions that an error of ours has ended
+    failed: int = 0  #: sessions that an error of ours has ended
     frames: int = 0
     held: int = 0
 
@@ -55,6 +55,7 @@ class Service:
 
     @property
     def status(self) -> str:
+        """``ok``, ``loading`` or ``draining``: only the first lets visitors in."""
         return "draining" if self.draining else "ok" if self.ready else "loading"
 
     @contextlib.asynccontextmanager

@@ -48,12 +48,12 @@ class Viewer:
         return cls(await engine.asession(avatar, sample_rate=sample_rate, seed=seed), mark)
 
     def push_bytes(self, data: bytes, **form: Any) -> None:
-        """See :meth:`rest_fast.serving.sound_in.SoundIn.push_bytes`."""
+        """Sound as bytes: ``form`` s16le, s32le or f32le; ``rate``, Hz, None for the session's; ``channels``."""
         self.heard = time.monotonic()
         self.sound.push_bytes(data, **form)
 
     def push(self, samples: Any, rate: int | None = None) -> None:
-        """See :meth:`rest_fast.serving.sound_in.SoundIn.push`."""
+        """Sound int16 or float in -1..1, [n] or [n, channels]; ``rate``, Hz, None for the session's."""
         self.heard = time.monotonic()
         self.sound.push(samples, rate)
 
@@ -117,4 +117,5 @@ class Viewer:
         }
 
     def close(self) -> None:
+        """Ends the session; :meth:`frames` end with it."""
         self.session.close()

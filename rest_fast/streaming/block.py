@@ -52,16 +52,16 @@ class Block:
     A held frame takes no time of the stream: its ``pts`` is that of the block that is late.
     """
 
-    video: np.ndarray  # uint8 [8, H, W, 3]; [1, H, W, 3] where ``held``
-    audio: np.ndarray  # the caller's samples of these frames, in the caller's format; silence is zeros
-    pts: float  # seconds from the start of the stream to the first frame
-    epoch: int  # grows by one at each interrupt
-    segment: int  # grows behind each segment end and at each interrupt, so that no two segments share a number
-    idle: bool  # made from silence because nothing was due
+    video: np.ndarray  #: uint8 [8, H, W, 3]; [1, H, W, 3] where ``held``
+    audio: np.ndarray  #: the caller's samples of these frames, in the caller's format; silence is zeros
+    pts: float  #: seconds from the start of the stream to the first frame
+    epoch: int  #: grows by one at each interrupt
+    segment: int  #: grows behind each segment end and at each interrupt, so that no two segments share a number
+    idle: bool  #: made from silence because nothing was due
     segment_end: bool
-    true_samples: int  # how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
-    degraded: bool = False  # made with fewer sampling steps, which an engine does only if it is asked to
-    held: bool = False  # the last frame again, since the next block is late
+    true_samples: int  #: how many of ``audio`` are the caller's; fewer than all only at a segment's end or in idling
+    degraded: bool = False  #: made with fewer sampling steps, which an engine does only if it is asked to
+    held: bool = False  #: the last frame again, since the next block is late
 
     @property
     def duration(self) -> float:
@@ -73,7 +73,7 @@ class Block:
 
         Args:
             first: number of the first frame on the viewer's clock, on which held frames count, too; None: ``pts``.
-            colours: see :func:`rest_fast.media.av_frames.video_frame`.
+            colours: ``ITU709`` as files say it, or ``ITU601``, which receivers of WebRTC assume.
         """
         start = round(self.pts * FPS) if first is None else first
         return [av_frames.video_frame(picture, start + k, colours) for k, picture in enumerate(self.video)]

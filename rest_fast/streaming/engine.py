@@ -51,15 +51,15 @@ QUEUED = 2  # pieces that are queued on a GPU: one computes, and one waits so th
 class EngineMetrics:
     """Of an engine since it was opened."""
 
-    sessions: int  # open now
-    capacity: int  # how many there may be; see :meth:`Engine.capacity`
-    places: int  # how many there is memory for
+    sessions: int  #: open now
+    capacity: int  #: how many there may be; see :meth:`Engine.capacity`
+    places: int  #: how many there is memory for
     opened: int
-    refused: int  # sessions that were refused
-    chunks: int  # made for all sessions
-    chunk_ms: float  # what a chunk costs, mean over the latest ones; not what it waits
-    busy: float  # share of the time since the engine was opened in which it computed
-    pieces: Percentiles | None  # of computation: what an urgent session may have to wait for
+    refused: int  #: sessions that were refused
+    chunks: int  #: made for all sessions
+    chunk_ms: float  #: what a chunk costs, mean over the latest ones; not what it waits
+    busy: float  #: share of the time since the engine was opened in which it computed
+    pieces: Percentiles | None  #: of computation: what an urgent session may have to wait for
 
 
 class Engine:
@@ -69,7 +69,7 @@ class Engine:
     Args:
         lanes: of one evaluation: a session with guidance takes two. On a CPU an evaluation is always one session's.
         sessions: how many may be open at once; memory is taken for all of them.
-        graphs: see :func:`rest_fast.streaming.graphs.graphs_of`.
+        graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is CUDA.
         admission: refuse sessions that would be too many for the measured time of a chunk, which is done first.
         backlog: seconds of sound that a session may queue; None: any.
         fewer_steps: sampling steps of chunks that come too late otherwise; None: all chunks have the same.
@@ -271,6 +271,7 @@ class Engine:
         return self.costs.capacity(self.places)
 
     def metrics(self) -> EngineMetrics:
+        """Counts and times since the engine was opened."""
         return EngineMetrics(
             sessions=len(self.seats),
             capacity=self.capacity(),

@@ -39,17 +39,17 @@ class Metrics:
     a whole chunk, and "response": from when a chunk was wanted until its blocks were there, what others took included.
     """
 
-    chunks: int  # generated
-    blocks: int  # handed out, those of silence included
-    idle: int  # of them: made from silence
-    degraded: int  # of them: made with fewer sampling steps
-    slow: int  # blocks that took longer to make than they last, others' computation left out
-    held: int  # frames that were repeated because a block was late
-    starved: int  # blocks of silence that were handed out inside a segment, since its sound was missing
-    refused: int  # pushes that were refused because too much was queued
+    chunks: int  #: generated
+    blocks: int  #: handed out, those of silence included
+    idle: int  #: of these, made from silence
+    degraded: int  #: of these, made with fewer sampling steps
+    slow: int  #: blocks that took longer to make than they last, others' computation left out
+    held: int  #: frames that were repeated because a block was late
+    starved: int  #: blocks of silence that were handed out inside a segment, since its sound was missing
+    refused: int  #: pushes that were refused because too much was queued
     interrupts: int
-    queued: float  # seconds of sound that were pushed and are not in a block that was handed out
-    ready: float  # seconds of video that are decoded and wait to be taken
+    queued: float  #: seconds of sound that were pushed and are not in a block that was handed out
+    ready: float  #: seconds of video that are decoded and wait to be taken
     stages: dict[str, Percentiles] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

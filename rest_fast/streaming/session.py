@@ -90,6 +90,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called, here or by the engine."""
         return self.mailbox.closed
 
     # -- input
@@ -97,7 +98,7 @@ class Session:
     def push_audio(self, pcm: np.ndarray | torch.Tensor) -> None:
         """Append sound: int16 or float, [n] or [n, channels], any length; all pushes share one format.
 
-        Raises: :class:`rest_fast.media.MediaError` for anything else or for NaN; :class:`rest_fast.BacklogFull` for
+        Raises: :class:`rest_fast.MediaError` for anything else or for NaN; :class:`rest_fast.BacklogFull` for
         more than the engine lets a session queue; :class:`SessionClosed`. Then nothing of it was taken.
         """
         samples = media.own_pcm(pcm)  # a copy: the caller may reuse the array
@@ -187,7 +188,7 @@ class Session:
         """Blocks as they become possible, until :meth:`close`, made in another thread. A cancelled wait loses none.
 
         With ``idle``, for a viewer who watches all the time: the next block by the time when the one before has been
-        played, see :mod:`rest_fast.streaming.live`.
+        played, silence where sound is missing, and the last frame held where computation is late.
         """
         with self.mailbox.woken() as changed:
             if idle:

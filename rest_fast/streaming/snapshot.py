@@ -19,17 +19,19 @@ from rest_fast.errors import StateError as StateError
 
 @dataclass(frozen=True, eq=False)
 class SessionState:
-    """What :meth:`Session.snapshot` returns; ``to_bytes`` and ``from_bytes`` (safetensors) carry it anywhere."""
+    """What :meth:`rest_fast.Session.snapshot` returns; ``to_bytes`` and ``from_bytes`` carry it anywhere."""
 
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
 
     def to_bytes(self) -> bytes:
+        """All of it as one safetensors file."""
         meta = torch.frombuffer(bytearray(json.dumps(self.meta).encode()), dtype=torch.uint8)
         return save_tensors({k: v.cpu().contiguous() for k, v in self.tensors.items()} | {"meta": meta})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SessionState:
+        """Read what :meth:`to_bytes` wrote. Raises: :class:`rest_fast.StateError`."""
         try:
             tensors = load_tensors(data)
             meta = json.loads(bytes(tensors.pop("meta").numpy()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 import wave
 from dataclasses import dataclass
@@ -330,3 +331,19 @@ def test_the_page_works_by_keyboard_and_by_ear(session):
     assert session.js("document.getElementById('status').getAttribute('aria-live')") == "polite"
     origins = session.js("performance.getEntriesByType('resource').map(({name}) => new URL(name).origin)")
     assert len(origins) > 5 and set(origins) == {session.js("location.origin")}
+
+
+def test_the_guide_to_webrtc_runs(page, service):
+    """The code of docs/webrtc.md: picture, sound and messages; not what the microphone hears."""
+    (code,) = re.findall(r"```js\n(.*?)```", (Path(__file__).parents[2] / "docs" / "webrtc.md").read_text(), re.S)
+    name = json.dumps(service.avatars.names()[0])
+    page.js(
+        f"{code}; window.video = document.createElement('video'); call('', {name}, video).then((c) => window.c = c)"
+    )
+    page.until("window.video.play().then(() => video.videoWidth === 128 && video.currentTime > 0.2)")
+    assert page.js("video.srcObject.getTracks().map(({ kind }) => kind).sort()") == ["audio", "video"]
+    page.until("window.c && c.said.readyState === 'open'")
+    page.js("window.events = []; c.said.onmessage = ({ data }) => events.push(JSON.parse(data).type)")
+    page.js("c.said.send(JSON.stringify({ type: 'interrupt' }))")
+    page.until("events.includes('interrupted')")
+    page.js("c.peer.close()")
