@@ -10,6 +10,7 @@
 # make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
 # make front-ends   the faces for LiveKit Agents and pipecat, with these libraries, in environments of their own
 #                   (docs/livekit.md, docs/pipecat.md); make livekit, make pipecat: one of them
+# make ray          the application for Ray Serve, in an environment of its own (docs/scaling.md)
 # make photo-instruments   what `rest-fast evaluate --photos` reads faces with, in an environment of its own (docs/photos.md)
 # make comfyui   ComfyUI, in an environment of its own, and the tests that run it (docs/comfyui.md)
 # make docs      the documentation as a site in build/site; a warning ends it (LINKS=1: looks at links into the world, too)
@@ -194,10 +195,10 @@ $(COMFYUI)/ComfyUI:
 	git clone --quiet --depth 1 --branch $(COMFYUI_TAG) https://github.com/comfyanonymous/ComfyUI $@
 
 # Large, and of other minds about versions: each has an environment over ours, with what it adds (0.3 and 0.6 GB).
-.PHONY: front-ends livekit pipecat
-front-ends: livekit pipecat
+.PHONY: front-ends livekit pipecat ray
+front-ends: livekit pipecat ray
 
-livekit pipecat: $(STAMP)
+livekit pipecat ray: $(STAMP)
 	$(BIN)/python tools/front_ends.py $@ --store docs/front_ends.json
 
 clean:

@@ -1,4 +1,5 @@
-"""Tries the faces for LiveKit Agents and pipecat with these libraries, and stores what came of it.
+"""Tries the faces for LiveKit Agents and pipecat, and the application for Ray Serve, with these libraries, and stores
+what came of it.
 
 Each library gets an environment of its own, since both are large and want other versions than we and each other do. It
 lies over the environment of this Python: what that has is not installed again, and what must differ comes first. The
@@ -25,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["tests/serving/test_contract.py", "tests/serving/test_{}.py", "tests/serving/test_examples.py"]
 # Of what each brings along, what decides whether it works.
-NAMED = {"livekit": ["livekit-agents", "livekit"], "pipecat": ["pipecat-ai"]}
+NAMED = {"livekit": ["livekit-agents", "livekit"], "pipecat": ["pipecat-ai"], "ray": ["ray"]}
+SLOW = ("ray",)  # whose tests are marked so
 
 
 def requirement(extra: str) -> str:
@@ -61,7 +63,17 @@ def versions(python: Path, names: list[str]) -> dict[str, str]:
 def test(python: Path, name: str, report: Path) -> dict[str, Any]:
     """Counts from pytest's own report, of the tests with the front end's name."""
     files = [path.format(name) for path in TESTS]
-    words = ["-q", "-m", "not slow", "-k", name, "-p", "no:cacheprovider", f"--junitxml={report}"]
+    chosen = f"{name} and not demo" if name in SLOW else name
+    words = [
+        "-q",
+        "-m",
+        "" if name in SLOW else "not slow",
+        "-k",
+        chosen,
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
     subprocess.run([str(python), "-m", "pytest", *words, *files], cwd=ROOT)
     cases = list(xml.parse(report).getroot().iter("testcase"))
     tags = [{child.tag for child in case} for case in cases]

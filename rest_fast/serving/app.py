@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from rest_fast.model import ASSETS
 from rest_fast.serving import protocol, webrtc
 from rest_fast.serving.avatars import Crop, jpeg
+from rest_fast.serving.connection import Host
 from rest_fast.serving.metrics import exposition
 from rest_fast.serving.omnirt import realtime
 from rest_fast.serving.protocol import ProtocolError
@@ -42,18 +43,8 @@ def create_app(service: Service, *, page: bool = True) -> FastAPI:
         yield
         await service.drain()
 
-    app = FastAPI(title="rest_fast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = bare(lifespan)
     app.state.service = service
-
-    @app.middleware("http")
-    async def add_headers(request: Request, go_on: Any) -> Response:
-        found: Response = await go_on(request)
-        found.headers.update(HEADERS)
-        return found
-
-    @app.exception_handler(ProtocolError)
-    async def refused(_: Request, error: ProtocolError) -> Response:
-        return _refused(error, STATUS.get(error.code, 400))
 
     @app.get("/healthz")
     async def health() -> Response:
@@ -71,33 +62,61 @@ def create_app(service: Service, *, page: bool = True) -> FastAPI:
 
     app.include_router(guarded(service))
     if page:
-        files = StaticFiles(directory=str(resources.files("rest_fast.serving") / "page"), html=True)
-        app.mount("/", files)
+        mount_page(app)
     return app
+
+
+def bare(lifespan: Any) -> FastAPI:
+    """An app without routes, whose answers have our headers, and whose refusals are JSON."""
+    app = FastAPI(title="rest_fast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def add_headers(request: Request, go_on: Any) -> Response:
+        found: Response = await go_on(request)
+        found.headers.update(HEADERS)
+        return found
+
+    @app.exception_handler(ProtocolError)
+    async def refused(_: Request, error: ProtocolError) -> Response:
+        return _refused(error, STATUS.get(error.code, 400))
+
+    return app
+
+
+def mount_page(app: FastAPI) -> None:
+    """The live page at ``/``, behind all other routes."""
+    files = StaticFiles(directory=str(resources.files("rest_fast.serving") / "page"), html=True)
+    app.mount("/", files)
+
+
+def for_the_allowed(host: Host) -> APIRouter:
+    """Routes that refuse whom the ``access`` of ``host`` refuses."""
+
+    def allowed(request: Request) -> None:
+        refusal = host.access.refusal(request.headers, request.query_params)
+        if refusal is not None:
+            raise ProtocolError("REFUSED", refusal)
+
+    return APIRouter(dependencies=[Depends(allowed)])
 
 
 def guarded(service: Service) -> APIRouter:
     """All routes but the WebSockets, which see to it themselves, the page's files, which hold nothing, and what a load
     balancer asks."""
-
-    def allowed(request: Request) -> None:
-        refusal = service.access.refusal(request.headers, request.query_params)
-        if refusal is not None:
-            raise ProtocolError("REFUSED", refusal)
-
-    routes = APIRouter(dependencies=[Depends(allowed)])
+    routes = for_the_allowed(service)
 
     @routes.get("/v1/avatars")
     async def avatars() -> dict[str, Any]:
         return {"avatars": service.avatars.names(), "capacity": service.engine.capacity()}
 
     @routes.post("/v1/avatars")
-    async def upload(request: Request, crop: str = "") -> dict[str, Any]:
-        """The body is the picture itself, so that no name of a file comes along."""
-        if not service.uploads.take(time.monotonic()):
-            raise ProtocolError("TOO_MANY", f"uploads: expected at most {service.limits.uploads:g} a minute, got more")
-        where = _crop(crop)
-        name, avatar = await service.avatars.upload(await _body(request, "picture", service.limits.upload), where)
+    async def upload(request: Request, crop: str = "", name: str = "") -> dict[str, Any]:
+        """The body is the picture itself, so that no name of a file comes along. A router gives it a name."""
+        if not service.routed:
+            name = ""
+            service.uploads.require(time.monotonic())
+        picture = await read_body(request, "picture", service.limits.upload)
+        name, avatar = await service.avatars.upload(picture, _crop(crop), name)
         return {"avatar": name, "crop": list(avatar.box)}
 
     @routes.get("/v1/avatars/{name}/picture")
@@ -119,7 +138,7 @@ def guarded(service: Service) -> APIRouter:
 
     @routes.post("/offer")
     async def offered(request: Request) -> dict[str, str]:
-        body = await _body(request, "offer", OFFER)
+        body = await read_body(request, "offer", OFFER)
         try:
             raw = json.loads(body)
         except (ValueError, RecursionError):
@@ -133,7 +152,7 @@ def _refused(error: ProtocolError, status: int) -> Response:
     return JSONResponse({"type": "error", "code": error.code, "message": str(error)}, status)
 
 
-async def _body(request: Request, name: str, limit: int) -> bytes:
+async def read_body(request: Request, name: str, limit: int) -> bytes:
     found = bytearray()
     async for piece in request.stream():
         found += piece

@@ -25,6 +25,7 @@ class Limits:
     uploads: float = 10.0  #: a minute, of all visitors together
     avatars: int = 64  #: uploaded ones that are kept, the oldest go first
     drain: float = 10.0  #: that sessions may go on when the server ends
+    state: int = 512 * 1024 * 1024  #: bytes of a session that is moved, behind a router
 
 
 class Rate:
@@ -44,16 +45,33 @@ class Rate:
         return True
 
 
+class Uploads(Rate):
+    """Pictures of all visitors together."""
+
+    def __init__(self, limits: Limits):
+        super().__init__(limits.uploads / 60, 60)
+        self.limit = limits.uploads
+
+    def require(self, now: float) -> None:
+        """Raises: :class:`ProtocolError` for one too many."""
+        if not self.take(now):
+            raise ProtocolError("TOO_MANY", f"uploads: expected at most {self.limit:g} a minute, got more")
+
+
 class Incoming:
     """Looks at all that one client sends."""
 
     def __init__(self, limits: Limits):
         self.limits, self._rate = limits, Rate(limits.messages, limits.burst)
 
-    def check(self, content: str | bytes, control: int = 0) -> None:
-        """``control``: bytes of text, where more than usual may come. Raises: :class:`ProtocolError`."""
+    def check(self, content: str | bytes, control: int = 0, data: int = 0) -> None:
+        """``control``, ``data``: bytes of text, and of others, where more than usual may come.
+
+        Raises: :class:`ProtocolError`.
+        """
         if not self._rate.take(time.monotonic()):
             raise ProtocolError("TOO_MANY", f"messages: expected at most {self.limits.messages:g} a second, got more")
-        limit = (control or self.limits.control) if isinstance(content, str) else self.limits.sound
+        usual = self.limits.control if isinstance(content, str) else self.limits.sound
+        limit = (control if isinstance(content, str) else data) or usual
         if len(content) > limit:
             raise ProtocolError("TOO_LARGE", f"message: expected at most {limit} bytes, got {len(content)}")

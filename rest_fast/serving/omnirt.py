@@ -24,10 +24,10 @@ from starlette.websockets import WebSocket
 
 from rest_fast.serving import protocol
 from rest_fast.serving.avatars import jpeg
+from rest_fast.serving.connection import Connection, let_in
 from rest_fast.serving.pacer import Mark
 from rest_fast.serving.protocol import ProtocolError
 from rest_fast.serving.service import Service
-from rest_fast.serving.stream_socket import Connection, let_in
 from rest_fast.serving.viewer import Viewer
 from rest_fast.streaming.block import Block
 from rest_fast.streaming.session import Session
@@ -39,11 +39,10 @@ LONGEST = 10 * RATE  # samples of one piece
 
 async def realtime(socket: WebSocket, service: Service) -> None:
     """Serve one connection."""
-    await let_in(socket, service, _talk)
+    await let_in(socket, service, lambda connection: _talk(connection, service))
 
 
-async def _talk(connection: Connection) -> None:
-    service = connection.service
+async def _talk(connection: Connection, service: Service) -> None:
     photo, seed = await _create(connection)
     name = await _prepared(service, photo)
     async with service.viewer(name, seed=seed) as viewer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from rest_fast.streaming.session import Session
 from rest_fast.units import FPS
 
 BUFFER = 0.08  # seconds between the first frame and its time: what an event loop may be late without anybody noticing
-ROOM = 48  # frames that wait at most: two chunks
+ROOM = 48  # frames that wait before no block is taken any more: two chunks
 Mark = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -75,6 +75,8 @@ class Pacer:
         self._waiting: deque[Shown] = deque()
         self._come = asyncio.Event()
         self._taken = asyncio.Event()
+        self._shows = asyncio.Event()
+        self._shows.set()
         self._start: float | None = None  # when frame 0 is due
         self._epoch, self._resume = session.epoch, 0.0
         self._last: Shown | None = None
@@ -89,6 +91,22 @@ class Pacer:
     def media_time(self) -> float:
         """Seconds of the media clock at the end of what was shown."""
         return self.frames / FPS
+
+    @property
+    def waiting(self) -> list[Shown]:
+        """Frames that wait for their time."""
+        return list(self._waiting)
+
+    def put_back(self, frames: Iterable[Shown], position: float) -> None:
+        """Begin with frames that waited elsewhere, of a stream that was shown up to ``position`` seconds."""
+        self._waiting, self.position = deque(frames), position
+
+    def pause(self) -> None:
+        """Show nothing until :meth:`go_on`; the clock is later by as much."""
+        self._shows.clear()
+
+    def go_on(self) -> None:
+        self._shows.set()
 
     def interrupt(self) -> float:
         """The viewer has heard enough: queued speech is gone, and the picture goes on from what was shown.
@@ -115,11 +133,11 @@ class Pacer:
     async def _fill(self) -> None:
         try:
             async for block in self.session.ablocks(idle=True):
+                self._waiting += self._frames_of(block)
+                self._come.set()
                 while len(self._waiting) >= ROOM:
                     self._taken.clear()
                     await self._taken.wait()
-                self._waiting += self._frames_of(block)
-                self._come.set()
         finally:
             self._come.set()
 
@@ -158,6 +176,7 @@ class Pacer:
             self.late -= wait
         else:
             await asyncio.sleep(0)
+        await self._shows.wait()
         if self.session.closed:
             return None
         if self._waiting:

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rest_fast.errors import BacklogFull, EngineClosed, MediaError, SessionClosed
+from rest_fast.errors import BacklogFull, EngineClosed, MediaError, SessionClosed, StateError
 from rest_fast.errors import ProtocolError as ProtocolError
 from rest_fast.serving.pacer import Shown
 
@@ -33,7 +33,7 @@ def refusal(error: Exception) -> ProtocolError | None:
             return ProtocolError("TOO_LARGE", str(error))
         case SessionClosed() | EngineClosed():  # nobody but a server that ends closes them under a client
             return ProtocolError("NOT_NOW", "session: expected a server that is ok, got one that is ending")
-        case MediaError():
+        case MediaError() | StateError():
             return ProtocolError("BAD_MESSAGE", str(error))
     return None
 
@@ -76,7 +76,17 @@ class Stop:
     """``session.stop``."""
 
 
-Control = Start | End | InterruptNow | Ping | Stop
+@dataclass(frozen=True)
+class Snapshot:
+    """``snapshot``, of a router: the session as bytes (:class:`rest_fast.serving.saved.Saved`)."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """``session.leave``, of a router: the same, and nothing more is shown here."""
+
+
+Control = Start | End | InterruptNow | Ping | Stop | Snapshot | Leave
 TYPES: dict[str, type[Any]] = {
     "session.start": Start,
     "audio.end": End,
@@ -84,12 +94,14 @@ TYPES: dict[str, type[Any]] = {
     "ping": Ping,
     "session.stop": Stop,
 }
+ROUTER_TYPES: dict[str, type[Any]] = {"snapshot": Snapshot, "session.leave": Leave}  # what a router says besides
 RANGES: dict[str, tuple[int, int]] = {"sample_rate": (8000, 96000), "seed": (0, 2**53 - 1), "quality": (1, 100)}
 LONGEST = 200  # characters of a text field
 
 
-def read_control(text: str) -> Control:
-    """Raises: :class:`ProtocolError`."""
+def read_control(text: str, routed: bool = False) -> Control:
+    """``routed``: from a router. Raises: :class:`ProtocolError`."""
+    types = TYPES | ROUTER_TYPES if routed else TYPES
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
@@ -97,9 +109,9 @@ def read_control(text: str) -> Control:
     if not isinstance(raw, dict):
         raise ProtocolError("BAD_MESSAGE", f"message: expected a JSON object, got a {type(raw).__name__}")
     kind = raw.pop("type", None)
-    if not isinstance(kind, str) or kind not in TYPES:
-        raise ProtocolError("BAD_MESSAGE", f"type: expected one of {', '.join(TYPES)}, got {short(kind)}")
-    made = TYPES[kind]
+    if not isinstance(kind, str) or kind not in types:
+        raise ProtocolError("BAD_MESSAGE", f"type: expected one of {', '.join(types)}, got {short(kind)}")
+    made = types[kind]
     known = {f.name: f for f in fields(made)}
     unknown = sorted(set(raw) - set(known))
     if unknown:

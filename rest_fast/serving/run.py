@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
 from rest_fast.errors import ArgumentError
 from rest_fast.media.provenance import Label
@@ -44,14 +46,28 @@ def open_service(
     return service
 
 
+class Ends(Protocol):
+    """What a server serves, a service or a router: it lets visitors go before it ends."""
+
+    limits: Limits
+    draining: bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether visitors are there."""
+
+    async def drain(self) -> None:
+        """Let nobody new in, and wait for those who are there."""
+
+
 class Server(uvicorn.Server):
     """Ends gracefully at the first signal: visitors may go on for a while, nobody new is let in."""
 
-    service: Service
+    service: Ends
     loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.service.draining or not self.service.viewers:
+        if self.service.draining or not self.service.busy:
             super().handle_exit(sig, frame)
             return
         self._ending = asyncio.run_coroutine_threadsafe(self._drain(sig), self.loop)
@@ -76,13 +92,19 @@ class Server(uvicorn.Server):
 
 
 def server(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page: bool = True) -> Server:
+    return server_of(create_app(service, page=page), service, host=host, port=port, routed=service.routed)
+
+
+def server_of(app: FastAPI, service: Ends, *, host: str, port: int, routed: bool = False) -> Server:
+    """A server of ``app``, which serves ``service``."""
     limits = service.limits
+    largest = max(limits.sound, limits.upload, limits.state if routed else 0)
     config = uvicorn.Config(
-        create_app(service, page=page),
+        app,
         host=host,
         port=port,
         log_level="warning",
-        ws_max_size=2 * max(limits.sound, limits.upload),  # ours refuses by name, before this one cuts the connection
+        ws_max_size=2 * largest,  # ours refuses by name, before this one cuts the connection
         ws_ping_interval=20,
         ws_ping_timeout=20,  # a half-open connection ends with it
         timeout_graceful_shutdown=2,
@@ -90,6 +112,35 @@ def server(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page:
     made = Server(config)
     made.service = service
     return made
+
+
+class InThread:
+    """A server in a thread of its own, from here to :meth:`end`, beside what else a process does."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        self._thread = threading.Thread(target=server.run, name="rest_fast-serve", daemon=True)
+        self._thread.start()
+        while not server.started:
+            if not self._thread.is_alive():
+                config = server.config
+                raise ArgumentError(f"server: expected to listen at {config.host} port {config.port}, which failed")
+            self._thread.join(0.01)
+
+    @property
+    def port(self) -> int:
+        return int(self.server.servers[0].sockets[0].getsockname()[1])
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        """As at a first SIGTERM: visitors may go on for a while, nobody new is let in."""
+        if self.alive:
+            asyncio.run_coroutine_threadsafe(self.server.service.drain(), self.server.loop).result()
+            self.server.should_exit = True
+            self._thread.join()
 
 
 def run(service: Service, *, host: str = "127.0.0.1", port: int = 8766, page: bool = True) -> None:

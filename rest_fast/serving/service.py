@@ -13,9 +13,10 @@ from rest_fast.errors import CapacityExhausted, EngineClosed, RestFastError
 from rest_fast.model import Model
 from rest_fast.serving.access import Access
 from rest_fast.serving.avatars import Avatars
-from rest_fast.serving.limits import Limits, Rate
+from rest_fast.serving.limits import Limits, Uploads
 from rest_fast.serving.pacer import Mark
 from rest_fast.serving.protocol import ProtocolError
+from rest_fast.serving.saved import Saved
 from rest_fast.serving.viewer import Viewer
 from rest_fast.streaming.engine import Engine
 
@@ -36,7 +37,8 @@ class Counts:
 @dataclass(eq=False)
 class Service:
     """One engine and its visitors. ``mark``: what is written into all pictures, see
-    :class:`rest_fast.serving.pacer.Pacer`; ``ready``: loaded and warm; ``draining``: nobody new is let in."""
+    :class:`rest_fast.serving.pacer.Pacer`; ``ready``: loaded and warm; ``draining``: nobody new is let in; ``routed``:
+    nobody but a router has the token, which may move sessions (:mod:`rest_fast.serving.router`)."""
 
     model: Model
     engine: Engine
@@ -45,27 +47,40 @@ class Service:
     mark: Mark | None = None
     ready: bool = True
     draining: bool = False
+    routed: bool = False
     viewers: set[Viewer] = field(default_factory=set)
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self.avatars = Avatars(self.model, self.limits)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.uploads = Rate(self.limits.uploads / 60, 60)
+        self.uploads = Uploads(self.limits)
 
     @property
     def status(self) -> str:
         """``ok``, ``loading`` or ``draining``: only the first lets visitors in."""
         return "draining" if self.draining else "ok" if self.ready else "loading"
 
+    @property
+    def busy(self) -> bool:
+        """Whether visitors are there."""
+        return bool(self.viewers)
+
     @contextlib.asynccontextmanager
-    async def viewer(self, avatar: str, *, sample_rate: int = 16000, seed: int = 0) -> AsyncIterator[Viewer]:
-        """A visitor's session, closed at the end whatever happens. Raises: :class:`ProtocolError`."""
+    async def viewer(
+        self, avatar: str, *, sample_rate: int = 16000, seed: int = 0, saved: Saved | None = None
+    ) -> AsyncIterator[Viewer]:
+        """A visitor's session, closed at the end whatever happens. ``saved``: one of elsewhere that goes on here.
+
+        Raises: :class:`ProtocolError`.
+        """
         if self.draining or not self.ready:
             raise ProtocolError("NOT_NOW", f"session: expected a server that is ok, got one that is {self.status}")
         face = self.avatars.find(avatar)
         try:
-            viewer = await Viewer.open(self.engine, face, sample_rate=sample_rate, seed=seed, mark=self.mark)
+            viewer = await Viewer.open(
+                self.engine, face, sample_rate=sample_rate, seed=seed, mark=self.mark, saved=saved
+            )
         except (CapacityExhausted, EngineClosed) as e:
             self.counts.refused += 1
             raise ProtocolError(getattr(e, "code", "NOT_NOW"), str(e)) from None

@@ -26,7 +26,7 @@ class SoundIn:
         self.session = session
         self._from: int | None = None  # the rate that is being resampled
         self._resampler: soxr.ResampleStream | None = None
-        self._pushed = False  # whether the segment has samples
+        self.pushed = False  # whether the segment has samples
 
     def push_frame(self, frame: av.AudioFrame) -> None:
         """Raises: :class:`rest_fast.MediaError`, :class:`rest_fast.BacklogFull`, :class:`rest_fast.SessionClosed`."""
@@ -52,12 +52,12 @@ class SoundIn:
     def _push(self, sound: NDArray[Any]) -> None:
         if len(sound):
             self.session.push_audio(av_frames.as_int16(sound))
-            self._pushed = True
+            self.pushed = True
 
     def end_segment(self) -> bool:
         """What was pushed is complete. Returns: whether that was anything, so that a segment ends."""
         self._flush()
-        ends = self._pushed
+        ends = self.pushed
         if ends:
             self.session.end_segment()
         self.forget()
@@ -71,7 +71,7 @@ class SoundIn:
 
     def forget(self) -> bool:
         """What was pushed is not wanted any more: behind an interrupt. Returns: whether a segment had begun."""
-        began, self._pushed = self._pushed or self._resampler is not None, False
+        began, self.pushed = self.pushed or self._resampler is not None, False
         self._resampler = self._from = None
         return began
 

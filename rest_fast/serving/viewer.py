@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -10,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rest_fast.avatar import Avatar
+from rest_fast.errors import StateError
 from rest_fast.serving import protocol
 from rest_fast.serving.pacer import Mark, Pacer, Shown
+from rest_fast.serving.protocol import Start
+from rest_fast.serving.saved import Saved
 from rest_fast.serving.sound_in import SoundIn
 from rest_fast.streaming.engine import Engine
 from rest_fast.streaming.session import Session
+from rest_fast.streaming.snapshot import SessionState
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,64 @@ class Viewer:
         self.finished: deque[Finished] = deque()
         self._ids: deque[str] = deque()  # of the segments that were ended and not shown to their ends
         self._began: float | None = None  # on the media clock, of the speech that is shown
+        self.showing = asyncio.Lock()  # held by the transport while it sends a frame and what belongs to it
 
     @classmethod
     async def open(
-        cls, engine: Engine, avatar: Avatar, *, sample_rate: int = 16000, seed: int = 0, mark: Mark | None = None
+        cls,
+        engine: Engine,
+        avatar: Avatar,
+        *,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        mark: Mark | None = None,
+        saved: Saved | None = None,
     ) -> Viewer:
-        """``mark``: see :class:`~rest_fast.serving.pacer.Pacer`. Raises: what :meth:`rest_fast.Engine.session` does."""
-        return cls(await engine.asession(avatar, sample_rate=sample_rate, seed=seed), mark)
+        """``mark``: see :class:`~rest_fast.serving.pacer.Pacer`; ``saved``: what goes on here.
+
+        Raises: what :meth:`rest_fast.Engine.session` does; :class:`rest_fast.StateError`.
+        """
+        session = await engine.asession(avatar, sample_rate=sample_rate, seed=seed)
+        try:
+            if saved is not None:
+                await asyncio.to_thread(session.restore, saved.state)
+            viewer = cls(session, mark)
+            if saved is not None:
+                viewer._put_back(saved)
+            return viewer
+        except BaseException:
+            session.close()
+            raise
+
+    def _put_back(self, saved: Saved) -> None:
+        if any(frame.picture.shape != self.session.avatar.picture.shape for frame in saved.waiting):
+            raise StateError("restore: pictures: expected the size of this avatar's, got others")
+        self.pacer.put_back(saved.waiting, saved.pts)
+        self._ids.extend(saved.ids)
+        self._began = None if saved.position is None else -saved.position
+        self.sound.pushed = saved.pushed
+        self.opened -= saved.age
+
+    def save(self, start: Start, state: SessionState) -> Saved:
+        """What goes on elsewhere; ``state`` is a snapshot of the session that was taken a moment ago. Within
+        :meth:`still`."""
+        end = state.meta["_delivered"] * self.session.mailbox.duration
+        # later blocks are made again there; what was shown of them meanwhile comes again
+        waiting = [frame for frame in self.pacer.waiting if frame.pts < end - 1e-6 and not frame.held]
+        position = None if self._began is None else self._position
+        age = time.monotonic() - self.opened
+        pts = waiting[0].pts if waiting else end
+        return Saved(start, state, waiting, list(self._ids), position, self.sound.pushed, age, pts)
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing is shown meanwhile, and all that was shown before has been sent."""
+        self.pacer.pause()
+        try:
+            async with self.showing:
+                yield
+        finally:
+            self.pacer.go_on()
 
     def push_bytes(self, data: bytes, **form: Any) -> None:
         """Sound as bytes: ``form`` s16le, s32le or f32le; ``rate``, Hz, None for the session's; ``channels``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tests.kit.routers import through_a_router
 from tests.kit.serving import Call, Direct, Film, Socket
 
 
@@ -22,7 +23,10 @@ ADAPTERS: dict[str, Any] = {
     "jpeg": lambda served: Socket.open(served, "jpeg"),
     "fmp4": lambda served: Film.open(served, "fmp4"),
     "webrtc": Call.open,
+    "router": through_a_router,
+    "ray": elsewhere("ray_clusters", "open_socket"),
 }
 IN_PROCESS = ("direct", "livekit", "livekit-remote", "pipecat")  # they take the service itself
 # modules of libraries that have environments of their own: make front-ends
-NEEDS = {"livekit": "livekit.agents", "livekit-remote": "livekit.agents", "pipecat": "pipecat"}
+NEEDS = {"livekit": "livekit.agents", "livekit-remote": "livekit.agents", "pipecat": "pipecat", "ray": "ray"}
+SLOW = ("ray",)  # a cluster has to start

@@ -146,7 +146,7 @@ class Socket:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, served: Served, form: str = "raw", **start: Any) -> AsyncIterator[Socket]:
+    async def open(cls, served: Any, form: str = "raw", **start: Any) -> AsyncIterator[Socket]:
         from websockets.asyncio.client import connect
 
         async with connect(served.url("/v1/avatar/stream", "ws"), max_size=None, close_timeout=0.2) as socket:

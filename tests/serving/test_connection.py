@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from rest_fast.serving.stream_socket import Connection, first_to_end, guarded
+from rest_fast.serving.connection import Connection, first_to_end, guarded
 from tests.kit.serving import fake_service
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import rest_fast
 from rest_fast.serving import fake
-from tests.kit.adapters import ADAPTERS, IN_PROCESS, NEEDS
+from tests.kit.adapters import ADAPTERS, IN_PROCESS, NEEDS, SLOW
 from tests.kit.serving import RATE, Served, fake_service
 
 FRAME = RATE // 25
@@ -44,12 +44,16 @@ def opener(service, served):
     return choose
 
 
-@pytest.fixture(params=ADAPTERS)
+def some(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
+@pytest.fixture(params=some(ADAPTERS))
 def adapter(request, opener):
     return opener(request.param)
 
 
-@pytest.fixture(params=[name for name in ADAPTERS if name not in COMPRESSED])
+@pytest.fixture(params=some(name for name in ADAPTERS if name not in COMPRESSED))
 def exact(request, opener):
     """H.264's and VP8's companions AAC and Opus give back other samples than they were given."""
     return opener(request.param)

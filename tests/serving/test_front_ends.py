@@ -24,7 +24,11 @@ def numbers(version):
 @pytest.mark.parametrize("name", front_ends.NAMED)
 def test_the_lowest_and_the_newest_were_tried(name):
     rows = [row for row in ROWS if row["front_end"] == name]
-    package, lowest, bound = re.fullmatch(r"([\w-]+)>=([\d.]+),<([\d.]+)", front_ends.requirement(name)).groups()
+    if not rows:
+        pytest.skip(f"no results of {name} are stored: make {name}")
+    package, lowest, bound = re.fullmatch(
+        r"([\w-]+)(?:\[\w+\])?>=([\d.]+),<([\d.]+)", front_ends.requirement(name)
+    ).groups()
     found = [numbers(row["versions"][package]) for row in rows]
     assert min(found)[: len(numbers(lowest))] == numbers(lowest)
     assert all(version < numbers(bound) for version in found)

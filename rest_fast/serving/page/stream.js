@@ -21,6 +21,7 @@ export class Stream {
       const message = JSON.parse(data);
       if (message.type === "error") reason = message.message;
       if (message.type === "playback.finished" && !message.interrupted) this.ends = Math.max(0, this.ends - 1);
+      if (message.type === "session.moved") this.moved(message);
       if (message.type === "session.ready") on.ready();
       else on.said(message);
     };
@@ -61,6 +62,14 @@ export class Stream {
   interrupt() {
     this.say({ type: "interrupt" });
     this.epoch += 1;
+    this.pushed = false;
+    this.ends = 0;
+  }
+
+  // Another server goes on, in the next epoch. Where it begins anew, what was to be said is gone.
+  moved({ resumed }) {
+    this.epoch += 1;
+    if (resumed) return;
     this.pushed = false;
     this.ends = 0;
   }

@@ -1,0 +1,138 @@
+"""Two servers on a cluster of Ray: what a client loses and sees twice where one is drained, and where one is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+
+import pytest
+from websockets.asyncio.client import connect
+
+pytest.importorskip("ray", reason="ray is not installed: make ray")
+
+from rest_fast.errors import ArgumentError
+from rest_fast.serving.ray_app import application, build
+from tests.kit.ray_clusters import Application
+from tests.kit.routers import Counting, counting_up
+from tests.kit.serving import ask, ended
+
+pytestmark = pytest.mark.slow  # a cluster has to start
+
+
+def run(talk):
+    asyncio.run(asyncio.wait_for(talk, 300))
+
+
+async def until(condition, seconds=90):
+    """Of something that is asked in a thread."""
+    end = asyncio.get_running_loop().time() + seconds
+    while not await asyncio.to_thread(condition):
+        assert asyncio.get_running_loop().time() < end, "it never came"
+        await asyncio.sleep(0.2)
+
+
+async def watching(client, work):
+    """The client watches while the work is done."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        await client.watch(1)
+    return await doing
+
+
+async def until_one_moved(*clients):
+    while not any(client.moves for client in clients):
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
+
+
+def report(what, client, record):
+    record("what", what)
+    for name in ("lost", "repeated"):
+        record(name, getattr(client, name))
+    record("gap", round(client.gap, 2))
+    print(f"{what}: {client.lost} lost, {client.repeated} repeated, a gap of {client.gap:.2f} s")
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return Application(devices=2, sessions=2, snapshots=1.0)
+
+
+def test_a_device_too_many_drains_and_its_session_goes_on_elsewhere(faces, record_property):
+    async def talk():
+        async with Counting.open(faces) as one, Counting.open(faces) as other:
+            for client in (one, other):
+                await client.push(counting_up(2))
+                await client.watch(25)
+            assert sorted(device["sessions"] for device in await asyncio.to_thread(faces.devices)) == [1, 1]
+            scaling = asyncio.to_thread(faces.scale, 1)
+            await asyncio.gather(watching(one, scaling), watching(other, until_one_moved(one, other)))
+            moved, stayed = (one, other) if one.moves else (other, one)
+            await moved.watch(25)
+            assert [move["reason"] for move in moved.moves] == ["drained"] and moved.moves[0]["resumed"]
+            report("drained", moved, record_property)
+            assert (moved.lost, moved.repeated) == (0, 0) and set(counting_up(2)) <= set(moved.sound)
+            assert not stayed.moves and (stayed.lost, stayed.repeated) == (0, 0)
+        await until(lambda: [device["sessions"] for device in faces.devices()] == [0])
+
+    run(talk())
+
+
+def test_a_device_that_is_killed_loses_nothing_that_was_said_and_comes_back(faces, record_property):
+    async def talk():
+        await asyncio.to_thread(faces.scale, 2)
+        await until(lambda: len(faces.devices()) == 2)
+        async with Counting.open(faces) as client:
+            sound = counting_up(2)
+            await client.push(sound)
+            await client.watch(40)
+            (device,) = [one for one in await asyncio.to_thread(faces.devices) if one["sessions"]]
+            os.kill(device["process"], signal.SIGKILL)
+            while not client.moves:
+                await client.watch(1)
+            while not set(sound) <= set(client.sound):
+                await client.watch(1)
+            await client.end("a")
+            while not client.finished:
+                await client.watch(1)
+            (move,) = client.moves
+            assert (move["reason"], move["resumed"], move["epoch"]) == ("lost", True, 1)
+            report("killed", client, record_property)
+            assert client.lost == 0 and client.repeated < 25 * 4  # a second, and what a busy machine adds
+            epochs = [frame.epoch for frame, _, _ in client.frames]
+            assert epochs == sorted(epochs) and set(epochs) == {0, 1}
+        await until(lambda: len(faces.devices()) == 2)  # Ray has made another one
+        await until(lambda: [device["sessions"] for device in faces.devices()] == [0, 0])
+
+    run(talk())
+
+
+def test_where_all_are_full_the_answer_is_a_servers_own(faces):
+    async def talk():
+        async with contextlib.AsyncExitStack() as opened:
+            for _ in range(4):
+                await opened.enter_async_context(Counting.open(faces))
+            async with connect(faces.url("/v1/avatar/stream", "ws")) as late:
+                await late.send(json.dumps({"type": "session.start", "avatar": "fake"}))
+                told, closed = await ended(late)
+        assert [one["code"] for one in told] == ["CAPACITY_EXHAUSTED"] and closed == 1013
+        assert (await ask(faces.url("/healthz"))) == (200, {"status": "ok", "servers": 2})
+
+    run(talk())
+
+
+def test_options_that_mean_nothing_are_refused_before_anything_starts():
+    for options, name in (
+        ({"device": "cpu", "replicas": "2"}, "replicas"),
+        ({"devices": "two"}, "devices"),
+        ({"devices": 0}, "devices"),
+        ({"snapshots": "-1"}, "snapshots"),
+        ({"host": "0.0.0.0"}, "token"),
+    ):
+        with pytest.raises(ArgumentError, match=name):
+            build(options)
+    with pytest.raises(ArgumentError, match="devices"):
+        application(lambda: None, devices=True)
