@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from rest_fast import cores, ops, processor
-from rest_fast.ops import native
-from rest_fast.ops.dispatch import Spec, forced_backend
+from rest_fast.ops import native, triton_host
+from rest_fast.ops.dispatch import OpError, Spec, capturing, forced_backend
 
 # Extras of this package: the modules that each brings, and what they are for.
 EXTRAS = {
@@ -65,8 +65,28 @@ def config_report() -> dict[str, Any]:
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
         "forced_backend": forced,
         "ops": chosen,
+        "paths": {device: path(device, forced) for device in devices},
+        "triton": triton_host.unable() if _is_there("triton") else "Triton is not installed",
     }
     return report | {"problems": list(problems(report))}
+
+
+def path(device: str, forced: str | None = None) -> dict[str, Any]:
+    """What runs a model on a device, in the dtype that is usual there: ``dtype``; ``backends``, name -> its ops; and
+    ``uncaptured``, op -> why no CUDA graph can hold it. Both are asked of the dispatch tables themselves.
+    """
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    backends: dict[str, list[str]] = {}
+    uncaptured = {}
+    for op in ops.ALL:
+        spec = Spec(device, dtype, (("lengths", "on the device"),))  # as in a captured step
+        try:
+            backends.setdefault(op.choose(spec, forced).name, []).append(op.name)
+            with capturing():
+                op.choose(spec, forced)
+        except OpError as e:
+            uncaptured[op.name] = str(e).partition(": ")[2]
+    return {"dtype": str(dtype).removeprefix("torch."), "backends": backends, "uncaptured": uncaptured}
 
 
 def show_config() -> None:
@@ -96,6 +116,8 @@ def describe() -> str:
         cure = "" if there else f" [pip install 'rest_fast[{name}]']"
         lines.append(f"  {name:16} {_word(there)}   {EXTRAS[name][1]}{cure}")
     forced = report["forced_backend"]
+    lines += ["", "paths: what runs a model", *(line for d, path in report["paths"].items() for line in _path(d, path))]
+    lines += [f"  {'triton':16} {report['triton'] or 'can build its launcher here'}"]
     lines += ["", "ops: the backend that runs in float32" + (f" (REST_FAST_BACKEND={forced})" if forced else "")]
     for name, devices in report["ops"].items():
         for device, entries in devices.items():
@@ -105,6 +127,21 @@ def describe() -> str:
     for what, cure in problems:
         lines += [f"  {what}", f"    fix: {cure}"]
     return "\n".join(lines)
+
+
+def _path(device: str, path: dict[str, Any]) -> list[str]:
+    """Lines on one device: its backends, those of most ops first; on a GPU also what a graph cannot hold, and why."""
+    by_number = sorted(path["backends"].items(), key=lambda entry: -len(entry[1]))
+    shares = ", ".join(f"{name} for {_some(taken)}" for name, taken in by_number)
+    lines = [f"  {device:16} {path['dtype']}: {shares}"]
+    if device == "cuda":
+        held = [f"  {'':16} not in a CUDA graph: {op}: {why}" for op, why in path["uncaptured"].items()]
+        lines += held or [f"  {'':16} all of it can be captured as a CUDA graph"]
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} ops"
 
 
 def _threads(cpu: dict[str, Any]) -> str:
@@ -145,6 +182,11 @@ def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if torch.version.cuda is None:
             cure = "install a CUDA build of PyTorch: https://pytorch.org/get-started/locally"
         yield "there is an NVIDIA GPU, but PyTorch sees none", cure
+    if report["gpus"] and report["triton"]:
+        yield (
+            f"Triton's kernels do not run, so ops take the next backend: {report['triton']}",
+            "install what it names (Debian: apt install gcc python3-dev), or set its variable",
+        )
     asked = set(forced.split(",")) if forced else set()
     unable = [op.name for op in ops.ALL if forced and asked.isdisjoint(b.name for b in op.backends)]
     if unable:

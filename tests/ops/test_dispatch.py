@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 
 import pytest
@@ -291,30 +290,6 @@ def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
         entries = {name: (ok, reason) for name, ok, reason in op.report(spec_of(op.name))}
         if "triton" in entries:
             assert entries["triton"] == (False, "its kernel cannot be imported: libtriton.so: undefined symbol")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_a_machine_on_which_triton_cannot_build_its_launcher(monkeypatch, tmp_path):
-    """It is probed before the first launch, which would raise and not fall back."""
-    monkeypatch.setattr(triton_kernels, "interpreted", lambda: False)
-
-    def reason() -> str:
-        triton_kernels.lacks_compiler.cache_clear()
-        return triton_kernels.unfit(Spec("cuda", torch.float32))
-
-    try:
-        monkeypatch.setenv("CC", "cc")
-        with monkeypatch.context() as without:
-            without.setattr(triton_kernels.shutil, "which", lambda name: None)
-            assert "compiler" not in reason()
-            without.delenv("CC")
-            assert "expected gcc, clang or the variable CC, found none" in reason()
-        monkeypatch.setattr(triton_kernels.sysconfig, "get_path", lambda name: str(tmp_path))
-        assert reason() == f"Triton needs Python.h for its launcher, found none in {tmp_path}"
-        (tmp_path / "Python.h").touch()
-        assert reason() == ""
-    finally:
-        triton_kernels.lacks_compiler.cache_clear()
 
 
 def test_varying_arguments_make_no_new_decision():
