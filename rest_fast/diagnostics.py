@@ -65,6 +65,7 @@ def config_report() -> dict[str, Any]:
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
         "forced_backend": forced,
         "ops": chosen,
+        "evidence": {op.name: op.evidence() for op in ops.ALL},
         "paths": {device: path(device, forced) for device in devices},
         "triton": triton_host.unable() if _is_there("triton") else "Triton is not installed",
     }
@@ -118,10 +119,14 @@ def describe() -> str:
     forced = report["forced_backend"]
     lines += ["", "paths: what runs a model", *(line for d, path in report["paths"].items() for line in _path(d, path))]
     lines += [f"  {'triton':16} {report['triton'] or 'can build its launcher here'}"]
-    lines += ["", "ops: the backend that runs in float32" + (f" (REST_FAST_BACKEND={forced})" if forced else "")]
+    lines += [
+        "",
+        "ops: the backend that runs in float32, and by which measurement it does"
+        + (f" (REST_FAST_BACKEND={forced})" if forced else ""),
+    ]
     for name, devices in report["ops"].items():
         for device, entries in devices.items():
-            lines.append(f"  {name:22} {device:5} {_chosen(entries, forced)}")
+            lines.append(f"  {name:22} {device:5} {_chosen(entries, forced, report['evidence'][name])}")
     problems = report["problems"]
     lines += ["", "problems" if problems else "no problems found"]
     for what, cure in problems:
@@ -151,12 +156,14 @@ def _threads(cpu: dict[str, Any]) -> str:
     return f"{cpu['threads']} threads, fewer while others need the cores ({bounds})"
 
 
-def _chosen(entries: list[tuple[str, bool, str]], forced: str | None) -> str:
-    """The backend that runs, and why the others do not."""
+def _chosen(entries: list[tuple[str, bool, str]], forced: str | None, evidence: dict[str, str]) -> str:
+    """The backend that runs, what its place in the table rests on, and why the others do not run."""
     able = [name for name, ok, _ in entries if ok]
     allowed = able if forced is None else [name for name in forced.split(",") if name in able]
     best = allowed[0] if allowed else f"none: {forced} cannot run it"
     reasons = "; ".join(f"{name}: {reason}" for name, ok, reason in entries if not ok)
+    if forced is None and best in evidence:
+        best += f" [{evidence[best]}]"
     return best + (f"   ({reasons})" if reasons else "")
 
 

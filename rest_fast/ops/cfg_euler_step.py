@@ -80,5 +80,5 @@ cfg_euler_step = Op(
     f"{NAME}(Tensor(a!) z, Tensor v_cond, Tensor v_uncond, Tensor guidance, Tensor dt)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

@@ -89,5 +89,5 @@ depth_to_space = Op(
     f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

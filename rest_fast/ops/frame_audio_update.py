@@ -181,5 +181,5 @@ frame_audio_update = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="audio_and_paint_cpu.json")),
 )

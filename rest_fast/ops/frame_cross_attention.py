@@ -112,5 +112,5 @@ frame_cross_attention = Op(
     f"{NAME}(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

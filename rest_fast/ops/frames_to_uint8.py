@@ -54,5 +54,5 @@ frames_to_uint8 = Op(
     f"{NAME}(Tensor x, Tensor(a!) out)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

@@ -136,5 +136,5 @@ gate_norm_modulate = Op(
     'float eps, str rounding="fused")',
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

@@ -82,5 +82,5 @@ pixel_norm_silu = Op(
     f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )

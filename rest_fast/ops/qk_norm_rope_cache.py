@@ -240,7 +240,7 @@ qk_norm_rope_cache = Op(
     reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _supports("cpu"), _cpp),
+        Backend("cpp", _supports("cpu"), _cpp, measured="ops_cpu.json"),
         Backend("cuda", _supports("cuda"), _cuda, "it has not met a GPU yet"),
     ),
 )

@@ -116,5 +116,5 @@ rotate_context = Op(
     ranges=ranges,
     reference=reference,
     reference_uncaptured="it picks the lanes that are not idle on the host",
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json")),
 )
