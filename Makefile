@@ -113,7 +113,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	@command -v clang-format >/dev/null \
-	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/kit/*.h \
+	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/cuda_shim/*.h tests/cuda_shim/*.cu \
 	    || echo "clang-format is not installed: C++ left as it is"
 
 bench: $(STAMP)

@@ -49,16 +49,19 @@ WIDE = {
 
 
 def check_parity(name: str, call: calls.Call, *, fp32: float, reason: str, tiny: float = 1e-6) -> calls.Call:
-    """Triton against the reference, for everything the op writes; returns what Triton left.
+    """:func:`compare` for Triton; returns what Triton left."""
+    got = run(name, call, "triton")
+    compare(name, call, got, fp32=fp32, reason=reason, tiny=tiny)
+    return got
+
+
+def compare(name: str, call: calls.Call, got: calls.Call, *, fp32: float, reason: str, tiny: float = 1e-6) -> None:
+    """What a backend left of the call against the reference, for everything the op writes.
 
     float32: within ``fp32`` of the largest result, for this reason. Lower precision: at most twice the error of the
     reference at that precision, against the reference in float64. NaN must stand where the reference has it.
     """
-    got, eager, exact = (
-        run(name, call, "triton"),
-        run(name, call, "reference"),
-        run(name, widened(name, call), "reference"),
-    )
+    eager, exact = run(name, call, "reference"), run(name, widened(name, call), "reference")
     for output in calls.written(name):
         if call.get(output) is None:
             continue
@@ -72,7 +75,6 @@ def check_parity(name: str, call: calls.Call, *, fp32: float, reason: str, tiny:
             twice_eager(mine, theirs, truth, tiny=tiny)
         else:
             assert torch.equal(mine, theirs), f"{output}: integers differ"
-    return got
 
 
 def call_dtype(call: calls.Call) -> torch.dtype:
