@@ -33,7 +33,8 @@ def tests_of_this_tree() -> None:
 def triton_calls(name: str) -> Iterator[str]:
     """Run them one by one; yields what has run."""
     from rest_fast.ops.triton_kernels import kernel
-    from tests.kernels import kit, pictures
+    from tests.kernels import kit
+    from tests.kit import pictures
     from tests.ops import calls
 
     for dtype in kit.DTYPES[:1] if name in ONE_DTYPE else kit.DTYPES:

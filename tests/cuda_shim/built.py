@@ -7,6 +7,7 @@ Objects and libraries are kept in ``build/cuda_shim``, by a digest of what they 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -120,9 +121,16 @@ def run(name: str, call: calls.Call, **changed: int) -> calls.Call:
     written = [n for n in calls.written(name) if call.get(n) is not None]
     copy = call | {n: call[n].clone() for n in written}
     args, kwargs = calls.split(name, copy)
-    with mock.patch.object(native, "call_cuda", functools.partial(through, changed)):
+    with through_shim(**changed):
         next(b for b in calls.OPS[name].backends if b.name == "cuda").run(*args, **kwargs)
     return copy
+
+
+@contextlib.contextmanager
+def through_shim(**changed: int) -> Iterator[None]:
+    """Inside, CUDA backends run on the CPU; ``changed`` as in :func:`run`."""
+    with mock.patch.object(native, "call_cuda", functools.partial(through, changed)):
+        yield
 
 
 def through(changed: dict[str, int], op: str, device: object, *values: int | float) -> None:
