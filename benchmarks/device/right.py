@@ -1,5 +1,7 @@
 """Every op in bf16 at the sizes of rest-512, and every convolution of the decoders: right or not, one line each.
 
+An op is what dispatch takes there, and CUDA C++ beside it, which runs only by name until it was right here.
+
 What is right is computed on the GPU, ops in float64 and convolutions in float32, since data and reference of these
 sizes take minutes on a CPU. An op may be off by twice what plain PyTorch in bf16 is off, or twice a single rounding.
 """
@@ -44,7 +46,8 @@ def case_of(name: str, size: kit.Size) -> bench_ops.Case:
 def op(name: str, size: kit.Size) -> Line:
     case = case_of(name, size)
     runs = case.variants(None)
-    results = {variant: runs[variant](case.fresh(poison=True)) for variant in ("op", "eager")}
+    runs = {variant: runs[variant] for variant in ("op", "eager")} | case.by_name("cuda")
+    results = {variant: run(case.fresh(poison=True)) for variant, run in runs.items()}
     return {"backend": case.chosen, **verdict(results, case.exact(), "eager")}
 
 

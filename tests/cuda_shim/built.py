@@ -16,12 +16,14 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
 import pytest
+import torch
 
 from rest_fast import ops
 from rest_fast.ops import native
@@ -131,6 +133,32 @@ def through_shim(**changed: int) -> Iterator[None]:
     """Inside, CUDA backends run on the CPU; ``changed`` as in :func:`run`."""
     with mock.patch.object(native, "call_cuda", functools.partial(through, changed)):
         yield
+
+
+@contextlib.contextmanager
+def everywhere() -> Iterator[Counter[str]]:
+    """Inside, CPU tensors go to the CUDA backend of every op that takes them, else to the reference. Counts calls."""
+    ran: Counter[str] = Counter()
+
+    def counted(op: str, device: object, *values: int | float) -> None:
+        ran[op] += 1
+        through({}, op, device, *values)
+
+    def supports(spec: ops.Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tuple[bool, str]:
+        return device == "cuda" and spec.dtype in dtypes, "not in CUDA, or not in this dtype"
+
+    with mock.patch.object(native, "call_cuda", counted), mock.patch.object(native, "supports", supports):
+        try:
+            with ops.use_backend("cuda,reference"):
+                forget()
+                yield ran
+        finally:
+            forget()
+
+
+def forget() -> None:
+    for op in ops.ALL:
+        op.forget()
 
 
 def through(changed: dict[str, int], op: str, device: object, *values: int | float) -> None:
