@@ -2,7 +2,9 @@
 #include <string>
 
 #include "bind.h"
+#include "ops/frame_audio_update.h"
 #include "ops/qk_norm_rope_cache.h"
+#include "ops/sink_ring_attention.h"
 
 namespace rf = rest_fast;
 
@@ -22,5 +24,7 @@ std::string error_string(int code) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA back end of rest_fast: raw device addresses in, error codes out.";
   m.def("error_string", &error_string, "What a non-zero return code means.");
+  rf::bind_cuda(m, "frame_audio_update", rf::frame_audio_update_cuda);
   rf::bind_cuda(m, "qk_norm_rope_cache", rf::qk_norm_rope_cache_cuda);
+  rf::bind_cuda(m, "sink_ring_attention", rf::sink_ring_attention_cuda);
 }
