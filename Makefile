@@ -27,7 +27,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
     && echo "$$p" && break; done)
 STAMP := $(VENV)/.rest_fast-installed
 BUILD_INPUTS := pyproject.toml tools/build_backend.py CMakeLists.txt constraints-cpu.txt Makefile \
-    $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+    $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h)
 
 # Without an NVIDIA GPU: the pinned PyTorch, whose CPU build must be the one that pip finds (README).
 # With one: the CUDA PyTorch that is there.
@@ -113,7 +113,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	@command -v clang-format >/dev/null \
-	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/cuda_shim/*.h tests/cuda_shim/*.cu \
+	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h tests/cuda_shim/*.h tests/cuda_shim/*.cu \
 	    || echo "clang-format is not installed: C++ left as it is"
 
 bench: $(STAMP)

@@ -48,6 +48,15 @@ int on_device(int device, DType dtype, Run run) {
   return kBadDType;
 }
 
+// Kernels with instructions of a later architecture ask before a launch that would find no code.
+inline int expect_capability(int major, int device) {
+  int found = 0;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&found, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error_code(error);
+  return found < major ? int{kOldGpu} : int{kOk};
+}
+
 inline bool aligned(std::initializer_list<const void*> pointers, uintptr_t bytes) {
   for (const void* pointer : pointers) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;

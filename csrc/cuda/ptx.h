@@ -16,8 +16,8 @@ __device__ __forceinline__ unsigned shared_address(const void* at) {
   return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
-// Four matrices of 8 rows of 16 bytes; lane i gives the address of row i % 8 of matrix i / 8 and gets
-// the numbers 2 t and 2 t + 1 of row g of each.
+// Four matrices of 8 rows of 16 bytes; lane i gives the address of row i % 8 of matrix i / 8 and
+// gets the numbers 2 t and 2 t + 1 of row g of each.
 __device__ __forceinline__ void ldmatrix(uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -33,16 +33,16 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&out)[4], const vo
                : "memory");
 }
 
-// D[16, 8] += A[16, 16] B[16, 8], sums in fp32. a: rows g, g + 8, then 8 columns on; b: rows 2 t, then
-// 8 rows on, of column g; d: columns 2 t and 2 t + 1 of row g, then of row g + 8.
+// D[16, 8] += A[16, 16] B[16, 8], sums in fp32. a: rows g, g + 8, then 8 columns on; b: rows 2 t,
+// then 8 rows on, of column g; d: columns 2 t and 2 t + 1 of row g, then of row g + 8.
 template <class T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1);
 
 template <>
 __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
                                                    uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -51,8 +51,7 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
 template <>
 __device__ __forceinline__ void mma<__half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                             uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -8,7 +8,6 @@
 // out of range writes nothing at all, its queries included. Limits: W <= 4 * 512 * kVec; lanes must
 // not share slots, save scratch rows that nobody reads.
 #include "../ops/qk_norm_rope_cache.h"
-
 #include "launch.h"
 
 namespace rest_fast {

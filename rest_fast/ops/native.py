@@ -15,7 +15,8 @@ import torch
 
 from rest_fast.ops.dispatch import Backend, OpError, Spec
 
-UNPROVEN = "it has not met a GPU yet"
+UNPROVEN = "it has not met a GPU yet"  # why a CUDA backend is taken only by name
+OLDEST = (8, 0)  # compute capability that rest_fast._cuda is compiled for
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -36,6 +37,10 @@ def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tupl
         return False, f"{device.upper()} tensors only, got {spec.device}"
     if spec.dtype not in dtypes:
         return False, f"dtype {spec.dtype} is not compiled in"
+    if device == "cuda" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(spec.device_index)
+        if capability < OLDEST:
+            return False, f"compiled for compute capability 8.0 and newer, the GPU has {capability[0]}.{capability[1]}"
     return True, ""
 
 

@@ -246,6 +246,6 @@ qk_norm_rope_cache = Op(
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _supports, _cpp, measured="ops_cpu.json"),
-        Backend("cuda", _cuda_supports, _cuda, "it has not met a GPU yet"),
+        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
     ),
 )

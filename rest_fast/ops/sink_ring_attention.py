@@ -21,6 +21,7 @@ from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, exp
 
 NAME = "sink_ring_attention"
 MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/ops/sink_ring_attention.h
+CUDA_HEAD_SIZES = (64, 128)  # of csrc/cuda/sink_ring_attention.cu
 ON_HOST = "it reads host_n_valid, which a replay would not read again"
 LARGE = 1 << 26  # multiplications of one of the two products: a millisecond of an AVX-512 core
 
@@ -140,12 +141,12 @@ def reference(
     out.copy_(torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v))
 
 
-def _cpp(
+def _arguments(
     q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
-) -> None:
+):
+    """The arguments that csrc/ops/sink_ring_attention.h lists."""
     rows, banks, slots, heads, dim = k_cache.shape
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (q, k_cache, v_cache, out)),
         0 if lse is None else lse.data_ptr(),
         *(t.data_ptr() for t in (row_index, bank_index, n_valid)),
@@ -162,6 +163,14 @@ def _cpp(
         scale,
         native.DTYPES[q.dtype],
     )
+
+
+def _cpp(*tensors, **named) -> None:
+    native.call(NAME, *_arguments(*tensors, **named))
+
+
+def _cuda(*tensors, **named) -> None:
+    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
 
 
 def _sdpa(
@@ -247,6 +256,12 @@ def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     return native.supports(spec, list(native.DTYPES))
 
 
+def _cuda_supports(spec: Spec) -> tuple[bool, str]:
+    if spec.get("head_dim") not in (None, *CUDA_HEAD_SIZES):
+        return False, f"head size {' or '.join(map(str, CUDA_HEAD_SIZES))} only, got {spec.get('head_dim')}"
+    return native.supports(spec, [torch.bfloat16, torch.float16], "cuda")
+
+
 def has_matrix_unit() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
@@ -287,6 +302,7 @@ sink_ring_attention = Op(
     backends=(
         triton_kernels.backend(NAME),
         Backend("cpp", _cpp_supports, _cpp, measured="attention_cpu.json"),
+        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
         Backend("sdpa", _sdpa_supports, _sdpa, uncaptured=ON_HOST),
         Backend("sdpa_gathered", _sdpa_gathered_supports, _sdpa_gathered, _sdpa_gathered_reluctance, ON_HOST),
         flash_attention.backend(flash_attention.FLASH_3),

@@ -31,8 +31,7 @@ def check(x: torch.Tensor, factors: tuple[int, int, int], drop: int, layout: str
     want = functional.depth_to_space(x, factors, drop).contiguous()
     source, _ = placed(x, layout, "cpu")
     out, buffer = placed(torch.zeros_like(want), out_layout, "cpu")
-    with built.through_shim():
-        CUDA.run(source, out, factors=list(factors), drop=drop)
+    built.run(NAME, {"x": source, "out": out, "factors": list(factors), "drop": drop}, in_place=True)
     as_bytes = [v.view(torch.uint8) for v in (out.contiguous(), want)]
     assert_same_bits(*as_bytes, f"{factors}, drop {drop}, {layout} to {out_layout}")
     assert_untouched_around(out, buffer)
@@ -74,8 +73,8 @@ def test_patches_of_the_decoder():
     """(c, column, row): LTX-Video counts the columns of a patch before its rows."""
     x = numbered((1, 48, 2, 3, 4), torch.float32)
     out = torch.zeros(1, 3, 2, 12, 16)
-    with built.through_shim():
-        CUDA.run(x.transpose(3, 4), out.transpose(3, 4), factors=[1, 4, 4], drop=0)
+    call = {"x": x.transpose(3, 4), "out": out.transpose(3, 4), "factors": [1, 4, 4], "drop": 0}
+    built.run(NAME, call, in_place=True)
     for c, row, column in torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(4)).tolist():
         want = x[:, c * 16 + column * 4 + row]
         assert_same_bits(out[:, c, :, row::4, column::4].contiguous(), want.contiguous(), f"{c} {row} {column}")

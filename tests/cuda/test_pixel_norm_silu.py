@@ -15,7 +15,6 @@ from tests.kit.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.ops import calls
 
 NAME = "pixel_norm_silu"
-CUDA = next(b for b in calls.OPS[NAME].backends if b.name == "cuda")
 # A sum of a few dozen squares in another order, a root, an exponential and a division of 2 units of 2^-24 each.
 FP32, REASON = 1e-6, "fp32 in another order, an approximate root, exponential and quotient"
 PLAIN = {"scale": None, "shift": None}
@@ -37,8 +36,7 @@ def into(call: calls.Call, layout: str, out_layout: str) -> tuple[torch.Tensor, 
     """(out, the buffer around it) of the call in these layouts."""
     x, _ = placed(call["x"], layout, "cpu")
     out, buffer = placed(call["out"], out_layout, "cpu")
-    with built.through_shim():
-        CUDA.run(x, call["scale"], call["shift"], out, eps=call["eps"])
+    built.run(NAME, call | {"x": x, "out": out}, in_place=True)
     return out, buffer
 
 

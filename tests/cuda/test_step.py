@@ -16,7 +16,13 @@ from tests.kit.chunked import dense_and_chunked, dit_of
 from tests.kit.compare import assert_same_bits, twice_eager
 from tests.kit.models import toy
 
-EVALUATION = {"qk_norm_rope_cache", "gate_norm_modulate", "frame_cross_attention"}
+EVALUATION = {
+    "qk_norm_rope_cache",
+    "sink_ring_attention",
+    "gate_norm_modulate",
+    "frame_cross_attention",
+    "frame_audio_update",
+}
 CONFIG = toy(dit__heads=1, dit__head_dim=64)
 
 

@@ -115,24 +115,17 @@ def module() -> ModuleType:
     return found
 
 
-def run(name: str, call: calls.Call, **changed: int) -> calls.Call:
-    """The op's CUDA backend on CPU tensors: copies of what it writes, and the call's own tensors for what it reads.
+def run(name: str, call: calls.Call, *, in_place: bool = False, **changed: int) -> calls.Call:
+    """The op's CUDA backend on CPU tensors: on copies of what it writes, or in place, and on what it reads as it lies.
 
     ``changed`` replaces integers on their way to C++. Raises: OpError, as a call on a GPU does.
     """
-    written = [n for n in calls.written(name) if call.get(n) is not None]
-    copy = call | {n: call[n].clone() for n in written}
-    args, kwargs = calls.split(name, copy)
-    with through_shim(**changed):
-        next(b for b in calls.OPS[name].backends if b.name == "cuda").run(*args, **kwargs)
-    return copy
-
-
-@contextlib.contextmanager
-def through_shim(**changed: int) -> Iterator[None]:
-    """Inside, CUDA backends run on the CPU; ``changed`` as in :func:`run`."""
+    written = [] if in_place else [n for n in calls.written(name) if call.get(n) is not None]
+    left = call | {n: call[n].clone() for n in written}
+    args, kwargs = calls.split(name, left)
     with mock.patch.object(native, "call_cuda", functools.partial(through, changed)):
-        yield
+        next(b for b in calls.OPS[name].backends if b.name == "cuda").run(*args, **kwargs)
+    return left
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@
 // program with a message: a barrier that only some threads reach, lanes of a warp in different
 // collectives, a lane that takes part without being named, an address of 16-byte copies or of
 // ldmatrix that is no multiple of 16, and a copy that nobody waited for. What is read before the
-// wait or the barrier behind a cp.async is NaN; so is dynamic shared memory that nobody has written.
-// Static shared memory keeps what the block before left there.
+// wait or the barrier behind a cp.async is NaN; so is dynamic shared memory that nobody has
+// written. Static shared memory keeps what the block before left there.
 //
 // It cannot show races between writes (fibers run in turn, forwards or backwards), anything of the
 // memory model, or time. Sums of mma.sync are exact and rounded once, where tensor cores cut off.
@@ -32,8 +32,8 @@ CUDA_ON_CPU_KNOB int cuda_on_cpu_backwards = 0;
 CUDA_ON_CPU_KNOB int cuda_on_cpu_capability = 80;
 CUDA_ON_CPU_KNOB int64_t cuda_on_cpu_bank_conflicts = 0;
 
-#include "fibers.h"
-#include "warp.h"
 #include "async_copy.h"
+#include "fibers.h"
 #include "numbers.h"
 #include "runtime.h"
+#include "warp.h"

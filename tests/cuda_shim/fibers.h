@@ -62,7 +62,8 @@ cuda_on_cpu_switch:
 struct Context {
   void* at = nullptr;
   void prepare(char* stack, size_t size, void (*run)()) {
-    void** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + size) & ~uintptr_t{15});
+    void** top =
+        reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + size) & ~uintptr_t{15});
     *--top = nullptr;  // no caller: `run` never returns
     *--top = reinterpret_cast<void*>(run);
     at = top - 6;
@@ -216,7 +217,8 @@ inline void run_block() {
   }
 }
 
-// --- what lanes of a warp do together -------------------------------------------------------------
+// --- what lanes of a warp do together
+// -------------------------------------------------------------
 
 inline unsigned lane() {
   return static_cast<unsigned>(machine().current % kWarp);

@@ -63,6 +63,9 @@ inline __half2 __floats2half2_rn(float x, float y) {
   return {__float2half_rn(x), __float2half_rn(y)};
 }
 
+inline int min(int x, int y) {
+  return x < y ? x : y;
+}
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }

@@ -52,7 +52,8 @@ __global__ void product(const Probe p) {
   __shared__ __align__(16) uint16_t a[16][16], b[16][8];
   const int lane = static_cast<int>(threadIdx.x), row = lane % 16;
   for (int i = 0; i < 8; ++i) {
-    a[row][8 * (lane / 16) + i] = static_cast<const uint16_t*>(p.in)[16 * row + 8 * (lane / 16) + i];
+    a[row][8 * (lane / 16) + i] =
+        static_cast<const uint16_t*>(p.in)[16 * row + 8 * (lane / 16) + i];
     b[row][i] = static_cast<const uint16_t*>(p.more)[8 * row + i];
   }
   __syncthreads();
@@ -94,11 +95,11 @@ __global__ void mistakes(const Probe p) {
 }  // namespace
 }  // namespace rest_fast
 
-#define PROBE(name, kernel, threads, shared)                                           \
-  extern "C" __attribute__((visibility("default"))) int name(                          \
-      const void* in, void* out, const void* more, int fault) {                        \
-    const rest_fast::Probe p{in, out, more, fault};                                    \
-    return rest_fast::launch(rest_fast::kernel, p, dim3(1, 1, 1), threads, 0, shared); \
+#define PROBE(name, kernel, threads, shared)                                                \
+  extern "C" __attribute__((visibility("default"))) int name(const void* in, void* out,     \
+                                                             const void* more, int fault) { \
+    const rest_fast::Probe p{in, out, more, fault};                                         \
+    return rest_fast::launch(rest_fast::kernel, p, dim3(1, 1, 1), threads, 0, shared);      \
   }
 
 PROBE(copies, copies, 64, 1024)

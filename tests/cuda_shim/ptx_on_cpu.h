@@ -29,7 +29,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
   cuda_on_cpu::Product part{d, a, b};
   cuda_on_cpu::together(~0u, part,
-                        cuda_on_cpu::multiply<kBFloat16 ? widen_bfloat16 : widen_half>);
+                        cuda_on_cpu::multiply < kBFloat16 ? widen_bfloat16 : widen_half >);
 }
 
 inline void copy_async(void* shared, const void* global, int bytes) {

@@ -47,8 +47,11 @@ namespace cuda_on_cpu {
 // What a block may have, in bytes: 99 KiB on sm_86, 89 and 120, 163 on sm_80, 227 on sm_90 and 100.
 inline size_t most_shared() {
   switch (cuda_on_cpu_capability) {
-    case 80: case 87: return 163 * 1024;
-    case 90: case 100: case 103: return 227 * 1024;
+    case 80:
+    case 87: return 163 * 1024;
+    case 90:
+    case 100:
+    case 103: return 227 * 1024;
     default: return cuda_on_cpu_capability < 80 ? 64 * 1024 : 99 * 1024;
   }
 }
@@ -92,7 +95,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > cuda_on_cpu::most_shared()) return cudaErrorInvalidValue;
+  if (bytes < 0 || static_cast<size_t>(bytes) > cuda_on_cpu::most_shared())
+    return cudaErrorInvalidValue;
   cuda_on_cpu::allowed_shared()[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }

@@ -91,7 +91,8 @@ void load_matrices(Matrices* const* lanes) {
     unsigned uses[8] = {}, most = 0;
     for (unsigned row = 0; row < 8; ++row) {
       const void* address = lanes[8 * matrix + row]->row;
-      if (reinterpret_cast<uintptr_t>(address) % 16) fail("ldmatrix: a row is not aligned to 16 bytes");
+      if (reinterpret_cast<uintptr_t>(address) % 16)
+        fail("ldmatrix: a row is not aligned to 16 bytes");
       std::memcpy(values[row], address, 16);
       const unsigned n = ++uses[reinterpret_cast<uintptr_t>(address) / 16 % 8];  // 4 banks of 32
       most = n > most ? n : most;
