@@ -341,7 +341,6 @@ class Case:
         spec = entry.op.check(*args, **kwargs)
         self.chosen = entry.op.choose(spec, None).name
         self.backends = [name for name, ok, _ in entry.op.report(spec) if ok]
-        self._spec = spec
 
     def arguments(self, values: Values) -> tuple[list, Values]:
         return [values[n] for n in self._positional], {n: values[n] for n in self._named if n in values}
@@ -358,11 +357,6 @@ class Case:
         if compiler is not None:
             runs["compiled"] = self._reading(compiler(self.entry.eager))
         return runs
-
-    def by_name(self, backend: str) -> dict[str, Callable[[Values], Sequence[torch.Tensor]]]:
-        """A variant that runs only when it is asked for; none where it cannot run at all."""
-        able = any(name == backend and ok for name, ok, _ in self.entry.op.report(self._spec, backend))
-        return {backend: self._on(backend)} if able else {}
 
     def _on(self, backend: str | None) -> Callable[[Values], list[torch.Tensor]]:
         def run(values: Values) -> list[torch.Tensor]:
