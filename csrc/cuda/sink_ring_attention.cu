@@ -29,6 +29,7 @@ struct Config {
   static constexpr int kDim = kDim_, kRowTiles = kRowTiles_;
   static constexpr int kWarpRows = kRowTile * kRowTiles, kQueries = kWarps * kWarpRows;
   using Tiles = Stages<T, kKeys, kDim, kStages_, kThreads>;
+  static_assert(Tiles::kBytes <= 99 * 1024, "what a block may have on sm_86, 89 and 120");
 };
 
 template <class C>

@@ -82,10 +82,13 @@ __global__ void sums(const Probe p) {
 }
 
 // 1: half of the warps wait; 2: a shuffle that one lane leaves out; 3: one lane is elsewhere;
-// 4: ldmatrix off by a number.
+// 4: ldmatrix off by a number; 5: one number behind dynamic shared memory; 6: one before `in`.
 __global__ void mistakes(const Probe p) {
   __shared__ __align__(16) uint16_t rows[9][8];
   uint32_t out[4];
+  REST_FAST_DYNAMIC_SHARED(memory);
+  if (p.fault == 5) static_cast<uint8_t*>(p.out)[0] = memory[512];
+  if (p.fault == 6) static_cast<float*>(p.out)[0] = static_cast<const float*>(p.in)[-1];
   if (p.fault == 1 && threadIdx.x < 32) __syncthreads();
   if (p.fault == 2 && threadIdx.x != 5) __shfl_xor_sync(kAllLanes, 1, 1);
   if (p.fault == 3) threadIdx.x == 7 ? __syncwarp() : (void)__ballot_sync(kAllLanes, true);
@@ -108,6 +111,6 @@ PROBE(product_bfloat16, product<__nv_bfloat16>, 32, 0)
 PROBE(product_float16, product<__half>, 32, 0)
 PROBE(conflicts, conflicts, 32, 0)
 PROBE(sums, sums, 96, 0)
-PROBE(mistakes, mistakes, 64, 0)
+PROBE(mistakes, mistakes, 64, 512)
 PROBE(too_much_shared, sums, 96, size_t{200} * 1024)
 PROBE(too_many_threads, sums, 1056, 0)

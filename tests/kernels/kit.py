@@ -1,4 +1,4 @@
-"""Run the Triton kernels beside the reference: in Triton's interpreter, or on a GPU where there is one."""
+"""Run kernels beside the reference: those of Triton (in its interpreter, or on a GPU) and those in CUDA C++."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copied(call: calls.Call, device: str = DEVICE) -> calls.Call:
 
 def run(name: str, call: calls.Call, backend: str) -> calls.Call:
     """What the call leaves behind, on the CPU; the call itself stays as it is."""
-    copy = copied(call, DEVICE if backend == "triton" else "cpu")
+    copy = copied(call, DEVICE if backend in ("triton", "cuda") else "cpu")
     with ops.use_backend(backend):
         calls.invoke(name, copy)
     return copied(copy, "cpu")
