@@ -1,9 +1,8 @@
 // Guidance and the sampler's step, z <- z + dt (v_uncond + guidance (v_cond - v_uncond)).
 //
-// Layout: ops/cfg_euler_step.h. A thread computes one vector of a session's latents: three reads and
-// one write an element, at any dtype of latents and of velocities. fp32 inside, one rounding.
+// Layout: ops/cfg_euler_step.h. A thread computes one vector of a session's latents: three reads
+// and one write an element, at any dtype of latents and of velocities. fp32 inside, one rounding.
 #include "../ops/cfg_euler_step.h"
-
 #include "launch.h"
 
 namespace rest_fast {

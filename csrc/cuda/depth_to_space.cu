@@ -1,13 +1,12 @@
 // Channels (c, p1, p2, p3), c slowest, into frames, rows and columns; `drop` frames are left out.
 //
-// Layout: ops/depth_to_space.h. Elements are moved as integers of their size. Where channels follow one
-// another on both ends, and a cell has 2, 4 or 8 places, a thread loads kVec channels of all places
-// (kVec x kPlaces neighbours), exchanges the two axes in registers and writes a vector to each place:
-// 16-byte accesses, no shared memory. Any other layout: a thread moves one element, and neighbours
-// follow the axis that lies side by side in the output, so that writes coalesce and the sectors that
-// reads share come from the cache.
+// Layout: ops/depth_to_space.h. Elements are moved as integers of their size. Where channels follow
+// one another on both ends, and a cell has 2, 4 or 8 places, a thread loads kVec channels of all
+// places (kVec x kPlaces neighbours), exchanges the two axes in registers and writes a vector to
+// each place: 16-byte accesses, no shared memory. Any other layout: a thread moves one element, and
+// neighbours follow the axis that lies side by side in the output, so that writes coalesce and the
+// sectors that reads share come from the cache.
 #include "../ops/depth_to_space.h"
-
 #include "launch.h"
 #include "volume.h"
 
@@ -17,7 +16,8 @@ namespace {
 constexpr int kThreads = 256;
 
 // Where place `place` of the cell at `at` lies in the output.
-__device__ __forceinline__ Pixel place_of(const DepthToSpaceParams& p, const Pixel& at, int64_t place) {
+__device__ __forceinline__ Pixel place_of(const DepthToSpaceParams& p, const Pixel& at,
+                                          int64_t place) {
   const int64_t line = place / p.factor_w;
   return {at.batch, at.frame * p.factor_t + line / p.factor_h - p.drop,
           at.row * p.factor_h + line % p.factor_h, at.column * p.factor_w + place % p.factor_w};
@@ -58,13 +58,13 @@ __global__ void __launch_bounds__(kThreads) elements_kernel(const DepthToSpacePa
   const int64_t volume = frames * height * width;
   // Of an output: [B, T, H, W, C] or [B, C, T, H, W], the last axis fastest.
   const int64_t channel = kChannelsFirst ? index % p.channels : index % picture / volume;
-  const int64_t pixel = kChannelsFirst ? index / p.channels
-                                       : index / picture * volume + index % volume;
+  const int64_t pixel =
+      kChannelsFirst ? index / p.channels : index / picture * volume + index % volume;
   const Pixel to = pixel_at(pixel, frames, height, width);
   const int64_t frame = to.frame + p.drop;
   const Pixel at{to.batch, frame / p.factor_t, to.row / p.factor_h, to.column / p.factor_w};
-  const int64_t place = (frame % p.factor_t * p.factor_h + to.row % p.factor_h) * p.factor_w +
-                        to.column % p.factor_w;
+  const int64_t place =
+      (frame % p.factor_t * p.factor_h + to.row % p.factor_h) * p.factor_w + to.column % p.factor_w;
   const int64_t deep = channel * p.factor_t * p.factor_h * p.factor_w + place;
   const T* x = static_cast<const T*>(p.x) + offset(p.x_strides, at);
   T* out = static_cast<T*>(p.out) + offset(p.out_strides, to);

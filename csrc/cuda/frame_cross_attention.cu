@@ -2,14 +2,13 @@
 //
 //   out = softmax(rms_norm(q) K^T / sqrt(D)) V
 //
-// Layout: ops/frame_cross_attention.h. A block has kRows tokens of one frame. A thread owns one vector
-// of kVec channels of a head and goes through the keys with an online softmax: neighbouring threads
-// make up a head, so that a score is a sum over a few lanes by shuffles, all loads are of
+// Layout: ops/frame_cross_attention.h. A block has kRows tokens of one frame. A thread owns one
+// vector of kVec channels of a head and goes through the keys with an online softmax: neighbouring
+// threads make up a head, so that a score is a sum over a few lanes by shuffles, all loads are of
 // neighbouring channels, and each key and value is loaded once for kRows tokens. The norm is over
 // all heads, so q is read twice, the second time from the cache. No tensor cores: with the two to
 // eight keys of audio there is nothing to multiply; text would gain by them.
 #include "../ops/frame_cross_attention.h"
-
 #include "launch.h"
 
 namespace rest_fast {
@@ -141,11 +140,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       for (int row = 0; row < kRows; ++row) {
         load_or_zero<T, kVec>(x, q + row * width + c, real[i] && row < rows);
 #pragma unroll
-        for (int e = 0; e < kVec; ++e) seen[row].q[i * kVec + e] = x[e] * root[row] * grow[e] * scale;
+        for (int e = 0; e < kVec; ++e)
+          seen[row].q[i * kVec + e] = x[e] * root[row] * grow[e] * scale;
       }
     }
     for (int64_t key = 0; key < p.audio; ++key) {
-      see_key<T, kVec, kPer>(seen, k + key * width + at, v + key * width + at, real, head, key == 0);
+      see_key<T, kVec, kPer>(seen, k + key * width + at, v + key * width + at, real, head,
+                             key == 0);
     }
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
@@ -176,7 +177,8 @@ template <class T>
 int dispatch(const FrameCrossAttentionParams& p, void* stream) {
   constexpr int kWide = 16 / sizeof(T), kMostAlone = kMaxHeadDim / kWarp;
   static_assert(kWide * kWarp >= kMaxHeadDim, "a warp holds the vectors of a head");
-  const bool in_vectors = p.head_dim % kWide == 0 && aligned({p.q, p.q_weight, p.k, p.v, p.out}, 16);
+  const bool in_vectors =
+      p.head_dim % kWide == 0 && aligned({p.q, p.q_weight, p.k, p.v, p.out}, 16);
   return in_vectors ? launch_for<T, kWide, 1>(p, stream) : launch_for<T, 1, kMostAlone>(p, stream);
 }
 

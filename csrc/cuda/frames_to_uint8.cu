@@ -1,12 +1,11 @@
-// Decoder output to pictures: out = round(clamp((x + 1) 127.5, 0, 255)), ties to even, NaN to 0, and
-// [B, 3, T, H, W] to [B, T, H, W, 3] on the way.
+// Decoder output to pictures: out = round(clamp((x + 1) 127.5, 0, 255)), ties to even, NaN to 0,
+// and [B, 3, T, H, W] to [B, T, H, W, 3] on the way.
 //
-// Layout: ops/frames_to_uint8.h. A thread makes kPixels neighbours of a row: one load a colour where
-// columns lie side by side, and 12 bytes in three words. Where they do not, or a row is no whole
-// number of these, a thread makes one pixel. The sum comes before the product so that no compiler can
-// make one rounding of the two: the bytes are those of the reference.
+// Layout: ops/frames_to_uint8.h. A thread makes kPixels neighbours of a row: one load a colour
+// where columns lie side by side, and 12 bytes in three words. Where they do not, or a row is no
+// whole number of these, a thread makes one pixel. The sum comes before the product so that no
+// compiler can make one rounding of the two: the bytes are those of the reference.
 #include "../ops/frames_to_uint8.h"
-
 #include "launch.h"
 #include "volume.h"
 

@@ -2,12 +2,12 @@
 //
 //   x <- x + gate branch;  out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
 //
-// Layout: ops/gate_norm_modulate.h. One block per (token, lane). A thread keeps its kIters vectors of
-// kVec channels of the sum in registers, so that x is read once and the norm sees the sum unrounded:
-// 4 W elements of traffic a token (and the three vectors of its frame, which its neighbours read
-// too), where the eager chain moves about four times that in ten kernels. Limit: W <= 8192.
+// Layout: ops/gate_norm_modulate.h. One block per (token, lane). A thread keeps its kIters vectors
+// of kVec channels of the sum in registers, so that x is read once and the norm sees the sum
+// unrounded: 4 W elements of traffic a token (and the three vectors of its frame, which its
+// neighbours read too), where the eager chain moves about four times that in ten kernels. Limit: W
+// <= 8192.
 #include "../ops/gate_norm_modulate.h"
-
 #include "launch.h"
 
 namespace rest_fast {

@@ -3,11 +3,10 @@
 //   y = x / sqrt(mean_c(x^2) + eps) (1 + scale) + shift;  out = y / (1 + exp(-y))
 //
 // Layout: ops/pixel_norm_silu.h. Two ways through memory, both of two reads, the second from the
-// cache, and one write. Where channels follow one another: the lanes of a warp that a pixel's vectors
-// fill, several pixels to a warp. Else: a warp takes neighbouring pixels of a channel, and the warps of
-// a block share the channels; their sums meet in shared memory.
+// cache, and one write. Where channels follow one another: the lanes of a warp that a pixel's
+// vectors fill, several pixels to a warp. Else: a warp takes neighbouring pixels of a channel, and
+// the warps of a block share the channels; their sums meet in shared memory.
 #include "../ops/pixel_norm_silu.h"
-
 #include "launch.h"
 #include "volume.h"
 

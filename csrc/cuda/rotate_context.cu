@@ -5,7 +5,6 @@
 // stays keeps its bits. A lane that is idle, not enabled or out of range writes nothing. Limits: an
 // enabled lane's row is no other lane's.
 #include "../ops/rotate_context.h"
-
 #include "launch.h"
 
 namespace rest_fast {

@@ -1,6 +1,8 @@
 // Pixels of a tensor [B, C, T, H, W] of any strides, counted as the shape says: columns fastest.
 #pragma once
 
+#include <initializer_list>
+
 #include "../core.h"
 #include "device.h"
 
