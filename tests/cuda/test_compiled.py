@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("cuda_kernels", ROOT / "tools" / "cuda_kernels.py")
 assert spec is not None and spec.loader is not None
-tool = importlib.util.module_from_spec(spec)
+tool = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
 spec.loader.exec_module(tool)
 PAGE = ROOT / "docs" / "kernels" / "cuda.md"
 
