@@ -69,6 +69,20 @@ def test_any_call(factors, channels, sizes, dropped, dtype, layouts):
     check(numbered((b, channels * cell, t, h, w), dtype), factors, dropped % (t * factors[0]), *layouts)
 
 
+@pytest.mark.parametrize("misaligned", ["x", "out"])
+def test_cells_that_begin_inside_of_a_vector(misaligned):
+    """Strides of whole vectors, but not the address: numbers instead (a sanitizer and a GPU would see a vector)."""
+    sizes = {"x": (1, 64, 1, 2, 3), "out": (1, 8, 2, 4, 6)}
+    call = {"factors": [2, 2, 2], "drop": 0}
+    for name, (b, c, t, h, w) in sizes.items():
+        first = int(name == misaligned)
+        call[name] = torch.zeros(first + b * c * t * h * w)[first:].view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        assert call[name].data_ptr() % 16 == 4 * first
+    call["x"].copy_(numbered(sizes["x"], torch.float32))
+    built.run(NAME, call, in_place=True)
+    assert_same_bits(call["out"].contiguous(), functional.depth_to_space(call["x"], (2, 2, 2)).contiguous(), "out")
+
+
 def test_patches_of_the_decoder():
     """(c, column, row): LTX-Video counts the columns of a patch before its rows."""
     x = numbered((1, 48, 2, 3, 4), torch.float32)

@@ -107,5 +107,19 @@ def test_large_negative_numbers_end_at_zero():
     assert (got["out"] == 0).any() and not got["out"].isnan().any()
 
 
+@pytest.mark.parametrize("misaligned", ["x", "out"])
+def test_pixels_that_begin_inside_of_a_vector(misaligned):
+    """Strides of whole vectors, but not the address: numbers instead (a sanitizer and a GPU would see a vector)."""
+    call = call_of(1, 16, 1, 2, 3)
+    for name in ("x", "out"):
+        first = int(name == misaligned)
+        memory = torch.full((first + 96,), torch.nan)[first:]
+        call[name] = memory.view(1, 1, 2, 3, 16).permute(0, 4, 1, 2, 3).copy_(call[name])
+        assert call[name].data_ptr() % 16 == 4 * first and call[name].stride(1) == 1
+    want = kit.run(NAME, call, "reference")["out"]
+    built.run(NAME, call, in_place=True)
+    assert_close(call["out"], want, atol=FP32 * float(want.abs().max()), reason=REASON)
+
+
 def test_no_pixels():
     assert built.run(NAME, call_of(2, 5, 0, 4, 3))["out"].shape == (2, 5, 0, 4, 3)
