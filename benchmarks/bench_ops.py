@@ -19,7 +19,7 @@ from benchmarks import kit, peers
 from benchmarks.kit import DTYPES, LAYERS, SIZES, Size
 from benchmarks.roofline import Roof, Work, measure
 from rest_fast import noise, ops
-from rest_fast.ops import functional, rope
+from rest_fast.ops import functional, native, rope
 from rest_fast.ops.memory_layouts import halo, haloed
 
 EPS = 1e-5
@@ -341,6 +341,8 @@ class Case:
         spec = entry.op.check(*args, **kwargs)
         self.chosen = entry.op.choose(spec, None).name
         self.backends = [name for name, ok, _ in entry.op.report(spec) if ok]
+        unproven = [b for b in entry.op.backends if b.by_name == native.UNPROVEN]
+        self.unproven = [b.name for b in unproven if b.supports(spec)[0]]  # a GPU has to see them first
 
     def arguments(self, values: Values) -> tuple[list, Values]:
         return [values[n] for n in self._positional], {n: values[n] for n in self._named if n in values}
@@ -350,7 +352,7 @@ class Case:
     ) -> dict[str, Callable[[Values], Sequence[torch.Tensor]]]:
         """Name -> run on the values of a layer, returning what was computed. ``op`` is dispatch's own choice."""
         runs: dict[str, Callable] = {"op": self._on(None)}
-        runs |= {name: self._on(name) for name in self.backends if name != self.chosen}
+        runs |= {name: self._on(name) for name in (*self.backends, *self.unproven) if name != self.chosen}
         if self.entry.unfused is not None:
             runs["unfused"] = self._reading(self.entry.unfused)
         runs["eager"] = self._reading(self.entry.eager)

@@ -36,6 +36,9 @@ enum ErrorCode : int {
   kBadVectorWidth = 15,
   kBadLayout = 16,
   kAudioSlotOutOfRange = 17,
+  kBadHeadSize = 18,
+  kNotWholeVectors = 19,
+  kOldGpu = 20,
   kCudaErrorBase = 1000,  // 1000 + cudaError_t, from rest_fast._cuda only
 };
 
@@ -59,6 +62,9 @@ inline const char* error_string(int code) {
     case kBadLayout: return "the channels of a pixel do not follow one another";
     case kAudioSlotOutOfRange: return "slot is outside -1 .. slots - 1";
     case kBadVectorWidth: return "no vectors of that width on this machine";
+    case kBadHeadSize: return "head size is not one of 64, 128";
+    case kNotWholeVectors: return "an address or stride is not a multiple of 16 bytes";
+    case kOldGpu: return "the GPU is older than this kernel, which needs compute capability 8.0";
     default: return "unknown error";
   }
 }

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from rest_fast import cores, ops, processor
-from rest_fast.ops import native
-from rest_fast.ops.dispatch import Spec, forced_backend
+from rest_fast.ops import native, triton_host
+from rest_fast.ops.dispatch import OpError, Spec, capturing, forced_backend
 
 # Extras of this package: the modules that each brings, and what they are for.
 EXTRAS = {
@@ -66,8 +66,29 @@ def config_report() -> dict[str, Any]:
         "extras": {name: all(map(_is_there, modules)) for name, (modules, _) in EXTRAS.items()},
         "forced_backend": forced,
         "ops": chosen,
+        "evidence": {op.name: op.evidence() for op in ops.ALL},
+        "paths": {device: path(device, forced) for device in devices},
+        "triton": triton_host.unable() if _is_there("triton") else "Triton is not installed",
     }
     return report | {"problems": list(problems(report))}
+
+
+def path(device: str, forced: str | None = None) -> dict[str, Any]:
+    """What runs a model on a device, in the dtype that is usual there: ``dtype``; ``backends``, name -> its ops; and
+    ``uncaptured``, op -> why no CUDA graph can hold it. Both are asked of the dispatch tables themselves.
+    """
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    backends: dict[str, list[str]] = {}
+    uncaptured = {}
+    for op in ops.ALL:
+        spec = Spec(device, dtype, (("lengths", "on the device"),))  # as in a captured step
+        try:
+            backends.setdefault(op.choose(spec, forced).name, []).append(op.name)
+            with capturing():
+                op.choose(spec, forced)
+        except OpError as e:
+            uncaptured[op.name] = str(e).partition(": ")[2]
+    return {"dtype": str(dtype).removeprefix("torch."), "backends": backends, "uncaptured": uncaptured}
 
 
 def show_config() -> None:
@@ -97,15 +118,36 @@ def describe() -> str:
         cure = "" if there else f" [pip install 'rest_fast[{name}]']"
         lines.append(f"  {name:16} {_word(there)}   {EXTRAS[name][1]}{cure}")
     forced = report["forced_backend"]
-    lines += ["", "ops: the backend that runs in float32" + (f" (REST_FAST_BACKEND={forced})" if forced else "")]
+    lines += ["", "paths: what runs a model", *(line for d, path in report["paths"].items() for line in _path(d, path))]
+    lines += [f"  {'triton':16} {report['triton'] or 'can build its launcher here'}"]
+    lines += [
+        "",
+        "ops: the backend that runs in float32, and by which measurement it does"
+        + (f" (REST_FAST_BACKEND={forced})" if forced else ""),
+    ]
     for name, devices in report["ops"].items():
         for device, entries in devices.items():
-            lines.append(f"  {name:22} {device:5} {_chosen(entries, forced)}")
+            lines.append(f"  {name:22} {device:5} {_chosen(entries, forced, report['evidence'][name])}")
     problems = report["problems"]
     lines += ["", "problems" if problems else "no problems found"]
     for what, cure in problems:
         lines += [f"  {what}", f"    fix: {cure}"]
     return "\n".join(lines)
+
+
+def _path(device: str, path: dict[str, Any]) -> list[str]:
+    """Lines on one device: its backends, those of most ops first; on a GPU also what a graph cannot hold, and why."""
+    by_number = sorted(path["backends"].items(), key=lambda entry: -len(entry[1]))
+    shares = ", ".join(f"{name} for {_some(taken)}" for name, taken in by_number)
+    lines = [f"  {device:16} {path['dtype']}: {shares}"]
+    if device == "cuda":
+        held = [f"  {'':16} not in a CUDA graph: {op}: {why}" for op, why in path["uncaptured"].items()]
+        lines += held or [f"  {'':16} all of it can be captured as a CUDA graph"]
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} ops"
 
 
 def _threads(cpu: dict[str, Any]) -> str:
@@ -115,12 +157,14 @@ def _threads(cpu: dict[str, Any]) -> str:
     return f"{cpu['threads']} threads, fewer while others need the cores ({bounds})"
 
 
-def _chosen(entries: list[tuple[str, bool, str]], forced: str | None) -> str:
-    """The backend that runs, and why the others do not."""
+def _chosen(entries: list[tuple[str, bool, str]], forced: str | None, evidence: dict[str, str]) -> str:
+    """The backend that runs, what its place in the table rests on, and why the others do not run."""
     able = [name for name, ok, _ in entries if ok]
     allowed = able if forced is None else [name for name in forced.split(",") if name in able]
     best = allowed[0] if allowed else f"none: {forced} cannot run it"
     reasons = "; ".join(f"{name}: {reason}" for name, ok, reason in entries if not ok)
+    if forced is None and best in evidence:
+        best += f" [{evidence[best]}]"
     return best + (f"   ({reasons})" if reasons else "")
 
 
@@ -147,6 +191,11 @@ def problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if torch.version.cuda is None:
             cure = "install a CUDA build of PyTorch: https://pytorch.org/get-started/locally"
         yield "there is an NVIDIA GPU, but PyTorch sees none", cure
+    if report["gpus"] and report["triton"]:
+        yield (
+            f"Triton's kernels do not run, so ops take the next backend: {report['triton']}",
+            "install what it names (Debian: apt install gcc python3-dev), or set its variable",
+        )
     asked = set(forced.split(",")) if forced else set()
     unable = [op.name for op in ops.ALL if forced and asked.isdisjoint(b.name for b in op.backends)]
     if unable:

@@ -10,7 +10,8 @@ import torch
 
 import rest_fast
 from rest_fast import diagnostics, ops
-from rest_fast.ops import oldest_torch
+from rest_fast.ops import oldest_torch, triton_host, triton_kernels
+from rest_fast.ops.dispatch import Spec
 
 
 def test_report_is_complete():
@@ -19,7 +20,7 @@ def test_report_is_complete():
     assert rest_fast.__version__ in first and torch.__version__ in first
     for word in [op.name for op in ops.ALL] + ["_cpu", "_cuda", *diagnostics.EXTRAS]:
         assert re.search(rf"^  {word} ", text, re.M), word
-    for heading in ("devices", "compiled modules", "extras", "ops"):
+    for heading in ("devices", "compiled modules", "extras", "paths", "ops"):
         assert re.search(rf"^{heading}", text, re.M), heading
 
 
@@ -56,7 +57,8 @@ def test_a_pytorch_that_is_too_old_is_refused_in_one_line():
 def healthy():
     """A report of a machine on which nothing is wrong."""
     modules = {"_cpu": "available", "_cuda": "available"}
-    return {"version": "1", "modules": modules, "build": {"version": "1"}, "gpus": [], "forced_backend": None}
+    build = {"version": "1"}
+    return {"version": "1", "modules": modules, "build": build, "gpus": [], "triton": "", "forced_backend": None}
 
 
 def problems(monkeypatch, report, *, there: bool = True, driver: Path = Path("/none")) -> str:
@@ -89,6 +91,40 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, healthy, tmp_path, cuda, c
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert cure in problems(monkeypatch, healthy, driver=tmp_path)
     assert problems(monkeypatch, healthy | {"gpus": ["H200"]}, driver=tmp_path) == ""
+
+
+def test_a_gpu_whose_triton_cannot_build(monkeypatch, healthy):
+    lacking = healthy | {"triton": "Triton needs Python.h for its launcher, found none in /usr"}
+    assert problems(monkeypatch, lacking) == "", "without a GPU nobody needs it"
+    text = problems(monkeypatch, lacking | {"gpus": ["H200"]})
+    assert "found none in /usr" in text.partition(" -> ")[0] and "apt install" in text.partition(" -> ")[2]
+
+
+@pytest.fixture
+def without_a_compiler(monkeypatch):
+    """A machine with a GPU as it seems to the tables, on which Triton cannot build its launcher."""
+    monkeypatch.setattr(triton_kernels.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_kernels, "interpreted", lambda: False)
+    monkeypatch.setattr(triton_host, "unable", lambda: "Triton needs a C compiler for its launcher; found none")
+
+
+def test_the_path_without_a_compiler(without_a_compiler):
+    """The next backends run, and what cannot be captured without Triton is named with its reason."""
+    path = diagnostics.path("cuda")
+    assert path["dtype"] == "bfloat16" and "triton" not in path["backends"]
+    assert sorted(name for taken in path["backends"].values() for name in taken) == sorted(op.name for op in ops.ALL)
+    assert set(path["uncaptured"]) == {"qk_norm_rope_cache", "rotate_context"}
+    text = path["uncaptured"]["rotate_context"]
+    assert "'triton' cannot run" in text and "C compiler" in text and "picks the lanes that are not idle" in text
+
+
+def test_the_path_of_this_machine_is_what_runs():
+    path = diagnostics.path("cpu")
+    for backend, taken in path["backends"].items():
+        for name in taken:
+            spec = Spec("cpu", torch.float32, (("lengths", "on the device"),))
+            assert next(op for op in ops.ALL if op.name == name).choose(spec, None).name == backend
+    assert re.search(r"^  cpu +float32: \w+ for \d+ ops", diagnostics.describe(), re.M)
 
 
 def test_no_video_encoder(monkeypatch, healthy):

@@ -71,7 +71,7 @@ def others(layer: Layer) -> dict[str, Run]:
         for name, backend in LIBRARIES.items():
             runs[f"dense, {name}"] = functools.partial(by, backend, Layer.dense)
             runs[f"concatenate, {name}"] = functools.partial(by, backend, runs["concatenate"])
-        for name in ("flash_attn_3", "flash_attn_4"):
+        for name in ("flash_attn_3", "flash_attn_4", "cuda"):  # those taken only by name
             runs[name] = functools.partial(Layer.forced, backend=name)
     return runs
 

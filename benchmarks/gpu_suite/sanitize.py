@@ -33,7 +33,8 @@ def tests_of_this_tree() -> None:
 def triton_calls(name: str) -> Iterator[str]:
     """Run them one by one; yields what has run."""
     from rest_fast.ops.triton_kernels import kernel
-    from tests.kernels import kit, pictures
+    from tests.kernels import kit
+    from tests.kit import pictures
     from tests.ops import calls
 
     for dtype in kit.DTYPES[:1] if name in ONE_DTYPE else kit.DTYPES:
@@ -55,14 +56,26 @@ def triton_calls(name: str) -> Iterator[str]:
 
 
 def cuda_calls() -> Iterator[str]:
-    from tests.kernels import cuda_module, kit
+    """As :func:`triton_calls`, for every op that has a CUDA backend, in the dtypes that it takes."""
+    from tests.kernels import kit
     from tests.ops import calls
 
-    for dtype in kit.DTYPES:
-        code = cuda_module.run(kit.copied(calls.qk_norm_rope_cache(dtype=dtype), "cuda"))
-        if code:
-            sys.exit(f"rest_fast._cuda: error code {code}")
-        yield str(dtype)
+    for name, op in calls.OPS.items():
+        backend = next((b for b in op.backends if b.name == "cuda"), None)
+        for dtype in kit.DTYPES if backend else ():
+            made = kit.copied(calls.VALID[name](dtype=dtype, **SHAPES.get(name, {})), "cuda")
+            args, kwargs = calls.split(name, made)
+            if not backend.supports(op.check(*args, **kwargs))[0]:
+                continue
+            backend.run(*args, **kwargs)  # raises for an error code
+            yield f"{name} {dtype}"
+            for index in [key for key, value in made.items() if getattr(value, "dtype", None) == torch.int32]:
+                for far in FAR:
+                    changed = kit.copied(made, "cuda")
+                    changed[index][-1] = far
+                    args, kwargs = calls.split(name, changed)
+                    backend.run(*args, **kwargs)
+                    yield f"{name} {index} = {far}"
 
 
 def main(name: str) -> None:

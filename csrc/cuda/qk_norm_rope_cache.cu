@@ -6,103 +6,20 @@
 // kVec channels of q and of k in registers, so qkv is read once: 6 W elements of traffic a token,
 // where the eager chain moves several times that and launches a dozen kernels. A lane with an index
 // out of range writes nothing at all, its queries included. Limits: W <= 4 * 512 * kVec; lanes must
-// not share slots, save scratch rows that nobody reads. tests/kit/cuda_on_cpu.h runs this very file
-// without a GPU.
-#include <cstdint>
-
-#ifdef REST_FAST_CUDA_ON_CPU
-#include "cuda_on_cpu.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#endif
-
+// not share slots, save scratch rows that nobody reads.
 #include "../ops/qk_norm_rope_cache.h"
+#include "launch.h"
 
 namespace rest_fast {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512;
-
-__device__ __forceinline__ float to_float(float x) {
-  return x;
-}
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ float to_float(__half x) {
-  return __half2float(x);
-}
-
-template <class T>
-__device__ __forceinline__ T round_to(float x);
-template <>
-__device__ __forceinline__ float round_to<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 round_to<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ __forceinline__ __half round_to<__half>(float x) {
-  return __float2half_rn(x);
-}
-
-// kVec elements that move in one instruction.
-template <class T, int kVec>
-struct alignas(sizeof(T) * kVec) Vector {
-  static_assert(kVec % 2 == 0, "a vector holds whole channel pairs");
-  static_assert(sizeof(T) * kVec <= 16, "a load moves at most 16 bytes");
-  T at[kVec];
-};
-
-template <class T, int kVec>
-__device__ __forceinline__ Vector<T, kVec> load(const T* from, int64_t vector) {
-  return reinterpret_cast<const Vector<T, kVec>*>(from)[vector];
-}
-
-template <class T, int kVec>
-__device__ __forceinline__ void store(T* to, int64_t vector, const Vector<T, kVec>& value) {
-  reinterpret_cast<Vector<T, kVec>*>(to)[vector] = value;
-}
-
-template <class T, int kVec>
-__device__ __forceinline__ float sum_of_squares(const Vector<T, kVec>& x) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int e = 0; e < kVec; ++e) {
-    const float v = to_float(x.at[e]);
-    sum += v * v;
-  }
-  return sum;
-}
-
-// Sums over the block, the same in every thread. blockDim.x is a multiple of 32.
-__device__ __forceinline__ float2 block_sum(float2 sum) {
-  __shared__ float2 of_warp[kMaxThreads / kWarp];
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    sum.x += __shfl_xor_sync(0xffffffffu, sum.x, offset);
-    sum.y += __shfl_xor_sync(0xffffffffu, sum.y, offset);
-  }
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = sum;
-  __syncthreads();
-  float2 total = make_float2(0.0f, 0.0f);
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int warp = 0; warp < warps; ++warp) {
-    total.x += of_warp[warp].x;
-    total.y += of_warp[warp].y;
-  }
-  return total;
-}
 
 template <class T, int kVec>
 __device__ __forceinline__ Vector<T, kVec> norm_rotate(const Vector<T, kVec>& x,
                                                        const Vector<T, kVec>& weight, float scale,
                                                        const float2 (&angle)[kVec / 2]) {
+  static_assert(kVec % 2 == 0, "a vector holds whole channel pairs");
   Vector<T, kVec> out;
 #pragma unroll
   for (int pair = 0; pair < kVec / 2; ++pair) {
@@ -126,7 +43,7 @@ __device__ __forceinline__ bool inside(const QkNormRopeCacheParams& p, int lane)
 }
 
 template <class T, int kVec, int kIters>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     qk_norm_rope_cache_kernel(const QkNormRopeCacheParams p) {
   const int token = static_cast<int>(blockIdx.x);
   const int lane = static_cast<int>(blockIdx.y);
@@ -145,7 +62,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   T* q_row = static_cast<T*>(p.q_out) + row * width;
 
   Vector<T, kVec> q[kIters], k[kIters];
-  float2 squares = make_float2(0.0f, 0.0f);
+  float squares[2] = {};  // of q and of k
 #pragma unroll
   for (int iter = 0; iter < kIters; ++iter) {
     const int vector = static_cast<int>(threadIdx.x + iter * blockDim.x);
@@ -153,12 +70,12 @@ __global__ void __launch_bounds__(kMaxThreads)
     q[iter] = load<T, kVec>(qkv, vector);
     k[iter] = load<T, kVec>(qkv + width, vector);
     store<T, kVec>(v_slot, vector, load<T, kVec>(qkv + 2 * width, vector));
-    squares.x += sum_of_squares<T, kVec>(q[iter]);
-    squares.y += sum_of_squares<T, kVec>(k[iter]);
+    squares[0] += sum_of_squares<T, kVec>(q[iter]);
+    squares[1] += sum_of_squares<T, kVec>(k[iter]);
   }
-  squares = block_sum(squares);
-  const float q_scale = rsqrtf(squares.x / static_cast<float>(width) + p.eps);
-  const float k_scale = rsqrtf(squares.y / static_cast<float>(width) + p.eps);
+  block_sum(squares);
+  const float q_scale = rsqrtf(squares[0] / static_cast<float>(width) + p.eps);
+  const float k_scale = rsqrtf(squares[1] / static_cast<float>(width) + p.eps);
 
   // The token's row in each of the three tables.
   const int grid_h = static_cast<int>(p.grid_h), grid_w = static_cast<int>(p.grid_w);
@@ -188,62 +105,31 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-bool aligned(const QkNormRopeCacheParams& p, int64_t vec, uintptr_t bytes) {
-  const void* const pointers[] = {p.qkv, p.q_weight, p.k_weight, p.k_cache, p.v_cache, p.q_out};
-  for (const void* pointer : pointers) {
-    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
-  }
-  return p.width % vec == 0 && p.row_stride % vec == 0 && p.bank_stride % vec == 0;
+bool aligned_to(const QkNormRopeCacheParams& p, int64_t vec, uintptr_t bytes) {
+  const bool strides = p.width % vec == 0 && p.row_stride % vec == 0 && p.bank_stride % vec == 0;
+  return strides && aligned({p.qkv, p.q_weight, p.k_weight, p.k_cache, p.v_cache, p.q_out}, bytes);
 }
 
 template <class T, int kVec, int kIters>
-int launch(const QkNormRopeCacheParams& p, cudaStream_t stream) {
+int launch_for(const QkNormRopeCacheParams& p, void* stream) {
   const int64_t vectors = p.width / kVec;
-  if (vectors > int64_t{kIters} * kMaxThreads || p.batch > 65535) return kBadShape;
-  const int64_t per_iter = (vectors + kIters - 1) / kIters;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.tokens), static_cast<unsigned>(p.batch), 1);
-  config.blockDim = dim3(static_cast<unsigned>((per_iter + kWarp - 1) / kWarp * kWarp), 1, 1);
-  config.stream = stream;
-  const cudaError_t error =
-      cudaLaunchKernelEx(&config, qk_norm_rope_cache_kernel<T, kVec, kIters>, p);
-  return error == cudaSuccess ? int{kOk} : kCudaErrorBase + static_cast<int>(error);
+  if (vectors > int64_t{kIters} * kMaxThreads || p.batch > kMaxGridY) return kBadShape;
+  const dim3 grid(static_cast<unsigned>(p.tokens), static_cast<unsigned>(p.batch), 1);
+  const int threads = whole_warps((vectors + kIters - 1) / kIters, kMaxThreads);
+  return launch(qk_norm_rope_cache_kernel<T, kVec, kIters>, p, grid, threads, stream);
 }
 
 template <class T>
-int dispatch(const QkNormRopeCacheParams& p, cudaStream_t stream) {
+int dispatch(const QkNormRopeCacheParams& p, void* stream) {
   constexpr int kWide = 16 / sizeof(T);
-  if (!aligned(p, kWide, 16)) {
+  if (!aligned_to(p, kWide, 16)) {
     // A pair at a time. The strides are whole pairs too: the width is even and they count slots.
-    if (!aligned(p, 2, 2 * sizeof(T))) return kMisaligned;
-    return launch<T, 2, 4>(p, stream);
+    if (!aligned_to(p, 2, 2 * sizeof(T))) return kMisaligned;
+    return launch_for<T, 2, 4>(p, stream);
   }
-  if (p.width <= kWide * kMaxThreads) return launch<T, kWide, 1>(p, stream);
-  return launch<T, kWide, 4>(p, stream);
+  if (p.width <= kWide * kMaxThreads) return launch_for<T, kWide, 1>(p, stream);
+  return launch_for<T, kWide, 4>(p, stream);
 }
-
-// Raw pointers carry no device: make theirs current for the launch, and put the old one back.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ == cudaSuccess && previous_ != device) {
-      error_ = cudaSetDevice(device);
-      changed_ = error_ == cudaSuccess;
-    }
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t error_ = cudaSuccess;
-};
 
 }  // namespace
 
@@ -251,19 +137,7 @@ int qk_norm_rope_cache_cuda(const QkNormRopeCacheParams& p, void* stream, int de
   if (const int error = check_sizes(p)) return error;
   if (p.batch == 0 || p.tokens == 0) return kOk;
   if (p.tokens > INT32_MAX) return kBadShape;
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return kCudaErrorBase + static_cast<int>(guard.error());
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  switch (p.dtype) {
-    case DType::kFloat32: return dispatch<float>(p, on);
-    case DType::kBFloat16: return dispatch<__nv_bfloat16>(p, on);
-    case DType::kFloat16: return dispatch<__half>(p, on);
-  }
-  return kBadDType;
-}
-
-const char* cuda_error_string(int error) {
-  return cudaGetErrorString(static_cast<cudaError_t>(error));
+  return on_device(device, p.dtype, [&](auto zero) { return dispatch<decltype(zero)>(p, stream); });
 }
 
 }  // namespace rest_fast

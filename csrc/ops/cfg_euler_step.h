@@ -36,4 +36,7 @@ inline auto arguments(const CfgEulerStepParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int cfg_euler_step_cpu(const CfgEulerStepParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int cfg_euler_step_cuda(const CfgEulerStepParams& p, void* stream, int device);
+
 }  // namespace rest_fast

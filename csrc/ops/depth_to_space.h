@@ -44,4 +44,7 @@ inline auto arguments(const DepthToSpaceParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int depth_to_space_cpu(const DepthToSpaceParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int depth_to_space_cuda(const DepthToSpaceParams& p, void* stream, int device);
+
 }  // namespace rest_fast

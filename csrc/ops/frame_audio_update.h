@@ -4,7 +4,7 @@
 
 namespace rest_fast {
 
-constexpr int kMaxRank = 512;  // heads x others of frame_audio_update_cpu: tiles on the stack
+constexpr int kMaxRank = 512;  // heads x others: tiles on the stack, or in shared memory
 
 // x += base_i + sum over a and h of share[a, h] update_i[a, h]: token j of N hears frame
 // i = j / (N / F) of its lane's slot. The shares are the softmax over scores 0 and rms_norm(q)
@@ -26,7 +26,8 @@ struct FrameAudioUpdateParams {
   int64_t others;       // A - 1: audio tokens of a frame but for the first
   int64_t heads;
   int64_t head_dim;
-  int64_t vector_width;  // 0: as wide as the machine has; 4, 8, 16: that version, for tests
+  int64_t
+      vector_width;  // of a CPU; 0: as wide as the machine has; 4, 8, 16: that version, for tests
   DType dtype;
   float eps;
 };
@@ -57,5 +58,9 @@ inline auto arguments(const FrameAudioUpdateParams*) {
 
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int frame_audio_update_cpu(const FrameAudioUpdateParams& p);
+
+// csrc/cuda: every pointer in the memory of `device`; `stream` is a cudaStream_t. A lane whose slot
+// is out of range stays as it is.
+int frame_audio_update_cuda(const FrameAudioUpdateParams& p, void* stream, int device);
 
 }  // namespace rest_fast

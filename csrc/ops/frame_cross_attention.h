@@ -50,4 +50,7 @@ inline auto arguments(const FrameCrossAttentionParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int frame_cross_attention_cpu(const FrameCrossAttentionParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int frame_cross_attention_cuda(const FrameCrossAttentionParams& p, void* stream, int device);
+
 }  // namespace rest_fast

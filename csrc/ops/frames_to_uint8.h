@@ -32,4 +32,7 @@ inline auto arguments(const FramesToUint8Params*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int frames_to_uint8_cpu(const FramesToUint8Params& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int frames_to_uint8_cuda(const FramesToUint8Params& p, void* stream, int device);
+
 }  // namespace rest_fast

@@ -64,4 +64,7 @@ inline auto arguments(const GateNormModulateParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int gate_norm_modulate_cpu(const GateNormModulateParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int gate_norm_modulate_cuda(const GateNormModulateParams& p, void* stream, int device);
+
 }  // namespace rest_fast

@@ -39,4 +39,7 @@ inline auto arguments(const PixelNormSiluParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int pixel_norm_silu_cpu(const PixelNormSiluParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int pixel_norm_silu_cuda(const PixelNormSiluParams& p, void* stream, int device);
+
 }  // namespace rest_fast

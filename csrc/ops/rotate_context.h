@@ -48,4 +48,8 @@ inline auto arguments(const RotateContextParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int rotate_context_cpu(const RotateContextParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`, whose index ranges the caller has checked; a
+// lane that is idle, not enabled or out of range writes nothing. `stream` is a cudaStream_t.
+int rotate_context_cuda(const RotateContextParams& p, void* stream, int device);
+
 }  // namespace rest_fast

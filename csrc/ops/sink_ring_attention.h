@@ -23,9 +23,10 @@ struct SinkRingAttentionParams {
   int64_t rows;
   int64_t banks;
   int64_t slots;
-  int64_t row_stride;    // of k_cache and v_cache
-  int64_t bank_stride;   // of k_cache and v_cache
-  int64_t vector_width;  // 0: as wide as the machine has; 4, 8, 16: that version, for tests
+  int64_t row_stride;   // of k_cache and v_cache
+  int64_t bank_stride;  // of k_cache and v_cache
+  int64_t
+      vector_width;  // of a CPU; 0: as wide as the machine has; 4, 8, 16: that version, for tests
   DType dtype;
   float scale;
 };
@@ -55,5 +56,9 @@ inline auto arguments(const SinkRingAttentionParams*) {
 
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int sink_ring_attention_cpu(const SinkRingAttentionParams& p);
+
+// csrc/cuda: every pointer in the memory of `device`; `stream` is a cudaStream_t. bfloat16 and
+// half, heads of 64 or 128. A lane with an index out of range stays as it is.
+int sink_ring_attention_cuda(const SinkRingAttentionParams& p, void* stream, int device);
 
 }  // namespace rest_fast

@@ -52,6 +52,7 @@ def launch(
     host_n_valid: list[int],  # for other backends: the device's lengths count here
     scale: float,
     lse: torch.Tensor | None = None,  # fp32 [B, H, Nq], written: natural logarithm
+    host_place: list[int] | None = None,  # for other backends
 ) -> None:
     lanes, tokens, heads, dim = q.shape
     sizes = {"lanes": lanes, "heads": heads, "tokens": tokens, "slots": k_cache.shape[2], "dim": dim}

@@ -43,6 +43,7 @@ class Lanes:
     turn: torch.Tensor  # the row of z [S, N, C] that the lane denoises
     hears: torch.Tensor  # int32 [C] of the first lanes, C <= B: the slot of audio, or -1; further lanes hear nothing
     host_n_valid: list[int] | None  # None: only the device knows the lengths
+    host_place: list[int] | None = None  # row * banks + bank of each lane; None: one is idle, or only the device knows
 
 
 class PositionwiseLinear(nn.Module):
@@ -267,6 +268,7 @@ class StreamingDiT(nn.Module):
             bank_index=lanes.bank_index,
             n_valid=lanes.n_valid,
             host_n_valid=lanes.host_n_valid,
+            host_place=lanes.host_place,
             scale=self.config.head_dim**-0.5,
         )
         return work.out.flatten(2)

@@ -59,9 +59,9 @@ def reference(
     z.copy_(guided_euler(z, v_cond, v_uncond, guidance, dt))
 
 
-def _cpp(z, v_cond, v_uncond, guidance, dt) -> None:
-    native.call(
-        NAME,
+def _arguments(z, v_cond, v_uncond, guidance, dt) -> tuple:
+    """Those that csrc/ops/cfg_euler_step.h lists: addresses, sizes, strides."""
+    return (
         *(t.data_ptr() for t in (z, v_cond, v_uncond, guidance, dt)),
         z.shape[0],
         z.shape[1] * z.shape[2],
@@ -70,15 +70,27 @@ def _cpp(z, v_cond, v_uncond, guidance, dt) -> None:
     )
 
 
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
+def _unfit(spec: Spec) -> str:
+    wide = spec.get("velocity") == str(torch.float64)
+    return "velocity dtype torch.float64 is not compiled in" if wide else ""
+
+
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    if spec.get("velocity") == str(torch.float64):
-        return False, "velocity dtype torch.float64 is not compiled in"
-    return native.supports(spec, list(native.DTYPES))
+    reason = _unfit(spec)
+    return (False, reason) if reason else native.supports(spec, list(native.DTYPES))
 
 
 cfg_euler_step = Op(
     f"{NAME}(Tensor(a!) z, Tensor v_cond, Tensor v_uncond, Tensor guidance, Tensor dt)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _unfit),
+    ),
 )

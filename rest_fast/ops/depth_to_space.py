@@ -65,10 +65,10 @@ def reference(x: torch.Tensor, out: torch.Tensor, *, factors: Sequence[int], dro
     out.copy_(functional_depth_to_space(x, (p1, p2, p3), drop))
 
 
-def _cpp(x, out, *, factors, drop) -> None:
+def _arguments(x, out, *, factors, drop) -> tuple:
+    """Those that csrc/ops/depth_to_space.h lists: addresses, sizes, strides."""
     b, _, t, h, w = x.shape
-    native.call(
-        NAME,
+    return (
         x.data_ptr(),
         out.data_ptr(),
         (b, out.shape[1], t, h, w),
@@ -80,14 +80,27 @@ def _cpp(x, out, *, factors, drop) -> None:
     )
 
 
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
+def _unfit(spec: Spec) -> str:
     # A complex tensor may be a view that PyTorch conjugates only when it reads it.
-    return native.supports(spec, [] if spec.dtype.is_complex else [spec.dtype])
+    return f"dtype {spec.dtype} is not compiled in" if spec.dtype.is_complex else ""
+
+
+def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+    reason = _unfit(spec)
+    return (False, reason) if reason else native.supports(spec, [spec.dtype])
 
 
 depth_to_space = Op(
     f"{NAME}(Tensor x, Tensor(a!) out, *, int[] factors, int drop)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _unfit, any_dtype=True),
+    ),
 )

@@ -56,6 +56,7 @@ class Backend:
     ``by_name`` is a reason why it runs only when it is asked for by name, or a function that gives such a reason, or ""
     if there is none, for a call. ``uncaptured`` is a reason why a CUDA graph of it would be wrong, such as lengths that
     it reads on the host, and which a replay would not read again; empty where a graph holds it as any kernel.
+    ``measured`` is the file of ``benchmarks/results`` by which it stands before those behind it; empty: an estimate.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Backend:
     run: Callable[..., None]
     by_name: str | Callable[[Spec], str] = ""
     uncaptured: str = ""
+    measured: str = ""
 
     def can(self, spec: Spec) -> tuple[bool, str]:
         """:attr:`supports`, and inside of :func:`capturing` whether it can be captured."""
@@ -207,6 +209,10 @@ class Op:
             reasons.append(f"{name!r} cannot run {spec}: {reason or known[name].reluctance(spec)}")
         got = repr(forced) if forced else "none that can"
         raise OpError(f"{self.name}: backend: expected one that runs this call, got {got}: {'; '.join(reasons)}")
+
+    def evidence(self) -> dict[str, str]:
+        """Of every backend but the last, the reference: the stored measurement behind its place, or "estimate"."""
+        return {b.name: b.measured or "estimate" for b in self.backends[:-1]}
 
     def report(self, spec: Spec, forced: str | None = None) -> list[tuple[str, bool, str]]:
         """(backend, whether it may run this call, why not) for every entry of the table."""

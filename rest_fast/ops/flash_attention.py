@@ -4,11 +4,13 @@ A library is looked for when its backend is asked for (``use_backend("flash_attn
 fit, that is the reason why the backend is not supported. The cache is read in place: ``[rows, banks, slots, ...]`` is
 passed without a copy as rows x banks sequences of ``slots``, and a small int32 tensor names each lane's sequence,
 ``row * banks + bank``. Where a library's function takes ``out``, it writes there. Otherwise it allocates its own
-output, which is copied, and these backends do not keep the promise of allocating nothing.
+output, which is copied once and counted (:data:`copies`), and these backends do not keep the promise of allocating
+nothing: neither ``flash_attn_with_kvcache`` nor ``flash_attn_varlen_func`` has ``out`` so far.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib
 import inspect
@@ -21,6 +23,7 @@ import torch
 from rest_fast.ops.dispatch import Backend, OpError, Spec
 
 OP = "sink_ring_attention"
+copies: collections.Counter[str] = collections.Counter()  # by backend: outputs that a library allocated, copied once
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def _call_4(function, q, k, v, *, place, n_valid, scale, lse: bool, **more) -> A
     )
 
 
-# Read at flash-attention 01afd16d (hopper/flash_attn_interface.py) and 004b1a2e (flash_attn/cute/interface.py).
+# Read at flash-attention 0251105a: hopper/flash_attn_interface.py and flash_attn/cute/interface.py.
 FLASH_3 = Library(
     backend="flash_attn_3",
     module="flash_attn_interface",
@@ -144,7 +147,19 @@ def takes_out(library: Library) -> bool:
 
 
 def _run(
-    library: Library, q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None
+    library: Library,
+    q,
+    k_cache,
+    v_cache,
+    out,
+    *,
+    row_index,
+    bank_index,
+    n_valid,
+    host_n_valid,
+    scale,
+    lse=None,
+    host_place=None,
 ) -> None:
     function, reason = looked_up(library)
     if function is None:
@@ -169,6 +184,7 @@ def _run(
                 f"{list(target.shape)}, got {got if got is None else list(got)}"
             )
     if results[0].data_ptr() != out.data_ptr():
+        copies[library.backend] += 1
         out.copy_(results[0])
     if lse is not None:
         lse.copy_(results[1])

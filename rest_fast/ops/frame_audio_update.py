@@ -19,6 +19,8 @@ take shares in the dtype of x.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from rest_fast.ops import native, triton_kernels
@@ -151,10 +153,10 @@ def reference(
     x[:lanes] = torch.where((slot < 0)[:, None, None], x[:lanes], heard)
 
 
-def _cpp(x, q, keys, base, update, null, *, slot, eps) -> None:
+def _arguments(x, q, keys, base, update, null, *, slot, eps) -> tuple[int | float, ...]:
+    """The arguments that csrc/ops/frame_audio_update.h lists."""
     slots, frames, others, heads, dim = keys.shape
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (x, q, keys, base, update, null, slot)),
         *x.shape,
         q.shape[0],
@@ -169,11 +171,19 @@ def _cpp(x, q, keys, base, update, null, *, slot, eps) -> None:
     )
 
 
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
+def _cpp(*tensors, **named) -> None:
+    native.call(NAME, *_arguments(*tensors, **named))
+
+
+def _cuda(*tensors, **named) -> None:
+    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
+
+
+def _supports(spec: Spec, device: str) -> tuple[bool, str]:
     rank = (spec.get("heads") or 0) * ((spec.get("audio") or 1) - 1)
     if rank > MAX_RANK:
         return False, f"rank {rank} of the update, heads x (audio tokens - 1), is over {MAX_RANK}"
-    return native.supports(spec, list(native.DTYPES))
+    return native.supports(spec, list(native.DTYPES), device)
 
 
 frame_audio_update = Op(
@@ -181,5 +191,9 @@ frame_audio_update = Op(
     check=check,
     ranges=ranges,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", functools.partial(_supports, device="cpu"), _cpp, measured="audio_and_paint_cpu.json"),
+        Backend("cuda", functools.partial(_supports, device="cuda"), _cuda, native.UNPROVEN),
+    ),
 )

@@ -84,10 +84,10 @@ def reference(
     out.copy_(frame_attention(q, q_weight, k, v, eps=eps))
 
 
-def _cpp(q, q_weight, k, v, out, *, eps) -> None:
+def _arguments(q, q_weight, k, v, out, *, eps) -> tuple:
+    """Those that csrc/ops/frame_cross_attention.h lists: addresses, sizes, strides."""
     batch, frames, audio, heads, dim = k.shape
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (q, q_weight, k, v, out)),
         q.shape[0],
         batch,
@@ -102,15 +102,27 @@ def _cpp(q, q_weight, k, v, out, *, eps) -> None:
     )
 
 
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
+def _unfit(spec: Spec) -> str:
+    dim = spec.get("head_dim") or 0
+    return f"head_dim {dim} is over {MAX_HEAD_DIM}" if dim > MAX_HEAD_DIM else ""
+
+
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
-        return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
-    return native.supports(spec, list(native.DTYPES))
+    reason = _unfit(spec)
+    return (False, reason) if reason else native.supports(spec, list(native.DTYPES))
 
 
 frame_cross_attention = Op(
     f"{NAME}(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _unfit),
+    ),
 )

@@ -41,9 +41,13 @@ def reference(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(to_uint8(x))
 
 
-def _cpp(x, out) -> None:
-    b, t, h, w = out.shape[:4]
-    native.call(NAME, x.data_ptr(), out.data_ptr(), (b, t, h, w), x.stride(), native.DTYPES[x.dtype])
+def _arguments(x, out) -> tuple:
+    """Those that csrc/ops/frames_to_uint8.h lists: addresses, sizes, strides."""
+    return x.data_ptr(), out.data_ptr(), tuple(out.shape[:4]), x.stride(), native.DTYPES[x.dtype]
+
+
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
 
 
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
@@ -54,5 +58,9 @@ frames_to_uint8 = Op(
     f"{NAME}(Tensor x, Tensor(a!) out)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments),
+    ),
 )

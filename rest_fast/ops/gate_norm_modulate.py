@@ -21,6 +21,7 @@ from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "gate_norm_modulate"
 ROUNDINGS = ("fused", "eager")
+CUDA_ROW = 8192  # kMostChannels of csrc/cuda/gate_norm_modulate.cu
 
 
 def gated_residual(x: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
@@ -111,9 +112,9 @@ def _strides(vector: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if vector is None else (vector.stride(0), vector.stride(1))
 
 
-def _cpp(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> None:
-    native.call(
-        NAME,
+def _arguments(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> tuple:
+    """Those that csrc/ops/gate_norm_modulate.h lists: addresses, sizes, strides."""
+    return (
         *(_address(t) for t in (x, branch, gate, scale, shift, out)),
         *x.shape,
         1 if gate is None else gate.shape[1],
@@ -127,6 +128,15 @@ def _cpp(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> None:
     )
 
 
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
+def _cuda_unfit(spec: Spec) -> str:
+    width = spec.get("width") or 0
+    return f"rows of at most {CUDA_ROW} channels, got {width}" if width > CUDA_ROW else ""
+
+
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     return native.supports(spec, list(native.DTYPES))
 
@@ -136,5 +146,9 @@ gate_norm_modulate = Op(
     'float eps, str rounding="fused")',
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _cuda_unfit),
+    ),
 )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from rest_fast.ops import native
 from rest_fast.ops.depth_to_space import depth_to_space
 from rest_fast.ops.derived import derived
-from rest_fast.ops.dispatch import Backend, Spec, use_backend
+from rest_fast.ops.dispatch import Backend, Spec, forced_backend, use_backend
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.memory_layouts import halo
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
@@ -129,7 +129,9 @@ def follow_in_cpp(
 
 def follow(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, *, factors, drop, eps) -> None:
     """The same, composed of ops: for a GPU, and for layouts that the compiled pass does not take."""
-    with use_backend("triton,cpp,reference"):  # for these ops: a caller who asked for "library" meant the convolution
+    names = "triton,cpp,reference"  # of these ops: a caller who asked for "library" meant the convolution
+    asked = (forced_backend() or "").split(",")
+    with use_backend(f"cuda,{names}" if "cuda" in asked else names):
         _compose(y, noise, noise_scale, residual, scale, shift, out, normed, pictures, factors, drop, eps)
 
 
@@ -177,4 +179,4 @@ def _reordered(weight: torch.Tensor) -> torch.Tensor:
     return reordered
 
 
-BACKEND = Backend("library", supports, run)
+BACKEND = Backend("library", supports, run, measured="ops_cpu.json")

@@ -169,5 +169,5 @@ move_and_paint = Op(
     "int[] window)",
     check=check,
     reference=reference,
-    backends=(Backend("cpp", _cpp_supports, _cpp),),
+    backends=(Backend("cpp", _cpp_supports, _cpp, measured="audio_and_paint_cpu.json"),),
 )

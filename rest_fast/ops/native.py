@@ -6,14 +6,17 @@ import ctypes
 import functools
 import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from rest_fast.ops.dispatch import OpError, Spec
+from rest_fast.ops.dispatch import Backend, OpError, Spec
 
+UNPROVEN = "it has not met a GPU yet"  # why a CUDA backend is taken only by name
+OLDEST = (8, 0)  # compute capability that rest_fast._cuda is compiled for
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -34,6 +37,10 @@ def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tupl
         return False, f"{device.upper()} tensors only, got {spec.device}"
     if spec.dtype not in dtypes:
         return False, f"dtype {spec.dtype} is not compiled in"
+    if device == "cuda" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(spec.device_index)
+        if capability < OLDEST:
+            return False, f"compiled for compute capability 8.0 and newer, the GPU has {capability[0]}.{capability[1]}"
     return True, ""
 
 
@@ -87,6 +94,27 @@ def call(op: str, *args: Any) -> None:
 def call_cuda(op: str, device: torch.device, *args: Any) -> None:
     """Launch the op in CUDA C++ on the device's current stream; a non-zero code becomes an :class:`OpError`."""
     _call(op, "_cuda", (*args, torch.cuda.current_stream(device).cuda_stream, device.index))
+
+
+def cuda_backend(
+    op: str, arguments: Callable[..., tuple], unfit: Callable[[Spec], str] = lambda spec: "", *, any_dtype: bool = False
+) -> Backend:
+    """The entry of a dispatch table for an op in CUDA C++: only by name, until a GPU has run it.
+
+    Args:
+        arguments: from those of the op to those that ``csrc/ops/<op>.h`` lists.
+        unfit: why its kernel does not take a call of a dtype that it is compiled for; "" if it does.
+        any_dtype: it moves numbers of any dtype, and is compiled for sizes.
+    """
+
+    def can(spec: Spec) -> tuple[bool, str]:
+        reason = unfit(spec)
+        return (False, reason) if reason else supports(spec, [spec.dtype] if any_dtype else list(DTYPES), "cuda")
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        call_cuda(op, args[0].device, *arguments(*args, **kwargs))
+
+    return Backend("cuda", can, run, UNPROVEN)
 
 
 def _call(op: str, name: str, args: tuple) -> None:

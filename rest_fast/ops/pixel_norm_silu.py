@@ -59,9 +59,9 @@ def reference(
     out.copy_(normed_silu(x, scale, shift, eps=eps))
 
 
-def _cpp(x, scale, shift, out, *, eps) -> None:
-    native.call(
-        NAME,
+def _arguments(x, scale, shift, out, *, eps) -> tuple:
+    """Those that csrc/ops/pixel_norm_silu.h lists: addresses, sizes, strides."""
+    return (
         x.data_ptr(),
         0 if scale is None else scale.data_ptr(),
         0 if shift is None else shift.data_ptr(),
@@ -74,6 +74,10 @@ def _cpp(x, scale, shift, out, *, eps) -> None:
     )
 
 
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     return native.supports(spec, list(native.DTYPES))
 
@@ -82,5 +86,9 @@ pixel_norm_silu = Op(
     f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments),
+    ),
 )

@@ -8,15 +8,14 @@ The other ops follow the pattern of this file: functional reference, checks, in-
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import FLOATS, IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate, token_table
 
 NAME = "qk_norm_rope_cache"
+CUDA_ROW = 4 * 512 * 16  # bytes: vectors, threads and bytes of a load in csrc/cuda/qk_norm_rope_cache.cu
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
@@ -225,9 +224,15 @@ def _cuda(*tensors, **named) -> None:
     native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
 
 
-def _supports(device: str) -> Callable[[Spec], tuple[bool, str]]:
-    dtypes = [d for d in FLOATS if d != torch.float64]
-    return lambda spec: native.supports(spec, dtypes, device)
+def _supports(spec: Spec) -> tuple[bool, str]:
+    return native.supports(spec, list(native.DTYPES))
+
+
+def _cuda_supports(spec: Spec) -> tuple[bool, str]:
+    width, most = spec.get("width") or 0, CUDA_ROW // spec.dtype.itemsize
+    if width > most:
+        return False, f"rows of at most {most} channels, got {width}"
+    return native.supports(spec, list(native.DTYPES), "cuda")
 
 
 qk_norm_rope_cache = Op(
@@ -240,7 +245,7 @@ qk_norm_rope_cache = Op(
     reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _supports("cpu"), _cpp),
-        Backend("cuda", _supports("cuda"), _cuda, "it has not met a GPU yet"),
+        Backend("cpp", _supports, _cpp, measured="ops_cpu.json"),
+        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
     ),
 )

@@ -88,10 +88,10 @@ def reference(
     k_cache[:, rows] = torch.where(moves[:, None, :, None, None], shift_keys(keys, shift), keys)
 
 
-def _cpp(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
+def _arguments(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> tuple:
+    """Those that csrc/ops/rotate_context.h lists: addresses, sizes, strides."""
     layers, rows, banks, slots, heads, dim = k_cache.shape
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (k_cache, shift, row_index, skip_slot, enabled)),
         row_index.shape[0],
         layers,
@@ -105,6 +105,10 @@ def _cpp(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) -> None:
     )
 
 
+def _cpp(*args, **kwargs) -> None:
+    native.call(NAME, *_arguments(*args, **kwargs))
+
+
 def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     return native.supports(spec, list(native.DTYPES))
 
@@ -116,5 +120,9 @@ rotate_context = Op(
     ranges=ranges,
     reference=reference,
     reference_uncaptured="it picks the lanes that are not idle on the host",
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(
+        triton_kernels.backend(NAME),
+        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments),
+    ),
 )

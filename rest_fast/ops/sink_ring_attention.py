@@ -16,11 +16,12 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from rest_fast.ops import flash_attention, native, triton_kernels
+from rest_fast.ops import cudnn_attention, flash_attention, native, triton_kernels
 from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
 
 NAME = "sink_ring_attention"
 MAX_HEAD_DIM = 256  # kMaxRingHeadDim of csrc/ops/sink_ring_attention.h
+CUDA_HEAD_SIZES = (64, 128)  # of csrc/cuda/sink_ring_attention.cu
 ON_HOST = "it reads host_n_valid, which a replay would not read again"
 LARGE = 1 << 26  # multiplications of one of the two products: a millisecond of an AVX-512 core
 
@@ -37,7 +38,9 @@ def attention(
     return out.transpose(1, 2)
 
 
-def check(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> Spec:
+def check(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+) -> Spec:
     expect_float(NAME, "q", q)
     expect(NAME, "q", q, (-1, -1, -1, -1))
     expect(NAME, "k_cache", k_cache, (-1, -1, -1, -1, -1))
@@ -62,26 +65,37 @@ def check(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_va
             ("head_dim", dim),
             ("slots", slots),
             ("lengths", "on the device" if host_n_valid is None else "on the host"),
+            ("places", "on the device" if host_place is None else "on the host"),
         ),
     )
 
 
-def host(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def host(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+) -> None:
+    lanes, slots, places = q.shape[0], k_cache.shape[2], k_cache.shape[0] * k_cache.shape[1]
+    if host_place is not None and (len(host_place) != lanes or any(not IDLE < p < places for p in host_place)):
+        raise OpError(f"{NAME}: argument host_place: expected {lanes} in 0..{places - 1}, got {host_place}")
     if host_n_valid is None:
         return
-    lanes, slots = q.shape[0], k_cache.shape[2]
     fits = isinstance(host_n_valid, (list, tuple)) and len(host_n_valid) == lanes
     if not fits or any(not 0 < n <= slots for n in host_n_valid):
         _refuse_lengths(f"{lanes} lengths in 1..{slots}", host_n_valid)
 
 
-def ranges(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def ranges(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+) -> None:
     expect_range(NAME, "row_index", row_index, IDLE, k_cache.shape[0] - 1)
     expect_range(NAME, "bank_index", bank_index, 0, k_cache.shape[1] - 1)
     if host_n_valid is None:
         expect_range(NAME, "n_valid", n_valid, 1, k_cache.shape[2])
     elif n_valid.tolist() != list(host_n_valid):
         _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
+    if host_place is not None:
+        places = torch.add(bank_index, row_index, alpha=k_cache.shape[1]).tolist()
+        if places != list(host_place):
+            raise OpError(f"{NAME}: argument host_place: expected {places}, row * banks + bank, got {host_place}")
 
 
 def reference(
@@ -96,6 +110,7 @@ def reference(
     host_n_valid: Sequence[int] | None,
     scale: float,
     lse: torch.Tensor | None = None,
+    host_place: Sequence[int] | None = None,
 ) -> None:
     """out = softmax(scale q K[:n_valid]^T) V[:n_valid] of B lanes of N tokens, each over the slots of its cache row.
 
@@ -112,6 +127,7 @@ def reference(
             them: backends that ask the host then refuse the call.
         scale: of the scores.
         lse: float32 [B, H, N], the logarithm of the sum of each softmax, or None. Written.
+        host_place: row * banks + bank of each lane, none of them idle, for backends that ask the host; else None.
     """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     where = (row_index.clamp(min=0).long(), bank_index.long())
@@ -125,10 +141,12 @@ def reference(
     out.copy_(torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v))
 
 
-def _cpp(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def _arguments(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+):
+    """The arguments that csrc/ops/sink_ring_attention.h lists."""
     rows, banks, slots, heads, dim = k_cache.shape
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (q, k_cache, v_cache, out)),
         0 if lse is None else lse.data_ptr(),
         *(t.data_ptr() for t in (row_index, bank_index, n_valid)),
@@ -147,7 +165,17 @@ def _cpp(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_val
     )
 
 
-def _sdpa(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def _cpp(*tensors, **named) -> None:
+    native.call(NAME, *_arguments(*tensors, **named))
+
+
+def _cuda(*tensors, **named) -> None:
+    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
+
+
+def _sdpa(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+) -> None:
     """PyTorch's attention on views of the cache; the log-sum-exp, which it does not return, is computed separately.
 
     SDPA has no ``out=``, so its result is copied once. One call takes all lanes if a view can show them as a batch: if
@@ -170,7 +198,9 @@ def _sdpa(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_va
             lse[lane].copy_(score.mul(scale).logsumexp(-1))
 
 
-def _sdpa_gathered(q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None) -> None:
+def _sdpa_gathered(
+    q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
+) -> None:
     """PyTorch's attention on copies of the lanes' keys and values: which rows those are is read on the device alone.
 
     Lanes that follow one another and have one length are one call. Their rows are copied as far as they are valid, so
@@ -226,6 +256,12 @@ def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     return native.supports(spec, list(native.DTYPES))
 
 
+def _cuda_supports(spec: Spec) -> tuple[bool, str]:
+    if spec.get("head_dim") not in (None, *CUDA_HEAD_SIZES):
+        return False, f"head size {' or '.join(map(str, CUDA_HEAD_SIZES))} only, got {spec.get('head_dim')}"
+    return native.supports(spec, [torch.bfloat16, torch.float16], "cuda")
+
+
 def has_matrix_unit() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
@@ -256,18 +292,21 @@ def _refuse_lengths(expected: str, got: object) -> None:
 
 sink_ring_attention = Op(
     f"{NAME}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, *, Tensor row_index, Tensor bank_index, "
-    "Tensor n_valid, int[]? host_n_valid, float scale, Tensor(b!)? lse=None)",
+    "Tensor n_valid, int[]? host_n_valid, float scale, Tensor(b!)? lse=None, "
+    "int[]? host_place=None)",
     check=check,
     ranges=ranges,
     host=host,
-    varying=("host_n_valid",),
+    varying=("host_n_valid", "host_place"),
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp),
+        Backend("cpp", _cpp_supports, _cpp, measured="attention_cpu.json"),
+        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
         Backend("sdpa", _sdpa_supports, _sdpa, uncaptured=ON_HOST),
         Backend("sdpa_gathered", _sdpa_gathered_supports, _sdpa_gathered, _sdpa_gathered_reluctance, ON_HOST),
         flash_attention.backend(flash_attention.FLASH_3),
         flash_attention.backend(flash_attention.FLASH_4),
+        cudnn_attention.BACKEND,
     ),
 )

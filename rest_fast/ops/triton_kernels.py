@@ -6,14 +6,12 @@ import functools
 import importlib
 import importlib.util
 import os
-import shutil
-import sysconfig
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from rest_fast.ops import triton_host
 from rest_fast.ops.dispatch import Backend, Spec
 
 OLDEST = (8, 0)  # compute capability: bf16 and cp.async
@@ -68,14 +66,5 @@ def unfit(spec: Spec) -> str:
     elif torch.cuda.is_available() and torch.cuda.get_device_capability(spec.device_index) < OLDEST:
         return f"expected compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
     else:
-        return lacks_compiler()
+        return triton_host.unable()
     return ""
-
-
-@functools.cache
-def lacks_compiler() -> str:
-    """Why Triton cannot build its launcher, a small C file, or an empty string. It would say so at the first launch."""
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "Triton needs a C compiler for its launcher; expected gcc, clang or the variable CC, found none"
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    return "" if header.exists() else f"Triton needs Python.h for its launcher, found none in {header.parent}"

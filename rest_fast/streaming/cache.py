@@ -100,7 +100,8 @@ class IDContextCache:
         turns = [i % count for i in range(len(rows))]
         entries = [rows, [bank] * len(rows), [self.write_slot(r) for r in rows], [self.base(r) for r in rows], n_valid]
         row, bank_index, slot, base, valid, turn = vectors([*entries, turns], torch.int32, self.k.device)
-        return Lanes(self.k, self.v, self.times, row, bank_index, slot, base, valid, turn, turn[:count], n_valid)
+        hears, places = turn[:count], [r * self.banks + bank for r in rows]
+        return Lanes(self.k, self.v, self.times, row, bank_index, slot, base, valid, turn, hears, n_valid, places)
 
     def commit(self, rows: list[int]) -> None:
         """Make the chunk that was written context; the slots of the oldest context become the current ones."""

@@ -208,7 +208,8 @@ class Step:
         inputs, lanes = self.inputs[0], sum(len(turn.session.rows) for turn in turns)
         entries = self._entries(turns, captured=False)
         inputs.fill(entries)
-        self._evaluate(inputs, len(turns), lanes, len(turns), entries["n_valid"])
+        places = [row * self.cache.banks + bank for row, bank in zip(entries["row_index"], entries["bank_index"])]
+        self._evaluate(inputs, len(turns), lanes, len(turns), entries["n_valid"], places)
 
     def _entries(self, turns: Sequence[Turn], captured: bool) -> dict[str, list[Any]]:
         """The integers of the evaluation, by name. Conditional lanes come first, in the order of turns; a captured step
@@ -236,14 +237,21 @@ class Step:
         """The first lane without a condition: behind those that may hear, where that is fewer than all lanes."""
         return self.hearing if self.hearing < self.lanes else turns
 
-    def _evaluate(self, inputs: Inputs, turns: int, lanes: int, hearing: int, host_n_valid: list[Any] | None) -> None:
+    def _evaluate(
+        self,
+        inputs: Inputs,
+        turns: int,
+        lanes: int,
+        hearing: int,
+        host_n_valid: list[Any] | None,
+        host_place: list[int] | None = None,
+    ) -> None:
         """The work of an evaluation; nothing here depends on anything but sizes and the contents of tensors."""
         cache = self.cache
         row, bank, write_slot, base, n_valid, level, turn, hears = inputs.first(lanes, LANE)
         (slot, cond, uncond), (guidance, dt) = inputs.first(turns, TURN), inputs.first(turns, NUMBERS)
-        seen = Lanes(
-            cache.k, cache.v, cache.times, row, bank, write_slot, base, n_valid, turn, hears[:hearing], host_n_valid
-        )
+        hears, on_host = hears[:hearing], (host_n_valid, host_place)
+        seen = Lanes(cache.k, cache.v, cache.times, row, bank, write_slot, base, n_valid, turn, hears, *on_host)
         z, mod = self.z.index_select(0, slot), self.modulations.at(level)
         v = self.dit.step(z.to(self.dtype), mod, seen, self.work.first(lanes), self.text, self.audio)
         ops.cfg_euler_step(z, v.index_select(0, cond), v.index_select(0, uncond), guidance, dt)

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from tests.cuda_shim import built
 from tests.kernels.fitness import unfit
 from tests.kit.bench import BENCHMARKS, module
 
@@ -246,3 +247,13 @@ def test_candidates_of_a_product_agree():
                 assert "fp8" in name, "others run everywhere"
                 continue
             assert (got.float() - exact).norm() / exact.norm() < limit, name
+
+
+def test_what_runs_only_by_name_is_compared_too():
+    """CUDA C++ beside what dispatch takes, where there is such a backend that can run."""
+    line = right.op("cfg_euler_step", right.TINY)
+    assert set(line["errors"]) == {"op", "eager"} and "failed" not in line
+    with built.everywhere() as ran:
+        line = right.op("cfg_euler_step", right.TINY)
+    assert set(line["errors"]) == {"op", "eager", "cuda"} and "failed" not in line
+    assert ran == {"cfg_euler_step": 2}, "the shim's own choice is CUDA as well"

@@ -1,4 +1,4 @@
-"""Run the Triton kernels beside the reference: in Triton's interpreter, or on a GPU where there is one."""
+"""Run kernels beside the reference: those of Triton (in its interpreter, or on a GPU) and those in CUDA C++."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copied(call: calls.Call, device: str = DEVICE) -> calls.Call:
 
 def run(name: str, call: calls.Call, backend: str) -> calls.Call:
     """What the call leaves behind, on the CPU; the call itself stays as it is."""
-    copy = copied(call, DEVICE if backend == "triton" else "cpu")
+    copy = copied(call, DEVICE if backend in ("triton", "cuda") else "cpu")
     with ops.use_backend(backend):
         calls.invoke(name, copy)
     return copied(copy, "cpu")
@@ -49,16 +49,19 @@ WIDE = {
 
 
 def check_parity(name: str, call: calls.Call, *, fp32: float, reason: str, tiny: float = 1e-6) -> calls.Call:
-    """Triton against the reference, for everything the op writes; returns what Triton left.
+    """:func:`compare` for Triton; returns what Triton left."""
+    got = run(name, call, "triton")
+    compare(name, call, got, fp32=fp32, reason=reason, tiny=tiny)
+    return got
+
+
+def compare(name: str, call: calls.Call, got: calls.Call, *, fp32: float, reason: str, tiny: float = 1e-6) -> None:
+    """What a backend left of the call against the reference, for everything the op writes.
 
     float32: within ``fp32`` of the largest result, for this reason. Lower precision: at most twice the error of the
     reference at that precision, against the reference in float64. NaN must stand where the reference has it.
     """
-    got, eager, exact = (
-        run(name, call, "triton"),
-        run(name, call, "reference"),
-        run(name, widened(name, call), "reference"),
-    )
+    eager, exact = run(name, call, "reference"), run(name, widened(name, call), "reference")
     for output in calls.written(name):
         if call.get(output) is None:
             continue
@@ -72,7 +75,6 @@ def check_parity(name: str, call: calls.Call, *, fp32: float, reason: str, tiny:
             twice_eager(mine, theirs, truth, tiny=tiny)
         else:
             assert torch.equal(mine, theirs), f"{output}: integers differ"
-    return got
 
 
 def call_dtype(call: calls.Call) -> torch.dtype:

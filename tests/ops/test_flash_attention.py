@@ -180,9 +180,10 @@ def test_a_library_that_takes_out_writes_there(backend, returns_it, monkeypatch)
         return out if returns_it else result[0], *result[1:]
 
     install(monkeypatch, backend, function)
-    call = calls.sink_ring_attention()
+    call, before = calls.sink_ring_attention(), flash_attention.copies[backend]
     got = run(call, backend)
     assert seen == [got["out"].data_ptr()]
+    assert flash_attention.copies[backend] == before + (0 if returns_it else 1)
     with ops.use_backend("reference"):
         calls.invoke(NAME, call)
     assert_close(got["out"], call["out"], atol=5e-6, reason="the reference in fp32, scores below 8")

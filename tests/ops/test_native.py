@@ -1,4 +1,4 @@
-"""The compiled CPU module in threads of Python: as many helpers as PyTorch was told, and no more."""
+"""The compiled modules: as many helpers in threads of Python as PyTorch was told; GPUs that nothing is compiled for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from rest_fast.ops import native
+from rest_fast.ops.dispatch import Spec
 
 COUNT = """
 import os, threading, torch
@@ -39,3 +41,12 @@ def test_the_limit_of_torch_holds_in_every_thread(limit):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == limit - 1
+
+
+@pytest.mark.parametrize("capability, fits", [((7, 5), False), ((8, 0), True), ((12, 0), True)], ids=str)
+def test_a_gpu_for_which_nothing_is_compiled_is_refused_by_name(capability, fits, monkeypatch):
+    monkeypatch.setattr(native, "module", lambda name: (object(), ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    ok, reason = native.supports(Spec("cuda", torch.bfloat16, device_index=1), [torch.bfloat16], "cuda")
+    assert ok == fits and ("the GPU has 7.5" in reason) != fits

@@ -14,8 +14,8 @@ from rest_fast.kernels import causal_conv3d as kernels
 from rest_fast.ops.dispatch import OpError, Spec
 from rest_fast.ops.memory_layouts import HALOED, halo, haloed, layout
 from tests.kernels import kit
-from tests.kernels.pictures import LAYOUTS, assert_untouched_around, convolution_call, moved, placed
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
+from tests.kit.pictures import LAYOUTS, assert_untouched_around, convolution_call, moved, placed
 from tests.ops import calls
 
 NAME = "causal_conv3d"

@@ -12,8 +12,8 @@ from rest_fast.kernels import depth_to_space as package
 from rest_fast.ops import functional
 from rest_fast.ops.dispatch import Spec
 from tests.kernels import kit
-from tests.kernels.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.kit.compare import assert_same_bits
+from tests.kit.pictures import LAYOUTS, assert_untouched_around, placed
 
 NAME = "depth_to_space"
 FACTORS = [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 4, 4), (2, 3, 2), (3, 1, 2), (1, 2, 3), (1, 1, 1), (1, 8, 1)]

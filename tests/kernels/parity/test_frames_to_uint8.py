@@ -9,7 +9,7 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from rest_fast.ops.dispatch import Spec
 from tests.kernels import kit
-from tests.kernels.pictures import LAYOUTS, placed
+from tests.kit.pictures import LAYOUTS, placed
 from tests.ops import calls
 
 NAME = "frames_to_uint8"

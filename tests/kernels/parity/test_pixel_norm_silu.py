@@ -11,8 +11,8 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from rest_fast.ops.dispatch import Spec
 from tests.kernels import kit
-from tests.kernels.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.kit.compare import assert_close
+from tests.kit.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.ops import calls
 
 NAME = "pixel_norm_silu"

@@ -11,7 +11,7 @@ from tests.kernels import kit
 from tests.kernels.guard import FAR, surrounded
 from tests.kit.compare import assert_same_bits
 from tests.ops import calls
-from tests.ops.cases.rotate_context import CASES, problems
+from tests.ops.cases.rotate_context import CASES, moving, problems
 
 NAME = "rotate_context"
 SIZES = CASES | {
@@ -24,19 +24,6 @@ if kit.ON_GPU:
         **{"heads": 32, "dim": 64, "cache": (28, 3, 1, 1792), "sink": 256, "chunk": 768},
         **{"rows": (2, 0), "skip": (256, 1024), "enabled": (1, 1)},
     }
-
-
-def moving(call: calls.Call) -> torch.Tensor:
-    """bool, the shape of the cache: the time pairs of the slots that move."""
-    mask = torch.zeros(call["k_cache"].shape, dtype=torch.bool).flatten(4)
-    still = mask.shape[-1] // 2 - 3 * (mask.shape[-1] // 6)
-    pairs = torch.arange(mask.shape[-1] // 2) - still
-    time = ((pairs >= 0) & (pairs % 3 == 0)).repeat_interleave(2)
-    for row, skip, enabled in zip(*(call[n].tolist() for n in ("row_index", "skip_slot", "enabled"))):
-        for slot in range(call["sink"], mask.shape[3]):
-            if enabled and not skip <= slot < skip + call["chunk"]:
-                mask[:, row, :, slot] = time
-    return mask.view(call["k_cache"].shape)
 
 
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)

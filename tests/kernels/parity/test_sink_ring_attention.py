@@ -19,7 +19,7 @@ from rest_fast.ops.dispatch import Spec
 from tests.kernels.kit import DEVICE, DTYPES, ON_GPU, check_parity, copied, run
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.cases.sink_ring_attention import BROKEN, spoilt
+from tests.ops.cases.sink_ring_attention import BROKEN, HUNDRED_SLOTS, WRONG, spoilt
 
 NAME = "sink_ring_attention"
 TINY = Tile(16, 32, warps=4, stages=1, resident=1, busy=1.0, alone=1.0)  # many tiles of both kinds at small sizes
@@ -30,16 +30,6 @@ FP32 = {"fp32": 4e-6, "reason": "weights off by a few fp32 roundings of a score 
 # errors of the same size make sqrt(2) of one, within the rule's factor of 2.
 TINY_ERROR = 2e-6
 
-PHASES = {
-    "lanes_at_different_lengths": {"n_valid": (63, 100, 1)},
-    "whole_tiles_only": {"n_valid": (32, 64, 96)},
-    "first_slot_only": {"n_valid": (1, 1, 1)},
-    "every_slot": {"n_valid": (100, 100, 100)},
-    "two_banks_of_one_row": {"rows": (2, 2), "banks": (1, 0), "n_valid": (17, 80)},
-    "two_lanes_read_one_row": {"rows": (1, 1), "banks": (1, 1), "n_valid": (33, 33)},
-    "one_query": {"tokens": 1, "n_valid": (5, 50, 95)},
-    "one_lane_one_head": {"rows": (3,), "banks": (0,), "n_valid": (99,), "heads": 1, "tokens": 33},
-}
 SHORT = {"tokens": 5, "heads": 1}  # where only the keys matter
 PLANS = {"whole": Plan(TINY), "four_parts": Plan(TINY, 4), "as_dispatched": None}
 
@@ -83,7 +73,7 @@ def check_plan(chosen: Plan | None, given_call: calls.Call) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
+@pytest.mark.parametrize("phase", HUNDRED_SLOTS.values(), ids=HUNDRED_SLOTS)
 def test_every_phase_under_every_plan(phase, chosen, dtype):
     check_plan(chosen, call(dtype, **phase))
 
@@ -224,19 +214,6 @@ def test_what_is_not_finite_is_so_where_it_is_in_the_reference(chosen, name):
         assert_close(
             got[output][number], want[output][number], atol=1e-5, reason="few fp32 roundings of scores below 10"
         )
-
-
-WRONG = [
-    {"row_index": (2, 2**31 - 1, 3)},
-    {"row_index": (2, -1, 3)},
-    {"row_index": (2, 4, 3)},
-    {"bank_index": (1, 2, 1)},
-    {"bank_index": (1, -(2**31), 1)},
-    {"n_valid": (63, 0, 1)},
-    {"n_valid": (63, -5, 1)},
-    {"n_valid": (63, 101, 1)},
-    {"n_valid": (63, 2**31 - 1, 1)},
-]
 
 
 @pytest.mark.parametrize("chosen", [Plan(TINY), Plan(TINY, 2)], ids=["whole", "split"])

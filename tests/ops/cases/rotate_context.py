@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import strategies as st
 
 from tests.ops import calls
@@ -14,6 +15,19 @@ CASES = {
     "no_still_pair": {"heads": 3, "dim": 4, "cache": (1, 5, 1, 11)},
     "skip_leaves_no_context": {"sink": 0, "chunk": 11, "skip": (0, 0, 0)},
 }
+
+
+def moving(call: calls.Call) -> torch.Tensor:
+    """bool, the shape of the cache: the time pairs of the slots that move."""
+    mask = torch.zeros(call["k_cache"].shape, dtype=torch.bool).flatten(4)
+    still = mask.shape[-1] // 2 - 3 * (mask.shape[-1] // 6)
+    pairs = torch.arange(mask.shape[-1] // 2) - still
+    time = ((pairs >= 0) & (pairs % 3 == 0)).repeat_interleave(2)
+    for row, skip, enabled in zip(*(call[n].tolist() for n in ("row_index", "skip_slot", "enabled"))):
+        for slot in range(call["sink"], mask.shape[3]):
+            if enabled and not skip <= slot < skip + call["chunk"]:
+                mask[:, row, :, slot] = time
+    return mask.view(call["k_cache"].shape)
 
 
 @st.composite

@@ -7,6 +7,30 @@ import torch
 from tests.kit.compare import assert_close
 from tests.ops import calls
 
+# In a cache of 4 rows, 2 banks and 100 slots.
+HUNDRED_SLOTS = {
+    "lanes_at_different_lengths": {"n_valid": (63, 100, 1)},
+    "whole_tiles_only": {"n_valid": (32, 64, 96)},
+    "first_slot_only": {"n_valid": (1, 1, 1)},
+    "every_slot": {"n_valid": (100, 100, 100)},
+    "two_banks_of_one_row": {"rows": (2, 2), "banks": (1, 0), "n_valid": (17, 80)},
+    "two_lanes_read_one_row": {"rows": (1, 1), "banks": (1, 1), "n_valid": (33, 33)},
+    "one_query": {"tokens": 1, "n_valid": (5, 50, 95)},
+    "one_lane_one_head": {"rows": (3,), "banks": (0,), "n_valid": (99,), "heads": 1, "tokens": 33},
+}
+# A device integer out of range, of the second of three lanes in that cache.
+WRONG = [
+    {"row_index": (2, 2**31 - 1, 3)},
+    {"row_index": (2, -1, 3)},
+    {"row_index": (2, 4, 3)},
+    {"bank_index": (1, 2, 1)},
+    {"bank_index": (1, -(2**31), 1)},
+    {"n_valid": (63, 0, 1)},
+    {"n_valid": (63, -5, 1)},
+    {"n_valid": (63, 101, 1)},
+    {"n_valid": (63, 2**31 - 1, 1)},
+]
+
 # channel 0 of all keys, and of queries 1 and 3; the largest score of a query and what is not finite follow
 BROKEN = {
     "an_infinite_query": (1.0, torch.inf),

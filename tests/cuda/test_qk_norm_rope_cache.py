@@ -1,62 +1,23 @@
-"""The CUDA sources without a GPU: nvcc compiles them without spills, and the CPU runs them."""
+"""``qk_norm_rope_cache`` in CUDA, on the CPU: against the reference, and against numpy in float64."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
-
 import numpy as np
 import pytest
+import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+from rest_fast.ops.dispatch import OpError, Spec
+from tests.cuda_shim import built
+from tests.kernels import kit
+from tests.ops import calls
+from tests.ops.cases.qk_norm_rope_cache import FP32, SIZES
 
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_nvcc_compiles_without_spills(source, tmp_path):
-    command = ["nvcc", "-std=c++17", "-O3", "-DNDEBUG", "-Xptxas", "-v", "--threads", "0", "-c"]
-    for arch in ("80", "90a"):
-        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    command += [str(source), "-o", str(tmp_path / "out.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log
-    assert "warning" not in log, log
-
-    for arch in ("sm_80", "sm_90a"):
-        assert f"for '{arch}'" in log, f"nothing was compiled for {arch}"
-    spills = [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill \w+)", log)]
-    assert spills and not any(spills), log
-
-
-# --- the kernel on the CPU, against numpy in float64 ---------------------------------------------
+NAME = "qk_norm_rope_cache"
 
 
 @pytest.fixture(scope="module")
-def cuda_on_cpu(tmp_path_factory):
-    """rest_fast._cuda, bindings and kernels, compiled by the host compiler with the shim."""
-    compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler on this machine")
-    pybind11 = pytest.importorskip("pybind11")
-    out = tmp_path_factory.mktemp("cuda_on_cpu") / "_cuda.so"
-    includes = [ROOT / "tests/kit", CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-shared", "-DREST_FAST_CUDA_ON_CPU"]
-    command += [f"-I{path}" for path in includes]
-    command += [str(CSRC / "bindings_cuda.cpp"), "-x", "c++", *map(str, SOURCES), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("_cuda", out)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def cuda_on_cpu():
+    return built.module()
 
 
 ROWS, BANKS, POSITIONS, EPS = 4, 2, 9, 1e-6
@@ -162,6 +123,13 @@ def test_kernel_on_the_cpu(cuda_on_cpu, shape, dtype, units):
         assert worst <= units, f"{name}: {worst:.2f} units in the last place"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [s for s in SIZES.values() if s["heads"] <= 32], ids=str)
+def test_the_backend_is_the_reference(shape, dtype):
+    call = calls.qk_norm_rope_cache(**shape, dtype=dtype)
+    kit.compare(NAME, call, built.run(NAME, call), fp32=FP32, reason="12 fp32 roundings of a pair")
+
+
 FAR = 2**31 - 1
 LIMITS = {"row_index": ROWS, "bank_index": BANKS, "write_slot": 6, "base": POSITIONS - 1}  # of the shape below
 
@@ -184,6 +152,17 @@ def test_a_lane_out_of_range_writes_nothing(cuda_on_cpu, argument, beyond):
         want[name][1] = np.nan  # its row
     for name in ("q_out", "k_cache", "v_cache"):
         np.testing.assert_array_equal(case[name].view(np.int32), want[name].view(np.int32), name)
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 8192), (torch.bfloat16, 16384)], ids=str)
+def test_rows_wider_than_a_block_holds_are_refused_by_name(dtype, most):
+    backend = next(b for b in calls.OPS[NAME].backends if b.name == "cuda")
+    assert f"rows of at most {most} channels" in backend.supports(Spec("cuda", dtype, (("width", most + 2),)))[1]
+    assert "channels" not in backend.supports(Spec("cuda", dtype, (("width", most),)))[1]
+    wide = calls.qk_norm_rope_cache(heads=1, dim=most, frames=1, grid=(1, 1), dtype=dtype)
+    built.run(NAME, wide)
+    with pytest.raises(OpError, match="too wide"):
+        built.run(NAME, calls.qk_norm_rope_cache(heads=1, dim=most + 8, frames=1, grid=(1, 1), dtype=dtype))
 
 
 def test_launcher_reports_errors(cuda_on_cpu):
