@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.config.vae import TEMPORAL, ConvVAEConfig
-from rest_fast.config.validate import ConfigError, build, check_fields, require
+from rest_fast.config.validate import build, check_fields, replaced, require
 
 FAMILY = "flashhead"
 
@@ -179,9 +179,7 @@ class FlashHeadConfig:
         )
         return found
 
-    def with_sampling(self, **changes: Any) -> FlashHeadSamplingConfig:
-        """The sampling with changed fields. Raises: :class:`ConfigError`."""
-        unknown = set(changes) - {f.name for f in dataclasses.fields(self.sampling)}
-        if unknown:
-            raise ConfigError(f"config field sampling: expected known fields, got {sorted(unknown)}")
-        return dataclasses.replace(self.sampling, **changes)
+    def replace(self, **changes: Any) -> FlashHeadConfig:
+        """A copy with changed fields; ``sampling__steps=2`` reaches into a part."""
+        found: FlashHeadConfig = replaced(self, changes, ("vae", "speech", "dit", "stream", "sampling"))
+        return found

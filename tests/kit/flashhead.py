@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.config import preset
-from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, FlashHeadStreamConfig, Wav2VecConfig
+from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, Wav2VecConfig
 from rest_fast.models.flashhead import FlashHead
 from rest_fast.models.flashhead.dit import FlashHeadDiT
 from tests.kit.models import randomise
@@ -35,10 +35,6 @@ def toy(**changes: Any) -> FlashHeadConfig:
         ),
     )
     return dataclasses.replace(config, **changes)
-
-
-def stream(**changes: Any) -> FlashHeadStreamConfig:
-    return dataclasses.replace(FlashHeadStreamConfig(), **changes)
 
 
 @functools.cache
