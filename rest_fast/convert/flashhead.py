@@ -6,7 +6,7 @@ safetensors. wav2vec 2.0 base, from which it hears, is a folder of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ def convert_flashhead(
     vae, vae_tensors = read_ltx_vae(open_source(parts[VAE], "vae"))
     speech, heard = read_wav2vec(wav2vec)
     config = _config(source, vae, speech, size)
-    table = dict(_names(config))
+    table = dict(names(config))
     source.check(_expected(table, config), {name for name in source.shapes if name.startswith(UNUSED)})
     tensors = {f"vae.{name}": tensor for name, tensor in vae_tensors.items()}
-    tensors |= {f"dit.{ours}": _joined(source, ours, theirs) for ours, theirs in table.items()}
+    tensors |= {f"dit.{ours}": joined(source.tensor, ours, theirs) for ours, theirs in table.items()}
     tensors = {name: tensor.to(wanted or tensor.dtype) for name, tensor in tensors.items()}
     write(tensors | {f"speech.{name}": tensor.float() for name, tensor in heard.items()}, config, out)
     return config
@@ -137,7 +137,7 @@ def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int
         raise ConvertError(f"{where}: {e}") from None
 
 
-def _names(config: FlashHeadConfig) -> Iterator[tuple[str, list[str]]]:
+def names(config: FlashHeadConfig) -> Iterator[tuple[str, list[str]]]:
     """Our names and theirs. If there are several of theirs, ours is their concatenation along axis 0."""
     yield "table", ["head.modulation"]
     for ours, theirs in _TOP.items():
@@ -172,8 +172,9 @@ def _expected(table: dict[str, list[str]], config: FlashHeadConfig) -> dict[str,
     return expected
 
 
-def _joined(source: Source, ours: str, theirs: list[str]) -> torch.Tensor:
-    tensor = torch.cat([source.tensor(name) for name in theirs])
+def joined(read: Callable[[str], torch.Tensor], ours: str, theirs: list[str]) -> torch.Tensor:
+    """A tensor of ours, from those of theirs that :func:`names` gives, which ``read`` reads by name."""
+    tensor = torch.cat([read(name) for name in theirs])
     if ours == "proj_in.weight":
         return tensor.flatten(1)
     return tensor[0] if ours.endswith("table") else tensor

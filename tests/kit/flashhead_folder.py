@@ -47,10 +47,15 @@ FULL = Sizes(
 )  # as published, but for two blocks in the place of 30 and a narrow MLP
 
 
-def numbers(seed: int, name: str, shape: Shape) -> torch.Tensor:
-    """Uniform numbers by NumPy's frozen generator, so that they are the same everywhere; of a size that keeps
-    activations near 1."""
+def uniform(seed: int, name: str, shape: Shape) -> torch.Tensor:
+    """fp32 in -1..1, by NumPy's frozen generator, so that they are the same everywhere."""
     made = np.random.RandomState((seed + zlib.crc32(name.encode())) % 2**32).random_sample(shape) * 2 - 1
+    return torch.from_numpy(made.astype(np.float32))
+
+
+def numbers(seed: int, name: str, shape: Shape) -> torch.Tensor:
+    """Weights of a size that keeps activations near 1."""
+    made = uniform(seed, name, shape)
     inputs = math.prod(shape[1:])
     if name.endswith(("latents_std", "weight_g")) or ("norm" in name and name.endswith("weight")):
         made = 1 + 0.2 * made
@@ -60,7 +65,7 @@ def numbers(seed: int, name: str, shape: Shape) -> torch.Tensor:
         made = made * math.sqrt(3 / inputs)
     else:
         made = 0.3 * made
-    return torch.from_numpy(made.astype(np.float32))
+    return made
 
 
 def model_shapes(s: Sizes) -> Iterator[tuple[str, Shape]]:
@@ -92,7 +97,9 @@ def model_shapes(s: Sizes) -> Iterator[tuple[str, Shape]]:
         yield from linear(f"{block}.ffn.2", s.ffn, s.dim)
     yield "head.modulation", (1, 2, s.dim)
     yield from linear("head.head", s.dim, s.latent)
-    yield from linear("audio_emb.proj.1", 768, 768)
+    for i, inputs, outputs in ((0, 768, 0), (1, 768, 768), (3, 768, s.dim), (4, s.dim, 0)):  # norms without outputs
+        yield f"audio_emb.proj.{i}.weight", (outputs, inputs) if outputs else (inputs,)
+        yield f"audio_emb.proj.{i}.bias", (outputs or inputs,)
     yield from linear("audio_proj.proj1", 5 * each, s.hidden)
     yield from linear("audio_proj.proj1_vf", 12 * each, s.hidden)
     yield from linear("audio_proj.proj2", s.hidden, s.hidden)
@@ -254,3 +261,34 @@ def write(folder: Path, sizes: Sizes = Sizes(), seed: int = 0, *, old: bool = Tr
     settings = {"do_normalize": True, "feature_size": 1, "padding_value": 0.0, "sampling_rate": 16000}
     (wav2vec / "preprocessor_config.json").write_text(json.dumps(settings))
     return published, wav2vec
+
+
+# -- what the published code and ours are given, and what is stored of what they give
+
+SEED, SAMPLES = 11, 256
+
+
+def picture(side: int) -> np.ndarray:
+    """uint8 [side, side, 3]: soft colours."""
+    x = np.linspace(0, 3, side)
+    waves = [np.sin(x[:, None] * (1 + k) + x[None] * (2 - k)) for k in range(3)]
+    return ((np.stack(waves, -1) * 0.4 + 0.5) * 255).round().astype(np.uint8)
+
+
+def sound(chunks: int) -> np.ndarray:
+    """fp32 at 16 kHz, of whole chunks."""
+    count = chunks * 24 * 640
+    wave = np.random.RandomState(SEED).random_sample(count) - 0.5
+    return (0.4 * wave * (1 + np.sin(np.arange(count) / 900))).astype(np.float32)
+
+
+def evaluation_inputs() -> dict[str, torch.Tensor]:
+    """Of one evaluation at 128 x 128: latents, reference [1, 128, 5, 4, 4], features [1, 37, 12, 768]."""
+    shapes = {"input.z": (1, 128, 5, 4, 4), "input.reference": (1, 128, 5, 4, 4), "input.features": (1, 37, 12, 768)}
+    return {name: uniform(SEED, name, shape) for name, shape in shapes.items()}
+
+
+def sampled(tensor: torch.Tensor) -> list[float]:
+    """Some numbers of a tensor, at places that depend on its size alone."""
+    flat = tensor.detach().float().flatten()
+    return flat[np.random.RandomState(0).randint(0, len(flat), SAMPLES)].tolist()
