@@ -56,8 +56,8 @@ def stand_ins() -> None:
     module("loguru", logger=types.SimpleNamespace(info=print, error=print))
     module("pyloudnorm")
     crop = types.SimpleNamespace(center_crop=lambda tensor, size: tensor)  # of a picture that has this size
-    module("torchvision", transforms=types.ModuleType("torchvision.transforms"))
     module("torchvision.transforms", functional=crop)
+    module("torchvision", transforms=sys.modules["torchvision.transforms"])
     module("flash_head.utils.facecrop", process_image=None)
     torch.cuda.synchronize = lambda *_: None
 
@@ -158,7 +158,7 @@ def main() -> None:
         inference.get_base_data(pipeline, str(face), made.SEED, False)
         facts["reference"] = made.sampled(pipeline.ref_img_latent)
         facts["chunks"] = chunks(pipeline, inference, args.side, args.chunks)
-    out.write_text(json.dumps(facts, indent=1) + "\n")
+    out.write_text(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":

@@ -291,4 +291,5 @@ def evaluation_inputs() -> dict[str, torch.Tensor]:
 def sampled(tensor: torch.Tensor) -> list[float]:
     """Some numbers of a tensor, at places that depend on its size alone."""
     flat = tensor.detach().float().flatten()
-    return flat[np.random.RandomState(0).randint(0, len(flat), SAMPLES)].tolist()
+    found = flat[np.random.RandomState(0).randint(0, len(flat), SAMPLES)].tolist()
+    return [float(f"{number:.7g}") for number in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 
 import numpy as np
@@ -310,3 +311,23 @@ def test_rendered_from_a_converted_folder(tmp_path):
 
     with av.open(str(tmp_path / "out.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 25
+
+
+def test_a_server_takes_it_like_any_other(model):
+    """A visitor's session of the service that ``rest-fast serve`` opens: sound in as bytes, frames out."""
+    pytest.importorskip("uvicorn", reason="the extra server is not installed")
+    from rest_fast.serving.run import open_service
+
+    async def visit() -> list[np.ndarray]:
+        async with service.viewer("portrait") as viewer:
+            viewer.push(sound(16000, 0.96))
+            frames = viewer.frames()
+            return [(await anext(frames)).picture for _ in range(3)]
+
+    service = open_service(model, sessions=1)
+    service.engine.admission = False  # however busy the processor is
+    try:
+        seen = asyncio.run(visit())
+    finally:
+        service.engine.close()
+    assert all(picture.shape == (32, 32, 3) and picture.std() > 1 for picture in seen)
