@@ -7,7 +7,7 @@ Whoever runs it (a session, an engine, an evaluation) calls it from the model's 
     stream.accept(job, sampler.run([job])[0]); stream.decode()          # or stream.drop()
     block = stream.make_block(); stream.deliver()                       # while stream.has_block()
 
-A job that was not run leaves no trace in them. A job that was run has advanced the cache, so it has to be accepted or
+A job that was not run leaves no trace in frames. A job that was run has advanced the cache, so it has to be accepted or
 dropped; after a drop the context is rebuilt. A job does not survive what takes latents back (:attr:`Stream.restarts`).
 """
 
