@@ -152,7 +152,7 @@ def test_sound_comes_back_and_segments_end(model, avatar):
     assert [b.idle for b in idle] == [True] * 3 and frames(idle).std() > 1
 
 
-@pytest.mark.parametrize("shown", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("shown", [0, 1, 3, 5])
 def test_an_interrupt_goes_on_from_what_was_shown(model, avatar, shown):
     """It depends on nothing behind the frames shown, and its noise is new."""
     first, second, later = sound(16000, 1.92), sound(16000, 1.92, seed=9), sound(16000, 0.96, seed=4)
@@ -217,7 +217,7 @@ def test_an_engine_measures_its_chunks(model, avatar):
             assert len(play(s, sound(16000, 0.96), end=False)) == 3
 
 
-@pytest.mark.parametrize("taken", [0, 2, 4])
+@pytest.mark.parametrize("taken", [2, 4])
 def test_a_snapshot_goes_on_bit_for_bit(model, avatar, taken):
     samples = sound(24000, 2.5)
 
