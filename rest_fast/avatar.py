@@ -29,8 +29,8 @@ class Avatar:
 
     picture: np.ndarray  #: uint8 [H, W, 3], the crop at the model's size
     box: tuple[int, int, int, int]  #: left, top, right, bottom of the crop in the photo
-    reference: torch.Tensor  #: fp32 [T, C], normalised latent of the crop
-    sink_k: torch.Tensor  #: [L, T, H, D]
+    reference: torch.Tensor  #: fp32 [T, C], normalised latent of the crop; of flashhead a window of them, [F T, C]
+    sink_k: torch.Tensor  #: [L, T, H, D]; L is 0 for a family without sinks
     sink_v: torch.Tensor
     fingerprint: str  #: of the model that made it
     features: dict[str, torch.Tensor] = field(default_factory=dict)  #: what the decoder needs to know of the photo

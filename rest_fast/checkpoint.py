@@ -16,19 +16,21 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
+from rest_fast.config.flashhead import FAMILY, FlashHeadConfig
 from rest_fast.errors import CheckpointError as CheckpointError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+AnyConfig = ModelConfig | FlashHeadConfig
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
-def save(module: nn.Module, config: ModelConfig, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+def save(module: nn.Module, config: AnyConfig, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a checkpoint folder; floating tensors in ``dtype``."""
     state = {k: v.detach().to(dtype if v.is_floating_point() else v.dtype) for k, v in module.state_dict().items()}
     write(state, config, folder)
 
 
-def write(tensors: dict[str, torch.Tensor], config: ModelConfig | ConvVAEConfig, folder: str | Path) -> None:
+def write(tensors: dict[str, torch.Tensor], config: AnyConfig | ConvVAEConfig, folder: str | Path) -> None:
     """Write a checkpoint folder, of a whole model or of a VAE alone, with tensors in their dtypes.
 
     The configuration is written last, so a folder that has one is complete.
@@ -43,6 +45,15 @@ def write(tensors: dict[str, torch.Tensor], config: ModelConfig | ConvVAEConfig,
 
 
 def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a REST model. Raises: :class:`CheckpointError`, for another family's, too."""
+    config = read_any_config(folder)
+    if isinstance(config, FlashHeadConfig):
+        raise CheckpointError(f"{folder}: expected a model of REST, got one of {FAMILY}, for which this is not made")
+    return config
+
+
+def read_any_config(folder: str | Path) -> AnyConfig:
+    """The configuration of a model of any family. Raises: :class:`CheckpointError`."""
     path = Path(folder) / CONFIG
     if Path(folder).suffix in PICKLE_SUFFIXES:
         raise CheckpointError(
@@ -54,9 +65,17 @@ def read_config(folder: str | Path) -> ModelConfig:
     try:
         text = path.read_text()
         _refuse_others(folder, text)
-        return ModelConfig.from_json(text)
+        return FlashHeadConfig.from_json(text) if _family(text) == FAMILY else ModelConfig.from_json(text)
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
+
+
+def _family(text: str) -> object:
+    """What a configuration says of its family; None where it says nothing, as REST's do, or is no JSON object."""
+    with contextlib.suppress(json.JSONDecodeError):
+        raw = json.loads(text)
+        return raw.get("family") if isinstance(raw, dict) else None
+    return None
 
 
 def _pickles(folder: str | Path) -> str:
@@ -164,7 +183,7 @@ def differences(want: set[str], have: set[str], shown: int = 10) -> str:
     return f"{len(missing)} missing {listed(missing, extra)} and {len(extra)} unexpected {listed(extra, missing)}"
 
 
-def fingerprint(module: nn.Module, config: ModelConfig) -> str:
+def fingerprint(module: nn.Module, config: AnyConfig) -> str:
     """sha256 of the configuration and of all tensors as they are in memory, on which a prepared avatar depends."""
     digest = hashlib.sha256(json.dumps(config.to_json()).encode())
     for name, tensor in sorted(module.state_dict().items()):

@@ -5,28 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from rest_fast import checkpoint, cores, hub, media, processor
+from rest_fast import checkpoint, cores, hub, media, noise, processor
 from rest_fast.avatar import Avatar
-from rest_fast.config import PRESETS, ModelConfig, SamplingConfig
+from rest_fast.config import PRESETS
+from rest_fast.config.flashhead import FlashHeadConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.media.faces import find_face
 from rest_fast.media.paste_back import shrink
+from rest_fast.models.flashhead import FlashHead
+from rest_fast.models.network import Network
 from rest_fast.models.rest import REST
 from rest_fast.models.vae import to_tokens
+from rest_fast.ops.latent_noise import drawn
 from rest_fast.streaming.engine import Engine
 from rest_fast.streaming.session import Session, opened
 from rest_fast.worker import worker
 
+# The reference [1, T, C], keys and values of its sink [L, T, H, D], and the decoder's features.
+Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 ASSETS = Path(__file__).parent / "assets"
 
 
-class Model(REST):
-    """The networks of a checkpoint, with what apps call: prepare a face, open a session, save the weights."""
+class Talking(Network):
+    """What apps call, of a model of any family: prepare a face, open a session, save the weights."""
 
     def prepare(self, photo: Any, *, crop: tuple[float, float, float, float] | str | None = None) -> Avatar:
         """Prepare a photo, once per face: crop it, encode it and compute its sink.
@@ -49,13 +55,9 @@ class Model(REST):
         reference, k, v, features = self.compute_once(self._encode, picture)
         return Avatar(picture, box, reference[0].float(), k, v, self.fingerprint, features, *shrink(whole, box))
 
-    @torch.no_grad()
-    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """The reference [1, T, C], keys and values of its sink [L, T, H, D], and the decoder's features."""
-        pixels = self.pixels(picture)
-        latents = self.vae.encode(pixels)
-        reference = to_tokens(latents)
-        return reference, *self.sink(reference), self.vae.photo_features(latents, pixels)
+    def _encode(self, picture: np.ndarray) -> Encoded:
+        """What an avatar keeps of a picture."""
+        raise NotImplementedError
 
     def session(
         self,
@@ -123,13 +125,38 @@ class Model(REST):
         options |= {"backlog": backlog, "fewer_steps": fewer_steps}
         return self.compute(Engine, self, self._sampling(steps, guidance), **options)
 
-    def _sampling(self, steps: int | None, guidance: float | None) -> SamplingConfig:
+    def _sampling(self, steps: int | None, guidance: float | None) -> Any:
         changes = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         return self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()}).sampling
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write a checkpoint folder: ``config.json``, and ``model.safetensors`` with floats of ``dtype``."""
         checkpoint.save(self, self.config, folder, dtype)
+
+
+class Model(Talking, REST):
+    """The networks of a REST checkpoint, with what apps call."""
+
+    @torch.no_grad()
+    def _encode(self, picture: np.ndarray) -> Encoded:
+        pixels = self.pixels(picture)
+        latents = self.vae.encode(pixels)
+        reference = to_tokens(latents)
+        return reference, *self.sink(reference), self.vae.photo_features(latents, pixels)
+
+
+class FlashHeadModel(Talking, FlashHead):
+    """Those of a checkpoint of SoulX-FlashHead Lite, with the same calls; see docs/flashhead.md."""
+
+    @torch.no_grad()
+    def _encode(self, picture: np.ndarray) -> Encoded:
+        """The photo as a film of a whole window. The noise is the same for every face, as its avatar has no seed."""
+        config, tokens = self.config, self.config.tokens
+        window = range(config.stream.window)
+        made = drawn(0, window, tokens * config.vae.latent_channels, noise.PHOTO, self.device)
+        reference = self.reference(self.pixels(picture), made.view(1, len(window) * tokens, -1).to(self.wide))
+        none = torch.zeros(0, tokens, 0, 0, dtype=self.dtype)  # no layer has a sink
+        return reference, none, none, {}
 
 
 def load(
@@ -155,12 +182,13 @@ def load(
             ``torch.get_num_threads()``. A model of the preset ``drawn``, whose float32 frames do not depend on the
             number, takes only as many of these as other processes leave free.
         whisper: a loaded ``transformers.WhisperModel`` for a configuration with Whisper features.
+    Returns: a model of REST, or a :class:`FlashHeadModel` with the same calls.
     Raises: :class:`rest_fast.CheckpointError`.
     """
     folder, device = find_checkpoint(source), _device(device)
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise ArgumentError(f"load: threads: expected an integer in 1..1024 or None, got {threads!r}")
-    config = checkpoint.read_config(folder)
+    config = checkpoint.read_any_config(folder)
     if dtype is None and decoder_dtype is None and config.vae.mixed and device.type == "cpu":
         decoder_dtype = processor.decoder_dtype()
     elif decoder_dtype not in ((None, torch.float32, torch.bfloat16) if config.vae.mixed else (None,)):
@@ -174,7 +202,7 @@ def load(
 
 def _load(
     folder: Path,
-    config: ModelConfig,
+    config: checkpoint.AnyConfig,
     device: torch.device,
     dtype: torch.dtype,
     decoder_dtype: torch.dtype | None,
@@ -185,7 +213,11 @@ def _load(
     try:  # parameters are float32 whatever the caller's default dtype, which is restored below
         torch.set_default_dtype(torch.float32)
         with checkpoint.Unfilled():
-            model = Model(config, whisper=whisper, threads=threads)
+            model: Any  # both kinds have the same calls
+            if isinstance(config, FlashHeadConfig):
+                model = FlashHeadModel(config, threads=threads)
+            else:
+                model = Model(config, whisper=whisper, threads=threads)
     finally:
         torch.set_default_dtype(before)
     checkpoint.read_weights(model, folder)
@@ -193,7 +225,7 @@ def _load(
         model.vae.convolve_in(decoder_dtype)
     model = model.to(device, dtype).eval().requires_grad_(False)
     model.vae.pack()
-    return model
+    return cast(Model, model)
 
 
 def _device(device: str | torch.device) -> torch.device:

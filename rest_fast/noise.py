@@ -18,8 +18,9 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
-# purposes: initial noise of a chunk; of a rebuilt context; in latents before decoding; images inside the decoder
-LATENT, CONTEXT, DECODER, TEXTURE = 0, 1, 2, 3
+# purposes: initial noise of a chunk; of a rebuilt context; in latents before decoding; images inside the decoder;
+# fresh noise behind a sampling step; that with which frames shown, and a photo, are drawn from the VAE's posterior
+LATENT, CONTEXT, DECODER, TEXTURE, RENOISE, POSTERIOR, PHOTO = range(7)
 
 
 def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,6 +58,12 @@ def in_epoch(epoch: int, latent: int) -> int:
     _require("epoch", epoch, 32)
     _require("latent", latent, 32)
     return epoch << 32 | latent
+
+
+def at_step(purpose: int, step: int) -> int:
+    """The purpose of noise that each sampling step draws anew."""
+    _require("step", step, 16)
+    return step << 8 | purpose
 
 
 def words(seed: int, latent: int, purpose: int = LATENT) -> list[int]:

@@ -14,12 +14,14 @@ def add_convert(add: Callable[..., Any], add_behaviour: Callable[[Any], Any], pa
     """Add the command ``convert`` with its sub-commands, each with the options of every command."""
     parser = add(
         "convert",
-        "convert checkpoints of other projects: LTX-Video's VAE and transformer, a prompt's embedding",
+        "convert checkpoints of other projects: SoulX-FlashHead Lite, LTX-Video's VAE and transformer, a prompt's "
+        "embedding",
         "WHAT ... [options]",
         """  rest-fast convert ltx-vae ltx-video-2b.safetensors my_vae
   rest-fast convert ltx-transformer ltx-video-2b.safetensors my_model --vae my_vae
   rest-fast convert swap-vae my_model run/causal-decoder my_causal_model
-  rest-fast convert prompt "A person is talking." my_model --t5 t5_folder""",
+  rest-fast convert prompt "A person is talking." my_model --t5 t5_folder
+  rest-fast convert flashhead SoulX-FlashHead-1_3B my_head --wav2vec wav2vec2-base-960h""",
     )
     whats = parser.add_subparsers(title="what to convert", metavar="WHAT", parser_class=parser_class, required=True)
 
@@ -38,6 +40,7 @@ def add_convert(add: Callable[..., Any], add_behaviour: Callable[[Any], Any], pa
     _add_transformer(sub, add_behaviour)
     _add_prompt(sub, add_behaviour)
     _add_swap(sub, add_behaviour)
+    _add_flashhead(sub, add_behaviour)
 
 
 def _add_vae(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
@@ -113,4 +116,24 @@ def _add_swap(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> N
         "vae", type=Path, metavar="VAE", help="folder of a VAE, such as the result of train causal-decoder"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to: new or empty")
+    add_behaviour(parser)
+
+
+def _add_flashhead(sub: Callable[..., Any], add_behaviour: Callable[[Any], Any]) -> None:
+    parser = sub(
+        "flashhead",
+        "convert SoulX-FlashHead Lite into a model that this package serves; nothing is downloaded",
+        "DIR OUT --wav2vec DIR [options]",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="the published folder, with Model_Lite and VAE_LTX in it"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to: new or empty")
+    parser.add_argument(
+        "--wav2vec", type=Path, required=True, metavar="DIR", help="folder of facebook/wav2vec2-base-960h"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, metavar="N", help="side of its pictures; it was trained at 512"
+    )
+    _add_dtype(parser)
     add_behaviour(parser)

@@ -9,7 +9,13 @@ from rest_fast.cli.terminal import InputError, say
 
 
 def convert(args: Namespace) -> None:
-    commands = {"ltx-vae": _ltx_vae, "ltx-transformer": _ltx_transformer, "prompt": _prompt, "swap-vae": _swap_vae}
+    commands = {
+        "ltx-vae": _ltx_vae,
+        "ltx-transformer": _ltx_transformer,
+        "prompt": _prompt,
+        "swap-vae": _swap_vae,
+        "flashhead": _flashhead,
+    }
     say(commands[args.what](args), sys.stdout)
 
 
@@ -53,3 +59,11 @@ def _swap_vae(args: Namespace) -> str:
     config = swap_vae(args.model, args.vae, args.out)
     causal = "causal" if getattr(config.vae, "causal_decoder", True) else "not causal"
     return f"{args.out}: {config.name}, whose decoder is {causal}"
+
+
+def _flashhead(args: Namespace) -> str:
+    from rest_fast.convert import convert_flashhead
+
+    config = convert_flashhead(args.folder, args.out, wav2vec=args.wav2vec, size=args.size, dtype=args.dtype)
+    dit = config.dit
+    return f"{args.out}: {config.name}, {dit.layers} blocks of width {dit.width} at {config.width} x {config.height}"

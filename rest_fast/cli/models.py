@@ -26,7 +26,11 @@ def check_model(args: Namespace) -> None:
         from rest_fast import checkpoint
         from rest_fast.model import find_checkpoint
 
-        checkpoint.read_config(find_checkpoint(args.weights))
+        config = checkpoint.read_any_config(find_checkpoint(args.weights))
+        try:  # a family of few steps takes fewer values
+            config.replace(**{f"sampling__{name}": value for name, value in given.items() if value is not None})
+        except ConfigError as e:
+            raise InputError(str(e).replace("config field sampling.", "--")) from None
 
 
 def _is_hub_id(weights: str) -> bool:

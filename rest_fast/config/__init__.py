@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rest_fast.config.vae import STRIDES as STRIDES
 from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig, MotionVAEConfig, VAEConfig
-from rest_fast.config.validate import ConfigError, build, check_fields, require
+from rest_fast.config.validate import ConfigError, build, check_fields, replaced, require
 
 Context = Literal["last_step", "clean", "per_step"]
 Positions = Literal["window", "absolute"]
@@ -197,26 +197,11 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with changed fields; ``stream__context="clean"`` reaches into a part."""
-        own: dict[str, Any] = {}
-        for key, value in changes.items():
-            part, _, name = key.partition("__")
-            if name:
-                require(part in _PARTS, key, f"a part of the configuration, one of {_PARTS}", part)
-                base = own.get(part, getattr(self, part))
-                own[part] = _replace(base, {name: value}, part)
-            else:
-                own[key] = value
-        return _replace(self, own, "config")
+        found: ModelConfig = replaced(self, changes, _PARTS)
+        return found
 
 
 _PARTS = ("vae", "speech", "dit", "stream", "sampling")
-
-
-def _replace(obj: Any, values: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in dataclasses.fields(obj)}
-    for name in values:
-        require(name in known, f"{where}.{name}", f"one of {sorted(known)}", name)
-    return dataclasses.replace(obj, **values)
 
 
 def _rest_512() -> ModelConfig:

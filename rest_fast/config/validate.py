@@ -78,3 +78,24 @@ def build(cls: Any, values: Any, where: str) -> Any:
     missing = sorted(f.name for f in no_default if f.name not in values)
     require(not missing, where, "all required fields", f"missing {missing}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def replaced(config: Any, changes: dict[str, Any], parts: tuple[str, ...]) -> Any:
+    """A copy of a configuration with changed fields; ``stream__chunk=3`` reaches into one of its ``parts``."""
+    own: dict[str, Any] = {}
+    for key, value in changes.items():
+        part, _, name = key.partition("__")
+        if name:
+            require(part in parts, key, f"a part of the configuration, one of {parts}", part)
+            base = own.get(part, getattr(config, part))
+            own[part] = _replace(base, {name: value}, part)
+        else:
+            own[key] = value
+    return _replace(config, own, "config")
+
+
+def _replace(obj: Any, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(obj)}
+    for name in values:
+        require(name in known, f"{where}.{name}", f"one of {sorted(known)}", name)
+    return dataclasses.replace(obj, **values)

@@ -1,7 +1,8 @@
 """A checkpoint of others on disk: its tensors, read lazily, and its configuration.
 
 Two layouts: a *single file* of LTX-Video (native names behind a prefix per part, the configuration as JSON in the
-file's metadata), and a *folder* of diffusers (``config.json``, one safetensors file or shards with an index).
+file's metadata), and a *folder* as diffusers and transformers write it (``config.json``, one safetensors file or shards
+with an index).
 """
 
 from __future__ import annotations
@@ -18,12 +19,24 @@ from rest_fast.checkpoint import PICKLE_SUFFIXES, differences
 from rest_fast.errors import ConvertError as ConvertError
 
 PREFIXES = {"vae": "vae.", "transformer": "model.diffusion_model."}
-_MARKS = {"vae": "encoder.conv_in.conv.weight", "transformer": "transformer_blocks.0.attn1.to_q.weight"}
+_MARKS = {
+    "vae": "encoder.conv_in.conv.weight",
+    "transformer": "transformer_blocks.0.attn1.to_q.weight",
+    "flashhead": "blocks.0.self_attn.q.weight",
+    "wav2vec": "feature_extractor.conv_layers.0.conv.weight",
+}
+_OWNERS = {
+    "vae": "LTX-Video's vae",
+    "transformer": "LTX-Video's transformer",
+    "flashhead": "SoulX-FlashHead's transformer",
+    "wav2vec": "wav2vec 2.0",
+}
+_OWN_PREFIXES = {**PREFIXES, "flashhead": "model.", "wav2vec": "wav2vec2."}
 _DIFFUSERS = {"vae": "encoder.mid_block.", "transformer": "proj_in."}  # names that begin so are diffusers' own
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Part = Literal["vae", "transformer"]
+Part = Literal["vae", "transformer", "flashhead", "wav2vec"]
 
 
 @dataclass
@@ -68,7 +81,7 @@ class Source:
 
 
 def open_source(path: str | Path, part: Part) -> Source:
-    """The part ``vae`` or ``transformer`` of a safetensors file or of a diffusers folder. ConvertError."""
+    """A part of a safetensors file or of a folder. ConvertError."""
     path = Path(path)
     if path.is_dir():
         return _folder(path, part)
@@ -118,7 +131,7 @@ def _collect(path: Path, part: Part, files: list[Path], config: dict[str, Any] |
                 keys = list(handle.keys())
                 if config is None:
                     config = _metadata(file, handle.metadata(), part)
-                prefix = PREFIXES[part]
+                prefix = _OWN_PREFIXES[part]
                 if not any(k.startswith(prefix) for k in keys):
                     prefix = ""
                     keys = [k for k in keys if not k.startswith(tuple(PREFIXES.values()))]  # those of another part
@@ -131,8 +144,8 @@ def _collect(path: Path, part: Part, files: list[Path], config: dict[str, Any] |
             raise _unreadable(file, e) from None
     if _MARKS[part] not in shapes:
         some = sorted(shapes)[:3]
-        raise ConvertError(f"{path}: expected LTX-Video's {part} (a tensor {_MARKS[part]}), got {some}")
-    diffusers = any(name.startswith(_DIFFUSERS[part]) for name in shapes)
+        raise ConvertError(f"{path}: expected {_OWNERS[part]} (a tensor {_MARKS[part]}), got {some}")
+    diffusers = part in _DIFFUSERS and any(name.startswith(_DIFFUSERS[part]) for name in shapes)
     if diffusers and config is None:
         raise ConvertError(f"{path}: expected a config.json beside tensors with diffusers' names, got none")
     return Source(path, diffusers, config, shapes, where, dtypes)

@@ -18,7 +18,7 @@ from rest_fast import media
 from rest_fast.config import TEMPORAL
 from rest_fast.files import DEMO
 from rest_fast.streaming.block import Block
-from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.viewing import Viewing
 from rest_fast.units import FPS, FRAME, RATE
 
 PIECE = RATE // 50  # samples that are pushed at once: 20 ms
@@ -33,7 +33,7 @@ class Source(Protocol):
     """What a viewer watches: a session, or a peer of one (:mod:`rest_fast.latency.ways`)."""
 
     @property
-    def stream(self) -> Stream: ...
+    def stream(self) -> Viewing: ...
     def push_audio(self, pcm: np.ndarray, /) -> None: ...
     def ablocks(self, *, idle: bool = False) -> AsyncIterator[Block]: ...
 
@@ -51,7 +51,7 @@ class Need:
     later: int = 0
 
     @classmethod
-    def of(cls, stream: Stream) -> Need:
+    def of(cls, stream: Viewing) -> Need:
         later = stream.decoder.ahead
         return cls(stream.chunk, round(RATE * (stream.lookahead_ms / 1000 - later * BLOCK)), later)
 

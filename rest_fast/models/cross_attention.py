@@ -14,6 +14,7 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.config import DiTConfig
+from rest_fast.config.flashhead import FlashHeadDiTConfig
 from rest_fast.models.linear import linear
 from rest_fast.ops.derived import derived
 from rest_fast.ops.frame_audio_update import MOST, audio_keys, first_and_others
@@ -25,7 +26,7 @@ KV = tuple[torch.Tensor, torch.Tensor]
 class CrossAttention(nn.Module):
     """Attention to given tokens; Q and K normed over the full width, no positions, no gate."""
 
-    def __init__(self, config: DiTConfig, context: int):
+    def __init__(self, config: DiTConfig | FlashHeadDiTConfig, context: int):
         super().__init__()
         w, self.heads, self.eps = config.width, config.heads, config.qk_eps
         self.q, self.kv, self.out = nn.Linear(w, w), nn.Linear(context, 2 * w), nn.Linear(w, w)

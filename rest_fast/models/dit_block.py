@@ -9,6 +9,7 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.config import DiTConfig
+from rest_fast.config.flashhead import FlashHeadDiTConfig
 from rest_fast.models.cross_attention import KV, Audio, CrossAttention
 from rest_fast.models.linear import linear
 
@@ -32,7 +33,7 @@ class Workspace:
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: DiTConfig):
+    def __init__(self, config: DiTConfig | FlashHeadDiTConfig):
         super().__init__()
         w = config.width
         self.qkv, self.out = nn.Linear(w, 3 * w), nn.Linear(w, w)

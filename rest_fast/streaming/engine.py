@@ -17,27 +17,22 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from rest_fast import noise
 from rest_fast.avatar import Avatar
-from rest_fast.config import SamplingConfig
 from rest_fast.errors import ArgumentError, AvatarError, CapacityExhausted, EngineClosed
-from rest_fast.models.rest import REST
-from rest_fast.models.vae.state import read_mode
+from rest_fast.models.network import Network
 from rest_fast.streaming.costs import LOAD, Costs
-from rest_fast.streaming.decoding import Decoding
-from rest_fast.streaming.graphs import graphs_of
+from rest_fast.streaming.family import Places, family_of
 from rest_fast.streaming.mailbox import Mailbox
 from rest_fast.streaming.metrics import Percentiles
-from rest_fast.streaming.plan import memory_plan
 from rest_fast.streaming.pump import Pump
-from rest_fast.streaming.sampler import ChunkSampler, branches, noise_levels
+from rest_fast.streaming.sampler import branches
 from rest_fast.streaming.seat import Seat
 from rest_fast.streaming.session import Session, opened
-from rest_fast.streaming.stream import Stream
-from rest_fast.streaming.work import Piece, Work
+from rest_fast.streaming.viewing import Viewing
+from rest_fast.streaming.work import Piece, Sampler, Work
 
 T = TypeVar("T")
 
@@ -69,6 +64,7 @@ class Engine:
     Args:
         lanes: of one evaluation: a session with guidance takes two. On a CPU an evaluation is always one session's.
         sessions: how many may be open at once; memory is taken for all of them.
+        sampling: of the model's family.
         graphs: whether denoising and decoding are CUDA graphs: ``on``, ``off``, or ``auto``, on where there is CUDA.
         admission: refuse sessions that would be too many for the measured time of a chunk, which is done first.
         backlog: seconds of sound that a session may queue; None: any.
@@ -82,8 +78,8 @@ class Engine:
 
     def __init__(
         self,
-        model: REST,
-        sampling: SamplingConfig,
+        model: Network,
+        sampling: Any,
         *,
         lanes: int = 2,
         sessions: int = 8,
@@ -94,19 +90,12 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         eager: bool = True,
     ):
-        _check(model, sampling, lanes, sessions, backlog, fewer_steps)
+        _check(sampling, lanes, sessions, backlog, fewer_steps)
         self.model, self.sampling, self.lanes, self.places = model, sampling, lanes, sessions
         self.admission, self.backlog, self.clock, self.eager = admission, backlog, clock, eager
-        self.captures = graphs_of(graphs, model.device)
-        if model.device.type == "cuda" and eager:  # elsewhere, the largest parts are asked for one by one
-            config = model.config.replace(sampling=sampling)
-            plan = memory_plan(config, sessions=sessions, lanes=lanes, dtype=model.dtype, device="cuda")
-            plan.loaded().require(model.device)
-        fewer = None if fewer_steps is None else model.config.replace(sampling=sampling, sampling__steps=fewer_steps)
-        levels = () if fewer is None else noise_levels(fewer.sampling)
-        self.sampler = ChunkSampler.of(model, sampling, sessions, self.captures, lanes=lanes, levels=levels)
-        self.fewer = None if fewer is None else ChunkSampler(self.sampler.step, fewer.sampling)
-        self.together = max(1, lanes // branches(sampling)) if model.device.type == "cuda" else 1  # in an evaluation
+        places = Places(sessions, lanes, graphs, fewer_steps, planned=eager)
+        self.family = family_of(model, sampling, places)
+        self.together = self.family.together  # sessions in an evaluation
         self.closed = False
         self.seats: list[Seat] = []  # of the sessions that are open
         self.free = list(range(sessions))  # places
@@ -114,7 +103,6 @@ class Engine:
         self.alone = threading.RLock()  # held by whoever computes; there is one worker, but for the end of a process
         # Whoever wakes it, an eager engine computes under the settings under which it was opened.
         self.pump = Pump(model, self._piece, contextvars.copy_context() if eager else None)
-        self._decodings: dict[str, Decoding] = {}  # by mode
         self._executor: Executor | None = None
         self._running: deque[torch.cuda.Event] = deque()  # pieces on a GPU
         self._measured_at = clock()
@@ -125,9 +113,9 @@ class Engine:
     @classmethod
     def for_one(
         cls,
-        model: REST,
+        model: Network,
         avatar: Avatar,
-        sampling: SamplingConfig,
+        sampling: Any,
         *,
         graphs: str = "auto",
         on_step: Callable[[int, int], None] | None = None,
@@ -176,7 +164,7 @@ class Engine:
                 raise EngineClosed("session: expected an open engine, got a closed one")
             _check_viewer(self.model, avatar, seed)
             self._require_place()
-            stream = self.stream(avatar, self.free[0], rate=sample_rate, seed=seed, decode=decode)
+            stream = self.family.stream(avatar, self.free[0], rate=sample_rate, seed=seed, decode=decode)
             mailbox = Mailbox(self.clock, stream.lead, self.model.config.latent_seconds)
             seat = Seat(self.free[0], self._work(stream), mailbox, self.clock)
             session = self.session_type(self, seat, self.backlog)
@@ -188,17 +176,13 @@ class Engine:
             raise EngineClosed("session: expected an open engine, got one that was closed meanwhile")
         return session
 
-    def stream(self, avatar: Avatar, place: int, *, decode: str | None = None, **options: Any) -> Stream:
-        """A stream in this place; all of one ``decode`` are decoded in one memory."""
-        mode = str(read_mode(decode, self.model.vae.causal))
-        if mode not in self._decodings:
-            capture = self.captures and self.captures("decoder")
-            self._decodings[mode] = Decoding(self.model, mode, capture)
-        branches, decoding = self.sampler.session(place), self._decodings[mode]
-        return Stream(self.model, avatar, self.sampler, branches, decoding=decoding, **options)
+    @property
+    def sampler(self) -> Sampler:
+        """That of all its sessions."""
+        return self.family.sampler
 
-    def _work(self, stream: Stream) -> Work:
-        return Work(stream, whole=self.places == 1, early=self.eager, fewer=self.fewer)
+    def _work(self, stream: Viewing) -> Work:
+        return Work(stream, whole=self.places == 1, early=self.eager, fewer=self.family.fewer)
 
     def _require_place(self) -> None:
         full = self.admission and len(self.seats) >= self.capacity()
@@ -245,9 +229,8 @@ class Engine:
             self._executor.shutdown(wait=False)
 
     def _vacate(self) -> None:
-        self.closed, self.fewer = True, None
-        self._decodings.clear()
-        self.__dict__.pop("sampler", None)
+        self.closed = True
+        self.family.vacate()
 
     def __enter__(self) -> Engine:
         return self
@@ -288,11 +271,7 @@ class Engine:
     def measure(self, seconds: float = TRIAL) -> None:
         """Make chunks of silence for nobody, to see what one costs now: two that warm up, if none was made before, and
         up to five whose times replace all those before; fewer where they take more than so many seconds."""
-        config = self.model.config
-        size, tokens = (config.height, config.width, 3), (config.tokens, config.vae.latent_channels)
-        reference, box = torch.zeros(tokens, device=self.model.device), (0, 0, config.width, config.height)
-        nobody = Avatar(np.zeros(size, np.uint8), box, reference, *self.model.null_sink, self.model.fingerprint)
-        work = self._work(self.stream(nobody, self.free[0]))
+        work = self._work(self.family.stream(self.family.nobody(), self.free[0]))
         warm_up = 0 if self.costs.chunks else WARM_UP
         start, times = self.clock(), []
         for i in range(warm_up + TIMED):
@@ -421,27 +400,21 @@ def _compute(work: Work, piece: Piece, late: bool = False) -> None:
             work.decode()
 
 
-def _check_viewer(model: REST, avatar: Avatar, seed: int) -> None:
+def _check_viewer(model: Network, avatar: Avatar, seed: int) -> None:
     if not isinstance(avatar, Avatar):
         raise AvatarError(f"session: avatar: expected what model.prepare(photo) gave, got {type(avatar).__name__}")
     avatar.require(model.fingerprint)
     noise.normal(seed, 0, 1)  # refuses a seed out of range now
 
 
-def _check(
-    model: REST, sampling: SamplingConfig, lanes: int, sessions: int, backlog: float | None, fewer_steps: int | None
-) -> None:
-    least = branches(sampling)
-    for name, value, low in (("lanes", lanes, least), ("sessions", sessions, 1)):
+def _check(sampling: Any, lanes: int, sessions: int, backlog: float | None, fewer_steps: int | None) -> None:
+    """Counts that no family takes. What only one of them does not take, it refuses itself."""
+    for name, value, low in (("lanes", lanes, branches(sampling)), ("sessions", sessions, 1)):
         if type(value) is not int or value < low:
             why = " (guidance takes two)" if low > 1 else ""
             raise ArgumentError(f"engine: {name}: expected an integer of at least {low}{why}, got {value!r}")
     if backlog is not None and not (isinstance(backlog, int | float) and backlog > 0):
         raise ArgumentError(f"engine: backlog: expected seconds above 0 or None, got {backlog!r}")
-    if fewer_steps is None:
-        return
-    if type(fewer_steps) is not int or not 1 <= fewer_steps < sampling.steps:
+    if fewer_steps is not None and (type(fewer_steps) is not int or not 1 <= fewer_steps < sampling.steps):
         expected = f"an integer in 1..{sampling.steps - 1} or None"
         raise ArgumentError(f"engine: fewer_steps: expected {expected}, got {fewer_steps!r}")
-    if model.config.stream.context == "per_step":
-        raise ArgumentError("engine: fewer_steps: expected None for a model whose context is kept per step")

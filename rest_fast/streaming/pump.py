@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rest_fast.models.rest import REST
+from rest_fast.models.network import Network
 from rest_fast.worker import WINDOW, hold_over_fork
 
 
@@ -20,7 +20,7 @@ class Pump:
         context: the settings under which pieces are computed; None: those of whoever kicks.
     """
 
-    def __init__(self, model: REST, piece: Callable[[], bool], context: contextvars.Context | None):
+    def __init__(self, model: Network, piece: Callable[[], bool], context: contextvars.Context | None):
         self.model, self.piece, self.context = model, piece, context
         self._lock = threading.Lock()
         hold_over_fork(self._lock)

@@ -30,7 +30,7 @@ from rest_fast.streaming.mailbox import Pushed, SegmentEnd
 from rest_fast.streaming.metrics import Metrics
 from rest_fast.streaming.seat import Seat
 from rest_fast.streaming.snapshot import SessionState
-from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.viewing import Viewing
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Session:
         self._lasts: deque[tuple[float, np.ndarray]] = deque(maxlen=self.lead + 1)
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> Viewing:
         """What computes, as long as the session is open."""
         return self.seat.stream
 

@@ -1,4 +1,4 @@
-"""One viewer's stream without a clock, locks or threads: what comes in, the next chunk as a job, pictures out.
+"""A stream of REST: its context in the cache, its chunks as jobs, its pictures. See :mod:`rest_fast.streaming.viewing`.
 
 Whoever runs it (a session, an engine, an evaluation) calls it from the model's worker, in order:
 
@@ -7,8 +7,7 @@ Whoever runs it (a session, an engine, an evaluation) calls it from the model's 
     stream.accept(job, sampler.run([job])[0]); stream.decode()          # or stream.drop()
     block = stream.make_block(); stream.deliver()                       # while stream.has_block()
 
-Frames depend on the order of what came and of deliveries, and on nothing else: not on how far generation has run ahead.
-A job that was not run leaves no trace in them. A job that was run has advanced the cache, so it has to be accepted or
+A job that was not run leaves no trace in frames. A job that was run has advanced the cache, so it has to be accepted or
 dropped; after a drop the context is rebuilt. A job does not survive what takes latents back (:attr:`Stream.restarts`).
 """
 
@@ -19,7 +18,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from rest_fast import noise
@@ -28,15 +26,15 @@ from rest_fast.config import TEMPORAL, SamplingConfig
 from rest_fast.models.rest import REST
 from rest_fast.models.speech import speech_window
 from rest_fast.ops.latent_noise import drawn
-from rest_fast.streaming.block import Block, Latent, Made
+from rest_fast.streaming.block import Latent
 from rest_fast.streaming.decoder import BlockDecoder, DecoderContent
 from rest_fast.streaming.decoding import Decoding
 from rest_fast.streaming.graphs import Graphs
-from rest_fast.streaming.metrics import Stopwatch
 from rest_fast.streaming.sampler import ChunkJob, ChunkSampler, ContextChunk
 from rest_fast.streaming.snapshot import Fields, SessionState
 from rest_fast.streaming.step import Branches
 from rest_fast.streaming.timeline import Timeline
+from rest_fast.streaming.viewing import Viewing
 from rest_fast.units import RATE
 
 
@@ -52,7 +50,7 @@ class Content:
     rows: dict[int, tuple[torch.Tensor, torch.Tensor, int]]
 
 
-class Stream:
+class Stream(Viewing):
     """One viewer's stream: sound in, chunks as jobs, blocks out; see this module's first lines.
 
     Args:
@@ -63,6 +61,8 @@ class Stream:
     decode: how the VAE sees time; see :meth:`rest_fast.models.vae.TemporalVAE.stream`.
     graphs: decoding becomes a graph of its own; see :mod:`rest_fast.streaming.graphs`.
     """
+
+    decoder: BlockDecoder
 
     def __init__(
         self,
@@ -79,18 +79,11 @@ class Stream:
     ):
         own = decoding is None or (decoding.model is model and decode is None and graphs is None)
         assert own, "stream: expected a decoding of this model, which has a mode and graphs of its own"
-        config = model.config
+        config, features = model.config, model.features
+        super().__init__(config, rate, seed, back=features.back, ahead=features.ahead)
         self.model, self.avatar, self.sampler, self.cache, self.session = model, avatar, sampler, sampler.cache, session
-        self.seed, self.chunk = seed, config.stream.chunk
-        self.lead = self.chunk  # latents that can be taken back after delivery
         self.context = config.stream.context_chunks * self.chunk
-        self.timeline = Timeline(
-            rate, chunk=self.chunk, lead=self.lead, back=model.features.back, ahead=model.features.ahead
-        )
         self.stale = False  # whether the cache's context is not that of the latest latents
-        self.idle_wanted = False  # whether the next chunk is one of silence
-        self._spoken = -1  # the segment of the latest latent of speech that was delivered
-        self.restarts = 0  # how often latents were taken back; a job from before is void
         self._open_rows()
         with torch.inference_mode():
             self._noise(0, noise.LATENT)  # compiles its kernel on a GPU
@@ -103,8 +96,7 @@ class Stream:
         # An interrupt takes back what was delivered and what waits, which can be two chunks; what lies before, up to a
         # piece, is decoded again.
         longest = self.leading_references + self.lead + 3 * self.chunk + 2 * self.decoder.ahead
-        self.history = deque([silent] * self.leading_references, maxlen=longest)
-        self.watch = Stopwatch()
+        self.history: deque[Latent] = deque([silent] * self.leading_references, maxlen=longest)
 
     @classmethod
     def alone(
@@ -113,72 +105,6 @@ class Stream:
         """A stream with a sampler, a step and a cache of its own; see :meth:`generate`."""
         sampler = ChunkSampler.of(model, sampling, graphs=graphs)
         return cls(model, avatar, sampler, sampler.session(0), graphs=graphs, **arguments)
-
-    # -- what comes in
-
-    def push(self, samples: np.ndarray) -> None:
-        """Sound [n] or [n, channels]; all pushes share dtype and channels. It is kept, not copied."""
-        self.timeline.sound.append(samples)
-        if self.timeline.due(without=self._unseen_idle):
-            self._replace_idle()
-
-    def end_segment(self) -> None:
-        if self.timeline.queued():  # which is due once its segment has ended
-            self._replace_idle()
-        self.timeline.end_segment()
-
-    def request_idle(self) -> None:
-        """Silence is to come next, until a block of it can be shown; unless something is due or can be shown."""
-        self.idle_wanted |= not self.timeline.due() and self._nothing_to_show
-
-    def deliver(self) -> None:
-        """The viewer has got the block of :attr:`upcoming`."""
-        if self.decoder.made:  # latents may also be shown elsewhere
-            self.decoder.take()
-            self.watch.block(self.model.config.latent_seconds)
-        if not self.upcoming.idle:
-            self._spoken = self.timeline.segment(self.timeline.delivered)
-        self.timeline.deliver()
-
-    @property
-    def _nothing_to_show(self) -> bool:
-        """Whether all latents that exist were delivered, but for those that the decoder withholds."""
-        return self.timeline.waiting <= (0 if self.timeline.at_segment_end else self.decoder.ahead)
-
-    @property
-    def _unseen_idle(self) -> int:
-        """Idle latents behind all others that were not delivered."""
-        latest = list(self.history)[len(self.history) - self.timeline.waiting :]
-        return next((i for i, latent in enumerate(reversed(latest)) if not latent.idle), len(latest))
-
-    @property
-    def queued(self) -> int:
-        """Samples that were pushed and not delivered, and what fills segments up; not the silence of idle latents."""
-        timeline = self.timeline
-        places = range(timeline.delivered, timeline.generated)
-        silent = [i for i in places if self.history[i - timeline.generated].idle]
-        idle = sum(timeline.border(i + 1) - timeline.border(i) for i in silent)
-        return max(0, timeline.sound.end - timeline.border(timeline.delivered) - idle)
-
-    def _replace_idle(self) -> None:
-        """Speech takes the place of idle latents that nobody has seen, and of those that were asked for.
-
-        The context is rebuilt even where none of them was generated: that must not be seen.
-        """
-        count = self._unseen_idle
-        if not count and not self.idle_wanted:
-            return
-        self.timeline.take_back(count)
-        self._forget_latents(count)
-
-    def back_to(self, shown: int) -> None:
-        """Forget the latents from ``shown`` on and all queued speech; the context is rebuilt with the next chunk.
-
-        It is rebuilt even where nothing was taken back: how far generation had run ahead must not be seen.
-        """
-        taken_back = self.timeline.generated - shown
-        self.timeline.back_to(shown)
-        self._forget_latents(taken_back)
 
     def _forget_latents(self, count: int) -> None:
         """Forget the latest latents, and decode anew what was not delivered of the others."""
@@ -190,17 +116,6 @@ class Stream:
         self.restarts += 1
 
     # -- one chunk
-
-    def due(self) -> bool:
-        """Whether the sound for the next chunk is there."""
-        return self.timeline.due()
-
-    def wants_chunk(self, early: bool = False) -> bool:
-        """Whether the next chunk is to be generated: all that can be shown was delivered; with ``early``, its first
-        block was."""
-        if not (self.idle_wanted or self.timeline.due()):
-            return False
-        return self.timeline.waiting <= self.decoder.ahead + (self.chunk - 1 if early else 0)
 
     @torch.inference_mode()
     def next_chunk(self) -> ChunkJob:
@@ -271,7 +186,7 @@ class Stream:
             parts.append(ContextChunk(z[None], codes[None], start))
         return tuple(parts)
 
-    # -- one block
+    # -- its pictures
 
     @property
     def undecoded(self) -> bool:
@@ -286,49 +201,6 @@ class Stream:
             latents = [latent.z for latent in self.history]
             self.decoder.feed(latents, self.timeline.generated, self.timeline.at_segment_end)
         self.watch.share(self.chunk, more=True)
-
-    def has_block(self) -> bool:
-        """Whether a block can be made; decodes first, if that is needed."""
-        if not self.decoder.made and self.undecoded:
-            self.decode()
-        return bool(self.decoder.made)
-
-    @property
-    def upcoming(self) -> Latent:
-        """The latent that :meth:`make_block` shows."""
-        waiting = self.timeline.waiting
-        assert 0 < waiting <= len(self.history), "stream: expected a latent that waits to be shown"
-        return self.history[-waiting]
-
-    def make_block(self) -> Block:
-        """The block of the first latent that was not delivered; the same until :meth:`deliver`."""
-        return self._made(0).block()
-
-    def made(self) -> list[Made]:
-        """All blocks that are decoded and were not delivered."""
-        return [self._made(i) for i in range(len(self.decoder.made))]
-
-    def _made(self, i: int) -> Made:
-        """Block ``i`` of those that wait."""
-        timeline, index = self.timeline, self.timeline.delivered + i
-        latent = self.history[i - timeline.waiting]
-        a, b, true_end = timeline.border(index), timeline.border(index + 1), timeline.true_end(index)
-        about = {
-            "audio": timeline.sound.raw(a, b),
-            "pts": index * self.model.config.latent_seconds,
-            "epoch": timeline.epoch,
-            "segment": timeline.segment(index),
-            "segment_end": true_end is not None,
-            "true_samples": 0 if latent.idle else b - a if true_end is None else max(0, true_end - a),
-            "degraded": latent.degraded,
-        }
-        starved = latent.idle and timeline.queued() > 0 and timeline.segment(index) == self._spoken
-        return Made(self.decoder.made[i], latent.idle, starved, about)
-
-    def forget(self) -> None:
-        """Drop what nothing can ask for again."""
-        self.timeline.forget()
-        self.decoder.forget(self.timeline.floor)
 
     @property
     def lookahead_ms(self) -> float:

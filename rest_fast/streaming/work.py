@@ -8,12 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from enum import Enum
+from typing import Any, Protocol
 
 import torch
 
-from rest_fast.streaming.sampler import ChunkJob, ChunkSampler
-from rest_fast.streaming.step import Turn
-from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.viewing import Viewing
+
+
+class Turn(Protocol):
+    """One stream's part in an evaluation, of whatever family."""
+
+    @property
+    def dt(self) -> float:
+        """0 where the evaluation is no sampling step."""
+
+
+class Sampler(Protocol):
+    """A family's sampler: whole chunks, or their evaluations one by one."""
+
+    @property
+    def step(self) -> Any:
+        """It has ``run(turns)``."""
+
+    def run(self, jobs: Any) -> torch.Tensor:
+        """The chunks of some jobs."""
+
+    def turns(self, job: Any) -> Generator[Any, None, torch.Tensor]:
+        """The evaluations of a job's chunk; each is to be run before the next is asked for."""
 
 
 class Piece(Enum):
@@ -33,9 +54,9 @@ class Work:
         fewer: a sampler of fewer steps on the same step, for chunks that are late.
     """
 
-    def __init__(self, stream: Stream, *, whole: bool, early: bool, fewer: ChunkSampler | None = None):
+    def __init__(self, stream: Viewing, *, whole: bool, early: bool, fewer: Sampler | None = None):
         self.stream, self.whole, self.early, self.fewer = stream, whole, early, fewer
-        self.job: ChunkJob | None = None  # of the chunk that is being made
+        self.job: Any = None  # of the chunk that is being made
         self.turn: Turn | None = None  # its next evaluation, where they are pieces of their own
         self.degraded = False  # whether it is made with fewer steps
         self._turns: Iterator[Turn] = iter(())
@@ -70,7 +91,7 @@ class Work:
             self._turns = self._sampled(sampler, self.job)
             self.turn = next(self._turns)
 
-    def _sampled(self, sampler: ChunkSampler, job: ChunkJob) -> Generator[Turn, None, None]:
+    def _sampled(self, sampler: Sampler, job: Any) -> Generator[Turn, None, None]:
         self._latents = yield from sampler.turns(job)
 
     def decode(self) -> None:
@@ -112,7 +133,7 @@ class Work:
         self._turns = iter(())
         self.stream.watch.abandon("denoise")
 
-    def _accept(self, job: ChunkJob, latents: torch.Tensor) -> None:
+    def _accept(self, job: Any, latents: torch.Tensor) -> None:
         self.forget()
         try:
             self.stream.accept(job, latents, self.degraded)

@@ -76,7 +76,7 @@ def test_refusals_are_one_line(tmp_path, capsys, monkeypatch, words, expected):
         (["prompt", "text", "model"], "required: --t5"),
         ([], "rest-fast convert: error: the following arguments are required: WHAT"),
         (["ltxvae"], "; did you mean ltx-vae?"),
-        (["gguf"], "expected one of ltx-vae, ltx-transformer, prompt, swap-vae, got 'gguf'"),
+        (["gguf"], "expected one of ltx-vae, ltx-transformer, prompt, swap-vae, flashhead, got 'gguf'"),
     ],
 )
 def test_usage(capsys, words, expected):

@@ -73,6 +73,18 @@ class TemporalVAE(Codec):
         """Posterior mean, normalised: video [B, 3, 1 + 8n, H, W] in -1..1 -> [B, C, 1 + n, h, w]."""
         return EncodeStream(self).encode(video)
 
+    def posterior(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean [B, C, 1 + n, h, w] and deviation, normalised, of a clip's latents; of LTX-Video's family alone.
+
+        The encoder gives one log-variance [B, 1, 1 + n, h, w] for all channels, which counts between -30 and 20.
+        """
+        if self.config.kind != "conv":
+            raise ArgumentError(f"posterior: expected a VAE of kind conv, got {self.config.kind}")
+        channels = self.config.latent_channels
+        mean, log_variance = EncodeStream(self).moments(video).split([channels, 1], 1)
+        deviation = (log_variance.clamp(-30, 20) / 2).exp()
+        return (mean - self.latents_mean) / self.latents_std, deviation / self.latents_std
+
     def decode(
         self, latents: torch.Tensor, *, mode: str | None = "exact", reference: torch.Tensor | None = None, seed: int = 0
     ) -> torch.Tensor:

@@ -24,16 +24,22 @@ class EncodeStream:
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """The next frames [B, 3, T, H, W] in -1..1 -> latents [B, C, n, h, w], normalised."""
+        vae = self.vae
+        mean = self.moments(video)[:, : vae.config.latent_channels]
+        return cast(torch.Tensor, (mean - vae.latents_mean) / vae.latents_std)
+
+    def moments(self, video: torch.Tensor) -> torch.Tensor:
+        """The same as the encoder gives it: the mean, and behind it what else the family has."""
         vae, first = self.vae, 0 if self.state.started else 1
         vae.check_video(video, "video")
         if video.shape[2] % TEMPORAL != first:
             expected = f"1 + {TEMPORAL}n" if first else f"{TEMPORAL}n"
             raise ArgumentError(f"encode: video: expected {expected} frames, got {video.shape[2]}")
         self.state.expect("encode: video", video)
-        mean = vae.encoder(video, self.state)[:, : vae.config.latent_channels]
+        found: torch.Tensor = vae.encoder(video, self.state)
         self.state.started, self.state.size = True, (video.shape[3], video.shape[4])
         self.state.counters = [(0, 0)] * len(video)
-        return cast(torch.Tensor, (mean - vae.latents_mean) / vae.latents_std)
+        return found
 
     def reset(self) -> None:
         self.state.reset()
