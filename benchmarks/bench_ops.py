@@ -341,8 +341,8 @@ class Case:
         spec = entry.op.check(*args, **kwargs)
         self.chosen = entry.op.choose(spec, None).name
         self.backends = [name for name, ok, _ in entry.op.report(spec) if ok]
-        unproven = [b for b in entry.op.backends if b.by_name == native.UNPROVEN]
-        self.unproven = [b.name for b in unproven if b.supports(spec)[0]]  # a GPU has to see them first
+        here = [b for b in entry.op.backends if b.supports(spec)[0]]
+        self.unproven = [b.name for b in here if b.by_name == native.UNPROVEN]  # a GPU has to see them first
 
     def arguments(self, values: Values) -> tuple[list, Values]:
         return [values[n] for n in self._positional], {n: values[n] for n in self._named if n in values}
@@ -439,13 +439,8 @@ def test_op(benchmark, precision, name, preset):
     copies = len(case.layers)
     calls = {n: (lambda i, run=run: run(case.layers[i % copies])) for n, run in variants.items()}
     times = kit.interleaved(calls, budget=1)
-    about: dict[str, Any] = {
-        "op": name,
-        "preset": preset,
-        "dtype": kit.NAMES[dtype],
-        "backend": case.chosen,
-        "left_out": left_out,
-    }
+    about: dict[str, Any] = {"op": name, "preset": preset, "dtype": kit.NAMES[dtype], "left_out": left_out}
+    about["backend"] = case.chosen
     work, median = case.work(), kit.summary(times["op"])["median_us"]
     if kit.cold(work.bytes * copies):
         about |= {"bytes": work.bytes, "flop": work.flop, "of_roof": roof.share(work, median), "roof": roof.about()}
