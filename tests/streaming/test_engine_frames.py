@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rest_fast.streaming import engine as engine_module
+from rest_fast.streaming import family as family_module
 from tests.kit.captured import StandIn
 from tests.kit.neighbours import Rowdy, Viewer
 from tests.kit.oracle import Oracle
@@ -88,7 +88,7 @@ def test_samples_in_small_pieces_while_it_computes(model, avatar, engine):
 @pytest.mark.parametrize("lanes", [2, 4])
 def test_captured_lanes_at_other_steps_do_not_matter(lanes, monkeypatch):
     """Evaluations of two sessions in one replay, each at its own step: the bits of a session that has it for itself."""
-    monkeypatch.setattr(engine_module, "graphs_of", lambda choice, device: lambda name: StandIn())
+    monkeypatch.setattr(family_module, "graphs_of", lambda choice, device: lambda name: StandIn())
     model = toy()
     avatar, samples = model.prepare(photo()), [sound(RATE, 3.0, seed=i) for i in range(2)]
 

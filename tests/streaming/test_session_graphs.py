@@ -12,7 +12,7 @@ import torch
 from rest_fast.config import preset
 from rest_fast.errors import ArgumentError, CaptureError
 from rest_fast.ops import use_backend
-from rest_fast.streaming import engine as engine_module
+from rest_fast.streaming import family as family_module
 from rest_fast.streaming.graphs import CudaGraphs, graphs_of
 from rest_fast.streaming.snapshot import SessionState
 from tests.kit.captured import StandIn
@@ -55,7 +55,7 @@ def graphs(monkeypatch):
     made = Graphs()
 
     def on():
-        monkeypatch.setattr(engine_module, "graphs_of", lambda choice, device: made)
+        monkeypatch.setattr(family_module, "graphs_of", lambda choice, device: made)
         return made.made
 
     return on
