@@ -78,7 +78,7 @@ serve: $(STAMP)
 # Two processes of one thread each (tests/conftest.py): twice as fast as one, on two cores.
 WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not slow" --durations 40
 
 test-full: $(STAMP)
 	$(BIN)/pytest -q
