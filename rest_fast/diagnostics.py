@@ -30,6 +30,7 @@ EXTRAS = {
     "hub": (("huggingface_hub",), "--weights owner/name, from the Hugging Face hub, and push_to_hub"),
     "c2pa": (("c2pa",), "rest-fast render --c2pa-cert: signed provenance in videos"),
     "server": (("fastapi", "uvicorn", "websockets", "prometheus_client", "aiortc"), "rest-fast serve"),
+    "ray": (("ray",), "servers on the devices of a cluster, with Ray Serve"),
     "livekit": (("livekit",), "a face for an agent of LiveKit Agents"),
     "pipecat": (("pipecat",), "a face for a bot of pipecat, Python 3.11 or later"),
     "triton": (("triton",), "GPU kernels in Triton; CUDA builds of PyTorch bring it along"),
