@@ -93,7 +93,8 @@ def ranges(
     elif n_valid.tolist() != list(host_n_valid):
         _refuse_lengths(f"the same as n_valid {n_valid.tolist()}", host_n_valid)
     if host_place is not None:
-        places = torch.add(bank_index, row_index, alpha=k_cache.shape[1]).tolist()
+        banks = k_cache.shape[1]
+        places = [row * banks + bank for row, bank in zip(row_index.tolist(), bank_index.tolist(), strict=True)]
         if places != list(host_place):
             raise OpError(f"{NAME}: argument host_place: expected {places}, row * banks + bank, got {host_place}")
 

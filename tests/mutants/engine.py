@@ -10,6 +10,7 @@ HELD = f"{VIEWERS}::test_late_computation_holds_the_last_frame_and_skips_nothing
 FOLDER = "rest_fast/streaming"
 ENGINE, COSTS, PUMP = f"{FOLDER}/engine.py", f"{FOLDER}/costs.py", f"{FOLDER}/pump.py"
 SEAT, MAIL, SESSION = f"{FOLDER}/seat.py", f"{FOLDER}/mailbox.py", f"{FOLDER}/session.py"
+FAMILY, VIEWING = f"{FOLDER}/family.py", f"{FOLDER}/viewing.py"
 STREAM, WORK, LIVELY = f"{FOLDER}/stream.py", f"{FOLDER}/work.py", f"{FOLDER}/live.py"
 
 MANY = [
@@ -19,9 +20,9 @@ MANY = [
      f"{ENGINES}::test_the_deadline_of_what_does_not_exist_yet"),
     ("a chunk is done before another's begins", ENGINE, "return Work(stream, whole=self.places == 1,",
      "return Work(stream, whole=True,", f"{ENGINES}::test_an_urgent_session_waits_for_a_piece_and_not_for_a_chunk"),
-    ("generation stops at what was taken", STREAM, "(self.chunk - 1 if early else 0)", "0",
+    ("generation stops at what was taken", VIEWING, "(self.chunk - 1 if early else 0)", "0",
      f"{ENGINES}::test_a_consumer_that_stops_taking_holds_up_nobody"),
-    ("generation runs on without a consumer", STREAM, "(self.chunk - 1 if early else 0)",
+    ("generation runs on without a consumer", VIEWING, "(self.chunk - 1 if early else 0)",
      "(self.chunk if early else 0)", f"{ENGINES}::test_nothing_is_generated_before_a_block_was_taken"),
     ("lanes are not shared", ENGINE, "return evaluating[: self.together]", "return evaluating[:1]",
      f"{BESIDE}::test_captured_lanes_at_other_steps_do_not_matter"),
@@ -35,7 +36,7 @@ MANY = [
      f"{LET_IN}::test_one_session_too_many_is_refused_with_the_reason"),
     ("a closed session's memory stays", SEAT, "del self.work, self.stream", "pass",
      f"{ENGINES}::test_a_hundred_sessions_leave_nothing_behind"),
-    ("a closed engine's memory stays", ENGINE, "self.__dict__.pop(\"sampler\", None)", "pass",
+    ("a closed engine's memory stays", FAMILY, "self.__dict__.pop(\"sampler\", None)", "pass",
      f"{ENGINES}::test_a_closed_engine_has_closed_its_sessions_and_gives_its_memory_back"),
     ("a fault of the engine itself is told to nobody", ENGINE, "for seat in self.seats:\n                    seat.fail",
      "for seat in ():\n                    seat.fail",

@@ -32,7 +32,7 @@ FOLDER = "rest_fast/streaming"
 SESSION, STREAM, LINE = f"{FOLDER}/session.py", f"{FOLDER}/stream.py", f"{FOLDER}/timeline.py"
 MAIL, SEAT = f"{FOLDER}/mailbox.py", f"{FOLDER}/seat.py"
 STATE, DECODER, SOUND = f"{FOLDER}/snapshot.py", f"{FOLDER}/decoder.py", f"{FOLDER}/sound.py"
-DECODE = f"{FOLDER}/decoding.py"
+DECODE, VIEWING = f"{FOLDER}/decoding.py", f"{FOLDER}/viewing.py"
 LOOP, STEP, ROWS = f"{FOLDER}/sampler.py", f"{FOLDER}/step.py", f"{FOLDER}/cache.py"
 UPDATE = "rest_fast/ops/frame_audio_update.py"
 
@@ -72,7 +72,7 @@ TIMELINE = [
      "self.floor = max(0, self.delivered - self.lead)", DEFAULT),
     ("the floor stays at the start", MAIL, "self.floor = max(self.floor, self.delivered - self.lead)",
      "self.floor = 0", DEFAULT),
-    ("a segment's last block is all the caller's", STREAM, "else max(0, true_end - a)", "else b - a", DEFAULT),
+    ("a segment's last block is all the caller's", VIEWING, "else max(0, true_end - a)", "else b - a", DEFAULT),
     ("frames before the stream are heard as silence", "rest_fast/models/speech.py",
      "missing = max(0, min(TEMPORAL + frames, -past))", "missing = 0",
      f"{ORACLE}::test_the_oracle_itself_follows_the_decoder_as_a_whole"),
@@ -80,7 +80,7 @@ TIMELINE = [
      "reach = back + self.margin - RATE", DEFAULT),
     ("a block of the old epoch", MAIL, "self.ready.clear()\n            self.epoch += 1", "self.epoch += 1",
      f"{LIVE} {BESIDE}"),
-    ("speech waits behind all silence", STREAM,
+    ("speech waits behind all silence", VIEWING,
      "        self.timeline.take_back(count)\n        self._forget_latents(count)", "        return",
      f"{BESIDE}::test_idle_that_nobody_has_seen_gives_way_to_speech"),
     ("silence that was taken back stays in the sound", LINE,
@@ -180,8 +180,8 @@ SAMPLING = [
     ("every slot is held", ROWS, "[*range(start), *range(start + self.chunk, valid)]",
      "[*range(valid)]",
      f"{SNAPSHOTS}::test_what_is_written_before_it_is_read_may_be_anything[early]"),
-    ("two purposes share their noise", "rest_fast/noise.py", "LATENT, CONTEXT, DECODER, TEXTURE = 0, 1, 2, 3",
-     "LATENT, CONTEXT, DECODER, TEXTURE = 0, 1, 0, 3", NOISE),
+    ("two purposes share their noise", "rest_fast/noise.py", "DECODER, TEXTURE, RENOISE, POSTERIOR, PHOTO = range(7)",
+     "DECODER, TEXTURE, RENOISE, POSTERIOR, PHOTO = 0, 1, 0, 3, 4, 5, 6", NOISE),
     ("the high word of a latent's index", "rest_fast/noise.py", "latent >> 32, purpose", "0, purpose", NOISE),
     ("a negative index", "rest_fast/noise.py", "    _require(\"latent\", latent, 64)\n", "", NOISE),
     ("all frames are drawn with one index", "rest_fast/ops/latent_noise.py", "noise.words(seed, latent, purpose)",

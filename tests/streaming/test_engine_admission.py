@@ -169,8 +169,8 @@ def test_a_session_is_closed_though_the_event_loop_that_opened_it_has_ended(mode
 
 def test_an_engine_that_is_closed_while_a_session_is_opened(model, avatar):
     engine, opening, closed = model.engine(sessions=2, admission=False), threading.Event(), threading.Event()
-    stream = engine.stream
-    engine.stream = lambda *a, **o: (opening.set(), closed.wait(30), stream(*a, **o))[2]
+    stream = engine.family.stream
+    engine.family.stream = lambda *a, **o: (opening.set(), closed.wait(30), stream(*a, **o))[2]
     future = model.submit(engine.open, avatar, sample_rate=RATE, seed=0, decode=None)
     assert opening.wait(30)
     engine.close()
