@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
 
 NAME = "cfg_euler_step"
 
@@ -70,18 +70,9 @@ def _arguments(z, v_cond, v_uncond, guidance, dt) -> tuple:
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
 def _unfit(spec: Spec) -> str:
     wide = spec.get("velocity") == str(torch.float64)
     return "velocity dtype torch.float64 is not compiled in" if wide else ""
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    reason = _unfit(spec)
-    return (False, reason) if reason else native.supports(spec, list(native.DTYPES))
 
 
 cfg_euler_step = Op(
@@ -90,7 +81,7 @@ cfg_euler_step = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, _unfit, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments, _unfit),
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect
 from rest_fast.ops.memory_layouts import expect_writable, layout
 
 NAME = "depth_to_space"
@@ -80,18 +80,9 @@ def _arguments(x, out, *, factors, drop) -> tuple:
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
 def _unfit(spec: Spec) -> str:
     # A complex tensor may be a view that PyTorch conjugates only when it reads it.
     return f"dtype {spec.dtype} is not compiled in" if spec.dtype.is_complex else ""
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    reason = _unfit(spec)
-    return (False, reason) if reason else native.supports(spec, [spec.dtype])
 
 
 depth_to_space = Op(
@@ -100,7 +91,7 @@ depth_to_space = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
-        native.cuda_backend(NAME, _arguments, _unfit, any_dtype=True),
+        native.cpp_backend(NAME, _arguments, _unfit, dtypes=None, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _unfit, dtypes=None),
     ),
 )

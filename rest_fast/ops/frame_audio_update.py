@@ -19,12 +19,10 @@ take shares in the dtype of x.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "frame_audio_update"
@@ -171,19 +169,10 @@ def _arguments(x, q, keys, base, update, null, *, slot, eps) -> tuple[int | floa
     )
 
 
-def _cpp(*tensors, **named) -> None:
-    native.call(NAME, *_arguments(*tensors, **named))
-
-
-def _cuda(*tensors, **named) -> None:
-    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
-
-
-def _supports(spec: Spec, device: str) -> tuple[bool, str]:
+def _unfit(spec: Spec) -> str:
     rank = (spec.get("heads") or 0) * ((spec.get("audio") or 1) - 1)
-    if rank > MAX_RANK:
-        return False, f"rank {rank} of the update, heads x (audio tokens - 1), is over {MAX_RANK}"
-    return native.supports(spec, list(native.DTYPES), device)
+    too_high = f"rank {rank} of the update, heads x (audio tokens - 1), is over {MAX_RANK}"
+    return too_high if rank > MAX_RANK else ""
 
 
 frame_audio_update = Op(
@@ -193,7 +182,7 @@ frame_audio_update = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", functools.partial(_supports, device="cpu"), _cpp, measured="audio_and_paint_cpu.json"),
-        Backend("cuda", functools.partial(_supports, device="cuda"), _cuda, native.UNPROVEN),
+        native.cpp_backend(NAME, _arguments, _unfit, measured="audio_and_paint_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _unfit),
     ),
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "frame_cross_attention"
@@ -102,18 +102,9 @@ def _arguments(q, q_weight, k, v, out, *, eps) -> tuple:
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
 def _unfit(spec: Spec) -> str:
     dim = spec.get("head_dim") or 0
     return f"head_dim {dim} is over {MAX_HEAD_DIM}" if dim > MAX_HEAD_DIM else ""
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    reason = _unfit(spec)
-    return (False, reason) if reason else native.supports(spec, list(native.DTYPES))
 
 
 frame_cross_attention = Op(
@@ -122,7 +113,7 @@ frame_cross_attention = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, _unfit, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments, _unfit),
     ),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, Spec, expect, expect_float
 from rest_fast.ops.memory_layouts import layout
 
 NAME = "frames_to_uint8"
@@ -46,21 +46,13 @@ def _arguments(x, out) -> tuple:
     return x.data_ptr(), out.data_ptr(), tuple(out.shape[:4]), x.stride(), native.DTYPES[x.dtype]
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, list(native.DTYPES))
-
-
 frames_to_uint8 = Op(
     f"{NAME}(Tensor x, Tensor(a!) out)",
     check=check,
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments),
     ),
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "gate_norm_modulate"
@@ -128,17 +128,9 @@ def _arguments(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> 
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
 def _cuda_unfit(spec: Spec) -> str:
     width = spec.get("width") or 0
     return f"rows of at most {CUDA_ROW} channels, got {width}" if width > CUDA_ROW else ""
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, list(native.DTYPES))
 
 
 gate_norm_modulate = Op(
@@ -148,7 +140,7 @@ gate_norm_modulate = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments, _cuda_unfit),
     ),
 )

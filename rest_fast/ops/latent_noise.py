@@ -16,7 +16,7 @@ import torch
 
 from rest_fast import noise
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect
 from rest_fast.ops.transfer import sent
 
 NAME = "latent_noise"
@@ -43,19 +43,16 @@ def reference(out: torch.Tensor, words: torch.Tensor) -> None:
     out.copy_(noise.normals(words, out.shape[1]))
 
 
-def _cpp(out, words) -> None:
-    native.call(NAME, out.data_ptr(), words.data_ptr(), *out.shape)
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, [torch.float32])
+def _arguments(out, words) -> tuple[int, ...]:
+    """Those that csrc/ops/latent_noise.h lists."""
+    return out.data_ptr(), words.data_ptr(), *out.shape
 
 
 latent_noise = Op(
     f"{NAME}(Tensor(a!) out, Tensor words)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), Backend("cpp", _cpp_supports, _cpp)),
+    backends=(triton_kernels.backend(NAME), native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,))),
 )
 
 

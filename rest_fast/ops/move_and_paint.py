@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import native
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.frames_to_uint8 import to_uint8
 
 NAME = "move_and_paint"
@@ -147,10 +147,10 @@ def reference(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> No
     out.copy_(to_uint8(frames[:, :, None])[:, 0])
 
 
-def _cpp(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> None:
+def _arguments(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> tuple:
+    """Those that csrc/ops/move_and_paint.h lists: addresses and sizes."""
     size = photo.shape[2:]
-    native.call(
-        NAME,
+    return (
         *(t.data_ptr() for t in (photo, flow, paint, inner_flow, inner_paint, out)),
         (len(photo), len(flow), *size),
         flow.shape[2:],
@@ -160,14 +160,10 @@ def _cpp(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> None:
     )
 
 
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, [torch.float32])
-
-
 move_and_paint = Op(
     f"{NAME}(Tensor photo, Tensor flow, Tensor paint, Tensor inner_flow, Tensor inner_paint, Tensor(a!) out, *, "
     "int[] window)",
     check=check,
     reference=reference,
-    backends=(Backend("cpp", _cpp_supports, _cpp, measured="audio_and_paint_cpu.json"),),
+    backends=(native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,), measured="audio_and_paint_cpu.json"),),
 )

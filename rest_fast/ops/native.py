@@ -6,7 +6,7 @@ import ctypes
 import functools
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +29,7 @@ def module(name: str = "_cpu") -> tuple[ModuleType | None, str]:
         return None, f"rest_fast.{name} is not available: {e}"
 
 
-def supports(spec: Spec, dtypes: list[torch.dtype], device: str = "cpu") -> tuple[bool, str]:
+def supports(spec: Spec, dtypes: Collection[torch.dtype], device: str = "cpu") -> tuple[bool, str]:
     compiled, reason = module(f"_{device}")
     if compiled is None:
         return False, reason
@@ -96,25 +96,52 @@ def call_cuda(op: str, device: torch.device, *args: Any) -> None:
     _call(op, "_cuda", (*args, torch.cuda.current_stream(device).cuda_stream, device.index))
 
 
-def cuda_backend(
-    op: str, arguments: Callable[..., tuple], unfit: Callable[[Spec], str] = lambda spec: "", *, any_dtype: bool = False
+def cpp_backend(
+    op: str,
+    arguments: Callable[..., tuple],
+    unfit: Callable[[Spec], str] = lambda spec: "",
+    *,
+    dtypes: Collection[torch.dtype] | None = tuple(DTYPES),
+    measured: str = "",
 ) -> Backend:
-    """The entry of a dispatch table for an op in CUDA C++: only by name, until a GPU has run it.
+    """The entry of a dispatch table for an op in C++.
 
     Args:
         arguments: from those of the op to those that ``csrc/ops/<op>.h`` lists.
-        unfit: why its kernel does not take a call of a dtype that it is compiled for; "" if it does.
-        any_dtype: it moves numbers of any dtype, and is compiled for sizes.
+        unfit: why its kernel does not take a call, of a dtype that it is compiled for; "" if it does.
+        dtypes: those that it is compiled for; None: any, since it moves numbers and does not compute with them.
+        measured: see :class:`~rest_fast.ops.dispatch.Backend`.
     """
 
-    def can(spec: Spec) -> tuple[bool, str]:
-        reason = unfit(spec)
-        return (False, reason) if reason else supports(spec, [spec.dtype] if any_dtype else list(DTYPES), "cuda")
+    def run(*args: Any, **kwargs: Any) -> None:
+        call(op, *arguments(*args, **kwargs))
+
+    return Backend("cpp", _taken(unfit, dtypes, "cpu"), run, measured=measured)
+
+
+def cuda_backend(
+    op: str,
+    arguments: Callable[..., tuple],
+    unfit: Callable[[Spec], str] = lambda spec: "",
+    *,
+    dtypes: Collection[torch.dtype] | None = tuple(DTYPES),
+) -> Backend:
+    """The same in CUDA C++: only by name, until a GPU has run it."""
 
     def run(*args: Any, **kwargs: Any) -> None:
         call_cuda(op, args[0].device, *arguments(*args, **kwargs))
 
-    return Backend("cuda", can, run, UNPROVEN)
+    return Backend("cuda", _taken(unfit, dtypes, "cuda"), run, UNPROVEN)
+
+
+def _taken(
+    unfit: Callable[[Spec], str], dtypes: Collection[torch.dtype] | None, device: str
+) -> Callable[[Spec], tuple[bool, str]]:
+    def can(spec: Spec) -> tuple[bool, str]:
+        reason = unfit(spec)
+        return (False, reason) if reason else supports(spec, [spec.dtype] if dtypes is None else dtypes, device)
+
+    return can
 
 
 def _call(op: str, name: str, args: tuple) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import Backend, Op, OpError, Spec, expect, expect_float
+from rest_fast.ops.dispatch import Op, OpError, Spec, expect, expect_float
 from rest_fast.ops.memory_layouts import expect_writable, layout
 
 NAME = "pixel_norm_silu"
@@ -74,21 +74,13 @@ def _arguments(x, scale, shift, out, *, eps) -> tuple:
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, list(native.DTYPES))
-
-
 pixel_norm_silu = Op(
     f"{NAME}(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) out, *, float eps)",
     check=check,
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments),
     ),
 )

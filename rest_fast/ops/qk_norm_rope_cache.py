@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import IDLE, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate, token_table
 
 NAME = "qk_norm_rope_cache"
@@ -216,23 +216,9 @@ def _arguments(
     )
 
 
-def _cpp(*tensors, **named) -> None:
-    native.call(NAME, *_arguments(*tensors, **named))
-
-
-def _cuda(*tensors, **named) -> None:
-    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
-
-
-def _supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, list(native.DTYPES))
-
-
-def _cuda_supports(spec: Spec) -> tuple[bool, str]:
+def _cuda_unfit(spec: Spec) -> str:
     width, most = spec.get("width") or 0, CUDA_ROW // spec.dtype.itemsize
-    if width > most:
-        return False, f"rows of at most {most} channels, got {width}"
-    return native.supports(spec, list(native.DTYPES), "cuda")
+    return f"rows of at most {most} channels, got {width}" if width > most else ""
 
 
 qk_norm_rope_cache = Op(
@@ -245,7 +231,7 @@ qk_norm_rope_cache = Op(
     reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _supports, _cpp, measured="ops_cpu.json"),
-        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
+        native.cpp_backend(NAME, _arguments, measured="ops_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _cuda_unfit),
     ),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from rest_fast.ops import native, triton_kernels
-from rest_fast.ops.dispatch import IDLE, Backend, Op, OpError, Spec, expect, expect_float, expect_range
+from rest_fast.ops.dispatch import IDLE, Op, OpError, Spec, expect, expect_float, expect_range
 from rest_fast.ops.rope import rotate
 
 NAME = "rotate_context"
@@ -105,14 +105,6 @@ def _arguments(k_cache, shift, *, row_index, skip_slot, enabled, sink, chunk) ->
     )
 
 
-def _cpp(*args, **kwargs) -> None:
-    native.call(NAME, *_arguments(*args, **kwargs))
-
-
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    return native.supports(spec, list(native.DTYPES))
-
-
 rotate_context = Op(
     f"{NAME}(Tensor(a!) k_cache, Tensor shift, *, Tensor row_index, Tensor skip_slot, Tensor enabled, int sink, "
     "int chunk)",
@@ -122,7 +114,7 @@ rotate_context = Op(
     reference_uncaptured="it picks the lanes that are not idle on the host",
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="ops_cpu.json"),
+        native.cpp_backend(NAME, _arguments, measured="ops_cpu.json"),
         native.cuda_backend(NAME, _arguments),
     ),
 )

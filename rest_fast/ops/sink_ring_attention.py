@@ -166,14 +166,6 @@ def _arguments(
     )
 
 
-def _cpp(*tensors, **named) -> None:
-    native.call(NAME, *_arguments(*tensors, **named))
-
-
-def _cuda(*tensors, **named) -> None:
-    native.call_cuda(NAME, tensors[0].device, *_arguments(*tensors, **named))
-
-
 def _sdpa(
     q, k_cache, v_cache, out, *, row_index, bank_index, n_valid, host_n_valid, scale, lse=None, host_place=None
 ) -> None:
@@ -241,8 +233,8 @@ def _batches(places: list[int], lengths: list[int]) -> Iterator[tuple[slice, sli
         yield slice(lane, lane + 1), slice(place, place + 1)
 
 
-def _cpp_supports(spec: Spec) -> tuple[bool, str]:
-    """Everything but what is faster with an Intel matrix unit (AMX).
+def _cpp_unfit(spec: Spec) -> str:
+    """Takes everything but what is faster with an Intel matrix unit (AMX).
 
     On a Zen 5 core SDPA takes 1.0 to 2.9 times as long at all sizes tried, from one query (1.0, memory-bound) over the
     demo model's 2 x 48 (2.3 in fp32, 2.7 in bf16) to rest-512's 2 x 768 over 1792 slots (1.9, 2.1); with only AVX2 1.0
@@ -250,17 +242,16 @@ def _cpp_supports(spec: Spec) -> tuple[bool, str]:
     dominate (by that arithmetic; not measured).
     """
     if (spec.get("head_dim") or 0) > MAX_HEAD_DIM:
-        return False, f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
+        return f"head_dim {spec.get('head_dim')} is over {MAX_HEAD_DIM}"
     products = math.prod(size for _, size in spec.dims if isinstance(size, int))
     if spec.dtype != torch.float32 and products >= LARGE and has_matrix_unit():
-        return False, f"16-bit with AMX: SDPA is faster from {LARGE} products on, got {products}"
-    return native.supports(spec, list(native.DTYPES))
+        return f"16-bit with AMX: SDPA is faster from {LARGE} products on, got {products}"
+    return ""
 
 
-def _cuda_supports(spec: Spec) -> tuple[bool, str]:
-    if spec.get("head_dim") not in (None, *CUDA_HEAD_SIZES):
-        return False, f"head size {' or '.join(map(str, CUDA_HEAD_SIZES))} only, got {spec.get('head_dim')}"
-    return native.supports(spec, [torch.bfloat16, torch.float16], "cuda")
+def _cuda_unfit(spec: Spec) -> str:
+    fits = spec.get("head_dim") in (None, *CUDA_HEAD_SIZES)
+    return "" if fits else f"head size {' or '.join(map(str, CUDA_HEAD_SIZES))} only, got {spec.get('head_dim')}"
 
 
 def has_matrix_unit() -> bool:
@@ -302,8 +293,8 @@ sink_ring_attention = Op(
     reference=reference,
     backends=(
         triton_kernels.backend(NAME),
-        Backend("cpp", _cpp_supports, _cpp, measured="attention_cpu.json"),
-        Backend("cuda", _cuda_supports, _cuda, native.UNPROVEN),
+        native.cpp_backend(NAME, _arguments, _cpp_unfit, measured="attention_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _cuda_unfit, dtypes=(torch.bfloat16, torch.float16)),
         Backend("sdpa", _sdpa_supports, _sdpa, uncaptured=ON_HOST),
         Backend("sdpa_gathered", _sdpa_gathered_supports, _sdpa_gathered, _sdpa_gathered_reluctance, ON_HOST),
         flash_attention.backend(flash_attention.FLASH_3),
