@@ -6,14 +6,15 @@ Units are in the field comments; the glossary is in ``docs/design.md``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rest_fast.config.vae import STRIDES as STRIDES
-from rest_fast.config.vae import TEMPORAL, VAE_KINDS, BasisVAEConfig, ConvVAEConfig, MotionVAEConfig, VAEConfig
-from rest_fast.config.validate import ConfigError, build, check_fields, replaced, require
+from rest_fast.config.vae import TEMPORAL as TEMPORAL
+from rest_fast.config.vae import VAE_KINDS, BasisVAEConfig, ConvVAEConfig, MotionVAEConfig, VAEConfig
+from rest_fast.config.validate import ConfigError, build, check_fields, require
+from rest_fast.config.whole import WholeConfig
 
 Context = Literal["last_step", "clean", "per_step"]
 Positions = Literal["window", "absolute"]
@@ -132,7 +133,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(WholeConfig):
     """Everything that a checkpoint's ``config.json`` says."""
 
     name: str
@@ -147,30 +148,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        cell = self.vae.spatial
-        for name in ("height", "width"):
-            side = getattr(self, name)
-            require(side >= cell and side % cell == 0, name, f"a positive multiple of {cell}", side)
-        require(self.fps == 25, "fps", "25 (audio and video of the model are tied to it)", self.fps)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of one latent frame."""
-        return self.height // self.vae.spatial, self.width // self.vae.spatial
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one latent frame."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def latent_seconds(self) -> float:
-        """Seconds of video that one latent frame stands for: 0.32."""
-        return TEMPORAL / self.fps
-
-    def to_json(self) -> str:
-        """What a checkpoint's ``config.json`` holds."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        self.check_picture()
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -194,14 +172,6 @@ class ModelConfig:
         }
         values = {k: build(parts[k], v, k) if k in parts else v for k, v in raw.items()}
         return build(cls, values, "config")
-
-    def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with changed fields; ``stream__context="clean"`` reaches into a part."""
-        found: ModelConfig = replaced(self, changes, _PARTS)
-        return found
-
-
-_PARTS = ("vae", "speech", "dit", "stream", "sampling")
 
 
 def _rest_512() -> ModelConfig:

@@ -5,13 +5,13 @@ Sources: ``flash_head_model.py``, ``flash_head_pipeline.py`` and ``infer_params.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.config.vae import TEMPORAL, ConvVAEConfig
-from rest_fast.config.validate import build, check_fields, replaced, require
+from rest_fast.config.validate import build, check_fields, require
+from rest_fast.config.whole import WholeConfig
 
 FAMILY = "flashhead"
 
@@ -123,7 +123,7 @@ class FlashHeadSamplingConfig:
 
 
 @dataclass(frozen=True)
-class FlashHeadConfig:
+class FlashHeadConfig(WholeConfig):
     """Everything that the ``config.json`` of such a checkpoint says."""
 
     name: str
@@ -139,33 +139,13 @@ class FlashHeadConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        cell = self.vae.spatial
-        for name in ("height", "width"):
-            side = getattr(self, name)
-            require(side >= cell and side % cell == 0, name, f"a positive multiple of {cell}", side)
-        require(self.fps == 25, "fps", "25 (sound and video of the model are tied to it)", self.fps)
+        self.check_picture()
         least = self.stream.frames + self.dit.audio_window // 2
         require(self.speech.seconds * 25 >= least, "speech.seconds", f"at least {least} frames", self.speech.seconds)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of one latent frame."""
-        return self.height // self.vae.spatial, self.width // self.vae.spatial
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one latent frame."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def latent_seconds(self) -> float:
-        return TEMPORAL / self.fps
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
     @classmethod
     def from_json(cls, text: str) -> FlashHeadConfig:
+        """Read and check a JSON object. Raises: :class:`rest_fast.ConfigError` with the name of the field."""
         raw = json.loads(text)
         parts: dict[str, Any] = {
             "vae": ConvVAEConfig,
@@ -177,9 +157,4 @@ class FlashHeadConfig:
         found: FlashHeadConfig = build(
             cls, {k: build(parts[k], v, k) if k in parts else v for k, v in raw.items()}, "config"
         )
-        return found
-
-    def replace(self, **changes: Any) -> FlashHeadConfig:
-        """A copy with changed fields; ``sampling__steps=2`` reaches into a part."""
-        found: FlashHeadConfig = replaced(self, changes, ("vae", "speech", "dit", "stream", "sampling"))
         return found
