@@ -11,6 +11,13 @@ from rest_fast.ops.dispatch import Spec
 from tests.kernels import kit
 from tests.kit.pictures import LAYOUTS, placed
 from tests.ops import calls
+from tests.ops.cases.frames_to_uint8 import (
+    NO_NUMBERS,
+    THEIR_BYTES,
+    bytes_of,
+    check_borders_and_ties,
+    check_every_16_bit_number,
+)
 
 NAME = "frames_to_uint8"
 
@@ -19,15 +26,8 @@ def triton(x: torch.Tensor) -> torch.Tensor:
     b, _, t, h, w = x.shape
     out = torch.full((b, t, h, w, 3), 77, dtype=torch.uint8, device=kit.DEVICE)
     with ops.use_backend("triton"):
-        ops.frames_to_uint8(x, out)
+        ops.frames_to_uint8(x.to(kit.DEVICE), out)
     return out.cpu()
-
-
-def bytes_of(values: torch.Tensor) -> torch.Tensor:
-    """The kernel on a row of numbers, the same in every channel."""
-    out = triton(values.view(1, 1, 1, 1, -1).expand(1, 3, 1, 1, -1).to(kit.DEVICE))
-    assert torch.equal(out[..., 0], out[..., 2]) and torch.equal(out[..., 0], out[..., 1])
-    return out[0, 0, 0, :, 0]
 
 
 @pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
@@ -44,31 +44,15 @@ def test_any_layout(layout):
 
 @pytest.mark.parametrize("dtype", kit.LOW, ids=str)
 def test_every_16_bit_number(dtype):
-    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
-    known = ~x.isnan()
-    got = bytes_of(x)
-    want = functional.to_uint8(x.view(1, 1, 1, 1, -1).expand(1, 3, 1, 1, -1))[0, 0, 0, :, 0]
-    assert torch.equal(got[known], want[known])
-    assert (got[~known] == 0).all() and not known.all()
+    check_every_16_bit_number(triton, dtype)
 
 
 def test_borders_and_ties():
-    """x = k / 127.5 - 1 and its neighbours in fp32, and the borders between two bytes: among them exact ties."""
-    k = torch.arange(511).float() / 2
-    x = k / 127.5 - 1
-    x = torch.cat([x, x.nextafter(torch.tensor(2.0)), x.nextafter(torch.tensor(-2.0))])
-    want = ((x + 1) * 127.5).clamp(0, 255)  # fp32, as the op says
-    ties = want.frac() == 0.5
-    assert ties.sum() > 50, "the rule for ties is tested"
-    low = want.floor()
-    even = torch.where(low % 2 == 0, low, low + 1)
-    nearest = (want.double() + 0.5).floor()
-    assert torch.equal(bytes_of(x), torch.where(ties, even, nearest.float()).to(torch.uint8))
+    check_borders_and_ties(triton)
 
 
 def test_numbers_that_are_none():
-    x = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1.0, -1.0, 0.0, -0.0])
-    assert bytes_of(x).tolist() == [0, 0, 255, 0, 255, 0, 255, 0, 128, 128]
+    assert bytes_of(torch.tensor(NO_NUMBERS), triton).tolist() == THEIR_BYTES
 
 
 def test_no_frames():

@@ -10,24 +10,11 @@ from rest_fast.kernels import gate_norm_modulate as package
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, same_bits
 from tests.ops import calls
-from tests.ops.cases.gate_norm_modulate import LEFT_OUT, problems, without
+from tests.ops.cases.gate_norm_modulate import FP32, LEFT_OUT, ROUNDINGS, WHY, problems, without
+from tests.ops.cases.gate_norm_modulate import SIZES as SIZES_OF_ALL
 
 NAME = "gate_norm_modulate"
-ROUNDINGS = ("fused", "eager")
-
-# Product and sum; three units for the device's reciprocal root, four of the sum of squares (halved by the root); a
-# product, 1 + scale, a product, a sum: under 14 units of 2^-24 of the largest result.
-FP32, WHY = 14 * 2.0**-24, "14 fp32 roundings"
-
-SIZES = {
-    "odd": {},
-    "one_frame": {"frames": 1, "tokens": 3, "width": 7},
-    "frame_a_token": {"frames": 5, "tokens": 1, "width": 3},
-    "demo": {"frames": 3, "tokens": 2, "width": 192},
-    "width_2048": {"frames": 2, "tokens": 1, "width": 2048},
-}
-if kit.ON_GPU:
-    SIZES["rest_512"] = {"frames": 3, "tokens": 256, "width": 2048}
+SIZES = SIZES_OF_ALL | ({"rest_512": {"frames": 3, "tokens": 256, "width": 2048}} if kit.ON_GPU else {})
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

@@ -14,17 +14,17 @@ from tests.kernels import kit
 from tests.kit.compare import assert_close
 from tests.kit.pictures import LAYOUTS, assert_untouched_around, placed
 from tests.ops import calls
+from tests.ops.cases.pixel_norm_silu import (
+    FP32,
+    PLAIN,
+    REASON,
+    bad_pixels,
+    call_of,
+    check_bad_pixels_stay_alone,
+    laid_out,
+)
 
 NAME = "pixel_norm_silu"
-# A sum of a few dozen squares in another order, a root, an exponential and a division of 2 units of 2^-24 each.
-FP32, REASON = 1e-6, "fp32 in another order, an approximate root, exponential and quotient"
-PLAIN = {"scale": None, "shift": None}
-
-
-def call_of(*shape: int, dtype: torch.dtype = torch.float32) -> calls.Call:
-    g = torch.Generator().manual_seed(0)
-    x, scale, shift = (torch.randn(s, generator=g).to(dtype) for s in (shape, shape[1], shape[1]))
-    return {"x": 2 * x, "scale": scale, "shift": shift, "out": calls.nans(*shape, dtype=dtype), "eps": 1e-8}
 
 
 @pytest.mark.parametrize("change", [{}, PLAIN], ids=["scale_and_shift", "plain"])
@@ -74,8 +74,7 @@ def test_any_shape_and_layout(sizes, layouts, plain):
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
 def test_numbers_of_channels(channels, layout):
     call = call_of(1, channels, 1, 2, 3)
-    dense = {n: placed(call[n], layout, "cpu")[0] for n in ("x", "out")}
-    kit.check_parity(NAME, call | dense, fp32=FP32, reason=REASON)
+    kit.check_parity(NAME, laid_out(call, layout), fp32=FP32, reason=REASON)
 
 
 def test_one_lane_for_many():
@@ -91,13 +90,8 @@ def test_one_lane_for_many():
 
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
 def test_a_bad_pixel_stays_alone(layout):
-    call = call_of(1, 20, 2, 4, 5) | PLAIN
-    for at, value in enumerate((torch.nan, torch.inf, -torch.inf, 0.0)):
-        call["x"][0, :, 0, at, 1] = value
-    call["x"][0, 3, 1, 2, 2] = torch.nan
-    dense = {n: placed(call[n], layout, "cpu")[0] for n in ("x", "out")}
-    got = kit.check_parity(NAME, call | dense, fp32=FP32, reason=REASON)  # NaN exactly where the reference has it
-    assert got["out"][0, :, 0, 3, 1].eq(0).all() and got["out"].isnan().any(1).sum() == 4
+    got = kit.check_parity(NAME, bad_pixels(layout), fp32=FP32, reason=REASON)  # NaN exactly where the reference has it
+    check_bad_pixels_stay_alone(got["out"])
 
 
 def test_squares_of_half_precision_do_not_overflow():

@@ -7,6 +7,17 @@ from hypothesis import strategies as st
 
 from tests.ops import calls
 
+ROUNDINGS = ("fused", "eager")
+# Product and sum; three units for a device's reciprocal root, four of the sum of squares (halved by the root); a
+# product, 1 + scale, a product, a sum: under 14 units of 2^-24 of the largest result.
+FP32, WHY = 14 * 2.0**-24, "14 fp32 roundings"
+SIZES = {
+    "odd": {},
+    "one_frame": {"frames": 1, "tokens": 3, "width": 7},
+    "frame_a_token": {"frames": 5, "tokens": 1, "width": 3},
+    "demo": {"frames": 3, "tokens": 2, "width": 192},
+    "width_2048": {"frames": 2, "tokens": 1, "width": 2048, "lanes": 1},
+}
 SHAPES = {"odd": {}, "one_frame": {"frames": 1, "tokens": 7}, "frame_a_token": {"frames": 5, "tokens": 1, "width": 3}}
 
 
