@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -65,12 +66,16 @@ def digest(parts: Iterable[bytes]) -> str:
 
 def made(path: Path, command: list[str]) -> Path:
     """The file that this command leaves under the name after ``-o``, made anew only if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        scratch.rename(path)  # whole or not at all, whoever else makes it
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be making it
+        if not path.exists():
+            scratch = path.with_suffix(".part")
+            done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            scratch.rename(path)  # whole or not at all
     return path
 
 
