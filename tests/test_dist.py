@@ -149,6 +149,16 @@ def test_the_page_says_what_is_stored():
         assert row.get("failed") == 0 and row["passed"] > 100, row
 
 
+def test_a_trial_that_ended_early_has_its_row():
+    """One that could not be installed has neither versions nor counts."""
+    row = {"file": "rest_fast-1.tar.gz", "kind": "sdist", "python": "3.12", "dependencies": "newest"}
+    results = {"date": "2000-01-01", "commit": "abc", "machine": "Linux", "cuda": "", "files": [], "taken": {}}
+    page = dist.page(
+        results | {"trials": [row | {"failed": 1, "failures": ["pip"]}, row | {"not_run": "no python3.12"}]}
+    )
+    assert "| 0 passed, 0 skipped, 1 failed |" in page and "| no python3.12 |" in page
+
+
 # -- images
 
 

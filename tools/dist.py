@@ -349,7 +349,8 @@ def page(results: dict[str, Any]) -> str:
             else ""
         )
         counts = (
-            row.get("not_run") or f"{row.get('passed', 0)} passed, {row['skipped']} skipped, {row['failed']} failed"
+            row.get("not_run")
+            or f"{row.get('passed', 0)} passed, {row.get('skipped', 0)} skipped, {row['failed']} failed"
         )
         modules = ", ".join(row.get("modules", [])) or "none"
         demo = f"{row['demo_seconds']} s" if "demo_seconds" in row else ""
