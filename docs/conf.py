@@ -30,7 +30,10 @@ release = version = rest_fast.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
 # Only this package's names are looked up: those of others would have to be fetched.
-nitpick_ignore_regex = [("py:.*", r"(?!rest_fast\b).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!rest_fast\b).*"),
+    ("py:class", r"rest_fast\.config\.whole\.C"),
+]  # a type variable
 
 myst_heading_anchors = 4  # by the names that GitHub gives them
 highlight_language = "none"  # of blocks that name none: commands, drawings

@@ -26,7 +26,7 @@ COLUMNS = {"pts": float, "epoch": int, "segment": int, "idle": bool, "end": bool
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What :meth:`rest_fast.serving.viewer.Viewer.save` returns."""
+    """What a viewer's ``save`` returns, and what the session that goes on elsewhere begins with."""
 
     start: Start  # what the client has asked for
     state: SessionState  # of the session

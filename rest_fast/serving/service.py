@@ -38,7 +38,7 @@ class Counts:
 class Service:
     """One engine and its visitors. ``mark``: what is written into all pictures, see
     :class:`rest_fast.serving.pacer.Pacer`; ``ready``: loaded and warm; ``draining``: nobody new is let in; ``routed``:
-    nobody but a router has the token, which may move sessions (:mod:`rest_fast.serving.router`)."""
+    nobody but a router has the token, which may move sessions (:class:`rest_fast.serving.router.Router`)."""
 
     model: Model
     engine: Engine
