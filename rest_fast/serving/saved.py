@@ -38,6 +38,7 @@ class Saved:
     pts: float  # where the picture goes on
 
     def to_bytes(self) -> bytes:
+        """What :meth:`from_bytes` reads: numbers and text, no code."""
         rows = [(f.pts, f.epoch, f.segment, f.idle, f.segment_end, len(f.sound), f.spoken) for f in self.waiting]
         columns = {name: [row[k] for row in rows] for k, name in enumerate(COLUMNS)}
         about = {"start": dataclasses.asdict(self.start), "ids": self.ids, "pushed": self.pushed, "columns": columns}

@@ -294,6 +294,8 @@ class Track:
         self.receiver, self.clock = receiver, clock
         self.frames: deque[tuple[Any, float]] = deque()
         self._first: int | None = None  # RTP timestamp of the first frame
+        self._newest = 0  # the RTP timestamp that came last
+        self.arrived = 0  # frames of which a packet came; the decoder may be behind where processors are busy
         self._offsets: list[float] = []
         self._rtp, self._rtcp = receiver._handle_rtp_packet, receiver._handle_rtcp_packet
         receiver._handle_rtp_packet, receiver._handle_rtcp_packet = self._packet, self._report
@@ -302,6 +304,8 @@ class Track:
     async def _packet(self, packet: Any, arrival_time_ms: int) -> None:
         if self._first is None:
             self._first = packet.timestamp
+        self.arrived += packet.timestamp != self._newest
+        self._newest = packet.timestamp
         await self._rtp(packet, arrival_time_ms=arrival_time_ms)
 
     async def _report(self, packet: Any) -> None:
@@ -331,8 +335,9 @@ class Call:
     finished: list[tuple[str, bool]] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)
 
-    # queues of the tracks on both sides hold 4 frames each, the encoder and the decoder one
-    exact, transit, dropped = False, 12, 0
+    # the server's track holds 4 frames, its encoder one, and a packet of the next frame ends one here
+    exact, transit, dropped = False, 6, 0
+    taken: int = 0  # frames that were given out, or thrown away
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -354,6 +359,7 @@ class Call:
             await asyncio.wait_for(opened.wait(), 20)
             while None in [track.offset for track in self.tracks.values()]:
                 await asyncio.sleep(0.01)
+            self.taken = len(self.tracks["video"].frames)
             self.tracks["video"].frames.clear()  # nobody has watched so far
             yield self
         finally:
@@ -371,8 +377,11 @@ class Call:
         self.channel.send(json.dumps({"type": kind, **values}))
 
     async def interrupt(self) -> None:
+        """What has arrived before the answer, and was not looked at, was on its way, too: where processors are busy,
+        many frames wait for this client's decoder."""
         self.say("interrupt")
         await self.hear("interrupted")
+        self.transit = Call.transit + max(0, self.tracks["video"].arrived - self.taken)
 
     async def hear(self, kind: str) -> dict[str, Any]:
         """The next message of this kind."""
@@ -395,6 +404,7 @@ class Call:
                 await asyncio.sleep(0.005)
                 continue
             frame, at = video.frames.popleft()
+            self.taken += 1
             self.moments.pictures.append((frame.time + lag, frame.to_ndarray(format="rgb24")))
             got += [Got(*moment, at) for moment in self.moments.take()]
         return got
