@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,9 @@ BUILDS: dict[str, tuple[dict[str, str], list[str]]] = {
     "no_compiler": (NO_COMPILER, []),
     "no_compiler_required": ({**NO_COMPILER, "REST_FAST_REQUIRE_EXT": "1"}, []),
 }
-WITH_CPU_MODULE = ["nvcc", "no_nvcc"]
+# minutes; `make install` compiles the same, and that module is tried in tests/kernels
+NVCC = pytest.param("nvcc", marks=pytest.mark.slow)
+WITH_CPU_MODULE = [NVCC, "no_nvcc"]
 WHEELS = [*WITH_CPU_MODULE, "no_compiler"]
 
 # builds that this machine has no tools for
@@ -71,21 +73,16 @@ def build(where: Path, env: dict[str, str], args: list[str]) -> Built:
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
-    """All builds at once, two at a time; a test waits for the one it looks at."""
+    """A function that gives the build of a name, which is made when a test first asks for it."""
     for name in ("scikit_build_core", "pybind11"):
         pytest.importorskip(name, reason="wheels are built without isolation")
-    running: dict[str, Future[Built]] = {}
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, (env, args) in BUILDS.items():
-            if name not in MISSING:
-                running[name] = pool.submit(build, tmp_path_factory.mktemp(name), env, args)
-        yield running
+    return functools.cache(lambda name: build(tmp_path_factory.mktemp(name), *BUILDS[name]))
 
 
 def result(builds, name: str) -> Built:
-    if name not in builds:
+    if name in MISSING:
         pytest.skip(MISSING[name])
-    built = builds[name].result()
+    built = builds(name)
     assert built.returncode == 0, built.log
     return built
 
@@ -113,6 +110,7 @@ def test_wheel_tags_and_modules(builds):
     assert "rest_fast/_build_info.py" in native.names()
 
 
+@pytest.mark.slow
 @pytest.mark.packaging
 def test_nvcc_adds_the_cuda_module(builds):
     built = result(builds, "nvcc")
@@ -121,7 +119,7 @@ def test_nvcc_adds_the_cuda_module(builds):
 
 @pytest.mark.packaging
 def test_required_extension_refuses_the_rescue(builds):
-    built = builds["no_compiler_required"].result()
+    built = builds("no_compiler_required")
     assert built.returncode != 0
     assert "REST_FAST_REQUIRE_EXT is set" in built.log, built.log
 

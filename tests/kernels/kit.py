@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from rest_fast import ops
@@ -14,6 +17,15 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 # The interpreter's bf16 products are wrong without a word; float16 goes through the same lines of a kernel.
 LOW = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)
 DTYPES = (torch.float32, *LOW)
+
+
+def slow(*values: Any) -> list[Any]:
+    """Parameters of tests that ``make test`` leaves out, since the interpreter takes seconds for each."""
+    return [pytest.param(value, marks=() if ON_GPU else pytest.mark.slow) for value in values]
+
+
+# Where a test has many cases: the lower precision goes through the same lines, and every kernel has tests of it besides.
+FIRST_DTYPE = (torch.float32, *slow(*LOW))
 
 
 def copied(call: calls.Call, device: str = DEVICE) -> calls.Call:

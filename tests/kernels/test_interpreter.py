@@ -21,13 +21,18 @@ PROCESSES = {name: [ALL[name]] for name in LONG} | {"others": [path for name, pa
 
 
 @pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PROCESSES)
-def test_parity_in_the_interpreter(name):
+def test_parity_in_the_interpreter(name, which):
     command = [sys.executable, "-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"]
-    command += ["-v", "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, PROCESSES[name])]
+    command += ["-v", "-m", which, "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, PROCESSES[name])]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PARITY.parents[2])
+    if which == "slow" and done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        pytest.skip("none of these is slow")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    if which == "slow":
+        return
     for path in PROCESSES[name]:
         passed = re.search(rf"\b{path.name}::.* PASSED", done.stdout)
         assert passed, f"nothing ran of {path.name}:\n{done.stdout[-6000:]}"
