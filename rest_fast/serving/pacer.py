@@ -176,7 +176,8 @@ class Pacer:
             self.late -= wait
         else:
             await asyncio.sleep(0)
-        await self._shows.wait()
+        while not self._shows.is_set():  # it may be paused again before this goes on
+            await self._shows.wait()
         if self.session.closed:
             return None
         if self._waiting:

@@ -111,7 +111,8 @@ class Relay:
         self.shown, self.journal = Shown(), Journal(connection.limits.state)
         self.ids: deque[str] = deque()  # of segments that were ended and of which nothing was told yet
         self.unanswered = 0  # interrupts
-        self.leaving = False
+        self.leaving = False  # the server wants to end
+        self.left = False  # it was asked for the session as it is at its end
         self._sending = asyncio.Lock()  # held while something is sent to the server, and while it is changed
         self._again: Counter[str] = Counter()  # answers that the client has already
 
@@ -148,15 +149,18 @@ class Relay:
         while True:
             await asyncio.sleep(self.router.snapshots or 0)
             async with self._sending:
-                if not self.journal.asked:
+                if not (self.journal.asked or self.leaving):
                     self.journal.ask()
                     await self._send(protocol.text("snapshot"))
 
     async def _leave(self) -> None:
+        """At once, or behind a session that is on its way already: that one is older, and must not be taken for it."""
         async with self._sending:
             self.leaving = True
-            self.journal.ask()
-            await self._send(protocol.text("session.leave"))
+            if not self.journal.asked:
+                self.left = True
+                self.journal.ask()
+                await self._send(protocol.text("session.leave"))
 
     # -- to the client
 
@@ -172,8 +176,10 @@ class Relay:
                 going = await self._tell_text(json.loads(message))
             elif message[:4] == MAGIC:
                 self.journal.came(message, self.shown.add_pts)
-                if self.leaving:
+                if self.left:
                     await self._move("drained")
+                elif self.leaving:
+                    await self._leave()
             else:
                 await self._tell_frame(message)
 
@@ -218,7 +224,7 @@ class Relay:
         journal = self.journal
         async with self._sending:
             await self.upstream.close()
-            self.leaving = journal.asked = False
+            self.leaving = self.left = journal.asked = False
             resumed = journal.state is not None
             self.upstream, ready = await self.router.reopen(journal.state or self.first, self.avatar)
             self._count_on(ready, resumed)

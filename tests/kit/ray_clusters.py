@@ -40,7 +40,9 @@ def cluster() -> None:
     os.environ.update(PATIENT | ALONE | dict(os.environ))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    own: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 4, "include_dashboard": False}
+    own: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:  # local: not one of which only a file has been left
+        own = {"address": "local", "num_cpus": 4, "include_dashboard": False}
     ray.init(log_to_driver=False, runtime_env={"env_vars": variables}, **own)
     serve.start(proxy_location="Disabled")
     atexit.register(ray.shutdown)

@@ -319,6 +319,27 @@ def test_a_wait_that_ends_a_little_late_moves_no_frame(monkeypatch):
     assert lateness.min() >= 0 and lateness.max() <= 0.0101 and pacer.late == 0
 
 
+def test_a_pacer_that_is_paused_twice_shows_nothing_between():
+    """The second pause begins before whoever waits has heard of the end of the first."""
+
+    async def talk():
+        pacer = Pacer(Blocks(100), buffer=0.0)
+        frames = pacer.__aiter__()
+        await anext(frames)
+        pacer.pause()
+        waits = asyncio.ensure_future(anext(frames))
+        await asyncio.sleep(0.1)
+        pacer.go_on()
+        pacer.pause()
+        await asyncio.sleep(0.05)
+        assert not waits.done() and pacer.frames == 1
+        pacer.go_on()
+        assert (await waits).index == 1
+        await frames.aclose()
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+
+
 def test_no_more_frames_wait_than_there_is_room_for():
     async def talk():
         session = Blocks(100)

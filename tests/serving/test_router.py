@@ -84,6 +84,29 @@ def test_a_server_that_drains_loses_and_repeats_nothing(fleet):
     run(talk())
 
 
+@pytest.mark.parametrize("fleet", [{"snapshots": 0.05}], indirect=True)
+def test_a_snapshot_that_is_on_its_way_is_not_taken_for_the_session_at_its_end(fleet, monkeypatch):
+    """They are written so slowly that one always is; by its frames and sound it is too old."""
+    write = Saved.to_bytes
+    monkeypatch.setattr(Saved, "to_bytes", lambda saved: (time.sleep(0.3), write(saved))[1])
+
+    async def talk():
+        async with Counting.open(fleet) as client:
+            sound = counting_up(2)
+            await client.push(sound[: 20 * FRAME])
+            await client.watch(10)
+            fleet.drain(fleet.having(1))
+            await client.push(sound[20 * FRAME :])
+            await client.end("a")
+            while not client.finished:
+                await client.watch(1)
+            assert [move["reason"] for move in client.moves] == ["drained"] and client.moves[0]["resumed"]
+            assert (client.lost, client.repeated) == (0, 0)
+            np.testing.assert_array_equal(client.sound[client.sound != 0], sound)
+
+    run(talk())
+
+
 @pytest.mark.parametrize("fleet", [{"snapshots": 0.7}], indirect=True)
 def test_a_session_whose_server_is_lost_goes_on_from_its_snapshot(fleet):
     """What was shown since comes again, and nothing that was said is missing. What the client was told, it is not told
