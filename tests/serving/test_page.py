@@ -334,7 +334,7 @@ def test_the_page_works_by_keyboard_and_by_ear(session):
 
 
 def test_the_guide_to_webrtc_runs(page, service):
-    """The code of docs/webrtc.md: picture, sound and messages; not what the microphone hears."""
+    """The code of docs/webrtc.md: picture, sound, messages, and a face that says what the microphone hears."""
     (code,) = re.findall(r"```js\n(.*?)```", (Path(__file__).parents[2] / "docs" / "webrtc.md").read_text(), re.S)
     name = json.dumps(service.avatars.names()[0])
     page.js(
@@ -344,6 +344,13 @@ def test_the_guide_to_webrtc_runs(page, service):
     assert page.js("video.srcObject.getTracks().map(({ kind }) => kind).sort()") == ["audio", "video"]
     page.until("window.c && c.said.readyState === 'open'")
     page.js("window.events = []; c.said.onmessage = ({ data }) => events.push(JSON.parse(data).type)")
+    page.until("events.includes('speech.started')")
+    page.js(
+        "const context = new AudioContext(); window.heard = context.createAnalyser(); context.resume();"
+        "context.createMediaStreamSource(video.srcObject).connect(heard); window.samples = new Float32Array(2048)"
+    )
+    # this browser's microphone beeps each second
+    page.until("(heard.getFloatTimeDomainData(samples), Math.max(...samples) > 0.05)")
     page.js("c.said.send(JSON.stringify({ type: 'interrupt' }))")
     page.until("events.includes('interrupted')")
     page.js("c.peer.close()")

@@ -1,4 +1,4 @@
-"""An hour of one stream, and ten minutes where time is short: nothing grows or drifts, no sample is lost."""
+"""An hour of one stream, and five minutes where time is short: nothing grows or drifts, no sample is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def numbered(first: int, count: int) -> np.ndarray:
 
 
 LOOKS = 36  # at the memory
-CASES = [("toy", 600), *(pytest.param(kind, 3600, marks=pytest.mark.slow) for kind in ("toy", "demo"))]
+CASES = [("toy", 300), *(pytest.param(kind, 3600, marks=pytest.mark.slow) for kind in ("toy", "demo"))]
 
 
 @pytest.mark.parametrize("kind, seconds", CASES)
