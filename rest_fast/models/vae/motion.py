@@ -303,6 +303,13 @@ class MotionDecoder(Decoder):
         self.photo, self.flow, self.painter = PhotoBranch(config), FlowBranch(config), Painter(config)
         self.pose = PoseFilter(config.latent_channels // TEMPORAL, config.pose_alpha) if config.pose_alpha < 1 else None
 
+    def pack(self) -> None:
+        """Channels last: all maps behind a convolution of such weights have this order, too. On a CPU without AVX-512
+        oneDNN is two to three times as fast so for few channels."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
     def forward(self, z: torch.Tensor, state: StreamState) -> torch.Tensor:
         photo, maps = self.drawn(z, state)
         return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
@@ -374,8 +381,9 @@ def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
 
 def blur(x: torch.Tensor) -> torch.Tensor:
     """The mean of :data:`BLUR` x :data:`BLUR` pixels around each of [N, C, H, W]; at the border of those that are
-    there."""
-    return F.avg_pool2d(x, BLUR, 1, BLUR // 2, count_include_pad=False)
+    there. That is a mean of means, as what is there is a rectangle."""
+    columns = F.avg_pool2d(x, (BLUR, 1), 1, (BLUR // 2, 0), count_include_pad=False)
+    return F.avg_pool2d(columns, (1, BLUR), 1, (0, BLUR // 2), count_include_pad=False)
 
 
 def at_work_size(photo: torch.Tensor) -> torch.Tensor:
