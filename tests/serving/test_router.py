@@ -302,7 +302,11 @@ def test_the_picture_of_a_session_is_kept_for_as_long_as_it_lasts(fleet):
             assert client.moves[0]["resumed"]
         await left(fleet)
         assert (await ask(fleet.url("/v1/avatars?crop=center"), picture(4)))[0] == 200
-        assert len(fleet.router._pictures) == 1
+        for one in fleet.served:
+            one.service.avatars.uploaded.clear()
+        async with stream(fleet) as late:
+            await late.send(START.replace("fake", answer["avatar"]))
+            assert (await ended(late))[0][0]["code"] == "NO_SUCH_AVATAR"  # nobody shows it any more
 
     run(talk())
 
