@@ -376,7 +376,7 @@ class Call:
         self.channel.send(json.dumps({"type": kind, **values}))
 
     async def interrupt(self) -> None:
-        """What has arrived before the answer was on its way, too: where processors are busy, it waits for the decoder."""
+        """What has arrived before the answer was on its way, too: where processors are busy, it awaits the decoder."""
         self.say("interrupt")
         await self.hear("interrupted")
         self.transit = Call.transit + max(0, self.tracks["video"].arrived - self.taken)
