@@ -25,6 +25,7 @@ from rest_fast.units import FPS
 
 # each is about one message of the client, with the same id where that has one
 ANSWERS: dict[str, type[Control]] = {"playback.finished": End, "interrupted": InterruptNow, "pong": Ping}
+Answer = tuple[str, str | None]  # kind and id
 
 
 class Servers(Protocol):
@@ -72,7 +73,7 @@ class Kept:
     state: bytes = b""
     add_pts: float = 0.0  # of the server that has written it
     said: list[str | bytes] = field(default_factory=list)  # by the client, since
-    told: Counter[str] = field(default_factory=Counter)  # answers to it that this session has not given
+    told: Counter[Answer] = field(default_factory=Counter)  # answers to it that this session has not given
     size: int = 0  # bytes of all that
 
 
@@ -97,11 +98,11 @@ class Journal:
                 kept.said.append(content)
         self._give_up()
 
-    def answer(self, kind: str) -> None:
+    def answer(self, answer: Answer) -> None:
         for kept in filter(None, (self.latest, self.coming)):
-            kept.told[kind] += 1
+            kept.told[answer] += 1
 
-    def taken(self, again: Counter[str]) -> None:
+    def taken(self, again: Counter[Answer]) -> None:
         """The session that was asked for is that of this moment; its bytes will follow. ``again``: answers that the
         client has already, and this session will give."""
         if self.coming is not None:
@@ -130,7 +131,7 @@ class Relay:
         self.leaving = False  # the server wants to end
         self.left = False  # it was asked for the session as it is at its end
         self._sending = asyncio.Lock()  # held while something is sent to the server, and while it is changed
-        self._again: Counter[str] = Counter()  # answers that the client has already
+        self._again: Counter[Answer] = Counter()  # answers that the client has already
 
     async def serve(self) -> None:
         start, _ = await first_message(self.connection)
@@ -223,12 +224,13 @@ class Relay:
         return True
 
     async def _answer(self, kind: str, message: dict[str, Any]) -> None:
-        if self._again[kind]:
-            self._again[kind] -= 1
+        answer = kind, message.get("id")
+        if self._again[answer]:
+            self._again[answer] -= 1
             return
-        self.journal.answer(kind)
+        self.journal.answer(answer)
         for one in self.owed:
-            if isinstance(one[0], ANSWERS[kind]) and getattr(one[0], "id", None) == message.get("id"):
+            if isinstance(one[0], ANSWERS[kind]) and getattr(one[0], "id", None) == answer[1]:
                 self.owed.remove(one)
                 break
         await self.connection.send(json.dumps(self.shown.told(message)))
@@ -281,6 +283,6 @@ class Relay:
         shown = self.shown
         shown.least = shown.epoch + 1
         # interrupts that the client knows of are repeated; what comes before them was seen already
-        shown.add_epoch = shown.least - ready["epoch"] - self._again["interrupted"]
+        shown.add_epoch = shown.least - ready["epoch"] - self._again["interrupted", None]
         shown.add_pts = shown.pts if kept is None else kept.add_pts
         shown.add_index = 0 if self.format == "fmp4" else shown.frames  # a new file begins at 0

@@ -129,6 +129,28 @@ def test_what_a_client_was_told_is_not_told_again_by_a_third_server():
     talk(script)
 
 
+def test_answers_that_come_in_another_order_are_each_told_once():
+    """An end without sound is answered at once, and now before the one that the client has been told of."""
+
+    async def script(client, servers):
+        one, two, *_ = servers.servers
+        client.say(b"sound", text("audio.end", id="a"))
+        await settled(lambda: one.heard[-1:] == ["audio.end"])
+        one.say(text("draining", seconds=10))
+        await settled(lambda: one.heard[-1:] == ["session.leave"])
+        one.say(text("snapshot", pts=0.0), text("playback.finished", **FINISHED))
+        await settled(lambda: client.told("playback.finished"))
+        client.say(text("audio.end", id="b"))
+        await settled(lambda: one.heard[-1:] == ["audio.end"])
+        one.say(saved(b"1"))
+        await settled(lambda: two.heard == ["audio.end"])
+        two.say(text("playback.finished", **FINISHED | {"id": "b"}), text("playback.finished", **FINISHED))
+        await settled(lambda: len(client.told("playback.finished")) == 2)
+        assert [found["id"] for found in client.told("playback.finished")] == ["a", "b"]
+
+    talk(script)
+
+
 def test_a_client_that_wants_to_stop_is_not_kept_where_its_server_is_lost():
     """Nor does it wait for an answer that nobody will give."""
 
