@@ -98,8 +98,9 @@ class Pacer:
         return list(self._waiting)
 
     def put_back(self, frames: Iterable[Shown], position: float) -> None:
-        """Begin with frames that waited elsewhere, of a stream that was shown up to ``position`` seconds."""
-        self._waiting, self.position = deque(frames), position
+        """Begin with frames that waited elsewhere, of a stream that was shown up to ``position`` seconds. They are of
+        this epoch: what an interrupt has left of the one before it is to be shown, too."""
+        self._waiting, self.position = deque(replace(frame, epoch=self._epoch) for frame in frames), position
 
     def pause(self) -> None:
         """Show nothing until :meth:`go_on`; the clock is later by as much."""

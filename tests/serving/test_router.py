@@ -408,6 +408,33 @@ def test_a_session_as_bytes_comes_back_as_it_was(saved):
     assert again.ids == ["a"] and again.position == pytest.approx(5 / 25)
 
 
+def test_frames_that_an_interrupt_has_left_are_shown_behind_a_move():
+    """They end a block of the epoch before; a client that knows the move would take them for seen."""
+    service = routed_service(sessions=2)
+
+    async def talk():
+        async with service.viewer("fake") as viewer:
+            viewer.push(np.full(32000, 500, np.int16))
+            frames = viewer.frames()
+            for _ in range(3):  # of a block of 8
+                await anext(frames)
+            viewer.interrupt()
+            async with viewer.still():
+                made = viewer.save(Start("fake"), viewer.session.snapshot())
+            await frames.aclose()
+            assert made.pts == pytest.approx(3 / 25) and {frame.epoch for frame in made.waiting} == {0}
+            async with service.viewer("fake", saved=Saved.from_bytes(made.to_bytes())) as other:
+                frames = other.frames()
+                shown = [await anext(frames) for _ in range(6)]
+                await frames.aclose()
+            numbers = [round(one.pts * 25) for one in shown if not one.held]
+            assert numbers == list(range(3, 3 + len(numbers)))
+            assert {one.epoch for one in shown} == {1}
+
+    run(talk())
+    service.engine.close()
+
+
 def test_what_no_server_has_written_is_refused_by_its_name(saved):
     made, service = saved
 
