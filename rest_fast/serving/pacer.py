@@ -126,7 +126,8 @@ class Pacer:
         try:
             while (frame := await self._next(filling)) is not None:
                 yield self._noted(frame)
-            filling.result()  # what a computation raised
+            if filling.done():  # else the session was closed a moment ago
+                filling.result()  # what a computation raised
         finally:
             filling.cancel()
             await asyncio.gather(filling, return_exceptions=True)
@@ -185,8 +186,11 @@ class Pacer:
             frame = self._waiting.popleft()
             self._taken.set()
             return frame
-        if filling.done() or self._last is None:
+        if filling.done():
             return None
+        if self._last is None:  # an interrupt has taken the first frames back
+            self._start = None
+            return await self._next(filling)
         return again(self._last)
 
     def _noted(self, frame: Shown) -> Shown:

@@ -53,6 +53,25 @@ def test_a_session_as_bytes_comes_back_as_it_was(saved):
     assert again.ids == ["a"] and again.position == pytest.approx(5 / 25)
 
 
+def test_an_interrupt_before_the_first_frame_ends_nothing():
+    """It takes back all that waits, and there is nothing to be held."""
+    service = routed_service(sessions=1)
+
+    async def talk():
+        async with service.viewer("fake") as viewer:
+            viewer.pacer.buffer = 0.5
+            frames = viewer.frames()
+            first = asyncio.ensure_future(anext(frames))
+            while not viewer.pacer.waiting:
+                await asyncio.sleep(0.005)
+            viewer.interrupt()
+            assert not viewer.pacer.waiting and (await first).epoch == 1
+            await frames.aclose()
+
+    run(talk())
+    service.engine.close()
+
+
 def test_frames_that_an_interrupt_has_left_are_shown_behind_a_move():
     """They end a block of the epoch before; a client that knows the move would take them for seen."""
     service = routed_service(sessions=2)
