@@ -60,8 +60,8 @@ class Signer:
     def __call__(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
         """Write ``target``, a signed copy of a video that this package has written.
 
-        Raises: :class:`SigningError` for a video that does not say its digital source type, and for what cannot be
-        read or written.
+        Raises: :class:`SigningError` for a video that does not say its digital source type, for a target that is the
+        video itself, and for what cannot be read or written.
         """
         name, kind = f"video {os.fspath(source)!r}", TYPES.get(Path(source).suffix.lower())
         if kind is None:
@@ -70,6 +70,8 @@ class Signer:
             said = provenance.read(source)
         if said is None:
             raise SigningError(f"{name}: expected a video that says its digital source type, got one that does not")
+        if os.path.exists(target) and os.path.samefile(source, target):
+            raise SigningError(f"target {os.fspath(target)!r}: expected another file than the video, got the same")
         with (
             _refusing(name, "a file that can be read, and a copy that can be written"),
             open(source, "rb") as read,

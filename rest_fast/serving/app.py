@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import AsyncIterator
@@ -138,12 +137,7 @@ def guarded(service: Service) -> APIRouter:
 
     @routes.post("/offer")
     async def offered(request: Request) -> dict[str, str]:
-        body = await read_body(request, "offer", OFFER)
-        try:
-            raw = json.loads(body)
-        except (ValueError, RecursionError):
-            raise ProtocolError("BAD_MESSAGE", "offer: expected a JSON object, got other text") from None
-        return await webrtc.offer(service, raw)
+        return await webrtc.offer(service, await read_body(request, "offer", OFFER))
 
     return routes
 

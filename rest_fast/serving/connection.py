@@ -28,6 +28,7 @@ class Host(Protocol):
     limits: Limits
     access: Access
     counts: Counts
+    routed: bool  # whether its clients are a router's
 
 
 class Connection:
@@ -35,7 +36,7 @@ class Connection:
 
     def __init__(self, socket: WebSocket, host: Host):
         self.socket, self.host, self.limits = socket, host, host.limits
-        self._incoming = Incoming(self.limits)
+        self._incoming = Incoming(self.limits, counted=not host.routed)
 
     async def receive(self, control: int = 0, data: int = 0) -> str | bytes:
         """The next message; ``control``, ``data``: bytes of text, and of others, where more than usual may come.

@@ -59,17 +59,18 @@ class Uploads(Rate):
 
 
 class Incoming:
-    """Looks at all that one client sends."""
+    """Looks at all that one client sends. ``counted``: whether it may send so many messages; a router has counted
+    them, and says again at once what a client has said for a while."""
 
-    def __init__(self, limits: Limits):
-        self.limits, self._rate = limits, Rate(limits.messages, limits.burst)
+    def __init__(self, limits: Limits, counted: bool = True):
+        self.limits, self.counted, self._rate = limits, counted, Rate(limits.messages, limits.burst)
 
     def check(self, content: str | bytes, control: int = 0, data: int = 0) -> None:
         """``control``, ``data``: bytes of text, and of others, where more than usual may come.
 
         Raises: :class:`ProtocolError`.
         """
-        if not self._rate.take(time.monotonic()):
+        if self.counted and not self._rate.take(time.monotonic()):
             raise ProtocolError("TOO_MANY", f"messages: expected at most {self.limits.messages:g} a second, got more")
         usual = self.limits.control if isinstance(content, str) else self.limits.sound
         limit = (control if isinstance(content, str) else data) or usual

@@ -98,8 +98,9 @@ class Pacer:
         return list(self._waiting)
 
     def put_back(self, frames: Iterable[Shown], position: float) -> None:
-        """Begin with frames that waited elsewhere, of a stream that was shown up to ``position`` seconds."""
-        self._waiting, self.position = deque(frames), position
+        """Begin with frames that waited elsewhere, of a stream that was shown up to ``position`` seconds. They are of
+        this epoch: what an interrupt has left of the one before it is to be shown, too."""
+        self._waiting, self.position = deque(replace(frame, epoch=self._epoch) for frame in frames), position
 
     def pause(self) -> None:
         """Show nothing until :meth:`go_on`; the clock is later by as much."""
@@ -125,7 +126,8 @@ class Pacer:
         try:
             while (frame := await self._next(filling)) is not None:
                 yield self._noted(frame)
-            filling.result()  # what a computation raised
+            if filling.done():  # else the session was closed a moment ago
+                filling.result()  # what a computation raised
         finally:
             filling.cancel()
             await asyncio.gather(filling, return_exceptions=True)
@@ -184,8 +186,11 @@ class Pacer:
             frame = self._waiting.popleft()
             self._taken.set()
             return frame
-        if filling.done() or self._last is None:
+        if filling.done():
             return None
+        if self._last is None:  # an interrupt has taken the first frames back
+            self._start = None
+            return await self._next(filling)
         return again(self._last)
 
     def _noted(self, frame: Shown) -> Shown:

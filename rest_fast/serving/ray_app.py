@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 import rest_fast
@@ -60,16 +61,24 @@ class FrontServer:
         self, devices: DeploymentHandle, token: str, access: Access, host: str, port: int, snapshots: float | None
     ):
         self.devices, self.token = devices, token
+        self.latest: list[Place] = []
         self.router = Router(self.places, access=access, snapshots=snapshots)
         app = create_router_app(self.router)
         self.running = InThread(server_of(app, self.router, host=host, port=port))
 
     async def places(self) -> list[Place]:
-        """Of the devices that answer; those that drain are not asked by Ray."""
-        asked = self.devices.broadcast("place")
-        found = await asked.results_async(timeout_s=ANSWERS, return_exceptions=True)
+        """Of the devices that answer; those that drain are not asked by Ray. A machine that hangs keeps the answers of
+        all others waiting, so then it is those of before, which are tried one by one."""
+        try:
+            asked = self.devices.broadcast("place")
+            found = await asked.results_async(timeout_s=ANSWERS, return_exceptions=True)
+        except TimeoutError:
+            return self.latest
+        except RayServeException:  # no device is there
+            found = []
         answers = [answer for answer in found if not isinstance(answer, BaseException)]
-        return [Place(a["url"], self.token, a["sessions"], a["capacity"]) for a in answers]
+        self.latest = [Place(a["url"], self.token, a["sessions"], a["capacity"]) for a in answers]
+        return self.latest
 
     def check_health(self) -> None:
         if not self.running.alive:
@@ -147,7 +156,7 @@ def build(options: dict[str, Any]) -> serve.Application:
             raise ArgumentError(f"build: expected {', '.join(kinds)}, got {name}")
         try:
             found[name] = kinds[name](value)
-        except ValueError:
+        except (TypeError, ValueError):
             raise ArgumentError(
                 f"build: {name}: expected a value of type {kinds[name].__name__}, got {value!r}"
             ) from None
@@ -158,4 +167,4 @@ def build(options: dict[str, Any]) -> serve.Application:
         raise ArgumentError(
             f"build: host: expected a token for an address that others reach, got {found['host']} alone"
         )
-    return application(make, gpus=float(device == "cuda"), access=Access.of(token), **found)
+    return application(make, gpus=float(device.startswith("cuda")), access=Access.of(token), **found)

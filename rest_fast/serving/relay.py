@@ -9,30 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import Counter, deque
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from rest_fast.serving import protocol
-from rest_fast.serving.connection import Connection, first_to_end
-from rest_fast.serving.protocol import End, InterruptNow, ProtocolError
+from rest_fast.serving.connection import LATER, Connection, first_to_end
+from rest_fast.serving.protocol import Control, End, InterruptNow, Ping, ProtocolError
 from rest_fast.serving.saved import MAGIC
 from rest_fast.serving.stream_socket import first_message
 from rest_fast.units import FPS
 
-ANSWERS = ("playback.finished", "interrupted", "pong")  # each belongs to one message of the client
+# each is about one message of the client, with the same id where that has one
+ANSWERS: dict[str, type[Control]] = {"playback.finished": End, "interrupted": InterruptNow, "pong": Ping}
+Answer = tuple[str, str | None]  # kind and id
 
 
 class Servers(Protocol):
     """What a relay asks of its router; see :class:`rest_fast.serving.router.Router`."""
 
     snapshots: float | None
+    patience: float
     moved: Counter[tuple[str, bool]]
 
-    async def open(self, first: str | bytes, avatar: str) -> tuple[ClientConnection, dict[str, Any]]: ...
-    async def reopen(self, first: str | bytes, avatar: str) -> tuple[ClientConnection, dict[str, Any]]: ...
+    async def open(
+        self, first: str | bytes, avatar: str, patience: float = 0.0
+    ) -> tuple[ClientConnection, dict[str, Any]]: ...
 
 
 class Shown:
@@ -61,46 +66,58 @@ class Shown:
         return found
 
 
+@dataclass(eq=False)
+class Kept:
+    """A session as bytes, and what went on since."""
+
+    state: bytes = b""
+    add_pts: float = 0.0  # of the server that has written it
+    said: list[str | bytes] = field(default_factory=list)  # by the client, since
+    told: Counter[Answer] = field(default_factory=Counter)  # answers to it that this session has not given
+    size: int = 0  # bytes of all that
+
+
 class Journal:
-    """What is needed to go on elsewhere: the latest session as bytes, and what the client has said since.
+    """What is needed to go on elsewhere: the latest session, and the one that is on its way.
 
     A session is asked for in the row of the client's messages, so what comes before that is in it, and nothing else.
     """
 
     def __init__(self, most: int):
-        self.most = most  # bytes of messages that are kept
-        self.state: bytes | None = None
-        self.add_pts = 0.0  # of the server that has written it
-        self.since: list[str | bytes] = []  # what the client has said since
-        self.told: Counter[str] = Counter()  # what it was answered since
-        self.asked = False
-        self._since: list[str | bytes] = []  # the same, for the one that was asked for
-        self._told: Counter[str] = Counter()
+        self.most = most  # bytes of a session and what was said since; beyond that it is given up
+        self.latest: Kept | None = None
+        self.coming: Kept | None = None
 
     def ask(self) -> None:
-        self.asked, self._since = True, []
+        self.coming = Kept()
 
     def note(self, content: str | bytes) -> None:
-        for kept, on in ((self.since, self.state is not None), (self._since, self.asked)):
-            if on:
-                kept.append(content)
-        if sum(map(len, self.since)) > self.most:
-            self.forget()
+        for kept in filter(None, (self.latest, self.coming)):
+            kept.size += len(content)
+            if kept.size <= self.most:
+                kept.said.append(content)
+        self._give_up()
 
-    def answer(self, kind: str) -> None:
-        self.told[kind] += 1
-        self._told[kind] += 1
+    def answer(self, answer: Answer) -> None:
+        for kept in filter(None, (self.latest, self.coming)):
+            kept.told[answer] += 1
 
-    def taken(self) -> None:
-        """The session that was asked for is that of this moment; its bytes will follow."""
-        self._told = Counter()
+    def taken(self, again: Counter[Answer]) -> None:
+        """The session that was asked for is that of this moment; its bytes will follow. ``again``: answers that the
+        client has already, and this session will give."""
+        if self.coming is not None:
+            self.coming.told = Counter(again)
 
     def came(self, state: bytes, add_pts: float) -> None:
-        self.state, self.add_pts, self.since, self.told = state, add_pts, self._since, self._told
-        self.asked, self._since, self._told = False, [], Counter()
+        self.latest, self.coming = self.coming, None
+        if self.latest is not None:
+            self.latest.state, self.latest.add_pts = state, add_pts
+            self.latest.size += len(state)
+        self._give_up()
 
-    def forget(self) -> None:
-        self.state, self.since, self.told = None, [], Counter()
+    def _give_up(self) -> None:
+        if self.latest is not None and self.latest.size > self.most:
+            self.latest = None
 
 
 class Relay:
@@ -109,12 +126,12 @@ class Relay:
     def __init__(self, connection: Connection, router: Servers):
         self.connection, self.router = connection, router
         self.shown, self.journal = Shown(), Journal(connection.limits.state)
-        self.ids: deque[str] = deque()  # of segments that were ended and of which nothing was told yet
-        self.unanswered = 0  # interrupts
+        self.avatar = ""
+        self.owed: list[tuple[Control, str]] = []  # messages of the client that were not answered yet
         self.leaving = False  # the server wants to end
         self.left = False  # it was asked for the session as it is at its end
         self._sending = asyncio.Lock()  # held while something is sent to the server, and while it is changed
-        self._again: Counter[str] = Counter()  # answers that the client has already
+        self._again: Counter[Answer] = Counter()  # answers that the client has already
 
     async def serve(self) -> None:
         start, _ = await first_message(self.connection)
@@ -133,12 +150,10 @@ class Relay:
     async def _hear(self) -> None:
         while True:
             content = await self.connection.receive()
-            control = protocol.read_control(content) if isinstance(content, str) else None
+            owed = [(protocol.read_control(content), content)] if isinstance(content, str) else []
             async with self._sending:
                 self.journal.note(content)
-                if isinstance(control, End):
-                    self.ids.append(control.id)
-                self.unanswered += isinstance(control, InterruptNow)
+                self.owed += owed
                 await self._send(content)
 
     async def _send(self, content: str | bytes) -> None:
@@ -149,7 +164,7 @@ class Relay:
         while True:
             await asyncio.sleep(self.router.snapshots or 0)
             async with self._sending:
-                if not (self.journal.asked or self.leaving):
+                if self.journal.coming is None and not self.leaving:
                     self.journal.ask()
                     await self._send(protocol.text("snapshot"))
 
@@ -157,7 +172,7 @@ class Relay:
         """At once, or behind a session that is on its way already: that one is older, and must not be taken for it."""
         async with self._sending:
             self.leaving = True
-            if not self.journal.asked:
+            if self.journal.coming is None:
                 self.left = True
                 self.journal.ask()
                 await self._send(protocol.text("session.leave"))
@@ -192,7 +207,7 @@ class Relay:
         """Returns: whether the session goes on."""
         match message["type"]:
             case "snapshot":
-                self.journal.taken()
+                self.journal.taken(self._again)
             case "draining":
                 await self._leave()
             case "error" if message["code"] == "NOT_NOW":  # without a word before
@@ -209,48 +224,65 @@ class Relay:
         return True
 
     async def _answer(self, kind: str, message: dict[str, Any]) -> None:
-        if self._again[kind]:
-            self._again[kind] -= 1
+        answer = kind, message.get("id")
+        if self._again[answer]:
+            self._again[answer] -= 1
             return
-        self.journal.answer(kind)
-        if kind == "playback.finished" and self.ids:
-            self.ids.popleft()
-        self.unanswered -= kind == "interrupted"
+        self.journal.answer(answer)
+        for one in self.owed:
+            if isinstance(one[0], ANSWERS[kind]) and getattr(one[0], "id", None) == answer[1]:
+                self.owed.remove(one)
+                break
         await self.connection.send(json.dumps(self.shown.told(message)))
 
     # -- from one server to another
 
     async def _move(self, reason: str) -> None:
-        journal = self.journal
         async with self._sending:
             await self.upstream.close()
-            self.leaving = self.left = journal.asked = False
-            resumed = journal.state is not None
-            self.upstream, ready = await self.router.reopen(journal.state or self.first, self.avatar)
-            self._count_on(ready, resumed)
-            self.router.moved[reason, resumed] += 1
+            self.leaving, self.left, self.journal.coming = False, False, None
+            self.upstream, ready = await self._reopen()
+            kept = self.journal.latest
+            self._again = Counter() if kept is None else Counter(kept.told)
+            self._count_on(ready, kept)
+            self.router.moved[reason, kept is not None] += 1
             where = {"epoch": self.shown.least, "pts": ready["pts"] + self.shown.add_pts}
-            about = {"session": ready["session"], "reason": reason, "resumed": resumed}
+            about = {"session": ready["session"], "reason": reason, "resumed": kept is not None}
             await self.connection.send(protocol.text("session.moved", **about, **where))
-            if resumed:
-                self._again = Counter(journal.told)
-                for content in journal.since:
-                    await self._send(content)
-                if self.router.snapshots is None:
-                    journal.forget()  # nothing newer will come
+            if kept is None:
+                await self._begin_anew()
                 return
-            self._again = Counter()
-            for _ in range(self.unanswered):
-                await self._send(protocol.text("interrupt"))
-            while self.ids:  # as after an interrupt
-                told = {"id": self.ids.popleft(), "position": 0.0, "interrupted": True}
-                await self.connection.send(protocol.text("playback.finished", **told))
+            for content in kept.said:
+                await self._send(content)
+            if self.router.snapshots is None:
+                self.journal.latest = None  # nothing newer will come
 
-    def _count_on(self, ready: dict[str, Any], resumed: bool) -> None:
+    async def _reopen(self) -> tuple[ClientConnection, dict[str, Any]]:
+        """The latest session elsewhere, or a new one: also where servers of another model cannot go on with it."""
+        if (kept := self.journal.latest) is not None:
+            try:
+                return await self.router.open(kept.state, self.avatar, self.router.patience)
+            except ProtocolError as e:
+                if e.code in LATER:
+                    raise
+                self.journal.latest = None
+        return await self.router.open(self.first, self.avatar, self.router.patience)
+
+    async def _begin_anew(self) -> None:
+        """As after an interrupt: what was ended is, and all else that was not answered is said again."""
+        ended = [control.id for control, _ in self.owed if isinstance(control, End)]
+        self.owed = [one for one in self.owed if not isinstance(one[0], End)]
+        for _, content in self.owed:
+            await self._send(content)
+        for name in ended:
+            told = {"id": name, "position": 0.0, "interrupted": True}
+            await self.connection.send(protocol.text("playback.finished", **told))
+
+    def _count_on(self, ready: dict[str, Any], kept: Kept | None) -> None:
         """Continue the client's numbers with those of another server, whose session is a new one or a resumed one."""
         shown = self.shown
         shown.least = shown.epoch + 1
         # interrupts that the client knows of are repeated; what comes before them was seen already
-        shown.add_epoch = shown.least - ready["epoch"] - (self.journal.told["interrupted"] if resumed else 0)
-        shown.add_pts = self.journal.add_pts if resumed else shown.pts
+        shown.add_epoch = shown.least - ready["epoch"] - self._again["interrupted", None]
+        shown.add_pts = shown.pts if kept is None else kept.add_pts
         shown.add_index = 0 if self.format == "fmp4" else shown.frames  # a new file begins at 0

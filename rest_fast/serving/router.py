@@ -14,6 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -59,6 +60,8 @@ class Router:
         patience: seconds in which a session that has lost its server has to find another.
     """
 
+    routed = False  # its clients are none of a router
+
     def __init__(
         self,
         places: Callable[[], Awaitable[list[Place]]],
@@ -95,31 +98,28 @@ class Router:
         finally:
             self.relays.discard(relay)
 
-    async def open(self, first: str | bytes, avatar: str) -> tuple[ClientConnection, dict[str, Any]]:
+    async def open(
+        self, first: str | bytes, avatar: str, patience: float = 0.0
+    ) -> tuple[ClientConnection, dict[str, Any]]:
         """A connection to a server that has answered the first message with ``session.ready``, and this answer.
 
+        Args:
+            patience: seconds in which it is offered again and again: a server may come back, or a visitor leave.
         Raises: :class:`ProtocolError`, as the last server has refused it.
         """
-        refusal = ProtocolError("NOT_NOW", "session: expected a server that is up, got none")
-        for place in await self.in_turn():
-            try:
-                return await self._open(place, first, avatar)
-            except ProtocolError as e:
-                if e.code not in LATER:
-                    raise
-                refusal = e
-        self.counts.refused += 1
-        raise refusal
-
-    async def reopen(self, first: str | bytes, avatar: str) -> tuple[ClientConnection, dict[str, Any]]:
-        """The same, again and again for a while: a server may come back, or a visitor leave."""
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + patience
         while True:
-            try:
-                return await self.open(first, avatar)
-            except ProtocolError as e:
-                if e.code not in LATER or time.monotonic() > end:
-                    raise
+            refusal = ProtocolError("NOT_NOW", "session: expected a server that is up, got none")
+            for place in await self.in_turn():
+                try:
+                    return await self._open(place, first, avatar)
+                except ProtocolError as e:
+                    if e.code not in LATER:
+                        raise
+                    refusal = e
+            if time.monotonic() >= end:
+                self.counts.refused += 1
+                raise refusal
             await asyncio.sleep(RETRY)
 
     async def _open(self, place: Place, first: str | bytes, avatar: str) -> tuple[ClientConnection, dict[str, Any]]:
@@ -149,11 +149,14 @@ class Router:
 
     # -- all else
 
-    async def first_answer(self, path: str, body: bytes | None = None) -> tuple[int, bytes, str]:
-        """Status, body and type of what the first server answers that can; else of what the last one does."""
+    async def first_answer(self, path: str, body: bytes | None = None, avatar: str = "") -> tuple[int, bytes, str]:
+        """Status, body and type of what the first server answers that can; else of what the last one does. ``avatar``:
+        whose picture they may need."""
         answer = 503, b"{}", "application/json"
         for place in await self.in_turn():
             answer = await ask(place, path, body)
+            if answer[0] == 404 and await self._lend(place, avatar):
+                answer = await ask(place, path, body)
             if answer[0] not in (404, 503):
                 break
         return answer
@@ -165,8 +168,10 @@ class Router:
         answer = await self.first_answer(_named(name, crop), picture)
         if answer[0] == 200:
             self._pictures[name] = picture, crop
-            while len(self._pictures) > self.limits.avatars:
-                self._pictures.popitem(last=False)
+            used = {relay.avatar for relay in self.relays}  # they may come to another server
+            unused = [old for old in self._pictures if old not in used]
+            for old in unused[: len(self._pictures) - self.limits.avatars]:
+                del self._pictures[old]
         return answer
 
     async def _lend(self, place: Place, name: str) -> bool:
@@ -209,11 +214,13 @@ async def ask(place: Place, path: str, body: bytes | None = None) -> tuple[int, 
 
     def wait() -> tuple[int, bytes, str]:
         try:
-            with urlopen(Asked(place.url + path, body, place.headers), timeout=OPENS) as answer:
+            try:
+                answer = urlopen(Asked(place.url + path, body, place.headers), timeout=OPENS)
+            except HTTPError as e:
+                answer = e
+            with answer:
                 return answer.status, answer.read(), answer.headers.get_content_type()
-        except HTTPError as e:
-            return e.code, e.read(), e.headers.get_content_type()
-        except OSError:
+        except (OSError, HTTPException):
             return 503, b"{}", "application/json"
 
     return await asyncio.to_thread(wait)

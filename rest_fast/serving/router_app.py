@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from rest_fast.serving.app import OFFER, bare, for_the_allowed, mount_page, read_body
 from rest_fast.serving.router import Router
+from rest_fast.serving.webrtc import read_offer
 
 
 def create_router_app(router: Router, *, page: bool = True) -> FastAPI:
@@ -60,7 +61,9 @@ def create_router_app(router: Router, *, page: bool = True) -> FastAPI:
     @routes.post("/offer")
     async def offered(request: Request) -> Response:
         """WebRTC: answered by a server, to which the visitor's packets go."""
-        status, content, kind = await router.first_answer("/offer", await read_body(request, "offer", OFFER))
+        body = await read_body(request, "offer", OFFER)
+        _, avatar, _ = read_offer(body)
+        status, content, kind = await router.first_answer("/offer", body, avatar)
         return Response(content, status, media_type=kind)
 
     @routes.get("/v1/{path:path}")

@@ -207,8 +207,12 @@ class Call:
                 raise ProtocolError("BAD_MESSAGE", "session.start: expected an offer in its place, got it")
 
 
-def read_offer(raw: Any) -> tuple[str, str, int]:
+def read_offer(body: bytes) -> tuple[str, str, int]:
     """``sdp``, ``avatar`` and ``seed`` of a request. Raises: :class:`ProtocolError`."""
+    try:
+        raw = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ProtocolError("BAD_MESSAGE", "offer: expected a JSON object, got other text") from None
     if not isinstance(raw, dict) or raw.get("type") != "offer" or not isinstance(raw.get("sdp"), str):
         raise ProtocolError("BAD_MESSAGE", 'offer: expected {"sdp", "type": "offer", "avatar", "seed"}, got another')
     start = protocol.read_control(
@@ -218,9 +222,9 @@ def read_offer(raw: Any) -> tuple[str, str, int]:
     return raw["sdp"], start.avatar, start.seed
 
 
-async def offer(service: Service, raw: Any) -> dict[str, str]:
+async def offer(service: Service, body: bytes) -> dict[str, str]:
     """Answer an offer; the call goes on in the background."""
-    sdp, avatar, seed = read_offer(raw)
+    sdp, avatar, seed = read_offer(body)
     async with contextlib.AsyncExitStack() as opened:
         viewer = await opened.enter_async_context(service.viewer(avatar, sample_rate=RATE, seed=seed))
         call = Call(service, viewer)

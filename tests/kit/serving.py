@@ -334,7 +334,6 @@ class Call:
     channel: Any
     finished: list[tuple[str, bool]] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)
-
     # the server's track holds 4 frames, its encoder one, and a packet of the next frame ends one here
     exact, transit, dropped = False, 6, 0
     taken: int = 0  # frames that were given out, or thrown away
@@ -377,8 +376,7 @@ class Call:
         self.channel.send(json.dumps({"type": kind, **values}))
 
     async def interrupt(self) -> None:
-        """What has arrived before the answer, and was not looked at, was on its way, too: where processors are busy,
-        many frames wait for this client's decoder."""
+        """What has arrived before the answer was on its way, too: where processors are busy, it awaits the decoder."""
         self.say("interrupt")
         await self.hear("interrupted")
         self.transit = Call.transit + max(0, self.tracks["video"].arrived - self.taken)

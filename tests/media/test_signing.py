@@ -142,6 +142,17 @@ def test_videos_that_are_refused(authority, tmp_path):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
+@pytest.mark.parametrize("target", ["a.mp4", "link.mp4"])
+def test_a_video_is_not_signed_into_itself(authority, tmp_path, target):
+    """It would be emptied before it is read."""
+    made = video(tmp_path / "a.mp4")
+    (tmp_path / "link.mp4").symlink_to(made)
+    before = made.read_bytes()
+    with pytest.raises(rest_fast.SigningError, match=r"target .* expected another file than the video"):
+        Signer(*authority[:2])(made, tmp_path / target)
+    assert made.read_bytes() == before
+
+
 def test_a_failure_leaves_the_video_and_nothing_else(tmp_path):
     def fails(source, target):
         target.write_bytes(b"half")

@@ -14,8 +14,12 @@ from websockets.asyncio.client import connect
 
 pytest.importorskip("ray", reason="ray is not installed: make ray")
 
+from ray.serve.exceptions import DeploymentID, DeploymentUnavailableError
+
 from rest_fast.errors import ArgumentError
-from rest_fast.serving.ray_app import application, build
+from rest_fast.serving.access import Access
+from rest_fast.serving.ray_app import FrontServer, application, build
+from rest_fast.serving.router import Place
 from tests.kit.ray_clusters import Application
 from tests.kit.routers import Counting, counting_up
 from tests.kit.serving import ask, ended
@@ -131,6 +135,7 @@ def test_options_that_mean_nothing_are_refused_before_anything_starts():
     for options, name in (
         ({"device": "cpu", "replicas": "2"}, "replicas"),
         ({"devices": "two"}, "devices"),
+        ({"devices": None}, "devices"),  # of a file with nothing behind the name
         ({"devices": 0}, "devices"),
         ({"snapshots": "-1"}, "snapshots"),
         ({"host": "0.0.0.0"}, "token"),
@@ -139,3 +144,38 @@ def test_options_that_mean_nothing_are_refused_before_anything_starts():
             build(options)
     with pytest.raises(ArgumentError, match="devices"):
         application(lambda: None, devices=True)
+
+
+@pytest.mark.parametrize("name, gpus", [("cuda", 1.0), ("cuda:0", 1.0), ("cpu", 0.0)])
+def test_a_device_of_cuda_has_a_gpu_of_its_own(name, gpus):
+    (devices, *_) = build({"device": name})._bound_deployment.init_args
+    assert devices._bound_deployment.ray_actor_options["num_gpus"] == gpus
+
+
+def test_a_machine_that_hangs_and_one_that_is_gone_are_no_fault_of_the_router():
+    """Ray's answers stand in: one device answers, then another keeps Ray waiting, then there is none."""
+    answer = {"url": "http://127.0.0.1:1", "sessions": 0, "capacity": 2, "process": 1}
+    answers = [
+        [answer, RuntimeError("died")],
+        TimeoutError("waiting"),
+        DeploymentUnavailableError(DeploymentID("Device")),
+    ]
+
+    class Devices:
+        def broadcast(self, method):
+            return self
+
+        async def results_async(self, **_):
+            found = answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    async def talk():
+        front = FrontServer(Devices(), "secret", Access(), "127.0.0.1", 0, None)
+        try:
+            assert [await front.places() for _ in range(3)] == [[Place(answer["url"], "secret", 0, 2)]] * 2 + [[]]
+        finally:
+            await asyncio.to_thread(front.running.end)
+
+    run(talk())

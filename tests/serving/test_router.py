@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from websockets.asyncio.client import connect
 
-from rest_fast.errors import ProtocolError, StateError
-from rest_fast.serving.protocol import Start
+from rest_fast.serving.limits import Limits
+from rest_fast.serving.router import Place
+from rest_fast.serving.router import ask as ask_place
 from rest_fast.serving.saved import Saved
-from rest_fast.streaming.snapshot import SessionState
 from tests.kit.routers import Counting, Fleet, counting_up, routed_service
 from tests.kit.serving import Served, ask, ended, fake_service
 
@@ -217,6 +217,7 @@ def test_who_finds_no_other_server_is_told_so_once(fleet):
             fleet.lose(fleet.served[0])
             told, closed = await ended(socket)
             assert [one["code"] for one in told if one["type"] == "error"] == ["NOT_NOW"] and closed == 1013
+        assert fleet.router.counts.refused == 1  # however often it was tried
         assert (await ask(fleet.url("/healthz")))[0] == 503
         await left(fleet)
 
@@ -256,9 +257,7 @@ def test_bad_input_and_clients_that_leave_end_one_session_and_leave_nothing(flee
 def test_a_face_that_was_sent_to_one_server_is_there_on_the_others(fleet):
     async def talk():
         assert (await ask(fleet.url("/v1/avatars")))[1] == {"avatars": ["fake"], "capacity": 4}
-        photo = io.BytesIO()
-        Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(photo, "PNG")
-        status, answer = await ask(fleet.url("/v1/avatars?crop=center&name=mine"), photo.getvalue())
+        status, answer = await ask(fleet.url("/v1/avatars?crop=center&name=mine"), picture(128))
         assert status == 200 and answer["avatar"] != "mine"  # names are ours
         async with contextlib.AsyncExitStack() as opened:
             for _ in range(4):
@@ -270,6 +269,88 @@ def test_a_face_that_was_sent_to_one_server_is_there_on_the_others(fleet):
         assert "rest_fast_routed 0.0" in (await ask(fleet.url("/metrics")))[1]
         status, answer = await ask(fleet.url("/v1/avatars?crop=center"), b"no picture")
         assert (status, answer["code"]) == (400, "BAD_PICTURE")
+
+    run(talk())
+
+
+def picture(grey):
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), grey, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("fleet", [{"limits": Limits(avatars=1)}], indirect=True)
+def test_the_picture_of_a_session_is_kept_for_as_long_as_it_lasts(fleet):
+    """Others were uploaded since, as many as are kept; with it the session comes to a server that has not seen it."""
+
+    async def talk():
+        _, answer = await ask(fleet.url("/v1/avatars?crop=center"), picture(128))
+        async with Counting.open(fleet, avatar=answer["avatar"]) as client:
+            await client.watch(2)
+            for grey in (1, 2, 3):
+                assert (await ask(fleet.url("/v1/avatars?crop=center"), picture(grey)))[0] == 200
+            for one in fleet.served:
+                if not one.service.viewers:
+                    one.service.avatars.uploaded.clear()
+            fleet.drain(fleet.having(1))
+            while not client.moves:
+                await client.watch(1)
+            await client.watch(2)
+            assert client.moves[0]["resumed"]
+        await left(fleet)
+        assert (await ask(fleet.url("/v1/avatars?crop=center"), picture(4)))[0] == 200
+        for one in fleet.served:
+            one.service.avatars.uploaded.clear()
+        async with stream(fleet) as late:
+            await late.send(START.replace("fake", answer["avatar"]))
+            assert (await ended(late))[0][0]["code"] == "NO_SUCH_AVATAR"  # nobody shows it any more
+
+    run(talk())
+
+
+def test_a_call_finds_the_face_that_was_sent_to_another_server(fleet):
+    async def talk():
+        _, answer = await ask(fleet.url("/v1/avatars?crop=center"), picture(128))
+        for one in fleet.served:
+            one.service.avatars.uploaded.clear()
+        body = json.dumps({"sdp": "v=0", "type": "offer", "avatar": answer["avatar"]}).encode()
+        status, found = await ask(fleet.url("/offer"), body)
+        assert (status, found["code"]) == (400, "BAD_MESSAGE") and found["message"].startswith("sdp:")  # no avatar:
+        for bad in (b"[", b"[]", json.dumps({"type": "offer", "sdp": "v=0", "avatar": 1}).encode()):
+            status, found = await ask(fleet.url("/offer"), bad)
+            assert (status, found["code"]) == (400, "BAD_MESSAGE")
+
+    run(talk())
+
+
+def test_servers_leave_it_to_their_router_to_count_messages():
+    """What a client has said since a snapshot comes at once where its session is moved."""
+    service = routed_service(sessions=1, limits=Limits(messages=1.0, burst=5.0))
+    with Fleet([service]).running() as fleet:
+
+        async def talk():
+            async with Counting.open(fleet) as client:
+                for k in range(30):
+                    await client.say("ping", id=str(k))
+                for k in range(30):
+                    assert (await client.hear("pong"))["id"] == str(k)
+
+        run(talk())
+    service.engine.close()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", b"nothing of HTTP\r\n"])
+def test_a_server_that_is_lost_while_it_answers_is_not_there(answer):
+    async def talk():
+        async def answered(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answered, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            assert (await ask_place(Place(f"http://127.0.0.1:{port}", ""), "/healthz"))[0] == 503
 
     run(talk())
 
@@ -288,72 +369,3 @@ def test_a_server_by_itself_takes_no_words_of_a_router():
 
         run(talk())
     service.engine.close()
-
-
-@pytest.fixture(scope="module")
-def saved():
-    """A session as bytes, in the middle of speech."""
-    service = routed_service(sessions=1)
-
-    async def talk():
-        async with service.viewer("fake") as viewer:
-            viewer.push(np.full(32000, 500, np.int16))
-            viewer.end("a")
-            frames = viewer.frames()
-            for _ in range(5):
-                await anext(frames)
-            async with viewer.still():
-                found = viewer.save(Start("fake"), viewer.session.snapshot())
-            await frames.aclose()
-            return found
-
-    made = asyncio.run(talk())
-    yield made, service
-    service.engine.close()
-
-
-def test_a_session_as_bytes_comes_back_as_it_was(saved):
-    made, _ = saved
-    again = Saved.from_bytes(made.to_bytes())
-    assert made.waiting and len(again.waiting) == len(made.waiting)
-    for one, other in zip(made.waiting, again.waiting):
-        for name, value in vars(one).items():
-            np.testing.assert_array_equal(getattr(other, name), value)
-    for name in ("start", "ids", "position", "pushed", "age", "pts"):
-        assert getattr(again, name) == getattr(made, name)
-    assert again.ids == ["a"] and again.position == pytest.approx(5 / 25)
-
-
-def test_what_no_server_has_written_is_refused_by_its_name(saved):
-    made, service = saved
-
-    def changed(**about):
-        state = SessionState.from_bytes(made.to_bytes()[4:])
-        state.meta["viewer"] |= about
-        return b"RFS1" + state.to_bytes()
-
-    columns = SessionState.from_bytes(made.to_bytes()[4:]).meta["viewer"]["columns"]
-    for data, name in (
-        (b"RFS2" + made.to_bytes()[4:], "RFS1"),
-        (b"RFS1" + made.state.to_bytes(), "viewer"),
-        (b"RFS1", "snapshot"),
-        (changed(start={"avatar": 1}), "start"),
-        (changed(ids=[1]), "ids"),
-        (changed(age="1"), "age"),
-        (changed(position=float("nan")), "position"),
-        (changed(columns=columns | {"samples": [10**6] * len(made.waiting)}), "samples"),
-        (changed(columns=columns | {"pts": []}), "columns"),
-    ):
-        with pytest.raises(StateError, match=name):
-            Saved.from_bytes(data)
-
-    async def talk():
-        async with service.viewer("fake", seed=1, saved=made):
-            pass
-
-    with pytest.raises(ProtocolError, match="seed"):
-        asyncio.run(talk())
-    until = time.monotonic() + 5
-    while service.engine.seats:  # the worker takes the seat away
-        assert time.monotonic() < until, "a session that was refused keeps its seat"
-        time.sleep(0.01)
