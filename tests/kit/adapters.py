@@ -30,3 +30,5 @@ IN_PROCESS = ("direct", "livekit", "livekit-remote", "pipecat")  # they take the
 # modules of libraries that have environments of their own: make front-ends
 NEEDS = {"livekit": "livekit.agents", "livekit-remote": "livekit.agents", "pipecat": "pipecat", "ray": "ray"}
 SLOW = ("ray",)  # a cluster has to start
+# what is to run before the time of a test does
+BEFORE = {"ray": lambda: importlib.import_module("tests.kit.ray_clusters").shared()}

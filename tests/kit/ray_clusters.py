@@ -48,13 +48,13 @@ def cluster() -> None:
     atexit.register(ray.shutdown)
 
 
-def pinned(app: Any) -> Any:
-    """The application, of which another number of devices is a change of this number alone, as in a file for ``serve
-    deploy``: ``serve.run`` would take each call for other code, and start all of it anew."""
+def pinned(app: Any, version: str) -> Any:
+    """The application, of which another number of devices is a change of this number alone while the version is the
+    same, as in a file for ``serve deploy``: ``serve.run`` would take each call for other code, and start all anew."""
     front = app._bound_deployment
     (devices, *_) = front.init_args
     for deployment in (front, devices._bound_deployment):
-        deployment._version = "1"
+        deployment._version = version
     return app
 
 
@@ -74,7 +74,7 @@ class Application:
         make = functools.partial(service, self.sessions)
         common: dict[str, Any] = {"gpus": 0.0, "cpus": 0.1, "port": self.port, "secret": str(self.port)}
         app = application(make, devices=devices, **common, **self.options)
-        serve.run(pinned(app), name=NAME, route_prefix=None)
+        serve.run(pinned(app, str(self.port)), name=NAME, route_prefix=None)
 
     def url(self, path: str, scheme: str = "http") -> str:
         return Address(self.port).url(path, scheme)

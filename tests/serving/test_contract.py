@@ -9,7 +9,7 @@ import pytest
 
 import rest_fast
 from rest_fast.serving import fake
-from tests.kit.adapters import ADAPTERS, IN_PROCESS, NEEDS, SLOW
+from tests.kit.adapters import ADAPTERS, BEFORE, IN_PROCESS, NEEDS, SLOW
 from tests.kit.serving import RATE, Served, fake_service
 
 FRAME = RATE // 25
@@ -39,6 +39,8 @@ def opener(service, served):
     def choose(name):
         if name in NEEDS:
             pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed: make front-ends")
+        if name in BEFORE:
+            BEFORE[name]()
         return lambda: ADAPTERS[name](service if name in IN_PROCESS else served)
 
     return choose
