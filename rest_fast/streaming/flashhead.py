@@ -22,6 +22,7 @@ from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadSamplingConfig
 from rest_fast.models.flashhead import FlashHead
 from rest_fast.models.flashhead.sampling import Level, levels
 from rest_fast.models.vae import to_uint8
+from rest_fast.ops.derived import all_of
 from rest_fast.ops.latent_noise import drawn
 from rest_fast.ops.transfer import sent
 from rest_fast.streaming.block import Pictures
@@ -118,6 +119,7 @@ class Networks:
         self.hear = Fixed(lambda sound: (model.hear(sound),), (sound,), capture)
         self.encode = Fixed(lambda frames, noise: (model.encode(frames, noise),), (shown, motion), capture)
         self.show = Fixed(self._shown, (latents, photo), capture)
+        self._kept = all_of(model) if capture else []  # what graphs read by address, whatever takes its place
 
     def _shown(self, latents: torch.Tensor, photo: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A window of latents -> its new frames, as pictures [8 n, H, W, 3] and to be encoded [3, 8 n, H, W]."""
