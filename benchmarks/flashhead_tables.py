@@ -12,8 +12,8 @@ def of_chunk(stages: dict[str, dict[str, float]], which: str) -> float:
     return sum(row.get(which, row["ours"]) for name, row in stages.items() if not name.endswith("stream"))
 
 
-def stage_table(found: dict[str, Any]) -> list[list[str]]:
-    """The first line has the titles."""
+def stage_table(found: dict[str, Any]) -> str:
+    """A chunk's stages, ours and the published arithmetic's."""
     stages = found["stages"]
     ours, plain = (of_chunk(stages, which) for which in ("ours", "plain"))
     lines = [["stage", "ours", "share", "plain", "plain / ours"]]
@@ -23,10 +23,10 @@ def stage_table(found: dict[str, Any]) -> list[list[str]]:
         share, other = f"{row['ours'] / ours:.0%}", row.get("plain")
         cells = ["the same", ""] if other is None else [_ms(other), f"{other / row['ours']:.2f}"]
         lines.append([name, _ms(row["ours"]), share, *cells])
-    return [*lines, ["chunk", _ms(ours), "100%", _ms(plain), f"{plain / ours:.2f}"]]
+    return stored.table([*lines, ["chunk", _ms(ours), "100%", _ms(plain), f"{plain / ours:.2f}"]])
 
 
-def cache_table(found: dict[str, Any]) -> list[list[str]]:
+def cache_table(found: dict[str, Any]) -> str:
     """What a chunk pays because nothing is kept from one to the next."""
     stages = found["stages"]
     ms = {name.partition(",")[0] if "stream" not in name else "stream": row["ours"] for name, row in stages.items()}
@@ -37,7 +37,7 @@ def cache_table(found: dict[str, Any]) -> list[list[str]]:
     }
     whole, lines = of_chunk(stages, "ours"), [["paid in every chunk", "time", "share of the chunk"]]
     rows = [*parts.items(), ("together", sum(parts.values()))]
-    return [*lines, *([name, _ms(value), f"{value / whole:.0%}"] for name, value in rows)]
+    return stored.table([*lines, *([name, _ms(value), f"{value / whole:.0%}"] for name, value in rows)])
 
 
 def _ms(value: float) -> str:
