@@ -23,6 +23,7 @@ import cpu_tables
 import decoder_dtype
 import demo_tables
 import engine_tables
+import flashhead_tables
 import photo_tables
 import stored
 import vae_tables
@@ -191,6 +192,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "engine-overload": overload_table,
     "serving-load": serving_table,
     "decoder-dtype": decoder_dtypes,
+    "flashhead": script_table(flashhead_tables.stage_table, "flashhead_cpu"),
+    "flashhead-cache": script_table(flashhead_tables.cache_table, "flashhead_cpu"),
     "block": machines(cpu_tables.block_table, "block"),
     "step": bench(cpu_tables.step_table, "step_cpu"),
     "step-parts": bench(cpu_tables.step_parts_table, "step_cpu"),

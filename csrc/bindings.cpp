@@ -17,6 +17,7 @@
 #include "ops/qk_norm_rope_cache.h"
 #include "ops/rotate_context.h"
 #include "ops/sink_ring_attention.h"
+#include "ops/x0_renoise_step.h"
 #include "threads.h"
 
 namespace rf = rest_fast;
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "frame_audio_update", rf::frame_audio_update_cpu);
   rf::bind_cpu(m, "sink_ring_attention", rf::sink_ring_attention_cpu);
   rf::bind_cpu(m, "cfg_euler_step", rf::cfg_euler_step_cpu);
+  rf::bind_cpu(m, "x0_renoise_step", rf::x0_renoise_step_cpu);
   rf::bind_cpu(m, "latent_noise", rf::latent_noise_cpu);
   rf::bind_cpu(m, "pixel_norm_silu", rf::pixel_norm_silu_cpu);
   rf::bind_cpu(m, "depth_to_space", rf::depth_to_space_cpu);

@@ -12,6 +12,7 @@
 #include "ops/qk_norm_rope_cache.h"
 #include "ops/rotate_context.h"
 #include "ops/sink_ring_attention.h"
+#include "ops/x0_renoise_step.h"
 
 namespace rf = rest_fast;
 
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_cuda, m) {
   rf::bind_cuda(m, "gate_norm_modulate", rf::gate_norm_modulate_cuda);
   rf::bind_cuda(m, "frame_cross_attention", rf::frame_cross_attention_cuda);
   rf::bind_cuda(m, "cfg_euler_step", rf::cfg_euler_step_cuda);
+  rf::bind_cuda(m, "x0_renoise_step", rf::x0_renoise_step_cuda);
   rf::bind_cuda(m, "pixel_norm_silu", rf::pixel_norm_silu_cuda);
   rf::bind_cuda(m, "depth_to_space", rf::depth_to_space_cuda);
   rf::bind_cuda(m, "frames_to_uint8", rf::frames_to_uint8_cuda);

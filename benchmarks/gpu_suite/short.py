@@ -42,6 +42,7 @@ MEASUREMENTS = (
     Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops peers"),
     Measurement("decode", 60, 120, CONVOLVES),
     Measurement("block", 60, 120, "bench_block peers"),
+    Measurement("flashhead", 80, 140, "flashhead device/captured device/engine"),
 )
 WATCHED = ("qk_norm_rope_cache", "sink_ring_attention", "causal_conv3d")
 REHEARSED = "test_cfg_euler_step.py"  # a file that Triton's interpreter runs in seconds

@@ -2,9 +2,11 @@
 //
 //   x <- x + gate branch,   out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
 //
+// or the same of x - mean(x), with 1 + scale or (affine) scale itself.
+//
 // Layout: ops/gate_norm_modulate.h. Why it exists: each row is read once from memory and written
-// once, where eager PyTorch runs eight kernels over it. A row is added up twice, the second time
-// from the nearest cache, so that the unrounded sum needs no buffer.
+// once, where eager PyTorch runs eight kernels over it. A row is added up twice (three times where
+// its mean is needed), again from the nearest cache, so that the unrounded sum needs no buffer.
 #include "../ops/gate_norm_modulate.h"
 
 #include "common.h"
@@ -45,22 +47,17 @@ REST_FAST_INLINE float sum_at(const Row<T>& row, int64_t i) {
   return stored<T, kEager>(x + product);
 }
 
-// As sum_of_squares in common.h and in its order, of sums that are computed on the way.
-template <class T, bool kEager, Sum kSum>
-REST_FAST_INLINE float squares(const Row<T>& row, int64_t width) {
+// Of f of the row's sums, which are computed on the way; as sum_of_squares in common.h and in its
+// order.
+template <class T, bool kEager, Sum kSum, class F>
+REST_FAST_INLINE float total(const Row<T>& row, int64_t width, F f) {
   constexpr int kPartials = 32;
   float partial[kPartials] = {};
   int64_t i = 0;
   for (; i + kPartials <= width; i += kPartials) {
-    for (int j = 0; j < kPartials; ++j) {
-      const float v = sum_at<T, kEager, kSum>(row, i + j);
-      partial[j] += v * v;
-    }
+    for (int j = 0; j < kPartials; ++j) partial[j] += f(sum_at<T, kEager, kSum>(row, i + j));
   }
-  for (int j = 0; i < width; ++i, ++j) {
-    const float v = sum_at<T, kEager, kSum>(row, i);
-    partial[j] += v * v;
-  }
+  for (int j = 0; i < width; ++i, ++j) partial[j] += f(sum_at<T, kEager, kSum>(row, i));
   for (int half = kPartials / 2; half > 0; half /= 2) {
     for (int j = 0; j < half; ++j) partial[j] += partial[j + half];
   }
@@ -74,15 +71,21 @@ REST_FAST_INLINE void add(const Row<T>& row, int64_t width) {
 }
 
 template <class T, bool kEager, Sum kSum>
-REST_FAST_INLINE void add_norm_modulate(const Row<T>& row, int64_t width, float eps) {
-  const float mean = squares<T, kEager, kSum>(row, width) / static_cast<float>(width);
-  const float root = 1.0f / std::sqrt(mean + eps);
+REST_FAST_INLINE void add_norm_modulate(const Row<T>& row, int64_t width, Norm norm, float eps) {
+  const float count = static_cast<float>(width);
+  float mean = 0.0f;  // that is taken away; for kRms nothing
+  if (norm != Norm::kRms) {
+    mean = total<T, kEager, kSum>(row, width, [](float v) { return v; }) / count;
+  }
+  const auto square = [mean](float v) { return (v - mean) * (v - mean); };
+  const float root = 1.0f / std::sqrt(total<T, kEager, kSum>(row, width, square) / count + eps);
+  const float one = norm == Norm::kAffine ? 0.0f : 1.0f;
 #pragma GCC ivdep
   for (int64_t i = 0; i < width; ++i) {
     const float sum = sum_at<T, kEager, kSum>(row, i);
-    const float factor = stored<T, kEager>(1.0f + to_float(row.scale[i]));
+    const float factor = stored<T, kEager>(one + to_float(row.scale[i]));
     if constexpr (kSum != Sum::kStream) round_to(sum, row.x[i]);
-    round_to(sum * root * factor + to_float(row.shift[i]), row.out[i]);
+    round_to((sum - mean) * root * factor + to_float(row.shift[i]), row.out[i]);
   }
 }
 
@@ -111,7 +114,7 @@ REST_FAST_INLINE void run_rows(const GateNormModulateParams& p, int64_t begin, i
     row.scale = at(p.scale, lane, frame);
     row.shift = at(p.shift, lane, frame);
     row.out = static_cast<T*>(p.out) + item * p.width;
-    add_norm_modulate<T, kEager, kSum>(row, p.width, p.eps);
+    add_norm_modulate<T, kEager, kSum>(row, p.width, p.norm, p.eps);
   }
 }
 

@@ -18,26 +18,53 @@ namespace {
 
 constexpr int64_t kStackWidth = 8192;  // 32 KB of a thread's stack hold the angles of a token
 
-// cos and sin of every channel pair of the current token, the three axes interleaved as the pairs
-// are. q and k share them, and so do the lanes. From one token to the next only those of the axes
-// that changed are rewritten, mostly x.
-struct PairAngles {
-  float* cosine;  // [W / 2]
-  float* sine;    // [W / 2]
-  int64_t pad;    // pairs that stay as they are
-  int64_t frequencies;
-  int64_t at[3];  // table row now held, per axis
+// The pairs that an axis turns: `count` of them, `step` apart from `first` on; by head, again every
+// `period` pairs.
+struct Axis {
+  int64_t first;
+  int64_t count;
+  int64_t row = -1;  // of its table, now held
 };
 
-REST_FAST_INLINE void load_axis(PairAngles& angles, int axis, const float* table, int64_t row) {
-  if (angles.at[axis] == row) return;
-  angles.at[axis] = row;
-  const float* __restrict source = table + row * angles.frequencies * 2;
-  float* __restrict cosine = angles.cosine + angles.pad + axis;
-  float* __restrict sine = angles.sine + angles.pad + axis;
-  for (int64_t m = 0; m < angles.frequencies; ++m) {
-    cosine[3 * m] = source[2 * m];
-    sine[3 * m] = source[2 * m + 1];
+// cos and sin of every channel pair of the current token. q and k share them, and so do the lanes.
+// From one token to the next only those of the axes that changed are rewritten, mostly x.
+struct PairAngles {
+  float* cosine;   // [pairs]
+  float* sine;     // [pairs]
+  int64_t pairs;   // W / 2
+  int64_t step;    // 3 where the axes alternate, 1 by head
+  int64_t period;  // pairs of a head, or all
+  Axis axes[3];    // t, y, x
+};
+
+// For scratch of W numbers. Pairs that no axis turns stay as they are.
+REST_FAST_INLINE PairAngles new_angles(const QkNormRopeCacheParams& p, float* scratch) {
+  const int64_t pairs = p.width / 2, n = p.width / 6, pad = pairs - 3 * n;
+  std::fill(scratch, scratch + pairs, 1.0f);
+  std::fill(scratch + pairs, scratch + 2 * pairs, 0.0f);
+  if (p.head_pairs == 0) {
+    return {scratch, scratch + pairs, pairs, 3, pairs, {{pad, n}, {pad + 1, n}, {pad + 2, n}}};
+  }
+  const int64_t spatial = p.time_pairs + p.row_pairs;
+  return {scratch,
+          scratch + pairs,
+          pairs,
+          1,
+          p.head_pairs,
+          {{0, p.time_pairs}, {p.time_pairs, p.row_pairs}, {spatial, p.head_pairs - spatial}}};
+}
+
+REST_FAST_INLINE void load_axis(PairAngles& angles, Axis& axis, const float* table, int64_t row) {
+  if (axis.row == row) return;
+  axis.row = row;
+  const float* __restrict source = table + row * axis.count * 2;
+  for (int64_t start = axis.first; start < angles.pairs; start += angles.period) {
+    float* __restrict cosine = angles.cosine + start;
+    float* __restrict sine = angles.sine + start;
+    for (int64_t m = 0; m < axis.count; ++m) {
+      cosine[angles.step * m] = source[2 * m];
+      sine[angles.step * m] = source[2 * m + 1];
+    }
   }
 }
 
@@ -61,19 +88,16 @@ template <class T>
 REST_FAST_INLINE void run_range(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
                                 float* scratch) {
   const int64_t width = p.width;
-  const int64_t pairs = width / 2;
-  PairAngles angles{scratch, scratch + pairs, pairs - 3 * (width / 6), width / 6, {-1, -1, -1}};
-  std::fill(angles.cosine, angles.cosine + angles.pad, 1.0f);
-  std::fill(angles.sine, angles.sine + angles.pad, 0.0f);
+  PairAngles angles = new_angles(p, scratch);
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t token = item / p.batch;
     const int64_t lane = item % p.batch;
     if (p.row_index[lane] == kIdle) continue;
     const int64_t frame = token / (p.grid_h * p.grid_w);
-    load_axis(angles, 0, p.rope_t, p.base[lane] + frame);
-    load_axis(angles, 1, p.rope_y, token / p.grid_w % p.grid_h);
-    load_axis(angles, 2, p.rope_x, token % p.grid_w);
+    load_axis(angles, angles.axes[0], p.rope_t, p.base[lane] + frame);
+    load_axis(angles, angles.axes[1], p.rope_y, token / p.grid_w % p.grid_h);
+    load_axis(angles, angles.axes[2], p.rope_x, token % p.grid_w);
 
     const int64_t row = lane * p.tokens + token;
     const T* qkv = static_cast<const T*>(p.qkv) + row * 3 * width;

@@ -1,6 +1,8 @@
-// Gated residual, RMS norm and modulation, in one pass over the residual stream.
+// Gated residual, norm and modulation, in one pass over the residual stream.
 //
 //   x <- x + gate branch;  out = x / sqrt(mean(x^2) + eps) (1 + scale) + shift
+//
+// or the same of x - mean(x), with 1 + scale or (affine) scale itself.
 //
 // Layout: ops/gate_norm_modulate.h. One block per (token, lane). A thread keeps its kIters vectors
 // of kVec channels of the sum in registers, so that x is read once and the norm sees the sum
@@ -49,14 +51,15 @@ __device__ __forceinline__ void add_branch(float (&sum)[kVec], const T* branch, 
 }
 
 template <class T, int kVec>
-__device__ __forceinline__ void modulate(const float (&x)[kVec], float root, const T* scale,
-                                         const T* shift, T* out, int vector, bool eager) {
+__device__ __forceinline__ void modulate(const float (&x)[kVec], float mean, float root, float one,
+                                         const T* scale, const T* shift, T* out, int vector,
+                                         bool eager) {
   const auto grow = load<T, kVec>(scale, vector), move = load<T, kVec>(shift, vector);
   Vector<T, kVec> result;
 #pragma unroll
   for (int e = 0; e < kVec; ++e) {
-    const float times = rounded_if<T>(eager, 1.0f + to_float(grow.at[e]));
-    result.at[e] = round_to<T>(x[e] * root * times + to_float(move.at[e]));
+    const float times = rounded_if<T>(eager, one + to_float(grow.at[e]));
+    result.at[e] = round_to<T>((x[e] - mean) * root * times + to_float(move.at[e]));
   }
   store<T, kVec>(out, vector, result);
 }
@@ -66,14 +69,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     gate_norm_modulate_kernel(const GateNormModulateParams p) {
   const int64_t token = blockIdx.x, lane = blockIdx.y;
   const int vectors = static_cast<int>(p.width) / kVec;
-  const bool eager = p.rounding == Rounding::kEager;
+  const bool eager = p.rounding == Rounding::kEager, centred = p.norm != Norm::kRms;
   const int64_t row = (lane * p.tokens + token) * p.width;
   T* x = static_cast<T*>(p.x) + row;
   const T* branch = static_cast<const T*>(p.branch);
   const T* gate = of_frame<T>(p.gate, p.gate_frames, p.tokens, lane, token);
 
   float sum[kIters][kVec];
-  float squares[1] = {0.0f};
+  float total[1] = {0.0f};  // of the numbers where their mean is taken away, else of their squares
 #pragma unroll
   for (int iter = 0; iter < kIters; ++iter) {
     const int vector = static_cast<int>(threadIdx.x + iter * blockDim.x);
@@ -83,12 +86,28 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (int e = 0; e < kVec; ++e) sum[iter][e] = to_float(before.at[e]);
     if (branch != nullptr) add_branch<T, kVec>(sum[iter], branch + row, gate, x, vector, eager);
 #pragma unroll
-    for (int e = 0; e < kVec; ++e) squares[0] += sum[iter][e] * sum[iter][e];
+    for (int e = 0; e < kVec; ++e) total[0] += sum[iter][e] * (centred ? 1.0f : sum[iter][e]);
   }
   if (p.out == nullptr) return;  // the whole block: no thread is left behind at a barrier
 
-  block_sum(squares);
-  const float root = rsqrtf(squares[0] / static_cast<float>(p.width) + p.eps);
+  block_sum(total);
+  float mean = 0.0f;
+  if (centred) {
+    mean = total[0] / static_cast<float>(p.width);
+    total[0] = 0.0f;
+#pragma unroll
+    for (int iter = 0; iter < kIters; ++iter) {
+      if (static_cast<int>(threadIdx.x + iter * blockDim.x) >= vectors) break;
+#pragma unroll
+      for (int e = 0; e < kVec; ++e) {
+        total[0] += (sum[iter][e] - mean) * (sum[iter][e] - mean);
+      }
+    }
+    __syncthreads();  // all have read the first total
+    block_sum(total);
+  }
+  const float root = rsqrtf(total[0] / static_cast<float>(p.width) + p.eps);
+  const float one = p.norm == Norm::kAffine ? 0.0f : 1.0f;
   const T* scale = of_frame<T>(p.scale, p.norm_frames, p.tokens, lane, token);
   const T* shift = of_frame<T>(p.shift, p.norm_frames, p.tokens, lane, token);
   T* out = static_cast<T*>(p.out) + row;
@@ -96,7 +115,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int iter = 0; iter < kIters; ++iter) {
     const int vector = static_cast<int>(threadIdx.x + iter * blockDim.x);
     if (vector >= vectors) break;
-    modulate<T, kVec>(sum[iter], root, scale, shift, out, vector, eager);
+    modulate<T, kVec>(sum[iter], mean, root, one, scale, shift, out, vector, eager);
   }
 }
 

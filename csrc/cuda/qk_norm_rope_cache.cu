@@ -50,8 +50,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (!inside(p, lane)) return;  // the whole block: no thread is left behind at a barrier
   const int width = static_cast<int>(p.width);
   const int vectors = width / kVec;
-  const int frequencies = width / 6;
-  const int pad = width / 2 - 3 * frequencies;
+  const int sixth = width / 6, pad = width / 2 - 3 * sixth;
+  // Pairs that each axis turns: of the full width, or of a head.
+  const int head = static_cast<int>(p.head_pairs);
+  const int of_t = head == 0 ? sixth : static_cast<int>(p.time_pairs);
+  const int of_y = head == 0 ? sixth : static_cast<int>(p.row_pairs);
+  const int of_x = head == 0 ? sixth : head - of_t - of_y;
 
   const int64_t row = lane * p.tokens + token;
   const T* qkv = static_cast<const T*>(p.qkv) + row * 3 * width;
@@ -82,9 +86,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int t = p.base[lane] + token / (grid_h * grid_w);
   const int y = token / grid_w % grid_h;
   const int x = token % grid_w;
-  const float2* rope_t = reinterpret_cast<const float2*>(p.rope_t) + int64_t{t} * frequencies;
-  const float2* rope_y = reinterpret_cast<const float2*>(p.rope_y) + int64_t{y} * frequencies;
-  const float2* rope_x = reinterpret_cast<const float2*>(p.rope_x) + int64_t{x} * frequencies;
+  const float2* rope_t = reinterpret_cast<const float2*>(p.rope_t) + int64_t{t} * of_t;
+  const float2* rope_y = reinterpret_cast<const float2*>(p.rope_y) + int64_t{y} * of_y;
+  const float2* rope_x = reinterpret_cast<const float2*>(p.rope_x) + int64_t{x} * of_x;
 
 #pragma unroll
   for (int iter = 0; iter < kIters; ++iter) {
@@ -93,10 +97,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     float2 angle[kVec / 2];
 #pragma unroll
     for (int pair = 0; pair < kVec / 2; ++pair) {
-      const int j = vector * (kVec / 2) + pair - pad;
-      const int m = j / 3, axis = j - 3 * m;
-      const float2* table = axis == 0 ? rope_t : axis == 1 ? rope_y : rope_x;
-      angle[pair] = j < 0 ? make_float2(1.0f, 0.0f) : table[m];
+      const int at = vector * (kVec / 2) + pair;
+      if (head == 0) {
+        const int j = at - pad, m = j / 3, axis = j - 3 * m;
+        const float2* table = axis == 0 ? rope_t : axis == 1 ? rope_y : rope_x;
+        angle[pair] = j < 0 ? make_float2(1.0f, 0.0f) : table[m];
+      } else {
+        const int m = at % head;
+        angle[pair] = m < of_t          ? rope_t[m]
+                      : m < of_t + of_y ? rope_y[m - of_t]
+                                        : rope_x[m - of_t - of_y];
+      }
     }
     const auto q_weight = load<T, kVec>(static_cast<const T*>(p.q_weight), vector);
     const auto k_weight = load<T, kVec>(static_cast<const T*>(p.k_weight), vector);

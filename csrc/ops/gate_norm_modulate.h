@@ -12,9 +12,11 @@ struct Vectors {
 };
 
 enum class Rounding : int { kFused = 0, kEager = 1 };
+enum class Norm : int { kRms = 0, kLayer = 1, kAffine = 2 };
 
-// x <- x + gate branch, out = rms_norm(x) (1 + scale) + shift. Token i of N has frame
-// i / (N / frames). kFused: fp32 until x and out are stored, the norm reads the unrounded sum.
+// x <- x + gate branch, out = norm(x) (1 + scale) + shift. Token i of N has frame
+// i / (N / frames). kRms: x / sqrt(mean(x^2) + eps). kLayer: the same of x - mean(x). kAffine: of
+// x - mean(x), times scale instead of 1 + scale. kFused: fp32 until x and out are stored, the norm reads the unrounded sum.
 // kEager: rounded to dtype after each step of the functional reference.
 struct GateNormModulateParams {
   void* x;             // [B, N, W] dtype, contiguous
@@ -30,13 +32,15 @@ struct GateNormModulateParams {
   int64_t norm_frames;  // of scale and shift
   DType dtype;
   Rounding rounding;
+  Norm norm;
   float eps;
 };
 
 inline int check_sizes(const GateNormModulateParams& p) {
-  const int rounding = static_cast<int>(p.rounding);
+  const int rounding = static_cast<int>(p.rounding), norm = static_cast<int>(p.norm);
   if (!known(p.dtype)) return kBadDType;
-  if (p.batch < 0 || p.tokens < 0 || p.width < 0 || rounding < 0 || rounding > 1) return kBadShape;
+  if (p.batch < 0 || p.tokens < 0 || p.width < 0) return kBadShape;
+  if (rounding < 0 || rounding > 1 || norm < 0 || norm > 2) return kBadShape;
   const auto fits = [&](int64_t frames) { return frames > 0 && p.tokens % frames == 0; };
   if ((p.gate.data && !fits(p.gate_frames)) || (p.out && !fits(p.norm_frames))) return kBadFrames;
   if (p.batch == 0 || p.tokens == 0 || p.width == 0) return kOk;
@@ -58,7 +62,7 @@ inline auto arguments(const GateNormModulateParams*) {
       REST_FAST_SETS("scale_frame_stride", (p.scale.frame_stride)),
       REST_FAST_SETS("shift_lane_stride", (p.shift.lane_stride)),
       REST_FAST_SETS("shift_frame_stride", (p.shift.frame_stride)), REST_FAST_FIELD(eps),
-      REST_FAST_FIELD(rounding), REST_FAST_FIELD(dtype));
+      REST_FAST_FIELD(rounding), REST_FAST_FIELD(norm), REST_FAST_FIELD(dtype));
 }
 
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.

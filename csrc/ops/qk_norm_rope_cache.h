@@ -9,7 +9,9 @@ namespace rest_fast {
 // B lanes, N tokens a lane, W = heads x head_dim channels, n = W / 6 frequencies an axis.
 // Token i of lane b: f = i / (grid_h grid_w), y = (i / grid_w) % grid_h, x = i % grid_w, and
 // position t = base[b] + f. Of the W / 2 channel pairs the first W / 2 - 3 n stay as they are; pair
-// j after them turns by axis j % 3 (t, y, x) at frequency j / 3.
+// j after them turns by axis j % 3 (t, y, x) at frequency j / 3. With head_pairs > 0 every head has
+// the same rotation instead: its first time_pairs pairs turn by t, the next row_pairs by y, the
+// others by x, and the tables have as many frequencies as their axis has pairs.
 struct QkNormRopeCacheParams {
   const void* qkv;            // [B, N, 3 W] dtype, contiguous: q, k, v channels in this order
   const void* q_weight;       // [W] dtype
@@ -35,6 +37,9 @@ struct QkNormRopeCacheParams {
   int64_t slots;
   int64_t row_stride;   // of k_cache and v_cache
   int64_t bank_stride;  // of k_cache and v_cache
+  int64_t head_pairs;   // head_dim / 2, or 0: the axes alternate over the full width
+  int64_t time_pairs;   // of head_pairs, as the next
+  int64_t row_pairs;
   DType dtype;
   float eps;
 };
@@ -45,6 +50,10 @@ inline int check_sizes(const QkNormRopeCacheParams& p) {
   const bool negative = p.batch < 0 || p.tokens < 0 || p.positions < 0;
   const bool empty = p.width <= 0 || p.grid_h <= 0 || p.grid_w <= 0;
   if (negative || empty || p.width % 2 != 0) return kBadShape;
+  const bool by_head = p.head_pairs != 0;
+  if (p.head_pairs < 0 || (by_head && p.width % (2 * p.head_pairs) != 0)) return kBadShape;
+  if (p.time_pairs < 0 || p.row_pairs < 0) return kBadShape;
+  if (by_head && p.time_pairs + p.row_pairs > p.head_pairs) return kBadShape;
   if (p.tokens > p.slots && p.batch > 0) return kSlotOutOfRange;
   return kOk;
 }
@@ -60,6 +69,7 @@ inline auto arguments(const QkNormRopeCacheParams*) {
       REST_FAST_FIELD(width), REST_FAST_FIELD(positions), REST_FAST_FIELD(grid_h),
       REST_FAST_FIELD(grid_w), REST_FAST_FIELD(rows), REST_FAST_FIELD(banks),
       REST_FAST_FIELD(slots), REST_FAST_FIELD(row_stride), REST_FAST_FIELD(bank_stride),
+      REST_FAST_FIELD(head_pairs), REST_FAST_FIELD(time_pairs), REST_FAST_FIELD(row_pairs),
       REST_FAST_FIELD(eps), REST_FAST_FIELD(dtype));
 }
 

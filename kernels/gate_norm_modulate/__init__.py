@@ -1,6 +1,8 @@
-"""What stands between two branches of a block: gated residual, RMS norm and modulation in one pass.
+"""What stands between two branches of a block: gated residual, norm and modulation in one pass.
 
-    x <- x + gate branch,   out = rms_norm(x) (1 + scale) + shift
+    x <- x + gate branch,   out = norm(x) (1 + scale) + shift
+
+The norm is the RMS norm, a LayerNorm, or an affine LayerNorm, whose weight is scale itself.
 
 One program holds one token's row: x and branch are read once, x and out written once, where eager PyTorch runs about
 ten kernels. A missing gate, branch or out costs nothing, since each combination is compiled separately. The vectors are
@@ -44,6 +46,7 @@ def launch(
     *,
     eps: float,
     rounding: str = "fused",
+    norm: str = "rms",
 ) -> None:
     lanes, tokens, width = x.shape
     if lanes * tokens == 0 or (branch is None and out is None):
@@ -58,5 +61,6 @@ def launch(
             *(*gate_strides, *scale_strides, *shift_strides),
             eps,
             EAGER=rounding == "eager",
+            NORM=norm,
             **plan(width),
         )

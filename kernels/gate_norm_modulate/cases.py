@@ -1,4 +1,4 @@
-"""The launches of a rest-512 block, with what each of them leaves out, and the demo's."""
+"""The launches of a rest-512 block, with what each of them leaves out, of FlashHead's, and the demo's."""
 
 from rest_fast.kernels.gate_norm_modulate import plan
 from rest_fast.kernels.gate_norm_modulate.kernel import gate_norm_modulate_kernel
@@ -8,7 +8,7 @@ TENSORS = ["x", "branch", "gate", "scale", "shift", "out"]
 STRIDES = ["gate_lane", "gate_frame", "scale_lane", "scale_frame", "shift_lane", "shift_frame"]
 
 
-def case(name: str, dtype: str, width: int, missing: str = "", eager: bool = False) -> Case:
+def case(name: str, dtype: str, width: int, missing: str = "", eager: bool = False, norm: str = "rms") -> Case:
     left_out = missing.split()
     constants = plan(width)
     warps = constants.pop("num_warps")
@@ -17,7 +17,7 @@ def case(name: str, dtype: str, width: int, missing: str = "", eager: bool = Fal
         name,
         gate_norm_modulate_kernel,
         {n: f"*{dtype}" for n in TENSORS if n not in left_out} | dict.fromkeys(integers, "i32") | {"eps": "fp32"},
-        {"EAGER": eager, **dict.fromkeys(left_out), **constants},
+        {"EAGER": eager, "NORM": norm, **dict.fromkeys(left_out), **constants},
         num_warps=warps,
         aligned=(*(n for n in TENSORS if n not in left_out), *STRIDES),
     )
@@ -32,5 +32,7 @@ CASES = [
     case("rest-512, bf16, gated residual alone", "bf16", 2048, "scale shift out"),
     case("rest-512, bf16, residual alone", "bf16", 2048, "gate scale shift out"),
     case("rest-512, fp16", "fp16", 2048),
+    case("flashhead, bf16", "bf16", 1536, norm="layer"),
+    case("flashhead, bf16, before the audio", "bf16", 1536, norm="affine"),
     case("demo, fp32", "fp32", 192),
 ]

@@ -32,6 +32,7 @@ def gate_norm_modulate_kernel(
     shift_frame,
     eps,
     EAGER: tl.constexpr,
+    NORM: tl.constexpr,  # rms, layer or affine
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -57,9 +58,13 @@ def gate_norm_modulate_kernel(
             row = rounded.to(tl.float32)
 
     if out is not None:
-        grow = 1 + vector_of_frame(scale, lane, token, tokens, frames, scale_lane, scale_frame, c, real).to(tl.float32)
-        if EAGER:
-            grow = grow.to(dtype).to(tl.float32)
+        grow = vector_of_frame(scale, lane, token, tokens, frames, scale_lane, scale_frame, c, real).to(tl.float32)
+        if NORM != "affine":
+            grow += 1
+            if EAGER:
+                grow = grow.to(dtype).to(tl.float32)
+        if NORM != "rms":
+            row = tl.where(real, row - tl.sum(row) / WIDTH, 0.0)
         move = vector_of_frame(shift, lane, token, tokens, frames, shift_lane, shift_frame, c, real).to(tl.float32)
         normed = row * tl.rsqrt(tl.sum(row * row) / WIDTH + eps)
         tl.store(out + at, (normed * grow + move).to(dtype), mask=real)

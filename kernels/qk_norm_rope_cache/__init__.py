@@ -3,7 +3,8 @@
     q' = rope(rms_norm(q) q_weight) -> q_out;   k' likewise, v as it is -> the cache
 
 One program holds the whole row of one token, because the norm spans all heads: qkv is read once and every result is
-written once, where eager PyTorch runs a dozen kernels. q and k share the angles, which come from three small tables.
+written once, where eager PyTorch runs a dozen kernels. q and k share the angles, which come from three small tables;
+their pairs alternate over the full width, or (by head) lie one axis after another in every head.
 A lane with an index out of range writes nothing at all. Statistics and rotation are fp32, with one rounding.
 Limits: W at most ``rows.WIDEST``; lanes must not share slots, except in scratch rows that nobody reads.
 """
@@ -18,10 +19,10 @@ from rest_fast.kernels import rows as tile
 from rest_fast.kernels.qk_norm_rope_cache.kernel import qk_norm_rope_cache_kernel
 
 
-def plan(width: int) -> dict[str, int]:
-    """The constants of a launch."""
+def plan(width: int, head: int = 0, of_t: int = 0, of_y: int = 0) -> dict[str, int]:
+    """The constants of a launch; by head, the channel pairs of a head, and how many of them are those of t and y."""
     block = tile.block(width)
-    return {"WIDTH": width, "BLOCK": block, "num_warps": tile.warps(block)}
+    return {"WIDTH": width, "BLOCK": block, "HEAD": head, "OF_T": of_t, "OF_Y": of_y, "num_warps": tile.warps(block)}
 
 
 def supports(spec: Any) -> tuple[bool, str]:
@@ -44,16 +45,18 @@ def launch(
     write_slot: torch.Tensor,
     base: torch.Tensor,
     eps: float,
+    rope: str = "interleaved",
 ) -> None:
     (lanes, tokens), (rows, banks, slots) = qkv.shape[:2], k_cache.shape[:3]
     if lanes * tokens == 0:
         return
     sizes = (rows, banks, slots, tokens, rope_t.shape[0], rope_y.shape[0], rope_x.shape[0])
+    by_head = () if rope == "interleaved" else (k_cache.shape[-1] // 2, rope_t.shape[1], rope_y.shape[1])
     with tile.on(qkv):
         qk_norm_rope_cache_kernel[(lanes * tokens,)](
             *(qkv, q_weight, k_weight, rope_t, rope_y, rope_x, k_cache, v_cache, q_out),
             *(row_index, bank_index, write_slot, base),
             *sizes,
             eps,
-            **plan(qkv.shape[2] // 3),
+            **plan(qkv.shape[2] // 3, *by_head),
         )

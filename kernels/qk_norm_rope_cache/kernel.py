@@ -33,6 +33,26 @@ def turn_of_pairs(
 
 
 @triton.jit
+def turn_of_heads(
+    t,  # fp32 [pairs of the axis, 2]: (cos, sin) at the token's place on each of the three axes
+    y,
+    x,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HEAD: tl.constexpr,  # pairs of a head, of which the first OF_T are those of t, the next OF_Y those of y
+    OF_T: tl.constexpr,
+    OF_Y: tl.constexpr,
+):
+    """cos and sin of every channel pair, fp32 [PAIRS], where each head has the same."""
+    j = tl.arange(0, PAIRS)
+    m = j % HEAD
+    spatial = tl.where(m < OF_T + OF_Y, y + 2 * (m - OF_T), x + 2 * (m - OF_T - OF_Y))
+    table = tl.where(m < OF_T, t + 2 * m, spatial)
+    real = j < WIDTH // 2
+    return tl.load(table, mask=real, other=1.0), tl.load(table + 1, mask=real, other=0.0)
+
+
+@triton.jit
 def norm_rotate(x, weight, cosine, sine, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """x fp32 [BLOCK], zero beyond WIDTH -> rope(rms_norm(x) weight), fp32."""
     x = x * tl.rsqrt(tl.sum(x * x) / WIDTH + eps) * weight.to(tl.float32)
@@ -46,9 +66,9 @@ def qk_norm_rope_cache_kernel(
     qkv,  # [B, N, 3 W]
     q_weight,  # [W]
     k_weight,  # [W]
-    rope_t,  # fp32 [positions, n, 2]
-    rope_y,  # fp32 [h, n, 2]
-    rope_x,  # fp32 [w, n, 2]
+    rope_t,  # fp32 [positions, n, 2]; by head [positions, OF_T, 2]
+    rope_y,  # fp32 [h, n, 2]; [h, OF_Y, 2]
+    rope_x,  # fp32 [w, n, 2]; [w, HEAD - OF_T - OF_Y, 2]
     k_cache,  # [rows, banks, slots, W]
     v_cache,  # [rows, banks, slots, W]
     q_out,  # [B, N, W]
@@ -66,6 +86,9 @@ def qk_norm_rope_cache_kernel(
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    HEAD: tl.constexpr,  # channel pairs of a head; 0: the axes alternate over the full width
+    OF_T: tl.constexpr,
+    OF_Y: tl.constexpr,
 ):
     tl.static_assert(WIDTH % 2 == 0 and BLOCK >= WIDTH, "channels turn in pairs; a program holds whole rows")
     lane, token = tl.program_id(0) // tokens, tl.program_id(0) % tokens
@@ -92,14 +115,14 @@ def qk_norm_rope_cache_kernel(
     k = tl.load(source + WIDTH, mask=real, other=0.0).to(tl.float32)
     v = tl.load(source + 2 * WIDTH, mask=real)
 
-    N: tl.constexpr = WIDTH // 6
-    cosine, sine = turn_of_pairs(
-        rope_t + (first + token // (grid_h * grid_w)) * 2 * N,
-        rope_y + token // grid_w % grid_h * 2 * N,
-        rope_x + token % grid_w * 2 * N,
-        WIDTH,
-        BLOCK // 2,
-    )
+    at_t, at_y, at_x = first + token // (grid_h * grid_w), token // grid_w % grid_h, token % grid_w
+    if HEAD > 0:
+        t, y, x = rope_t + at_t * 2 * OF_T, rope_y + at_y * 2 * OF_Y, rope_x + at_x * 2 * (HEAD - OF_T - OF_Y)
+        cosine, sine = turn_of_heads(t, y, x, WIDTH, BLOCK // 2, HEAD, OF_T, OF_Y)
+    else:
+        N: tl.constexpr = WIDTH // 6
+        t, y, x = rope_t + at_t * 2 * N, rope_y + at_y * 2 * N, rope_x + at_x * 2 * N
+        cosine, sine = turn_of_pairs(t, y, x, WIDTH, BLOCK // 2)
     q = norm_rotate(q, tl.load(q_weight + c, mask=real, other=0.0), cosine, sine, eps, WIDTH, BLOCK)
     k = norm_rotate(k, tl.load(k_weight + c, mask=real, other=0.0), cosine, sine, eps, WIDTH, BLOCK)
 

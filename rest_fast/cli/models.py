@@ -79,7 +79,7 @@ def _config(weights: str) -> Any:
 
     from rest_fast import checkpoint
 
-    return checkpoint.read_config(weights)
+    return checkpoint.read_any_config(weights)
 
 
 def _for_the_cpu(args: Namespace) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -20,14 +21,14 @@ Branch = tuple[torch.Tensor | None, torch.Tensor | None]  # what will be added t
 class Workspace:
     """Buffers of a step for B lanes of N tokens: residual stream, normed stream, query, attention output."""
 
-    def __init__(self, lanes: int, tokens: int, config: DiTConfig, like: torch.Tensor):
+    def __init__(self, lanes: int, tokens: int, config: DiTConfig | FlashHeadDiTConfig, like: torch.Tensor):
         heads = (lanes, tokens, config.heads, config.head_dim)
         self.x, self.y = (like.new_empty(lanes, tokens, config.width) for _ in range(2))
         self.q, self.out = like.new_empty(heads), like.new_empty(heads)
 
     def first(self, lanes: int) -> Workspace:
         """The same memory for fewer lanes."""
-        part = object.__new__(Workspace)
+        part = copy.copy(self)
         part.x, part.y, part.q, part.out = (buffer[:lanes] for buffer in (self.x, self.y, self.q, self.out))
         return part
 

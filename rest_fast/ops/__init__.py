@@ -16,6 +16,7 @@ from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope_cache
 from rest_fast.ops.rotate_context import rotate_context
 from rest_fast.ops.sink_ring_attention import sink_ring_attention
+from rest_fast.ops.x0_renoise_step import x0_renoise_step
 
 ALL: tuple[Op, ...] = (
     qk_norm_rope_cache,
@@ -25,6 +26,7 @@ ALL: tuple[Op, ...] = (
     frame_cross_attention,
     frame_audio_update,
     cfg_euler_step,
+    x0_renoise_step,
     latent_noise,
     causal_conv3d,
     pixel_norm_silu,
@@ -54,4 +56,5 @@ __all__ = [
     "rotate_context",
     "sink_ring_attention",
     "use_backend",
+    "x0_renoise_step",
 ]

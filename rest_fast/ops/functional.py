@@ -13,6 +13,7 @@ from rest_fast.ops.pixel_norm_silu import normed_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope, rms_norm
 from rest_fast.ops.rotate_context import shift_keys
 from rest_fast.ops.sink_ring_attention import attention
+from rest_fast.ops.x0_renoise_step import renoised
 
 __all__ = [
     "attention",
@@ -28,6 +29,7 @@ __all__ = [
     "norm_modulate",
     "normed_silu",
     "qk_norm_rope",
+    "renoised",
     "rms_norm",
     "shift_keys",
     "space_to_depth",

@@ -5,6 +5,9 @@
 Gate, scale and shift are per latent frame (AdaLN-single). Without a gate the branch is added as it is; without a
 branch the op is norm and modulation alone; without ``out`` it is the gated residual alone.
 
+The norm is one of three: ``rms``; ``layer``, which takes the mean away first; and ``affine``, a LayerNorm that has
+learned its own weight and bias, which are then scale and shift: out = layer_norm(x) scale + shift.
+
 There are two rounding modes. ``fused`` computes everything in fp32 from the loaded values, norms the sum before it is
 rounded, and rounds ``x`` and ``out`` once each. ``eager`` rounds where eager PyTorch, the functional reference, does:
 the product, the sum, ``1 + scale`` and ``out``; and it norms the rounded ``x``. In fp32 and float64 the two are the
@@ -21,6 +24,7 @@ from rest_fast.ops.qk_norm_rope_cache import rms_norm
 
 NAME = "gate_norm_modulate"
 ROUNDINGS = ("fused", "eager")
+NORMS = ("rms", "layer", "affine")
 CUDA_ROW = 8192  # kMostChannels of csrc/cuda/gate_norm_modulate.cu
 
 
@@ -32,15 +36,25 @@ def gated_residual(x: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor | N
     return (x.unflatten(1, (frames, -1)) + branch.unflatten(1, (frames, -1)) * gate[:, :, None]).flatten(1, 2)
 
 
-def norm_modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
-    """rms_norm(x) (1 + scale) + shift: x [B, N, W], scale and shift [B, F, W]. Differentiable."""
-    y = rms_norm(x, None, eps).unflatten(1, (scale.shape[1], -1))
-    return (y * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
+def norm_modulate(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float, norm: str = "rms"
+) -> torch.Tensor:
+    """norm(x) (1 + scale) + shift, or affine without the 1: x [B, N, W], scale, shift [B, F, W]. Differentiable."""
+    y = (rms_norm(x, None, eps) if norm == "rms" else layer_norm(x, eps)).unflatten(1, (scale.shape[1], -1))
+    factor = scale if norm == "affine" else 1 + scale
+    return (y * factor[:, :, None] + shift[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
-def check(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> Spec:
-    if rounding not in ROUNDINGS:
-        raise OpError(f"{NAME}: argument rounding: expected one of {list(ROUNDINGS)}, got {rounding!r}")
+def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm over the last axis, without a weight, computed and returned in at least fp32."""
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    return rms_norm(wide - wide.mean(-1, keepdim=True), None, eps)
+
+
+def check(x, branch, gate, scale, shift, out, *, eps, rounding="fused", norm="rms") -> Spec:
+    for name, word, words in (("rounding", rounding, ROUNDINGS), ("norm", norm, NORMS)):
+        if word not in words:
+            raise OpError(f"{NAME}: argument {name}: expected one of {list(words)}, got {word!r}")
     expect_float(NAME, "x", x)
     expect(NAME, "x", x, (-1, -1, -1))
     lanes, tokens, width = x.shape
@@ -80,8 +94,9 @@ def reference(
     *,
     eps: float,
     rounding: str = "fused",
+    norm: str = "rms",
 ) -> None:
-    """x <- x + gate branch, then out = rms_norm(x) (1 + scale) + shift, for B lanes of N tokens, W channels wide.
+    """x <- x + gate branch, then out = norm(x) (1 + scale) + shift, for B lanes of N tokens, W channels wide.
 
     Args:
         x: [B, N, W], floating. Written where there is a branch.
@@ -91,6 +106,7 @@ def reference(
         out: [B, N, W], or None: no norm. Written.
         eps: of the norm.
         rounding: ``fused`` or ``eager``; see the module.
+        norm: ``rms``, ``layer``, or ``affine``, a LayerNorm whose weight is ``scale`` itself.
     """
     total = x
     if rounding == "fused" and x.dtype != torch.float64:
@@ -100,7 +116,7 @@ def reference(
         total = gated_residual(total, branch, gate)
         x.copy_(total)
     if out is not None:
-        out.copy_(norm_modulate(total, scale, shift, eps))
+        out.copy_(norm_modulate(total, scale, shift, eps, norm))
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -112,7 +128,7 @@ def _strides(vector: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if vector is None else (vector.stride(0), vector.stride(1))
 
 
-def _arguments(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> tuple:
+def _arguments(x, branch, gate, scale, shift, out, *, eps, rounding="fused", norm="rms") -> tuple:
     """Those that csrc/ops/gate_norm_modulate.h lists: addresses, sizes, strides."""
     return (
         *(_address(t) for t in (x, branch, gate, scale, shift, out)),
@@ -124,6 +140,7 @@ def _arguments(x, branch, gate, scale, shift, out, *, eps, rounding="fused") -> 
         *_strides(shift),
         eps,
         ROUNDINGS.index(rounding),
+        NORMS.index(norm),
         native.DTYPES[x.dtype],
     )
 
@@ -135,7 +152,7 @@ def _cuda_unfit(spec: Spec) -> str:
 
 gate_norm_modulate = Op(
     f"{NAME}(Tensor(a!) x, Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor(b!)? out, *, "
-    'float eps, str rounding="fused")',
+    'float eps, str rounding="fused", str norm="rms")',
     check=check,
     reference=reference,
     backends=(

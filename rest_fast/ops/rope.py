@@ -1,4 +1,4 @@
-"""3-D rotary positions in LTX-Video's form, as three small tables.
+"""3-D rotary positions in LTX-Video's form, as three small tables; and how such tables turn heads in Wan's form.
 
 The ``width // 6`` frequencies of each axis lie over the whole width before the head split, interleaved as
 t, y, x, t, y, x, ...; the first ``(width - 6 n) / 2`` channel pairs are not rotated. A pair belongs to one axis, so its
@@ -41,6 +41,16 @@ def token_table(t: torch.Tensor, y: torch.Tensor, x: torch.Tensor, width: int) -
     table = torch.stack(axes, -2).reshape(f * h * w, 3 * n, 2)
     still = torch.tensor([1.0, 0.0], dtype=table.dtype, device=table.device)
     return torch.cat([still.expand(f * h * w, width // 2 - 3 * n, 2), table], 1)
+
+
+def head_table(t: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Wan's form: [F h w, D / 2, 2] for the pairs of each head, from axis tables [F, a, 2], [h, b, 2], [w, c, 2].
+
+    The a + b + c = D / 2 pairs of a head belong to time, rows and columns, in this order.
+    """
+    shape = t.shape[0], y.shape[0], x.shape[0], -1, 2
+    axes = [t[:, None, None].expand(shape), y[:, None].expand(shape), x.expand(shape)]
+    return torch.cat(axes, -2).flatten(0, 2)
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

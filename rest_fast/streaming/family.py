@@ -11,11 +11,12 @@ import torch
 from rest_fast.avatar import Avatar
 from rest_fast.errors import ArgumentError
 from rest_fast.models.flashhead import FlashHead
+from rest_fast.models.flashhead.sampling import levels
 from rest_fast.models.network import Network
 from rest_fast.models.rest import REST
 from rest_fast.models.vae.state import read_mode
 from rest_fast.streaming.decoding import Decoding
-from rest_fast.streaming.flashhead import FlashHeadSampler, FlashHeadStream
+from rest_fast.streaming.flashhead import FlashHeadSampler, FlashHeadStream, Networks
 from rest_fast.streaming.graphs import graphs_of
 from rest_fast.streaming.plan import memory_plan
 from rest_fast.streaming.sampler import ChunkSampler, branches, noise_levels
@@ -66,6 +67,15 @@ def family_of(model: Network, sampling: Any, places: Places) -> Family:
     return RESTFamily(model, sampling, places)
 
 
+def _require_memory(model: Network, sampling: Any, places: Places) -> None:
+    """Raise ArgumentError where a GPU lacks memory for the places; elsewhere, the largest parts are asked for one by
+    one."""
+    if model.device.type == "cuda" and places.planned:
+        config, counts = model.config.replace(sampling=sampling), (places.sessions, places.lanes)
+        plan = memory_plan(config, sessions=counts[0], lanes=counts[1], dtype=model.dtype, device="cuda")
+        plan.loaded().require(model.device)
+
+
 class RESTFamily:
     """Lanes of a captured step, rows of a cache, and decoders that share memory."""
 
@@ -76,10 +86,7 @@ class RESTFamily:
         if fewer_steps is not None and model.config.stream.context == "per_step":
             raise ArgumentError("engine: fewer_steps: expected None for a model whose context is kept per step")
         self.model, self.captures = model, graphs_of(places.graphs, model.device)
-        if model.device.type == "cuda" and places.planned:  # elsewhere, the largest parts are asked for one by one
-            config, counts = model.config.replace(sampling=sampling), (places.sessions, places.lanes)
-            plan = memory_plan(config, sessions=counts[0], lanes=counts[1], dtype=model.dtype, device="cuda")
-            plan.loaded().require(model.device)
+        _require_memory(model, sampling, places)
         less = None if fewer_steps is None else dataclasses.replace(sampling, steps=fewer_steps)
         more = () if less is None else noise_levels(less)
         self.sampler = ChunkSampler.of(model, sampling, places.sessions, self.captures, lanes=places.lanes, levels=more)
@@ -109,24 +116,24 @@ class RESTFamily:
 
 
 class FlashHeadFamily:
-    """Evaluations one after the other, eager; streams keep what passes from chunk to chunk themselves."""
+    """Lanes of a captured step, and networks that all streams share; streams keep what passes from chunk to chunk."""
 
     fewer: FlashHeadSampler | None
 
     def __init__(self, model: FlashHead, sampling: Any, places: Places):
-        if places.graphs == "on":
-            raise ArgumentError("graphs: expected auto or off for a model of flashhead, whose step is eager, got 'on'")
-        graphs_of(places.graphs, model.device)  # refuses other words
-        self.model, self.together = model, 1
-        self.sampler = FlashHeadSampler(model, sampling)
-        fewer = places.fewer_steps
+        captures, fewer = graphs_of(places.graphs, model.device), places.fewer_steps
         less = None if fewer is None else dataclasses.replace(sampling, steps=fewer)
-        self.fewer = None if less is None else FlashHeadSampler(model, less)
+        more = () if less is None else levels(less)
+        _require_memory(model, sampling, places)
+        self.model, self.together = model, places.lanes if model.device.type == "cuda" else 1
+        self.sampler = FlashHeadSampler.of(model, sampling, places.sessions, captures, lanes=places.lanes, more=more)
+        self.networks = model.compute(Networks, model, captures)
+        self.fewer = None if less is None else FlashHeadSampler(self.sampler.step, less)
 
     def stream(self, avatar: Avatar, place: int, *, decode: str | None = None, **options: Any) -> FlashHeadStream:
         if decode is not None:
             raise ArgumentError(f"session: decode: expected None for a model of flashhead, got {decode!r}")
-        return FlashHeadStream(self.model, avatar, self.sampler, **options)
+        return FlashHeadStream(self.networks, avatar, self.sampler, place, **options)
 
     def nobody(self) -> Avatar:
         config, model = self.model.config, self.model
@@ -137,3 +144,5 @@ class FlashHeadFamily:
 
     def vacate(self) -> None:
         self.fewer = None
+        for name in ("sampler", "networks"):
+            self.__dict__.pop(name, None)

@@ -1,4 +1,4 @@
-"""A stream of SoulX-FlashHead, its sampler and its evaluations.
+"""A stream of SoulX-FlashHead, and its sampler.
 
 A chunk begins with the last 9 frames shown, encoded: nothing else passes from chunk to chunk, so there is no cache and
 no decoder's memory. What was shown is kept as it was before it became 8-bit, as far as an interrupt can go back.
@@ -7,6 +7,7 @@ no decoder's memory. What was shown is kept as it was before it became 8-bit, as
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -17,88 +18,113 @@ import torch
 from rest_fast import noise
 from rest_fast.avatar import Avatar
 from rest_fast.config import TEMPORAL
-from rest_fast.config.flashhead import FlashHeadSamplingConfig
-from rest_fast.models.cross_attention import KV
+from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadSamplingConfig
 from rest_fast.models.flashhead import FlashHead
-from rest_fast.models.flashhead.sampling import Level, levels, overwritten, renoised
+from rest_fast.models.flashhead.sampling import Level, levels
 from rest_fast.models.vae import to_uint8
+from rest_fast.ops.derived import all_of
 from rest_fast.ops.latent_noise import drawn
 from rest_fast.ops.transfer import sent
 from rest_fast.streaming.block import Pictures
+from rest_fast.streaming.graphs import Fixed, Graphs
 from rest_fast.streaming.snapshot import Fields, SessionState
 from rest_fast.streaming.timeline import ChunkPlan, Timeline
 from rest_fast.streaming.viewing import Viewing
+from rest_fast.streaming.windows import Turn, Window, WindowStep
 from rest_fast.units import FRAME, RATE
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that is needed to generate a stream's next chunk: a window of F latents, N tokens."""
+    """All that is needed to generate a stream's next chunk."""
 
-    reference: torch.Tensor  # [1, N, C]
-    motion: torch.Tensor  # [1, M, C], the first latents of the window
-    audio: list[KV]  # of each block
-    noise: tuple[torch.Tensor, ...]  # [1, N, C]: the initial one, and the fresh one behind each step but the last
+    slot: int  # of the step, this stream's own
+    window: Window
     plan: ChunkPlan
 
 
-@dataclass(eq=False)
-class Turn:
-    """A job's part in an evaluation: its latents z [1, N, C] move on by one step."""
-
-    job: Job
-    level: Level
-    fresh: torch.Tensor
-    z: torch.Tensor
-
-    @property
-    def dt(self) -> float:
-        return self.level.after - self.level.now
-
-
-class Evaluations:
-    """Computes turns, one after the other: an eager step, of one lane."""
-
-    def __init__(self, model: FlashHead):
-        self.model = model
-
-    @torch.no_grad()
-    def run(self, turns: Sequence[Turn]) -> None:
-        for turn in turns:
-            job, z = turn.job, overwritten(turn.z, turn.job.motion)
-            timestep = torch.tensor(turn.level.timestep, dtype=torch.float64, device=z.device)
-            velocity = self.model.velocity(z, job.reference, timestep, job.audio)
-            turn.z = renoised(z, velocity, turn.level, turn.fresh)
-
-
 class FlashHeadSampler:
-    """The steps of a chunk; see :mod:`rest_fast.models.flashhead.sampling`."""
+    """The steps of a chunk; see :mod:`rest_fast.models.flashhead.sampling`. What belongs to a stream lies in a slot."""
 
-    def __init__(self, model: FlashHead, sampling: FlashHeadSamplingConfig):
-        self.step, self.sampling, self.levels = Evaluations(model), sampling, levels(sampling)
+    def __init__(self, step: WindowStep, sampling: FlashHeadSamplingConfig):
+        self.step, self.sampling, self.levels = step, sampling, levels(sampling)
+
+    @classmethod
+    def of(
+        cls,
+        model: FlashHead,
+        sampling: FlashHeadSamplingConfig,
+        sessions: int = 1,
+        graphs: Graphs | None = None,
+        *,
+        lanes: int | None = None,
+        more: Sequence[Level] = (),
+    ) -> FlashHeadSampler:
+        """A sampler with a step for so many sessions of a model.
+
+        Args:
+            graphs: the step is captured; for a single session with all evaluations of a chunk as one graph.
+            lanes: of the step; as many as there are sessions by default.
+            more: levels for further samplers of the same step.
+        """
+        every, lanes = [*levels(sampling), *more], sessions if lanes is None else lanes
+        step = model.compute_once(lambda: WindowStep(model, every, sampling.steps, slots=sessions, lanes=lanes))
+        if graphs is not None:
+            chunk = sampling.steps if sessions == 1 else 0
+            model.compute(step.capture, graphs("denoising step"), evaluations=chunk)
+        elif model.device.type == "cuda":
+            model.compute(step.warm)
+        return cls(step, sampling)
 
     def turns(self, job: Job) -> Generator[Turn, None, torch.Tensor]:
         """Each is to be evaluated before the next is asked for. Returns: latents [N, C]."""
-        z = job.noise[0]
-        for i, level in enumerate(self.levels):
-            last = i + 1 == len(self.levels)
-            turn = Turn(job, level, torch.zeros_like(z) if last else job.noise[i + 1], z)
-            yield turn
-            z = turn.z
-        return overwritten(z, job.motion)[0]
+        self.step.load(job.slot, job.window)
+        yield from self._turns(job)
+        return self.step.latents(job.slot)[0]
 
     def run(self, jobs: Sequence[Job]) -> torch.Tensor:
         """The chunks of S jobs: latents [S, N, C]."""
-        found = []
         for job in jobs:
-            turns = self.turns(job)
-            while True:
-                try:
-                    self.step.run([next(turns)])
-                except StopIteration as end:
-                    found.append(end.value)
-                    break
-        return torch.stack(found)
+            self.step.load(job.slot, job.window)
+        self.step.run(*map(list, zip(*(self._turns(job) for job in jobs), strict=True)))
+        return torch.cat([self.step.latents(job.slot) for job in jobs])
+
+    def _turns(self, job: Job) -> list[Turn]:
+        """The noise of the last step is that of the first, of which it takes nothing."""
+        held, count = job.window.motion.shape[1], len(self.levels)
+        return [Turn(job.slot, level, (i + 1) % count, held) for i, level in enumerate(self.levels)]
+
+
+class Networks:
+    """What stands before and behind the evaluations of a chunk, for all streams of an engine: each is of one shape, and
+    so can be a graph.
+
+    Args:
+        graphs: they are captured. All of them share memory: a stream's chunk waits for the decoding of the one before,
+            and other streams' pieces come one after another.
+    """
+
+    def __init__(self, model: FlashHead, graphs: Graphs | None = None):
+        self.model, config, stream = model, model.config, model.config.stream
+        self.chunk_frames = stream.chunk * TEMPORAL
+        capture = graphs and graphs("audio, encoder and decoder")
+        new = functools.partial(torch.zeros, device=model.device)
+        with torch.inference_mode(False):
+            picture, channels = (config.height, config.width), config.vae.latent_channels
+            sound = new(1, model.speech.samples)
+            latents = new(1, stream.window * config.tokens, channels, dtype=model.wide)
+            motion = new(1, stream.motion * config.tokens, channels, dtype=model.wide)
+            shown = new(1, 3, stream.motion_frames, *picture, dtype=model.dtype)
+            photo = new(1, 3, 1, *picture, dtype=model.dtype)
+        self.hear = Fixed(lambda sound: (model.hear(sound),), (sound,), capture)
+        self.encode = Fixed(lambda frames, noise: (model.encode(frames, noise),), (shown, motion), capture)
+        self.show = Fixed(self._shown, (latents, photo), capture)
+        self._kept = all_of(model) if capture else []  # what graphs read by address, whatever takes its place
+
+    def _shown(self, latents: torch.Tensor, photo: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A window of latents -> its new frames, as pictures [8 n, H, W, 3] and to be encoded [3, 8 n, H, W]."""
+        new = self.model.frames(latents, photo)[:, :, -self.chunk_frames :].contiguous()
+        return to_uint8(new)[0], new[0].to(self.model.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,20 +161,39 @@ class Content:
     made: list[Pictures]
 
 
+def longest_history(config: FlashHeadConfig) -> int:
+    """Latents of a session's history: what can be taken back, what is shown and runs ahead, and what motion is of."""
+    return 3 * config.stream.chunk + config.stream.motion
+
+
 class FlashHeadStream(Viewing):
-    """One viewer's stream; arguments as :class:`rest_fast.streaming.stream.Stream` has them."""
+    """One viewer's stream; further arguments as :class:`rest_fast.streaming.stream.Stream` has them.
+
+    Args:
+        slot: of the sampler's step, this stream's own.
+    """
 
     decoder: Finished
     history: deque[Spoken]
 
-    def __init__(self, model: FlashHead, avatar: Avatar, sampler: FlashHeadSampler, *, rate: int = RATE, seed: int = 0):
+    def __init__(
+        self,
+        networks: Networks,
+        avatar: Avatar,
+        sampler: FlashHeadSampler,
+        slot: int = 0,
+        *,
+        rate: int = RATE,
+        seed: int = 0,
+    ):
+        model = networks.model
         config, stream = model.config, model.config.stream
-        self.model, self.avatar, self.sampler = model, avatar, sampler
+        self.model, self.networks, self.avatar, self.sampler, self.slot = model, networks, avatar, sampler, slot
         super().__init__(config, rate, seed, back=model.speech.samples - stream.chunk * TEMPORAL * FRAME, ahead=0)
         self.photo = model.pixels(avatar.picture)
         self.reference = avatar.reference.to(model.device, model.wide)[None]
         self.decoder = Finished()
-        self.history = deque(maxlen=self.lead + 2 * self.chunk + stream.motion)
+        self.history = deque(maxlen=longest_history(config))
         self._window: torch.Tensor | None = None  # latents [N, C] that were accepted and not decoded
 
     # -- one chunk
@@ -162,12 +207,12 @@ class FlashHeadStream(Viewing):
             plan = timeline.plan(self.idle_wanted)
             start, end = ((plan.first + k) * TEMPORAL * FRAME for k in (0, self.chunk))
             sound = timeline.sound.window16(start - timeline.back, end, plan.limit)
-            audio = self.model.hear(sent(torch.from_numpy(sound)[None], self.model.device))
+            heard = self.networks.hear(sent(torch.from_numpy(sound)[None], self.model.device))[0].clone()
         with self.watch("encode"):
             motion = self._motion()
         purposes = [noise.LATENT, *(noise.at_step(noise.RENOISE, i) for i in range(self.sampler.sampling.steps - 1))]
         drawn_ones = tuple(self._noise(purpose, self.model.config.stream.window) for purpose in purposes)
-        return Job(self.reference, motion, audio, drawn_ones, plan)
+        return Job(self.slot, Window(self.reference, motion, heard, drawn_ones), plan)
 
     def _motion(self) -> torch.Tensor:
         """Latents [1, M T, C] of the last frames shown; at the start the first one of the photo."""
@@ -178,7 +223,7 @@ class FlashHeadStream(Viewing):
         frames = torch.cat([frames for frames in latest if frames is not None], 1)[None, :, -stream.motion_frames :]
         missing = stream.motion_frames - frames.shape[2]  # behind an interrupt of the first chunk: the photo
         frames = torch.cat([self.photo.expand(-1, -1, missing, -1, -1), frames], 2)
-        return self.model.encode(frames, self._noise(noise.POSTERIOR, stream.motion))
+        return self.networks.encode(frames, self._noise(noise.POSTERIOR, stream.motion))[0].clone()
 
     def _noise(self, purpose: int, count: int) -> torch.Tensor:
         """[1, count T, C]: a function of seed, epoch, purpose and the number of a latent, the window's first being that
@@ -219,12 +264,10 @@ class FlashHeadStream(Viewing):
         if self._window is None:
             return
         with self.watch("decode"):
-            video = self.model.frames(self._window[None], self.photo)
-            new = video[:, :, self.model.config.stream.motion_frames :]
+            pictures, frames = self.networks.show(self._window[None], self.photo)
             kept = [i for i, latent in enumerate(self.history) if latent.frames is None]
-            pictures = Pictures.of(to_uint8(new.contiguous())[0])
-            for i, part, made in zip(kept, new[0].to(self.model.dtype).split(TEMPORAL, 1), pictures, strict=False):
-                self.history[i] = dataclasses.replace(self.history[i], frames=part.contiguous())
+            for i, part, made in zip(kept, frames.split(TEMPORAL, 1), Pictures.of(pictures), strict=False):
+                self.history[i] = dataclasses.replace(self.history[i], frames=part.clone())
                 self.decoder.made.append(made)
         self._window = None
         self.watch.share(self.chunk, more=True)

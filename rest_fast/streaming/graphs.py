@@ -36,6 +36,42 @@ def graphs_of(choice: str, device: torch.device) -> Graphs | None:
     return None if choice == "off" or device.type != "cuda" else functools.partial(CudaGraphs, device)
 
 
+class Fixed:
+    """A function of tensors of fixed shapes, which returns some: as a graph in static memory, or without one as it is.
+
+    Args:
+        function: nothing in it may depend on anything but sizes and the contents of tensors.
+        given: of any contents; their memory becomes the graph's.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[torch.Tensor, ...]],
+        given: tuple[torch.Tensor, ...],
+        capture: Capture | None = None,
+    ):
+        self.function, self.given = function, given
+        self.replay: Callable[[], None] | None = None
+        if capture is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            self.found = tuple(torch.empty_like(x) for x in function(*given))
+            self.replay = capture(self._work)
+
+    def _work(self) -> None:
+        for mine, made in zip(self.found, self.function(*self.given), strict=True):
+            mine.copy_(made)
+
+    def __call__(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What it returns holds until the next call."""
+        if self.replay is None:
+            return self.function(*given)
+        for mine, tensor in zip(self.given, given, strict=True):
+            mine.copy_(tensor)
+        self.replay()
+        return self.found
+
+
 class CudaGraphs:
     """A :data:`Capture` into one memory pool and onto one stream.
 

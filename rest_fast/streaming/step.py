@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +28,9 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.cross_attention import KV
 from rest_fast.models.dit import Lanes, Modulation, StreamingDiT
 from rest_fast.models.dit_block import Workspace
-from rest_fast.ops.derived import Derived, all_of
 from rest_fast.ops.dispatch import IDLE
 from rest_fast.streaming.cache import IDContextCache
+from rest_fast.streaming.evaluations import Evaluations
 from rest_fast.streaming.graphs import Capture
 from rest_fast.streaming.inputs import Inputs
 from rest_fast.streaming.memory import require_memory, step_bytes
@@ -68,7 +67,7 @@ class Turn:
     guidance: float = 1.0
 
 
-class Step:
+class Step(Evaluations):
     """Static memory of an evaluation for up to ``lanes`` lanes of sessions in ``slots`` slots.
 
     Args:
@@ -97,8 +96,8 @@ class Step:
                 f"slots {slots}, hearing {hearing}"
             )
         require_memory(step_bytes(dit, slots, lanes), dit.table.device, f"step: {lanes} lanes and {slots} slots")
-        self.dit, self.cache, self.slots, self.lanes, self.hearing = dit, cache, slots, lanes, hearing
-        self.device, self.dtype = dit.table.device, dit.table.dtype
+        super().__init__(dit, lanes, LANE + TURN, NUMBERS)
+        self.dit, self.cache, self.slots, self.hearing = dit, cache, slots, hearing
         self.levels = {t: i for i, t in enumerate(dict.fromkeys(levels))}
         with torch.inference_mode(False), torch.no_grad():  # a graph and later calls write into this memory
             self.text = dit.text_kv() if text is None else text
@@ -110,15 +109,9 @@ class Step:
             self.audio = dit.hear(dit.table.new_zeros(slots, cache.stream.chunk, *dit.audio_shape))
             self.codes = dit.table.new_zeros(1, cache.stream.chunk, *dit.audio_shape)  # of the chunk that is loaded
             self.heard_slot = Inputs(("slot",), (), 1, self.device)
-            self.inputs = [Inputs(LANE + TURN, NUMBERS, lanes, self.device)]
             self.commits = Inputs(COMMIT, (), lanes, self.device)
-        self._replays: dict[int, Callable[[], None]] = {}  # by the number of evaluations
         self._commit: Callable[[], None] | None = None
         self._hear: Callable[[], None] | None = None
-        self._parameters = tuple(dit.parameters())
-        # PyTorch counts no changes of inference tensors, so that those cannot be noticed.
-        self._weights = None if any(p.is_inference() for p in self._parameters) else Derived(self._parameters, ())
-        self._kept: list[object] = []  # what graphs read beside the static memory
 
     def level(self, t: float) -> int:
         """The index of a noise level. Raises: ArgumentError for one that is not among :attr:`levels`."""
@@ -135,8 +128,7 @@ class Step:
         """
         if codes.shape != self.codes.shape:
             raise ArgumentError(f"step: codes: expected {list(self.codes.shape)}, got {list(codes.shape)}")
-        if self._weights is not None and not self._weights.fits(self._parameters, ()):
-            raise ArgumentError("step: weights: expected those that it was made with, got changed or moved ones")
+        self.require_weights()
         self.fill(slot, z)
         self.codes.copy_(codes)
         self.heard_slot.fill({"slot": [slot]})
@@ -167,22 +159,6 @@ class Step:
 
     # -- evaluations
 
-    def run(self, *evaluations: Sequence[Turn]) -> None:
-        """Evaluations in their order, each of one turn or more. One replay, if so many were captured as one graph.
-
-        Raises: ArgumentError, before anything is written, for turns that cannot be evaluated together.
-        """
-        for turns in evaluations:
-            self._check(turns)
-        if not self._replays:
-            for turns in evaluations:
-                self._run_eagerly(turns)
-        elif len(evaluations) in self._replays:
-            self._replay(evaluations)
-        else:
-            for turns in evaluations:
-                self._replay([turns])
-
     def commit(self, rows: list[int]) -> None:
         """The current chunk of these cache rows becomes context. Raises: ArgumentError for more rows than lanes."""
         if len(rows) > self.lanes:
@@ -198,11 +174,6 @@ class Step:
         else:
             self.cache.rotate(*self.commits.first(len(rows), COMMIT))
 
-    def _replay(self, evaluations: Sequence[Sequence[Turn]]) -> None:
-        for inputs, turns in zip(self.inputs, evaluations):
-            inputs.fill(self._entries(turns, captured=True))
-        self._replays[len(evaluations)]()
-
     @torch.no_grad()
     def _run_eagerly(self, turns: Sequence[Turn]) -> None:
         inputs, lanes = self.inputs[0], sum(len(turn.session.rows) for turn in turns)
@@ -212,8 +183,7 @@ class Step:
         self._evaluate(inputs, len(turns), lanes, len(turns), entries["n_valid"], places)
 
     def _entries(self, turns: Sequence[Turn], captured: bool) -> dict[str, list[Any]]:
-        """The integers of the evaluation, by name. Conditional lanes come first, in the order of turns; a captured step
-        has idle lanes and turns as well."""
+        """Conditional lanes come first, in the order of turns."""
         second = itertools.count(self._first_unconditional(len(turns)) if captured else len(turns))
         placed: list[list[tuple[int, int]]] = []  # of each turn: its lanes and their cache rows
         for first, turn in enumerate(turns):
@@ -258,7 +228,6 @@ class Step:
         self.z.index_copy_(0, slot.long(), z)
 
     def _check(self, turns: Sequence[Turn]) -> None:
-        """Raise ArgumentError for what cannot be evaluated together, before anything is written."""
         rows = [row for turn in turns for row in turn.session.rows]
         slots = [turn.session.slot for turn in turns]
         most = self.lanes - self._first_unconditional(len(turns))
@@ -283,41 +252,23 @@ class Step:
 
     # -- graphs
 
-    @torch.no_grad()
-    def warm(self) -> None:
-        """Evaluate and commit idle lanes, so that kernels are compiled and loaded before the first request."""
-        self._fill_idle()
-        inputs = self.inputs[0]
-        self._evaluate(inputs, self.lanes, self.lanes, self.hearing, [1] * self.lanes)
+    def _evaluate_idle(self) -> None:
+        self._evaluate(self.inputs[0], self.lanes, self.lanes, self.hearing, [1] * self.lanes)
         if self.cache.rotates:
             self.cache.rotate(*self.commits.first(self.lanes, COMMIT))
 
-    def capture(self, graph: Capture, *, evaluations: int = 0) -> None:
-        """From now on replay graphs: of an evaluation, of a commit, of what is heard in a chunk, and of so many
-        ``evaluations`` at once, if given.
+    def _evaluate_captured(self, inputs: Inputs) -> None:
+        self._evaluate(inputs, self.lanes, self.lanes, self.hearing, None)
 
-        ``graph``: see :mod:`rest_fast.streaming.graphs`. The graphs read the weights as they are now.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            for _ in range(len(self.inputs), max(evaluations, 1)):
-                self.inputs.append(Inputs(LANE + TURN, NUMBERS, self.lanes, self.device))
-            self._fill_idle()
-            for count in sorted({1, evaluations} - {0}):
-                self._replays[count] = graph(partial(self._evaluate_all, count))
-            if self.cache.rotates:
-                self._commit = graph(lambda: self.cache.rotate(*self.commits.first(self.lanes, COMMIT)))
-            self._hear = graph(self._hear_codes)
-            self._kept = all_of(self.dit)
+    def _capture_ends(self, graph: Capture) -> None:
+        if self.cache.rotates:
+            self._commit = graph(lambda: self.cache.rotate(*self.commits.first(self.lanes, COMMIT)))
+        self._hear = graph(self._hear_codes)
 
     def _fill_idle(self) -> None:
-        for inputs in self.inputs:
-            inputs.fill(self._entries((), captured=True))
+        super()._fill_idle()
         idle = {"row_index": IDLE, "skip_slot": self.cache.sink, "enabled": 0}
         self.commits.fill({name: [value] * self.lanes for name, value in idle.items()})
-
-    def _evaluate_all(self, count: int) -> None:
-        for inputs in self.inputs[:count]:
-            self._evaluate(inputs, self.lanes, self.lanes, self.hearing, None)
 
 
 class ModulationTable:

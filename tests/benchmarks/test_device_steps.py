@@ -18,8 +18,8 @@ from tests.kit.bench import BENCHMARKS, module
 graphs, kit = module("graphs"), module("kit")
 products, right, run = (module(f"device.{name}") for name in ("products", "right", "run"))
 evidence = module("gpu_suite.evidence")
-SLOW = {"decode", "block"}  # diffusers and torch.compile are imported
-PROGRAMS = ("compile", "right", "captured", "engine", "attention", "products", "layers", "decode", "block")
+SLOW = {"decode", "block", "flashhead"}  # diffusers and torch.compile are imported; a model of many layers
+PROGRAMS = ("compile", "right", "captured", "engine", "attention", "products", "layers", "decode", "block", "flashhead")
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_the_order_of_the_short_part_and_what_it_takes(tmp_path, monkeypatch):
     steps.check(found)
     names = [step.name for step in found]
     watched = [f"memcheck/{op}" for op in short.WATCHED]
-    first, then = ["compile", "right", "captured", "engine", "attention"], ["layers", "decode", "block"]
+    first, then = ["compile", "right", "captured", "engine", "attention"], ["layers", "decode", "block", "flashhead"]
     measured = [*first, "products", "products table", *then]
     assert names == [
         "wheels",

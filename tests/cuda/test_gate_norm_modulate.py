@@ -11,7 +11,7 @@ from tests.cuda_shim import built
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, same_bits
 from tests.ops import calls
-from tests.ops.cases.gate_norm_modulate import FP32, LEFT_OUT, ROUNDINGS, WHY, problems, without
+from tests.ops.cases.gate_norm_modulate import CENTRED, FP32, LEFT_OUT, ROUNDINGS, WHY, WHY_CENTRED, problems, without
 from tests.ops.cases.gate_norm_modulate import SIZES as SIZES_OF_ALL
 
 NAME = "gate_norm_modulate"
@@ -32,6 +32,16 @@ def parity(call: calls.Call) -> calls.Call:
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
 def test_parity(shape, dtype, rounding):
     parity(calls.gate_norm_modulate(**shape, dtype=dtype) | {"rounding": rounding})
+
+
+@pytest.mark.parametrize("norm", ["layer", "affine"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["odd", "demo", "more_vectors_than_threads"])
+def test_parity_of_layer_norms(name, dtype, rounding, norm):
+    call = calls.gate_norm_modulate(**SIZES[name], dtype=dtype) | {"rounding": rounding, "norm": norm}
+    call["x"] += 2  # a mean that is not near zero
+    kit.compare(NAME, call, built.run(NAME, call), fp32=CENTRED, reason=WHY_CENTRED)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

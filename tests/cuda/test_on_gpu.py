@@ -13,6 +13,7 @@ from tests.ops import calls
 from tests.ops.cases import frame_audio_update as audio
 from tests.ops.cases import qk_norm_rope_cache as qk
 from tests.ops.cases import sink_ring_attention as attention
+from tests.ops.cases import x0_renoise_step as renoise
 
 ABSENT = "no CUDA device" if not kit.ON_GPU else native.module("_cuda")[1]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(ABSENT), reason=ABSENT or "it can run")]
@@ -21,6 +22,7 @@ ONE_ROW = {"rows": (1, 0), "banks": (0, 0)}
 REST = {"heads": 32, "dim": 64}
 CALLS = {
     "qk_norm_rope_cache": qk.SIZES["demo"],
+    "qk_norm_rope_cache by head": qk.SIZES["flashhead"],
     "frame_audio_update": {"frames": 3, "tokens": 256, "audio": 2, **REST},
     "frame_audio_update four tokens": {"frames": 3, "tokens": 256, "audio": 4, **REST},
     "frame_audio_update odd": audio.SHAPES["one_head"],
@@ -45,6 +47,8 @@ CALLS |= {
     "frame_cross_attention odd": {"audio": 5, "heads": 3, "dim": 7},
     "cfg_euler_step": {"shape": (2, 768, 128)},
     "cfg_euler_step odd": {},
+    "x0_renoise_step": {"shape": (2, 1280, 128), "held": (256, 512)},
+    "x0_renoise_step odd": {},
     "pixel_norm_silu": {},
     "depth_to_space": {},
     "frames_to_uint8": {},
@@ -54,6 +58,7 @@ FP32 = {"qk_norm_rope_cache": qk.FP32, "frame_audio_update": 2 * 16 * 12 * 2.0**
 # The tolerances of tests/cuda/test_<op>.py; moving and bytes are exact.
 FP32 |= {"rotate_context": 3 * 2.0**-24, "gate_norm_modulate": 14 * 2.0**-24, "frame_cross_attention": 192 * 2.0**-24}
 FP32 |= {"cfg_euler_step": 200 * 2.0**-24, "pixel_norm_silu": 1e-6, "depth_to_space": 0.0, "frames_to_uint8": 0.0}
+FP32 |= {"x0_renoise_step": renoise.FP32}
 TINY = 1e-5
 
 

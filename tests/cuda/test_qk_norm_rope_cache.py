@@ -21,6 +21,7 @@ def cuda_on_cpu():
 
 
 ROWS, BANKS, POSITIONS, EPS = 4, 2, 9, 1e-6
+INTERLEAVED = (0, 0, 0)  # pairs of a head, of its time and rows: none, so the axes alternate
 SEED = 20251211
 
 
@@ -79,7 +80,7 @@ def call(module, case, lanes, tokens, grid_h, grid_w, heads, head_dim, device=0)
     sizes = (lanes, tokens, heads * head_dim, POSITIONS, grid_h, grid_w)
     cache = (ROWS, BANKS, k_cache.shape[2], row_stride, bank_stride)
     pointers = (array.ctypes.data for array in views.values())
-    return module.qk_norm_rope_cache(*pointers, *sizes, *cache, EPS, dtype, 0, device)
+    return module.qk_norm_rope_cache(*pointers, *sizes, *cache, *INTERLEAVED, EPS, dtype, 0, device)
 
 
 # lanes, tokens, grid_h, grid_w, heads, head_dim

@@ -54,6 +54,7 @@ WIDE = {
     "frame_cross_attention": "q q_weight k v out",
     "frame_audio_update": "x q keys base update null",
     "cfg_euler_step": "z v_cond v_uncond",
+    "x0_renoise_step": "z velocity noise",
     "pixel_norm_silu": "x scale shift out",
     "depth_to_space": "x out",
     "frames_to_uint8": "x",

@@ -53,6 +53,7 @@ def qk_norm_rope_cache(
     slots: tuple[int, ...] = (1, 5),
     base: tuple[int, ...] = (3, 0),
     cache: tuple[int, int, int] = (4, 2, 20),
+    rope: str = "interleaved",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Call:
@@ -63,17 +64,21 @@ def qk_norm_rope_cache(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g)
 
-    def table(positions: int) -> torch.Tensor:
-        angle = 20 * normal(positions, width // 6)
+    third = dim // 6  # by head, of its pairs: those of y, of x; the others are those of t
+    by_head = {"t": dim // 2 - 2 * third, "y": third, "x": third}
+    pairs = dict.fromkeys("tyx", width // 6) if rope == "interleaved" else by_head
+
+    def table(axis: str, positions: int) -> torch.Tensor:
+        angle = 20 * normal(positions, pairs[axis])
         return torch.stack([angle.cos(), angle.sin()], -1)
 
     return {
         "qkv": (3 * normal(lanes, tokens, 3 * width)).to(dtype),
         "q_weight": (1 + 0.3 * normal(width)).to(dtype),
         "k_weight": (1 + 0.3 * normal(width)).to(dtype),
-        "rope_t": table(max(base) + frames),
-        "rope_y": table(grid[0]),
-        "rope_x": table(grid[1]),
+        "rope_t": table("t", max(base) + frames),
+        "rope_y": table("y", grid[0]),
+        "rope_x": table("x", grid[1]),
         "k_cache": normal(*cache, heads, dim).to(dtype),
         "v_cache": normal(*cache, heads, dim).to(dtype),
         "q_out": nans(lanes, tokens, heads, dim, dtype=dtype),
@@ -82,6 +87,7 @@ def qk_norm_rope_cache(
         "write_slot": ints(*slots),
         "base": ints(*base),
         "eps": 1e-5,
+        "rope": rope,
     }
 
 
@@ -255,6 +261,29 @@ def cfg_euler_step(
     }
 
 
+def x0_renoise_step(
+    dtype: torch.dtype = torch.float32,
+    velocity: torch.dtype | None = None,
+    shape: tuple[int, int, int] = (3, 5, 7),
+    held: tuple[int, ...] = (1, 0, 2),
+    seed: int = 0,
+) -> Call:
+    """Sessions at different steps, the last of which adds no noise; of tokens that stay, velocity and noise are NaN."""
+    g = torch.Generator().manual_seed(seed)
+    z, v, noise_ = (torch.randn(*shape, generator=g) for _ in range(3))
+    sessions = shape[0]
+    for session, count in zip(range(sessions), held):
+        v[session, :count], noise_[session, :count] = torch.nan, torch.nan
+    return {
+        "z": z.to(dtype),
+        "velocity": v.to(velocity or dtype),
+        "noise": noise_.to(dtype),
+        "now": torch.tensor([1.0, 0.9375, 0.625, 0.832])[:sessions].clone(),
+        "after": torch.tensor([0.9375, 0.832, 0.0, 0.625])[:sessions].clone(),
+        "held": ints(*held[:sessions]),
+    }
+
+
 def latent_noise(dtype: torch.dtype = torch.float32, frames: int = 3, count: int = 37) -> Call:
     """Frames of other seeds, indices and purposes, whose words have their highest bits set and clear."""
     rows = [noise.words(2**64 - 1 - 5 * f, f * (2**63 + 2**31) % 2**64, f % 4) for f in range(frames)]
@@ -369,6 +398,7 @@ VALID: dict[str, Callable[..., Call]] = {
     "frame_cross_attention": frame_cross_attention,
     "frame_audio_update": frame_audio_update,
     "cfg_euler_step": cfg_euler_step,
+    "x0_renoise_step": x0_renoise_step,
     "latent_noise": latent_noise,
     "causal_conv3d": causal_conv3d,
     "pixel_norm_silu": pixel_norm_silu,

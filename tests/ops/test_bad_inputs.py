@@ -42,7 +42,7 @@ QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
 GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
 HEAR = "frame_audio_update"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
-MOVE, NOISE = "move_and_paint", "latent_noise"
+MOVE, NOISE, RENOISE = "move_and_paint", "latent_noise", "x0_renoise_step"
 
 # op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
 ARGUMENTS = {
@@ -63,6 +63,7 @@ ARGUMENTS = {
     CROSS: ("q", "q_weight k v out", "", "q q_weight k v out"),
     HEAR: ("x", "q keys base update null", "slot", "x q keys base update null slot"),
     CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
+    RENOISE: ("z", "noise", "held", "z velocity noise now after held"),
     NOISE: ("out", "", "words", "out words"),
     CONV: (
         "buffer",
@@ -81,6 +82,7 @@ OTHER_DTYPE = [  # arguments with a dtype of their own
     *table(ROTATE, torch.Tensor.double, "shift", "torch.float32", "torch.float64"),
     *table(CFG, torch.Tensor.double, "guidance dt", "torch.float32", "torch.float64"),
     *table(CFG, torch.Tensor.double, "v_uncond", "torch.float32", "torch.float64"),
+    *table(RENOISE, torch.Tensor.double, "now after", "torch.float32", "torch.float64"),
     *table(NOISE, torch.Tensor.double, "out", "torch.float32", "torch.float64"),
     *table(NOISE, torch.Tensor.half, "out", "torch.float32", "torch.float16"),
     *table(NOISE, torch.Tensor.int, "out", "torch.float32", "torch.int32"),
@@ -224,6 +226,12 @@ VALUES = [  # op, changes, what the message must say
     (HEAR, {"keys": torch.randn(3, 3, 2, 2, 5)}, r"update: expected shape \[3, 3, 2, 2, 10\], got \[3, 3, 1, 2, 10\]"),
     (HEAR, {"base": torch.randn(3, 2, 10)}, r"base: expected shape \[3, 3, 10\], got \[3, 2, 10\]"),
     (CFG, {"v_cond": torch.ones(3, 5, 7).int(), "v_uncond": torch.ones(3, 5, 7).int()}, "v_cond: expected a floating"),
+    (RENOISE, {"held": ints(0, 6, 1)}, "held: expected entries in 0..5, got 0..6"),
+    (RENOISE, {"held": ints(0, -1, 1)}, "held: expected entries in 0..5, got -1..1"),
+    (RENOISE, {"velocity": torch.ones(3, 5, 7).int()}, "velocity: expected a floating"),
+    (QK, {"rope": "spiral"}, r"rope: expected one of \['interleaved', 'by_head'\], got 'spiral'"),
+    (QK, {"rope": "by_head"}, r"rope_x: expected shape \[-1, 0, 2\], got \[3, 3, 2\]"),
+    (GLUE, {"norm": "batch"}, r"norm: expected one of \['rms', 'layer', 'affine'\], got 'batch'"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
     (MOVE, {"window": [8, 16, 40]}, r"window: expected top, left, rows, columns in 64ths .*got \[8, 16, 40\]"),
     (MOVE, {"window": [30, 16, 40, 32]}, r"window: expected .*got \[30, 16, 40, 32\]"),

@@ -64,9 +64,11 @@ def test_opcheck_without_optional_arguments(name, absent):
     "name, call",
     [
         ("gate_norm_modulate", calls.gate_norm_modulate() | {"rounding": "eager"}),
+        ("gate_norm_modulate", calls.gate_norm_modulate() | {"norm": "affine"}),
+        ("qk_norm_rope_cache", calls.qk_norm_rope_cache(dim=16, rope="by_head")),
         ("frame_cross_attention", calls.frame_cross_attention(shared=True)),
     ],
-    ids=["eager rounding", "keys shared by lanes"],
+    ids=["eager rounding", "affine norm", "rotation by head", "keys shared by lanes"],
 )
 def test_opcheck_of_other_forms(name, call):
     opcheck(name, call)
@@ -214,6 +216,7 @@ def differentiable() -> dict:
     qk, cross = calls.qk_norm_rope_cache(frames=1, grid=(1, 2)), calls.frame_cross_attention()
     conv, hear = calls.causal_conv3d(), calls.frame_audio_update(slot=(0, 1), slots=2, lanes=2, audio=3)
     glue, norm, cfg = calls.gate_norm_modulate(2, 1, 4), calls.pixel_norm_silu(), calls.cfg_euler_step()
+    renoise = calls.x0_renoise_step(held=(0, 0, 0))
     table = rope.token_table(qk["rope_t"][:1], qk["rope_y"], qk["rope_x"], 20).double()
     conv["x"] = conv["buffer"][:, :, 2:]
     qkv = {n: torch.randn(2, 3, 1, 4) for n in "qkv"}
@@ -224,6 +227,9 @@ def differentiable() -> dict:
 
     def rotated(*tensors):
         return functional.qk_norm_rope(*tensors, table, heads=2, eps=1e-5)
+
+    def renoised(*tensors):
+        return functional.renoised(*tensors, renoise["now"], renoise["after"], renoise["held"])
 
     def euler(*tensors):
         return functional.guided_euler(*tensors, cfg["guidance"], cfg["dt"])
@@ -244,6 +250,7 @@ def differentiable() -> dict:
         ),
         "audio_constants": (functional.audio_constants, (*wide(cross, "k", "v", "q_weight"), *project)),
         "guided_euler": (euler, wide(cfg, "z", "v_cond", "v_uncond")),
+        "renoised": (renoised, wide(renoise, "z", "velocity", "noise")),
         "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
         "mirrored": (functional.mirrored, wide(conv, "x")),
         "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),

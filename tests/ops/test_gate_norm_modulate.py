@@ -11,7 +11,7 @@ from rest_fast import ops
 from rest_fast.ops import functional
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
-from tests.ops.cases.gate_norm_modulate import LEFT_OUT, SHAPES, without
+from tests.ops.cases.gate_norm_modulate import LEFT_OUT, NORMS, SHAPES, without
 
 NAME = "gate_norm_modulate"
 
@@ -34,29 +34,34 @@ def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
                 row = [x_ + g * y for x_, g, y in zip(row, gates, branch)]
             x[b, i] = torch.tensor(row, dtype=torch.float64)
             if call["scale"] is not None:
+                norm = call.get("norm", "rms")
+                mean, one = 0.0 if norm == "rms" else math.fsum(row) / width, norm != "affine"
+                row = [v - mean for v in row]
                 root = math.sqrt(math.fsum(v * v for v in row) / width + call["eps"])
-                moved = [v / root * (1 + at("scale", b, i, c)) + at("shift", b, i, c) for c, v in enumerate(row)]
+                moved = [v / root * (one + at("scale", b, i, c)) + at("shift", b, i, c) for c, v in enumerate(row)]
                 out[b, i] = torch.tensor(moved, dtype=torch.float64)
     return x, out
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_functional_is_the_formula(shape):
-    call = calls.gate_norm_modulate(**shape, dtype=torch.float64)
+def test_functional_is_the_formula(shape, norm):
+    call = calls.gate_norm_modulate(**shape, dtype=torch.float64) | {"norm": norm}
     x, out = closed_form(call)
     # Values below 20, six float64 roundings.
     got = functional.gated_residual(call["x"], call["branch"], call["gate"])
     assert_close(got, x, atol=1e-14, reason="two float64 roundings")
-    got = functional.norm_modulate(got, call["scale"], call["shift"], call["eps"])
+    got = functional.norm_modulate(got, call["scale"], call["shift"], call["eps"], norm)
     assert_close(got, out, atol=2e-14, reason="six float64 roundings")
     plain = functional.gated_residual(call["x"], call["branch"], None)
     assert_close(plain, closed_form(without(call, ["gate"]))[0], reason="one addition, the same in both")
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("names", LEFT_OUT.values(), ids=LEFT_OUT)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_in_place_is_the_formula(shape, names):
-    call = without(calls.gate_norm_modulate(**shape, dtype=torch.float64), names)
+def test_in_place_is_the_formula(shape, names, norm):
+    call = without(calls.gate_norm_modulate(**shape, dtype=torch.float64), names) | {"norm": norm}
     x, out = closed_form(call)
     calls.invoke(NAME, call)
     assert_close(call["x"], x, atol=1e-14, reason="two float64 roundings")
@@ -106,8 +111,21 @@ def test_modulation_may_be_a_view():
         assert_same_bits(call[name], want[name], name)
 
 
-def test_zero_tokens_stay_finite():
-    call = calls.gate_norm_modulate()
+def test_affine_is_a_layer_norm_of_torch():
+    call = calls.gate_norm_modulate(dtype=torch.float64) | {"norm": "affine"}
+    weight, bias = (call[name][0, 0].contiguous() for name in ("scale", "shift"))
+    call |= {name: v.expand(2, 1, -1) for name, v in (("scale", weight), ("shift", bias))} | {
+        "branch": None,
+        "gate": None,
+    }
+    want = torch.nn.functional.layer_norm(call["x"], (10,), weight, bias, call["eps"])
+    calls.invoke(NAME, call)
+    assert_close(call["out"], want, atol=2e-14, reason="six float64 roundings")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_zero_tokens_stay_finite(norm):
+    call = calls.gate_norm_modulate() | {"norm": norm}
     call["x"].zero_(), call["branch"].zero_()
     calls.invoke(NAME, call)
     assert_close(call["out"], call["shift"].repeat_interleave(4, 1), reason="0 times anything plus shift")

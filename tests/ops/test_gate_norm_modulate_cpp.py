@@ -11,7 +11,7 @@ from rest_fast.ops import functional
 from rest_fast.ops.dispatch import OpError
 from tests.kit.compare import assert_close, assert_same_bits, same_bits, twice_eager
 from tests.ops import calls, cpp
-from tests.ops.cases.gate_norm_modulate import LEFT_OUT, SHAPES, problems, without
+from tests.ops.cases.gate_norm_modulate import LEFT_OUT, NORMS, SHAPES, problems, without
 
 NAME = "gate_norm_modulate"
 pytestmark = cpp.MISSING
@@ -39,8 +39,11 @@ def sizes_of_terms(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
     size_x = x.abs() + term.abs()
     if call["out"] is None:
         return size_x, size_x
-    root = ((x + term).square().mean(-1, keepdim=True) + call["eps"]).rsqrt()
-    normed = (x + term).abs() * root
+    total = x + term
+    if call.get("norm", "rms") != "rms":
+        total = total - total.mean(-1, keepdim=True)
+    root = (total.square().mean(-1, keepdim=True) + call["eps"]).rsqrt()
+    normed = total.abs() * root
     # Where terms cancel, the rounding of the largest one moves all channels of its token.
     largest = size_x.amax(-1, keepdim=True) * root
     return size_x, (1 + normed) * largest * (1 + spread("scale").abs()) + spread("shift").abs()
@@ -56,11 +59,12 @@ def check_fp32(call: calls.Call) -> None:
         assert_same_bits(got["x"], call["x"], "x without a branch")
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rounding", ["fused", "eager"])
 @pytest.mark.parametrize("names", LEFT_OUT.values(), ids=LEFT_OUT)
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
-def test_fp32_is_the_reference(shape, names, rounding):
-    check_fp32(without(calls.gate_norm_modulate(**shape), names) | {"rounding": rounding})
+def test_fp32_is_the_reference(shape, names, rounding, norm):
+    check_fp32(without(calls.gate_norm_modulate(**shape), names) | {"rounding": rounding, "norm": norm})
 
 
 def test_in_fp32_both_roundings_are_one():
@@ -70,12 +74,13 @@ def test_in_fp32_both_roundings_are_one():
         assert_same_bits(fused[name], eager[name], name)
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", cpp.LOW, ids=str)
 @pytest.mark.parametrize("rounding", ["fused", "eager"])
 @pytest.mark.parametrize("names", LEFT_OUT.values(), ids=LEFT_OUT)
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
-def test_low_precision_is_at_most_twice_eager(shape, names, rounding, dtype):
-    call = without(calls.gate_norm_modulate(**shape, dtype=dtype), names)
+def test_low_precision_is_at_most_twice_eager(shape, names, rounding, dtype, norm):
+    call = without(calls.gate_norm_modulate(**shape, dtype=dtype), names) | {"norm": norm}
     exact = cpp.run(NAME, cpp.widened(call, *FLOATS), "reference")
     eager = cpp.run(NAME, call | {"rounding": "eager"}, "reference")
     got = cpp.run(NAME, call | {"rounding": rounding})
@@ -182,6 +187,8 @@ def test_lanes_apart_and_threads():
         ({"tokens": -12}, "bad shape"),
         ({"width": -10}, "bad shape"),
         ({"rounding": 2}, "bad shape"),
+        ({"norm": 3}, "bad shape"),
+        ({"norm": -1}, "bad shape"),
         ({"gate_frames": 5}, "the latent frames do not divide the tokens"),
         ({"gate_frames": 0}, "the latent frames do not divide the tokens"),
         ({"norm_frames": 7}, "the latent frames do not divide the tokens"),

@@ -19,6 +19,7 @@ def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
     lanes, tokens, width = call["qkv"].shape[0], call["qkv"].shape[1], call["q_weight"].shape[0]
     h, w, still = call["rope_y"].shape[0], call["rope_x"].shape[0], width // 2 - 3 * (width // 6)
     axes = [call[name].double().numpy() for name in ("rope_t", "rope_y", "rope_x")]
+    ends = [(axis, m) for axis, table in enumerate(axes) for m in range(table.shape[1])]  # of the pairs of a head
     results = []
     for first, name in ((0, "q_weight"), (width, "k_weight")):
         weight, out = call[name].double().tolist(), torch.zeros(lanes, tokens, width, dtype=torch.float64)
@@ -30,7 +31,10 @@ def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
                 row = []
                 for pair in range(width // 2):
                     z = complex(*(x[i] / root * weight[i] for i in (2 * pair, 2 * pair + 1)))
-                    if pair >= still:
+                    if call["rope"] == "by_head":
+                        axis, frequency = ends[pair % len(ends)]
+                        z *= complex(*axes[axis][place[axis], frequency])
+                    elif pair >= still:
                         axis, frequency = (pair - still) % 3, (pair - still) // 3
                         z *= complex(*axes[axis][place[axis], frequency])
                     row += [z.real, z.imag]
@@ -42,10 +46,11 @@ def closed_form(call: calls.Call) -> tuple[torch.Tensor, torch.Tensor]:
 def functional_result(call: calls.Call) -> tuple[torch.Tensor, ...]:
     heads, dim = call["k_cache"].shape[-2:]
     frames = call["qkv"].shape[1] // (call["rope_y"].shape[0] * call["rope_x"].shape[0])
-    tables = [
-        rope.token_table(call["rope_t"][b : b + frames], call["rope_y"], call["rope_x"], heads * dim)
-        for b in call["base"].tolist()
-    ]
+    tables = []
+    for b in call["base"].tolist():
+        axes = call["rope_t"][b : b + frames], call["rope_y"], call["rope_x"]
+        by_head = call["rope"] == "by_head"
+        tables.append(rope.head_table(*axes).repeat(1, heads, 1) if by_head else rope.token_table(*axes, heads * dim))
     return functional.qk_norm_rope(
         call["qkv"], call["q_weight"], call["k_weight"], torch.stack(tables), heads=heads, eps=call["eps"]
     )

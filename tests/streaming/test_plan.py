@@ -10,6 +10,7 @@ from rest_fast.config import ConfigError, MotionVAEConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.vae import to_latents
 from rest_fast.models.vae.layers import DecodeWorkspace
+from rest_fast.streaming import budget
 from rest_fast.streaming import plan as plans
 from rest_fast.streaming.decoder import BlockDecoder
 from rest_fast.streaming.decoding import Decoding
@@ -141,13 +142,13 @@ def test_a_large_model_takes_no_memory():
 
 def test_refusals(monkeypatch):
     plan = planned(TOY, BF16, {}, sessions=9)
-    monkeypatch.setattr(plans, "free_bytes", lambda device: plan.total())
+    monkeypatch.setattr(budget, "free_bytes", lambda device: plan.total())
     plan.require(torch.device("cpu"))
-    monkeypatch.setattr(plans, "free_bytes", lambda device: plan.total() - 1)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: plan.total() - 1)
     says = r"memory: 9 sessions and 4 lanes: expected .* GiB that are free on cpu, which is 8 sessions, got .* GiB"
     with pytest.raises(ArgumentError, match=says):
         plan.require(torch.device("cpu"))
-    monkeypatch.setattr(plans, "free_bytes", lambda device: None)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: None)
     plan.require(torch.device("cpu"))
     for numbers in ({"sessions": 0}, {"lanes": 0}):
         with pytest.raises(ArgumentError, match="expected at least 1 session and 1 lane"):

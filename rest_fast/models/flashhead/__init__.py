@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 
 from rest_fast.config.flashhead import FlashHeadConfig
-from rest_fast.models.cross_attention import KV
 from rest_fast.models.flashhead.colour import match_colours
 from rest_fast.models.flashhead.dit import FlashHeadDiT
 from rest_fast.models.flashhead.wav2vec import Wav2Vec
@@ -45,17 +44,11 @@ class FlashHead(Network):
         return self.encode(photo.expand(-1, -1, self.config.stream.frames, -1, -1), noise)
 
     @torch.no_grad()
-    def hear(self, sound: torch.Tensor) -> list[KV]:
-        """Sound of the last seconds at 16 kHz, fp32 [1, samples], that ends with the window -> each block's keys and
-        values."""
-        return self.dit.hear(self.dit.audio(self.speech(sound)))
-
-    @torch.no_grad()
-    def velocity(
-        self, z: torch.Tensor, reference: torch.Tensor, timestep: torch.Tensor, audio: list[KV]
-    ) -> torch.Tensor:
-        """Of latents [1, N, C] in the dtype of latents, computed in the weights'; see :class:`FlashHeadDiT`."""
-        return self.dit(z.to(self.dtype), reference.to(self.dtype), timestep, audio).to(self.wide)
+    def hear(self, sound: torch.Tensor) -> torch.Tensor:
+        """Sound of the last seconds at 16 kHz, fp32 [1, samples], that ends with the window -> audio tokens
+        [1, F, A, W]."""
+        heard: torch.Tensor = self.dit.audio(self.speech(sound))
+        return heard
 
     @torch.no_grad()
     def frames(self, z: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:

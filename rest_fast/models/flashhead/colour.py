@@ -6,7 +6,11 @@ the next chunk begins with, is matched, so a difference here comes back with eve
 
 from __future__ import annotations
 
+import functools
+
 import torch
+
+Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 WHITE = (0.95047, 1.0, 1.08883)  # D65
 TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
@@ -32,7 +36,8 @@ def match_colours(video: torch.Tensor, photo: torch.Tensor, share: float = 1.0) 
 def to_lab(rgb: torch.Tensor) -> torch.Tensor:
     """sRGB [..., 3] in 0..1 -> L*a*b* [..., 3]."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = (linear @ rgb.new_tensor(TO_XYZ).T / rgb.new_tensor(WHITE)).clamp(1e-8, 1)
+    white, matrix = _constant(WHITE, rgb), _constant(TO_XYZ, rgb)
+    xyz = (linear @ matrix.T / white).clamp(1e-8, 1)
     x, y, z = torch.where(xyz > EPSILON, xyz ** (1 / 3), (KAPPA * xyz + 16) / 116).unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
@@ -44,9 +49,20 @@ def to_rgb(lab: torch.Tensor) -> torch.Tensor:
     x, z = a / 500 + y, y - b / 200
     cubes = [torch.where(v**3 > EPSILON, v**3, (116 * v - 16) / KAPPA) for v in (x, z)]
     middle = torch.where(light > KAPPA * EPSILON, y**3, light / KAPPA)
-    xyz = torch.stack([cubes[0], middle, cubes[1]], -1) * lab.new_tensor(WHITE)
-    linear = xyz @ lab.new_tensor(TO_RGB).T
+    xyz = torch.stack([cubes[0], middle, cubes[1]], -1) * _constant(WHITE, lab)
+    linear = xyz @ _constant(TO_RGB, lab).T
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear).clamp(0, 1)
+
+
+def _constant(numbers: Numbers, like: torch.Tensor) -> torch.Tensor:
+    return _on(numbers, like.dtype, like.device)
+
+
+@functools.cache
+def _on(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Made once, since a graph cannot hold a copy from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _mean(lab: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""SoulX-FlashHead's sampler: each step predicts the clean latents from the velocity and mixes fresh noise in again.
+"""SoulX-FlashHead's schedule. Each step predicts the clean latents from the velocity and mixes fresh noise in again:
+``x0_renoise_step``.
 
 Published code computes in bfloat16: timesteps 1000, 937.5, 833.3, 625 reach the sinusoid as 1000, 936, 832, 624, and
 noise levels 1, 0.9375, 0.8333, 0.625 the latents as 1, 0.9375, 0.832, 0.625. Weights were trained and are served so,
@@ -33,14 +34,3 @@ def levels(sampling: FlashHeadSamplingConfig) -> list[Level]:
         # Twice rounded, as there: float32 timesteps, divided by 1000, become bfloat16.
         steps, noise = (x.float().bfloat16().double() for x in (steps, steps.float() / 1000))
     return [Level(*row) for row in zip(steps[:-1].tolist(), noise[:-1].tolist(), noise[1:].tolist(), strict=True)]
-
-
-def renoised(z: torch.Tensor, velocity: torch.Tensor, level: Level, noise: torch.Tensor) -> torch.Tensor:
-    """Latents at ``level.now`` -> at ``level.after``: the clean ones that the velocity predicts, with fresh noise."""
-    clean = z - level.now * velocity
-    return (1 - level.after) * clean + level.after * noise
-
-
-def overwritten(z: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
-    """The window z [B, N, C] begins with the motion latents [B, M, C]: before every evaluation and behind the last."""
-    return torch.cat([motion, z[:, motion.shape[1] :]], 1)

@@ -73,7 +73,7 @@ class DecodeStream:
         workspace: DecodeWorkspace | None = None,
         features: Mapping[str, torch.Tensor] | None = None,
     ):
-        noise.normal(seed, 0, 1)  # refuses a seed out of range now
+        noise.words(seed, 0)  # refuses a seed out of range now
         self.vae, self.mode, self.seed = vae, mode, seed
         given = {} if reference is None else {REFERENCE: reference, **(features or {})}
         self.given = {name: clone(tensor) for name, tensor in given.items()}  # the caller may reuse the tensors

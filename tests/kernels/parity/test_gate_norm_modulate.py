@@ -10,7 +10,7 @@ from rest_fast.kernels import gate_norm_modulate as package
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, same_bits
 from tests.ops import calls
-from tests.ops.cases.gate_norm_modulate import FP32, LEFT_OUT, ROUNDINGS, WHY, problems, without
+from tests.ops.cases.gate_norm_modulate import CENTRED, FP32, LEFT_OUT, ROUNDINGS, WHY, WHY_CENTRED, problems, without
 from tests.ops.cases.gate_norm_modulate import SIZES as SIZES_OF_ALL
 
 NAME = "gate_norm_modulate"
@@ -23,6 +23,16 @@ SIZES = SIZES_OF_ALL | ({"rest_512": {"frames": 3, "tokens": 256, "width": 2048}
 def test_parity(shape, dtype, rounding):
     call = calls.gate_norm_modulate(**shape, dtype=dtype) | {"rounding": rounding}
     kit.check_parity(NAME, call, fp32=FP32, reason=WHY)
+
+
+@pytest.mark.parametrize("norm", ["layer", "affine"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", kit.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [SIZES["odd"], SIZES["demo"]], ids=["odd", "demo"])
+def test_parity_of_layer_norms(shape, dtype, rounding, norm):
+    call = calls.gate_norm_modulate(**shape, dtype=dtype) | {"rounding": rounding, "norm": norm}
+    call["x"] += 2  # a mean that is not near zero
+    kit.check_parity(NAME, call, fp32=CENTRED, reason=WHY_CENTRED)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

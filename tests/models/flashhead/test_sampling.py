@@ -1,13 +1,12 @@
-"""Timesteps, noise levels and steps of the sampler."""
+"""Timesteps and noise levels of the sampler."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from rest_fast.config.flashhead import FlashHeadSamplingConfig
 from rest_fast.errors import ConfigError
-from rest_fast.models.flashhead.sampling import Level, levels, overwritten, renoised
+from rest_fast.models.flashhead.sampling import levels
 
 
 def test_published_code_rounds_timesteps_to_bfloat16():
@@ -32,21 +31,3 @@ def test_two_steps():
 def test_other_schedules_and_guidance_are_refused(changes):
     with pytest.raises(ConfigError, match="distilled"):
         FlashHeadSamplingConfig(**changes)
-
-
-def test_a_true_velocity_leads_to_the_clean_latents_with_fresh_noise():
-    """z = (1 - t) x + t e has the velocity e - x. Behind the step stand the same x and the other noise."""
-    g = torch.Generator().manual_seed(0)
-    x, e, fresh = torch.randn(3, 1, 8, 4, generator=g, dtype=torch.float64)
-    level = Level(936, 0.9375, 0.625)
-    z = (1 - level.now) * x + level.now * e
-    got = renoised(z, e - x, level, fresh)
-    assert torch.allclose(got, (1 - 0.625) * x + 0.625 * fresh, atol=1e-12)
-    assert torch.allclose(renoised(z, e - x, Level(624, 0.9375, 0.0), fresh), x, atol=1e-12)  # the last: no noise
-
-
-@pytest.mark.parametrize("motion", [1, 2])
-def test_motion_overwrites_the_first_latents_alone(motion):
-    z, m = torch.zeros(1, 20, 3), torch.ones(1, 4 * motion, 3)
-    got = overwritten(z, m)
-    assert got[:, : 4 * motion].eq(1).all() and got[:, 4 * motion :].eq(0).all() and z.eq(0).all()

@@ -56,7 +56,7 @@ def test_an_evaluation_at_full_width():
 def test_chunks_through_decode_colour_and_encode_back(tmp_path):
     """The folder is converted; wav2vec, sampler, VAE, colour match and what the next chunk begins with follow."""
     import rest_fast
-    from rest_fast.streaming.flashhead import FlashHeadSampler, FlashHeadStream
+    from rest_fast.streaming.flashhead import FlashHeadSampler, FlashHeadStream, Networks
 
     published, wav2vec = made.write(tmp_path / "given", made.FULL, STORED["seed"])
     side = STORED["side"]
@@ -65,12 +65,12 @@ def test_chunks_through_decode_colour_and_encode_back(tmp_path):
     avatar = model.prepare(made.picture(side), crop="center")
     close(to_latents(avatar.reference[None], model.config.grid), STORED["reference"])
     sampling = model.config.replace(sampling__rounding="none").sampling  # it ran in float32, where nothing is rounded
-    stream = FlashHeadStream(model, avatar, FlashHeadSampler(model, sampling), seed=STORED["seed"])
+    stream = FlashHeadStream(Networks(model), avatar, FlashHeadSampler.of(model, sampling), seed=STORED["seed"])
     stream.push(made.sound(len(STORED["chunks"])))
     for i, stored in enumerate(STORED["chunks"]):
         job = stream.next_chunk()
         if i:
-            close(to_latents(job.motion, model.config.grid), STORED["chunks"][i - 1]["motion"])
+            close(to_latents(job.window.motion, model.config.grid), STORED["chunks"][i - 1]["motion"])
         heard = stream.timeline.sound.window16((i + 1) * 15360 - 128000, (i + 1) * 15360, 1 << 60)
         close(windows(model.speech(torch.from_numpy(heard)[None]), 33, 5), stored["audio"])
         with torch.inference_mode():

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from tests.ops import calls
 
 ROUNDINGS = ("fused", "eager")
+NORMS = ("rms", "layer", "affine")
 # Product and sum; three units for a device's reciprocal root, four of the sum of squares (halved by the root); a
-# product, 1 + scale, a product, a sum: under 14 units of 2^-24 of the largest result.
+# product, 1 + scale, a product, a sum: under 14 units of 2^-24 of the largest result. Where a mean is taken away, four
+# of its sum and the difference, of the largest number, which is not the largest result: twice as many.
 FP32, WHY = 14 * 2.0**-24, "14 fp32 roundings"
+CENTRED, WHY_CENTRED = 28 * 2.0**-24, "28 fp32 roundings"
 SIZES = {
     "odd": {},
     "one_frame": {"frames": 1, "tokens": 3, "width": 7},

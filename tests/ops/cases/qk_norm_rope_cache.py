@@ -12,6 +12,8 @@ SHAPES = {
     "one_still_pair": {"heads": 2, "dim": 10, "frames": 2, "grid": (2, 3)},
     "two_still_pairs": {"heads": 1, "dim": 16, "frames": 3, "grid": (1, 2)},
     "no_still_pair": {"heads": 3, "dim": 4, "frames": 1, "grid": (3, 1)},
+    "by_head": {"heads": 3, "dim": 16, "frames": 2, "grid": (2, 3), "rope": "by_head", "cache": (4, 2, 17)},
+    "one_pair_a_head": {"heads": 2, "dim": 2, "frames": 1, "grid": (2, 1), "rope": "by_head"},
 }
 
 
@@ -33,6 +35,7 @@ SIZES = SHAPES | {
     "demo": {"heads": 3, "dim": 64, "frames": 3, "grid": (4, 4), "cache": (4, 2, 112), "slots": (64, 16)},
     "wide": {"heads": 32, "dim": 64, "frames": 1, "grid": (1, 3)},
     "whole_stack": {"heads": 128, "dim": 64, "frames": 1, "grid": (1, 3)},
+    "flashhead": {"heads": 12, "dim": 128, "frames": 2, "grid": (1, 2), "rope": "by_head"},
     "beyond_the_stack": {"heads": 129, "dim": 64, "frames": 1, "grid": (1, 3)},
 }
 
@@ -59,5 +62,6 @@ def problems(draw):
         slots=each(slots - frames * h * w),
         base=each(9),
         cache=(rows, banks, slots),
+        rope=draw(st.sampled_from(["interleaved", "by_head"])),
         seed=draw(st.integers(0, 99)),
     )
