@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import sys
@@ -19,6 +20,7 @@ def serve(args: Namespace) -> None:
         raise InputError(
             f"--host {args.host}: expected --token, or the variable {TOKEN}, for an address that others reach, got none"
         )
+    asyncio.run(_refuse_taken(args.host, args.port))
     check_model(args)
 
     from rest_fast.serving.limits import Limits
@@ -33,6 +35,16 @@ def serve(args: Namespace) -> None:
     say(f"{capacity} sessions fit. http://{_shown(args.host)}:{args.port}/ (Ctrl-C ends it)", sys.stderr)
     args.left = "the server has ended"  # what a signal leaves
     run(service, host=args.host, port=args.port, page=not args.no_page)
+
+
+async def _refuse_taken(host: str, port: int) -> None:
+    """Listen for a moment, as the server will: who has to choose another port need not wait for the model."""
+    try:
+        (await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)).close()
+    except OSError as e:
+        reason = str(e.strerror).rpartition(": ")[2]  # asyncio's have the address before it
+        expected = "expected an address of this machine and a port that is free"
+        raise InputError(f"--host {host} --port {port}: {expected}, got: {reason}") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -28,6 +28,14 @@ def test_an_address_that_others_reach_needs_a_token(host):
     assert done.returncode == 2 and "--token" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded():
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(command("--port", port), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"--port {port}: expected" in done.stderr and "in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # nothing of loading
+
+
 def test_at_the_first_sigterm_nobody_new_comes_in_and_who_is_there_goes_on():
     with sockets.socket() as free:
         free.bind(("127.0.0.1", 0))
