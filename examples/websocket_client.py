@@ -28,7 +28,8 @@ async def main(args):
         start = {"type": "session.start", "avatar": args.avatar, "sample_rate": sound.rate, "format": "jpeg"}
         await socket.send(json.dumps(start))
         ready = json.loads(await socket.recv())
-        assert ready["type"] == "session.ready", ready
+        if ready["type"] != "session.ready":
+            raise SystemExit(f"{args.server}: {ready['code']}: {ready['message']}")
         data = as_int16(sound.mono).astype("<i2").tobytes()
         for at in range(0, len(data), PIECE):
             await socket.send(data[at : at + PIECE])

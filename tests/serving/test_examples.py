@@ -73,6 +73,8 @@ def test_websocket_client(run, inputs, tmp_path):
     with Served(service, page=False) as served:
         where = served.url("", "ws")
         words = run("websocket_client", where, inputs / "speech.wav", tmp_path / "b.mp4", "--avatar", "fake")
+        with pytest.raises(SystemExit, match="NO_SUCH_AVATAR: avatar: expected"):
+            run("websocket_client", where, inputs / "speech.wav", tmp_path / "c.mp4", "--avatar", "nobody")
     assert '"id": "all"' in words and '"interrupted": false' in words
     video = media.read_video(tmp_path / "b.mp4")[0]
     assert 40 <= len(video) < 100 and np.ptp(video) > 200
