@@ -1,7 +1,7 @@
 """Speaks through a server: python examples/websocket_client.py ws://127.0.0.1:8766 speech.wav talking.mp4
 
-Sound goes up at once, frames come down at their times, and a video file is made of them.
-docs/serving.md has the protocol.
+`rest-fast serve` has to be running. Sound goes up at once, frames come down at their times, and a video file is made of
+them. docs/serving.md has the protocol.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import numpy as np
 from PIL import Image
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidHandshake
 
 from rest_fast import media
 from rest_fast.media.av_frames import as_int16
@@ -27,7 +28,8 @@ async def main(args):
         start = {"type": "session.start", "avatar": args.avatar, "sample_rate": sound.rate, "format": "jpeg"}
         await socket.send(json.dumps(start))
         ready = json.loads(await socket.recv())
-        assert ready["type"] == "session.ready", ready
+        if ready["type"] != "session.ready":
+            raise SystemExit(f"{args.server}: {ready['code']}: {ready['message']}")
         data = as_int16(sound.mono).astype("<i2").tobytes()
         for at in range(0, len(data), PIECE):
             await socket.send(data[at : at + PIECE])
@@ -50,4 +52,8 @@ parser.add_argument("sound")
 parser.add_argument("video")
 parser.add_argument("--avatar", default="portrait")
 parser.add_argument("--token")
-asyncio.run(main(parser.parse_args()))
+args = parser.parse_args()
+try:
+    asyncio.run(main(args))
+except (ConnectionError, InvalidHandshake) as error:
+    raise SystemExit(f"{args.server}: expected a server (rest-fast serve) that takes us, got: {error}") from None

@@ -5,7 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +27,8 @@ from rest_fast.media import VideoWriter, provenance, read_video
 from rest_fast.media.signing import Signer, publish
 from tests.kit import certificates, toys
 from tests.kit.command import refused, words, write_inputs
+
+PAGE = Path(__file__).parents[2] / "docs" / "responsible_use.md"
 
 
 def video(path, source_type=provenance.SYNTHETIC):
@@ -194,3 +201,12 @@ def test_what_is_said_without_the_library(authority, monkeypatch):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(rest_fast.SigningError, match=r"pip install 'rest_fast\[c2pa\]'"):
         Signer(*authority[:2])
+
+
+@pytest.mark.skipif(not shutil.which("openssl") or not PAGE.exists(), reason="openssl or the page is not here")
+def test_the_pages_certificate_signs(tmp_path):
+    (commands,) = re.findall(r"```\n(  openssl .*?)  ```", PAGE.read_text(), re.DOTALL)
+    subprocess.run(["sh", "-ec", textwrap.dedent(commands)], cwd=tmp_path, check=True, capture_output=True)
+    Signer(tmp_path / "chain.pem", tmp_path / "key.pem")(video(tmp_path / "plain.mp4"), tmp_path / "signed.mp4")
+    state, wrong, _ = verified(tmp_path / "signed.mp4", (tmp_path / "root.pem").read_bytes())
+    assert (state, wrong) == ("Trusted", [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,20 @@ def test_websocket_client(run, inputs, tmp_path):
     with Served(service, page=False) as served:
         where = served.url("", "ws")
         words = run("websocket_client", where, inputs / "speech.wav", tmp_path / "b.mp4", "--avatar", "fake")
+        with pytest.raises(SystemExit, match="NO_SUCH_AVATAR: avatar: expected"):
+            run("websocket_client", where, inputs / "speech.wav", tmp_path / "c.mp4", "--avatar", "nobody")
     assert '"id": "all"' in words and '"interrupted": false' in words
     video = media.read_video(tmp_path / "b.mp4")[0]
     assert 40 <= len(video) < 100 and np.ptp(video) > 200
+
+
+def test_websocket_client_says_in_a_line_that_nobody_answers(run, inputs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"ws://127.0.0.1:{free.getsockname()[1]}"  # bound, and not listening
+        with pytest.raises(SystemExit, match=f"{where}: expected a server"):
+            run("websocket_client", where, inputs / "speech.wav", tmp_path / "b.mp4")
+    assert not (tmp_path / "b.mp4").exists()
 
 
 def test_webrtc_server(run, inputs):

@@ -14,6 +14,8 @@ import time
 import pytest
 from websockets.asyncio.client import connect
 
+from rest_fast.cli.serve import fitting
+from rest_fast.serving.fake import FakeEngine
 from tests.kit.serving import ask, ended
 
 
@@ -26,6 +28,23 @@ def test_an_address_that_others_reach_needs_a_token(host):
     env = {name: value for name, value in os.environ.items() if name != "REST_FAST_TOKEN"}
     done = subprocess.run(command("--host", host), env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "--token" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded():
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(command("--port", port), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"--port {port}: expected" in done.stderr and "in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # nothing of loading
+
+
+def test_it_says_why_nobody_fits():
+    with FakeEngine(sessions=4) as engine:
+        for seconds, words in [(2.0, "no session fits while a chunk takes 2000 ms to make, at most 816 is fast enough"),
+                               (0.5, "1 session fits"), (0.25, "3 sessions fit")]:  # fmt: skip
+            engine.costs.chunks.clear()
+            engine.costs.chunks.append(seconds)  # of 0.96 s of video, and 85 % of the time may be used
+            assert fitting(engine) == words
 
 
 def test_at_the_first_sigterm_nobody_new_comes_in_and_who_is_there_goes_on():
