@@ -24,7 +24,7 @@ import tarfile
 import time
 import xml.etree.ElementTree as xml
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,16 @@ def check(out: Path, tag: str | None) -> dict[str, Any]:
     run(matrix.uv(), *HADOLINT, ROOT / "Dockerfile")
     names = [path.name for path in made]
     wheels = [name for name in names if name.endswith(".whl")]
+    python = built_for(made[-1])
     return {
         "files": [{"name": path.name, "kind": kind(path.name), "bytes": path.stat().st_size} for path in made],
-        "taken": {host: taken(wheels, "3.12", tags) for host, tags in hosts().items()}
-        if compiled(names, "312")
-        else {},
+        "taken": {f"{host}, Python {python}": taken(wheels, python, tags) for host, tags in hosts().items()},
     }
 
 
-def compiled(names: Iterable[str], python: str) -> list[str]:
-    return [name for name in names if f"-cp{python}-" in name]
+def built_for(wheel: Path) -> str:
+    """The Python of a compiled wheel: 3.12."""
+    return re.sub(r".*-cp(3)(\d+)-.*", r"\1.\2", wheel.name)
 
 
 def version(name: str) -> str:
@@ -236,7 +236,7 @@ def trials(made: Sequence[Path]) -> list[tuple[Path, str, str]]:
     """(file, Python, dependencies): compiled wheels with the lowest on the oldest Python and the newest on the others,
     the other files with the newest on the newest; the pure one with the lowest, too."""
     wheels = [path for path in made if kind(path.name) == "compiled"]
-    of = {path: re.sub(r".*-cp(3)(\d+)-.*", r"\1.\2", path.name) for path in wheels}
+    of = {path: built_for(path) for path in wheels}
     sdist, pure = made[:2]
     newest = of[wheels[-1]]
     rows = [(wheels[0], of[wheels[0]], "lowest")]
@@ -364,7 +364,7 @@ def page(results: dict[str, Any]) -> str:
         + (f"CUDA code for `{results['cuda']}`." if results["cuda"] else "without nvcc, so without CUDA code."),
         "",
         *("| file | size |", "|---|---|", *rows, ""),
-        "What pip and uv take, by the order of the hosts' tags, on Python 3.12:",
+        "What pip and uv take, by the order of the hosts' tags:",
         "",
         *("| host | file |", "|---|---|", *takes, ""),
         "Each was installed into an environment of its own; `rest-fast demo` ran there, and then a part of the tests,",
