@@ -24,7 +24,7 @@ def slow(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=() if ON_GPU else pytest.mark.slow) for value in values]
 
 
-# Where a test has many cases: the lower precision goes through the same lines, and every kernel has tests of it besides.
+# Where a test has many cases: lower precision goes through the same lines, and every kernel has tests of it besides.
 FIRST_DTYPE = (torch.float32, *slow(*LOW))
 
 
