@@ -138,7 +138,7 @@ __device__ __forceinline__ void blend_maps(const MoveAndPaintParams& p, const Ro
                 inner_y, p.window_rows);
 }
 
-template <class Word>
+template <int kBytes>
 __global__ void __launch_bounds__(kThreads) move_and_paint_kernel(const MoveAndPaintParams p) {
   REST_FAST_DYNAMIC_SHARED(memory);
   const Rows rows(memory, p);
@@ -177,10 +177,10 @@ __global__ void __launch_bounds__(kThreads) move_and_paint_kernel(const MoveAndP
   }
   __syncthreads();
 
-  const int words = static_cast<int>(kColours * p.width / sizeof(Word));
-  Word* out = reinterpret_cast<Word*>(p.out + (frame * p.height + y) * kColours * p.width);
-  const Word* made = reinterpret_cast<const Word*>(rows.bytes);
-  for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) out[i] = made[i];
+  uint8_t* out = p.out + (frame * p.height + y) * kColours * p.width;
+  for (int i = static_cast<int>(threadIdx.x); i < kColours * p.width / kBytes; i += kThreads) {
+    store<uint8_t, kBytes>(out, i, load<uint8_t, kBytes>(rows.bytes, i));
+  }
 }
 
 }  // namespace
@@ -200,7 +200,7 @@ int move_and_paint_cuda(const MoveAndPaintParams& p, void* stream, int device) {
   if (large) return kBadShape;
   const dim3 grid(static_cast<unsigned>(p.height), static_cast<unsigned>(p.frames), 1);
   const bool in_words = kColours * p.width % 4 == 0 && aligned({p.out}, 4);
-  const auto kernel = in_words ? move_and_paint_kernel<uint32_t> : move_and_paint_kernel<uint8_t>;
+  const auto kernel = in_words ? move_and_paint_kernel<4> : move_and_paint_kernel<1>;
   return on_device(device, DType::kFloat32, [&](auto) {
     return launch(kernel, p, grid, kThreads, stream, static_cast<size_t>(shared));
   });

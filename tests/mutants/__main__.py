@@ -49,6 +49,8 @@ def run(tree: Path, tests: str) -> int:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return FAILED
+    if done.returncode < 0:  # a signal: the fault ended the process
+        return FAILED
     if done.returncode not in (PASSED, FAILED):
         print(done.stdout[-2000:], done.stderr[-2000:])
     return done.returncode
