@@ -37,14 +37,14 @@ def check(source: Path, architecture: str) -> None:
 
 
 @compiles
-@pytest.mark.parametrize("source", tool.SOURCES, ids=lambda p: p.stem)
-def test_every_kernel_for_the_oldest_gpu(source):
-    check(source, tool.ARCHITECTURES[0])
+def test_the_kernels_with_the_most_to_lose_for_the_oldest_gpu():
+    """Of all tests of nvcc this one alone is fast: a source takes from 3 to 20 s of a core for each architecture."""
+    check(next(s for s in tool.SOURCES if s.stem == "sink_ring_attention"), tool.ARCHITECTURES[0])
 
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", tool.ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", tool.ARCHITECTURES)
 @pytest.mark.parametrize("source", tool.SOURCES, ids=lambda p: p.stem)
 def test_every_kernel_for_every_gpu(source, architecture):
     check(source, architecture)
