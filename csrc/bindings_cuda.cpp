@@ -8,6 +8,8 @@
 #include "ops/frame_cross_attention.h"
 #include "ops/frames_to_uint8.h"
 #include "ops/gate_norm_modulate.h"
+#include "ops/latent_noise.h"
+#include "ops/move_and_paint.h"
 #include "ops/pixel_norm_silu.h"
 #include "ops/qk_norm_rope_cache.h"
 #include "ops/rotate_context.h"
@@ -39,8 +41,10 @@ PYBIND11_MODULE(_cuda, m) {
   rf::bind_cuda(m, "frame_cross_attention", rf::frame_cross_attention_cuda);
   rf::bind_cuda(m, "cfg_euler_step", rf::cfg_euler_step_cuda);
   rf::bind_cuda(m, "x0_renoise_step", rf::x0_renoise_step_cuda);
+  rf::bind_cuda(m, "latent_noise", rf::latent_noise_cuda);
   rf::bind_cuda(m, "pixel_norm_silu", rf::pixel_norm_silu_cuda);
   rf::bind_cuda(m, "depth_to_space", rf::depth_to_space_cuda);
   rf::bind_cuda(m, "frames_to_uint8", rf::frames_to_uint8_cuda);
+  rf::bind_cuda(m, "move_and_paint", rf::move_and_paint_cuda);
   rf::bind_cuda(m, "sink_ring_attention", rf::sink_ring_attention_cuda);
 }

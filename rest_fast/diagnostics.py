@@ -40,6 +40,9 @@ DEMO = ("config.json", "model.safetensors", "portrait.png", "speech.wav")
 DRIVER = Path("/proc/driver/nvidia/version")  # exists while the machine's NVIDIA driver runs
 
 
+ALWAYS_FLOAT32 = ("latent_noise", "move_and_paint")  # ops, whatever the dtype of the model
+
+
 def config_report() -> dict[str, Any]:
     """Versions, compiled modules, and for each op the fp32 backend on each device, with reasons against the others."""
     modules = {name: native.module(name)[1] or "available" for name in ("_cpu", "_cuda")}
@@ -76,13 +79,15 @@ def config_report() -> dict[str, Any]:
 
 def path(device: str, forced: str | None = None) -> dict[str, Any]:
     """What runs a model on a device, in the dtype that is usual there: ``dtype``; ``backends``, name -> its ops; and
-    ``uncaptured``, op -> why no CUDA graph can hold it. Both are asked of the dispatch tables themselves.
+    ``uncaptured``, op -> why no CUDA graph can hold it. Both are asked of the dispatch tables themselves, for ops that
+    are always in float32 in that.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     backends: dict[str, list[str]] = {}
     uncaptured = {}
     for op in ops.ALL:
-        spec = Spec(device, dtype, (("lengths", "on the device"),))  # as in a captured step
+        own = torch.float32 if op.name in ALWAYS_FLOAT32 else dtype
+        spec = Spec(device, own, (("lengths", "on the device"),))  # as in a captured step
         try:
             backends.setdefault(op.choose(spec, forced).name, []).append(op.name)
             with capturing():

@@ -10,7 +10,7 @@ import torch
 
 import rest_fast
 from rest_fast import diagnostics, ops
-from rest_fast.ops import oldest_torch, triton_host, triton_kernels
+from rest_fast.ops import native, oldest_torch, triton_host, triton_kernels
 from rest_fast.ops.dispatch import Spec
 
 
@@ -116,6 +116,18 @@ def test_the_path_without_a_compiler(without_a_compiler):
     assert set(path["uncaptured"]) == {"qk_norm_rope_cache", "rotate_context"}
     text = path["uncaptured"]["rotate_context"]
     assert "'triton' cannot run" in text and "C compiler" in text and "picks the lanes that are not idle" in text
+
+
+def test_the_path_in_cuda_by_name(without_a_compiler, monkeypatch):
+    """Where the wheel's module is there nothing is left to the reference, and a graph can hold all of it."""
+
+    def supports(spec, dtypes, device="cpu"):
+        return spec.device == device and spec.dtype in dtypes, "not in this dtype"
+
+    monkeypatch.setattr(native, "supports", supports)
+    path = diagnostics.path("cuda", "cuda,library,reference")
+    assert set(path["backends"]) == {"cuda", "library"} and path["uncaptured"] == {}
+    assert path["backends"]["library"] == ["causal_conv3d"]
 
 
 def test_the_path_of_this_machine_is_what_runs():

@@ -13,7 +13,9 @@ from tests.mutants.session import MUTANTS
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_fault_can_be_planted(mutant):
-    ast.parse(mutant.planted())
+    text = mutant.planted()
+    if mutant.file.endswith(".py"):
+        ast.parse(text)
     for test in mutant.tests.split():
         path, _, name = test.partition("::")
         source = (ROOT / path).read_text()

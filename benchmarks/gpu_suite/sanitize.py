@@ -30,6 +30,12 @@ def tests_of_this_tree() -> None:
     sys.modules["tests"] = package
 
 
+def dtypes(name: str) -> tuple[torch.dtype, ...]:
+    from tests.kernels import kit
+
+    return kit.DTYPES[:1] if name in ONE_DTYPE else kit.DTYPES
+
+
 def triton_calls(name: str) -> Iterator[str]:
     """Run them one by one; yields what has run."""
     from rest_fast.ops.triton_kernels import kernel
@@ -37,7 +43,7 @@ def triton_calls(name: str) -> Iterator[str]:
     from tests.kit import pictures
     from tests.ops import calls
 
-    for dtype in kit.DTYPES[:1] if name in ONE_DTYPE else kit.DTYPES:
+    for dtype in dtypes(name):
         if name == BORDERED:
             call = {n: pictures.moved(v, kit.DEVICE) for n, v in pictures.convolution_call(dtype=dtype).items()}
         else:
@@ -62,7 +68,7 @@ def cuda_calls() -> Iterator[str]:
 
     for name, op in calls.OPS.items():
         backend = next((b for b in op.backends if b.name == "cuda"), None)
-        for dtype in kit.DTYPES if backend else ():
+        for dtype in dtypes(name) if backend else ():
             made = kit.copied(calls.VALID[name](dtype=dtype, **SHAPES.get(name, {})), "cuda")
             args, kwargs = calls.split(name, made)
             if not backend.supports(op.check(*args, **kwargs))[0]:

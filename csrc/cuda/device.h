@@ -8,12 +8,14 @@
 #ifdef REST_FAST_CUDA_ON_CPU
 #include "cuda_on_cpu.h"
 #define REST_FAST_DYNAMIC_SHARED(name) unsigned char* const name = cuda_on_cpu::dynamic_shared()
+#define REST_FAST_EXPECT_ALIGNED(at) cuda_on_cpu::expect_aligned(at)
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 // Declares `name`, the block's dynamic shared memory.
 #define REST_FAST_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define REST_FAST_EXPECT_ALIGNED(at)
 #endif
 
 namespace rest_fast {
@@ -54,14 +56,19 @@ struct alignas(sizeof(T) * kVec) Vector {
   T at[kVec];
 };
 
+// A GPU ends the program where the address is no multiple of a vector's size; so does the shim.
 template <class T, int kVec>
 __device__ __forceinline__ Vector<T, kVec> load(const T* from, int64_t vector) {
-  return reinterpret_cast<const Vector<T, kVec>*>(from)[vector];
+  const auto* at = reinterpret_cast<const Vector<T, kVec>*>(from) + vector;
+  REST_FAST_EXPECT_ALIGNED(at);
+  return *at;
 }
 
 template <class T, int kVec>
 __device__ __forceinline__ void store(T* to, int64_t vector, const Vector<T, kVec>& value) {
-  reinterpret_cast<Vector<T, kVec>*>(to)[vector] = value;
+  auto* at = reinterpret_cast<Vector<T, kVec>*>(to) + vector;
+  REST_FAST_EXPECT_ALIGNED(at);
+  *at = value;
 }
 
 template <class T, int kVec>

@@ -2,13 +2,19 @@
 //
 //   out = softmax(rms_norm(q) K^T / sqrt(D)) V
 //
-// Layout: ops/frame_cross_attention.h. A block has kRows tokens of one frame. A thread owns one
-// vector of kVec channels of a head and goes through the keys with an online softmax: neighbouring
-// threads make up a head, so that a score is a sum over a few lanes by shuffles, all loads are of
-// neighbouring channels, and each key and value is loaded once for kRows tokens. The norm is over
-// all heads, so q is read twice, the second time from the cache. No tensor cores: with the two to
-// eight keys of audio there is nothing to multiply; text would gain by them.
+// Layout: ops/frame_cross_attention.h. Two ways.
+//
+// Any number of keys: a block has kRows tokens of one frame. A thread owns one vector of kVec
+// channels of a head and goes through the keys with an online softmax: neighbouring threads make up
+// a head, so that a score is a sum over a few lanes by shuffles, all loads are of neighbouring
+// channels, and each key and value is loaded once for kRows tokens. The norm is over all heads, so
+// q is read twice, the second time from the cache.
+//
+// More than kFewKeys of 16 bits, heads of 64 or 128: tensor cores, two launches. The norm is over
+// all heads and a product of one, so the first writes normed queries to `out`, rounded as tensor
+// cores take them; of these the second makes the result (attend.h), in place.
 #include "../ops/frame_cross_attention.h"
+#include "attention/attend.h"
 #include "launch.h"
 
 namespace rest_fast {
@@ -16,7 +22,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kRows = 4;
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr int64_t kFewKeys = 8;
 
 // How the vectors of a head lie in a warp: `lanes` of them side by side, a power of two.
 struct HeadLanes {
@@ -120,7 +126,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   float root[kRows];
   norms<T, kVec>(root, q, rows, p);
   const HeadLanes head = head_lanes(p.head_dim, kVec);
-  const float scale = kLog2e * rsqrtf(static_cast<float>(p.head_dim));
+  const float scale = kLog2E * rsqrtf(static_cast<float>(p.head_dim));
 
   // Whole warps go round, for the shuffles: threads beyond the last head work on nothing.
   const int64_t places = (p.heads * head.lanes + kWarp - 1) / kWarp * kWarp;
@@ -173,13 +179,77 @@ int launch_for(const FrameCrossAttentionParams& p, void* stream) {
   return launch(frame_cross_attention_kernel<T, kVec, kPer>, p, grid, threads, stream);
 }
 
+template <class T, int kVec>
+__global__ void __launch_bounds__(kMaxThreads) norm_kernel(const FrameCrossAttentionParams p) {
+  const int64_t width = p.heads * p.head_dim, vectors = width / kVec;
+  const int64_t row = (blockIdx.y * p.tokens + blockIdx.x) * width;
+  const T* q = static_cast<const T*>(p.q) + row;
+  T* out = static_cast<T*>(p.out) + row;
+  float squares[1] = {0.0f};
+  for (int64_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {
+    squares[0] += sum_of_squares(load<T, kVec>(q, vector));
+  }
+  block_sum(squares);
+  const float root = rsqrtf(squares[0] / static_cast<float>(width) + p.eps);
+  for (int64_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {
+    auto x = load<T, kVec>(q, vector);
+    const auto grow = load<T, kVec>(static_cast<const T*>(p.q_weight), vector);
+#pragma unroll
+    for (int e = 0; e < kVec; ++e) {
+      x.at[e] = round_to<T>(to_float(x.at[e]) * root * to_float(grow.at[e]));
+    }
+    store<T, kVec>(out, vector, x);
+  }
+}
+
+template <class A>
+__global__ void __launch_bounds__(A::kThreads, 2)
+    many_keys_kernel(const FrameCrossAttentionParams p) {
+  using T = typename A::T;
+  REST_FAST_DYNAMIC_SHARED(memory);
+  const int64_t width = p.heads * p.head_dim, in_frame = p.tokens / p.frames;
+  const int64_t tiles = (in_frame + A::kQueries - 1) / A::kQueries, lane = blockIdx.z;
+  const int64_t frame = blockIdx.x / tiles, first = blockIdx.x % tiles * A::kQueries;
+  const int64_t head = blockIdx.y * p.head_dim;
+  const int64_t keys = ((p.kv_batch == 1 ? 0 : lane) * p.frames + frame) * p.audio * width + head;
+  T* rows = static_cast<T*>(p.out) + (lane * p.tokens + frame * in_frame + first) * width + head;
+  attend<A>(memory,
+            {static_cast<const T*>(p.k) + keys, static_cast<const T*>(p.v) + keys, width,
+             static_cast<int>(p.audio)},
+            {rows, rows, nullptr, width, static_cast<int>(in_frame - first)},
+            rsqrtf(static_cast<float>(p.head_dim)));
+}
+
+template <class A>
+int launch_many_keys(const FrameCrossAttentionParams& p, void* stream) {
+  using T = typename A::T;
+  constexpr int kVec = 16 / sizeof(T);
+  const int64_t in_frame = p.tokens / p.frames;
+  const int64_t tiles = (in_frame + A::kQueries - 1) / A::kQueries * p.frames;
+  const bool large = p.tokens > INT32_MAX || p.audio > INT32_MAX || p.heads > kMaxGridY;
+  if (large || p.batch > kMaxGridY) return kBadShape;
+  const auto batch = static_cast<unsigned>(p.batch);
+  const dim3 each(static_cast<unsigned>(p.tokens), batch, 1);
+  const int threads = whole_warps(p.heads * p.head_dim / kVec, kMaxThreads);
+  if (const int error = launch(norm_kernel<T, kVec>, p, each, threads, stream)) return error;
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.heads), batch);
+  return launch(many_keys_kernel<A>, p, grid, A::kThreads, stream, A::Tiles::kBytes);
+}
+
 template <class T>
 int dispatch(const FrameCrossAttentionParams& p, void* stream) {
   constexpr int kWide = 16 / sizeof(T), kMostAlone = kMaxHeadDim / kWarp;
   static_assert(kWide * kWarp >= kMaxHeadDim, "a warp holds the vectors of a head");
   const bool in_vectors =
       p.head_dim % kWide == 0 && aligned({p.q, p.q_weight, p.k, p.v, p.out}, 16);
-  return in_vectors ? launch_for<T, kWide, 1>(p, stream) : launch_for<T, 1, kMostAlone>(p, stream);
+  if (!in_vectors) return launch_for<T, 1, kMostAlone>(p, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (p.audio > kFewKeys && (p.head_dim == 64 || p.head_dim == 128)) {
+      return by_queries<T>(p.head_dim, p.tokens / p.frames,
+                           [&](auto a) { return launch_many_keys<decltype(a)>(p, stream); });
+    }
+  }
+  return launch_for<T, kWide, 1>(p, stream);
 }
 
 }  // namespace

@@ -3,10 +3,10 @@
 //
 // Layout: ops/frames_to_uint8.h. A thread makes kPixels neighbours of a row: one load a colour
 // where columns lie side by side, and 12 bytes in three words. Where they do not, or a row is no
-// whole number of these, a thread makes one pixel. The sum comes before the product so that no
-// compiler can make one rounding of the two: the bytes are those of the reference.
+// whole number of these, a thread makes one pixel.
 #include "../ops/frames_to_uint8.h"
 #include "launch.h"
+#include "pixel.h"
 #include "volume.h"
 
 namespace rest_fast {
@@ -14,11 +14,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColours = 3;
-
-__device__ __forceinline__ uint8_t to_byte(float x) {
-  const float y = fminf(fmaxf((x + 1.0f) * 127.5f, 0.0f), 255.0f);  // fmaxf of NaN and 0 is 0
-  return static_cast<uint8_t>(rintf(y));
-}
 
 template <class T, int kPixels>
 __global__ void __launch_bounds__(kThreads) frames_to_uint8_kernel(const FramesToUint8Params p) {

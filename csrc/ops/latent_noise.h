@@ -28,4 +28,7 @@ inline auto arguments(const LatentNoiseParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int latent_noise_cpu(const LatentNoiseParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int latent_noise_cuda(const LatentNoiseParams& p, void* stream, int device);
+
 }  // namespace rest_fast

@@ -53,4 +53,7 @@ inline auto arguments(const MoveAndPaintParams*) {
 // csrc/cpu: every pointer in host memory. Nothing is written when an error comes back.
 int move_and_paint_cpu(const MoveAndPaintParams& p);
 
+// csrc/cuda: every pointer in the memory of `device`. `stream` is a cudaStream_t.
+int move_and_paint_cuda(const MoveAndPaintParams& p, void* stream, int device);
+
 }  // namespace rest_fast

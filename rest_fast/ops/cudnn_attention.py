@@ -1,9 +1,12 @@
 """Optional adapter: cuDNN's attention through PyTorch, on views of the slots; only by name.
 
-cuDNN takes one length for a batch, and lanes at even distances in the cache; it builds a plan of its own for each
-length. So the host must know lengths and places (``host_n_valid``, ``host_place``), they must be such that one view of
-the cache shows all lanes, and a CUDA graph of it would hold the length and the rows of its capture. Everything else is
-refused with the reason. SDPA has no ``out=``: its result is copied once, and counted.
+Through PyTorch cuDNN takes one length for a batch, and lanes at even distances in the cache. PyTorch builds cuDNN's
+graph of the operation at the first call of a shape and keeps it for the thread (``aten/src/ATen/native/cudnn/MHA.cpp``,
+read at 02a4a0fe), so there is one for each length: two at ``rest-512``. cuDNN itself could read lengths and pages on
+the device; PyTorch passes neither for tensors of one shape. So the host must know lengths and places
+(``host_n_valid``, ``host_place``), they must be such that one view of the cache shows all lanes, and a CUDA graph of it
+would hold the length and the rows of its capture. Everything else is refused with the reason. SDPA has no ``out=``: its
+result is copied once, and counted.
 """
 
 from __future__ import annotations

@@ -52,7 +52,11 @@ latent_noise = Op(
     f"{NAME}(Tensor(a!) out, Tensor words)",
     check=check,
     reference=reference,
-    backends=(triton_kernels.backend(NAME), native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,))),
+    backends=(
+        triton_kernels.backend(NAME),
+        native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,)),
+        native.cuda_backend(NAME, _arguments, dtypes=(torch.float32,)),
+    ),
 )
 
 

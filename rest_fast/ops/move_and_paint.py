@@ -25,6 +25,7 @@ from rest_fast.ops.frames_to_uint8 import to_uint8
 NAME = "move_and_paint"
 UNITS = 64  # of a window, along each side of the picture
 FADE = 4  # of those units, of the height
+CUDA_SHARED = 48 * 1024  # bytes: kMostShared of csrc/cuda/move_and_paint.cu
 
 
 def moved_and_painted(
@@ -117,9 +118,9 @@ def check(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> Spec:
         if 0 in x.shape[2:]:
             raise OpError(f"{NAME}: argument {name}: expected at least one cell, got {list(x.shape)}")
     _check_window(window, height, width)
-    return Spec(
-        photo.device.type, photo.dtype, (("photos", b), ("frames", frames), ("height", height), ("width", width))
-    )
+    sizes = {"photos": b, "frames": frames, "height": height, "width": width}
+    sizes |= {"map_columns": flow.shape[3], "inner_columns": columns}
+    return Spec(photo.device.type, photo.dtype, tuple(sizes.items()))
 
 
 def _check_window(window: Sequence[int], height: int, width: int) -> None:
@@ -160,10 +161,20 @@ def _arguments(photo, flow, paint, inner_flow, inner_paint, out, *, window) -> t
     )
 
 
+def _cuda_unfit(spec: Spec) -> str:
+    """A block holds a row of each map, of 6 or twice 4 and 2 numbers a column, and one of bytes."""
+    outer, inner, width = (spec.get(name) or 0 for name in ("map_columns", "inner_columns", "width"))
+    used = 24 * outer + 40 * inner + 3 * width
+    return f"rows of all maps and of bytes: at most {CUDA_SHARED} bytes, got {used}" if used > CUDA_SHARED else ""
+
+
 move_and_paint = Op(
     f"{NAME}(Tensor photo, Tensor flow, Tensor paint, Tensor inner_flow, Tensor inner_paint, Tensor(a!) out, *, "
     "int[] window)",
     check=check,
     reference=reference,
-    backends=(native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,), measured="audio_and_paint_cpu.json"),),
+    backends=(
+        native.cpp_backend(NAME, _arguments, dtypes=(torch.float32,), measured="audio_and_paint_cpu.json"),
+        native.cuda_backend(NAME, _arguments, _cuda_unfit, dtypes=(torch.float32,)),
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import inspect
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -114,7 +115,10 @@ def cpp_backend(
     """
 
     def run(*args: Any, **kwargs: Any) -> None:
-        call(op, *arguments(*args, **kwargs))
+        try:
+            call(op, *arguments(*args, **kwargs))
+        except OpError as e:
+            raise OpError(f"{e}; got {_tensors(arguments, args, kwargs)}") from None
 
     return Backend("cpp", _taken(unfit, dtypes, "cpu"), run, measured=measured)
 
@@ -129,9 +133,18 @@ def cuda_backend(
     """The same in CUDA C++: only by name, until a GPU has run it."""
 
     def run(*args: Any, **kwargs: Any) -> None:
-        call_cuda(op, args[0].device, *arguments(*args, **kwargs))
+        try:
+            call_cuda(op, args[0].device, *arguments(*args, **kwargs))
+        except OpError as e:
+            raise OpError(f"{e}; got {_tensors(arguments, args, kwargs)}") from None
 
     return Backend("cuda", _taken(unfit, dtypes, "cuda"), run, UNPROVEN)
+
+
+def _tensors(arguments: Callable[..., tuple], args: tuple, kwargs: dict[str, Any]) -> str:
+    """Name, shape and dtype of those of a call."""
+    named = inspect.signature(arguments).bind(*args, **kwargs).arguments
+    return ", ".join(f"{n} {list(t.shape)} {t.dtype}" for n, t in named.items() if isinstance(t, torch.Tensor))
 
 
 def _taken(

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.fitness import unfit
 from tests.kit.suite import ROOT, SUITE, compiled, evidence, gpu_here, judges, machine, place, steps, wheels
 
 Ended = steps.Ended
@@ -265,25 +264,6 @@ def test_a_gpu_that_pytorch_does_not_see_is_a_problem(monkeypatch):
 def test_a_python_without_pytorch_is_a_problem(monkeypatch):
     monkeypatch.setattr(machine, "PROBE", "import torch_that_is_not_there")
     assert "ModuleNotFoundError: No module named 'torch_that_is_not_there'" in machine.record(ROOT)["problem"]
-
-
-# --- the program that the sanitizers watch ---
-
-
-@pytest.mark.skipif(bool(unfit()), reason=unfit() or "the interpreter works")
-@pytest.mark.parametrize(
-    "op, strays",
-    [("rotate_context", ("row_index = 1073741824", "skip_slot = -1")), ("causal_conv3d", ())],
-    ids=["rotate_context", "causal_conv3d"],
-)
-def test_the_watched_program_runs_a_kernel_and_follows_no_stray_index(tmp_path, op, strays):
-    """In Triton's interpreter, which reads and writes where the kernel says: a stray index would end the process."""
-    variables = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, SUITE / "sanitize.py", op]
-    done = subprocess.run(words, capture_output=True, text=True, env=variables, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for what in ("torch.float32", "torch.float16", *strays):
-        assert what in done.stdout
 
 
 def test_files_of_results_stay_in_the_work_folder(tmp_path):

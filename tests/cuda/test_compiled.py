@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import shutil
@@ -36,14 +37,14 @@ def check(source: Path, architecture: str) -> None:
 
 
 @compiles
-@pytest.mark.parametrize("source", tool.SOURCES, ids=lambda p: p.stem)
-def test_every_kernel_for_the_oldest_gpu(source):
-    check(source, tool.ARCHITECTURES[0])
+def test_the_kernels_with_the_most_to_lose_for_the_oldest_gpu():
+    """Of all tests of nvcc this one alone is fast: a source takes from 3 to 20 s of a core for each architecture."""
+    check(next(s for s in tool.SOURCES if s.stem == "sink_ring_attention"), tool.ARCHITECTURES[0])
 
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", tool.ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", tool.ARCHITECTURES)
 @pytest.mark.parametrize("source", tool.SOURCES, ids=lambda p: p.stem)
 def test_every_kernel_for_every_gpu(source, architecture):
     check(source, architecture)
@@ -77,5 +78,5 @@ def test_what_the_tool_reads():
     assert tool.faults(kernel) == []
     (spilled,) = tool.read("one", "80", REPORT.format(stack=16, spill=8), CODE)
     assert tool.faults(spilled) == ["8 bytes spilled, a stack of 16: expected none"]
-    (lacking,) = tool.read("sink_ring_attention", "80", REPORT.format(stack=0, spill=0), CODE)
+    lacking = dataclasses.replace(kernel, name="many_keys_kernel<8>")
     assert tool.faults(lacking) == ["no LDGSTS"]

@@ -62,13 +62,15 @@ def test_any_call(factors, channels, sizes, dropped, dtype, layouts):
 
 
 @pytest.mark.parametrize("misaligned", ["x", "out"])
-def test_cells_that_begin_inside_of_a_vector(misaligned):
-    """Strides of whole vectors, but not the address: numbers instead (a sanitizer and a GPU would see a vector)."""
+@pytest.mark.parametrize("start, between", [(1, 0), (0, 2)], ids=["address", "strides"])
+def test_cells_that_begin_inside_of_a_vector(misaligned, start, between):
+    """The first one, or those behind it: numbers instead."""
     sizes = {"x": (1, 64, 1, 2, 3), "out": (1, 8, 2, 4, 6)}
     call = {"factors": [2, 2, 2], "drop": 0}
     for name, (b, c, t, h, w) in sizes.items():
-        first = int(name == misaligned)
-        call[name] = torch.zeros(first + b * c * t * h * w)[first:].view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        first, room = (start, between) if name == misaligned else (0, 0)
+        memory = torch.zeros(first + b * (c + room) * t * h * w)[first:].view(b, t, h, w, c + room)
+        call[name] = memory[..., :c].permute(0, 4, 1, 2, 3)
         assert call[name].data_ptr() % 16 == 4 * first
     call["x"].copy_(numbered(sizes["x"], torch.float32))
     built.run(NAME, call, in_place=True)

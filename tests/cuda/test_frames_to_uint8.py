@@ -40,6 +40,12 @@ def test_any_layout(layout, width):
     assert torch.equal(made(placed(x, layout, "cpu")[0]), functional.to_uint8(x))
 
 
+def test_rows_that_begin_inside_of_a_vector():
+    """The first begins at a multiple of one."""
+    x = torch.randn(1, 3, 1, 4, 10, generator=torch.Generator().manual_seed(0))[..., :8]
+    assert torch.equal(made(x), functional.to_uint8(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_16_bit_number(dtype):
     check_every_16_bit_number(made, dtype)

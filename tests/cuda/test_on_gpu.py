@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from tests.kernels import kit
 from tests.kit.compare import assert_same_bits
 from tests.ops import calls
 from tests.ops.cases import frame_audio_update as audio
+from tests.ops.cases import latent_noise as noise
+from tests.ops.cases import move_and_paint as painting
 from tests.ops.cases import qk_norm_rope_cache as qk
 from tests.ops.cases import sink_ring_attention as attention
 from tests.ops.cases import x0_renoise_step as renoise
@@ -53,6 +56,10 @@ CALLS |= {
     "depth_to_space": {},
     "frames_to_uint8": {},
 }
+FLOAT32 = {  # these alone have tests of their parity below
+    "latent_noise": {"count": 32768},
+    "move_and_paint": {"size": (512, 512), "photos": 1, "frames": 8},
+}
 # Tensor cores cut sums of 16-bit products off, and exp2 adds 2^-22 of a weight: 1e-5 of a log-sum-exp below 10.
 FP32 = {"qk_norm_rope_cache": qk.FP32, "frame_audio_update": 2 * 16 * 12 * 2.0**-24, "sink_ring_attention": 1e-5}
 # The tolerances of tests/cuda/test_<op>.py; moving and bytes are exact.
@@ -76,6 +83,27 @@ def test_parity(case, dtype):
     kit.compare(name, call, kit.run(name, call, "cuda"), fp32=FP32[name], reason="as on the CPU", tiny=TINY)
 
 
+def test_noise_is_that_of_64_bits_of_mantissa():
+    for call in (calls.latent_noise(count=20_000), noise.near_zero()):
+        got, want = kit.run("latent_noise", call, "cuda")["out"], noise.exact(call)
+        assert (np.abs(got.numpy().astype(np.longdouble) - want) <= 1.0001 * 2.0**-24 * np.abs(want)).all()
+
+
+def test_noise_is_the_reference_but_for_borders():
+    call = calls.latent_noise(frames=4, count=1 << 18)
+    got, want = (kit.run("latent_noise", call, backend)["out"] for backend in ("cuda", "reference"))
+    assert noise.neighbours(got, want) <= 1
+
+
+def test_frames_of_a_photo():
+    def run(call: calls.Call) -> torch.Tensor:
+        return kit.run("move_and_paint", call, "cuda")["out"]
+
+    painting.check_like_the_reference(run, **FLOAT32["move_and_paint"])
+    painting.check_pixels_by_hand(run, (128, 64))
+    painting.check_no_flow_leaves_the_photo(run, float("nan"))
+
+
 @pytest.mark.parametrize("wrong", attention.WRONG, ids=str)
 def test_a_lane_with_a_wrong_index_is_left_alone(wrong):
     call = calls.sink_ring_attention(tokens=18, dim=64, cache=(4, 2, 100), n_valid=(63, 100, 1), dtype=torch.float16)
@@ -95,10 +123,10 @@ def test_lanes_in_another_order_have_the_same_bits():
         assert_same_bits(got[output], want[output][order], output)
 
 
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", [*CALLS, *FLOAT32])
 def test_a_graph_holds_it(case):
     """Captured once, replayed on restored inputs: nothing is allocated, waited for, or read on the host."""
-    name, call = made(case, torch.bfloat16)
+    name, call = (case, calls.VALID[case](**FLOAT32[case])) if case in FLOAT32 else made(case, torch.bfloat16)
     want = kit.run(name, call, "cuda")
     here = kit.copied(call, "cuda")
     graph, before = torch.cuda.CUDAGraph(), {n: here[n].clone() for n in calls.written(name) if here.get(n) is not None}

@@ -103,13 +103,14 @@ def test_large_negative_numbers_end_at_zero():
 
 
 @pytest.mark.parametrize("misaligned", ["x", "out"])
-def test_pixels_that_begin_inside_of_a_vector(misaligned):
-    """Strides of whole vectors, but not the address: numbers instead (a sanitizer and a GPU would see a vector)."""
+@pytest.mark.parametrize("start, between", [(1, 0), (0, 2)], ids=["address", "strides"])
+def test_pixels_that_begin_inside_of_a_vector(misaligned, start, between):
+    """The first one, or those behind it: numbers instead."""
     call = call_of(1, 16, 1, 2, 3)
     for name in ("x", "out"):
-        first = int(name == misaligned)
-        memory = torch.full((first + 96,), torch.nan)[first:]
-        call[name] = memory.view(1, 1, 2, 3, 16).permute(0, 4, 1, 2, 3).copy_(call[name])
+        first, room = (start, between) if name == misaligned else (0, 0)
+        memory = torch.full((first + 6 * (16 + room),), torch.nan)[first:].view(1, 1, 2, 3, 16 + room)
+        call[name] = memory[..., :16].permute(0, 4, 1, 2, 3).copy_(call[name])
         assert call[name].data_ptr() % 16 == 4 * first and call[name].stride(1) == 1
     want = kit.run(NAME, call, "reference")["out"]
     built.run(NAME, call, in_place=True)

@@ -119,6 +119,8 @@ print("lived")
         ("mistakes", 2, "that some threads never reach"),
         ("mistakes", 3, "different collectives"),
         ("mistakes", 4, "not aligned to 16 bytes"),
+        ("mistakes", 7, "a vector is not aligned to its size"),
+        ("mistakes", 8, "a vector is not aligned to its size"),
     ],
 )
 def test_what_hardware_leaves_undefined_ends_the_program(name, fault, says):

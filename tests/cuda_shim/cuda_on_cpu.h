@@ -11,8 +11,9 @@
 //
 // It proves indices, masks, barriers and waits of the very code that nvcc compiles. These end the
 // program with a message: a barrier that only some threads reach, lanes of a warp in different
-// collectives, a lane that takes part without being named, an address of 16-byte copies or of
-// ldmatrix that is no multiple of 16, and a copy that nobody waited for. What is read before the
+// collectives, a lane that takes part without being named, a vector's address that is no multiple
+// of its size, one of 16-byte copies or of ldmatrix that is none of 16, and a copy that nobody
+// waited for. What is read before the
 // wait or the barrier behind a cp.async is NaN; so is dynamic shared memory that nobody has
 // written. Static shared memory keeps what the block before left there.
 //

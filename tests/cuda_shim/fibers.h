@@ -39,6 +39,11 @@ constexpr size_t kWarp = 32;
   std::abort();
 }
 
+template <class Vector>
+void expect_aligned(const Vector* at) {
+  if (reinterpret_cast<uintptr_t>(at) % sizeof(Vector)) fail("a vector is not aligned to its size");
+}
+
 // --- a stack of its own, and the switch between two ---------------------------------------------
 
 #if defined(__x86_64__)

@@ -75,6 +75,9 @@ inline float __expf(float x) {
 inline float __fdividef(float x, float y) {
   return x / y;
 }
+inline double __dmul_rn(double x, double y) {
+  return x * y;
+}
 template <class T>
 T __ldg(const T* at) {
   return *at;

@@ -93,6 +93,8 @@ __global__ void mistakes(const Probe p) {
   if (p.fault == 2 && threadIdx.x != 5) __shfl_xor_sync(kAllLanes, 1, 1);
   if (p.fault == 3) threadIdx.x == 7 ? __syncwarp() : (void)__ballot_sync(kAllLanes, true);
   if (p.fault == 4) ldmatrix(out, rows[threadIdx.x % 8] + 1);
+  if (p.fault == 7) out[0] = load<uint16_t, 8>(rows[0] + 4, threadIdx.x % 2).at[0];
+  if (p.fault == 8) store<uint16_t, 2>(rows[0] + 1, 0, {});
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""``python -m tests.mutants [part of a name]``: plant each fault in a copy of the tree, and see that a test finds it.
+"""``python -m tests.mutants [part of a name or path]``: plant each fault in a copy of the tree, and see a test find it.
 
 Nothing here touches the tree. The copy is what Python imports: the environment's editable install is left out by
 starting without ``site``, and the compiled modules are copied beside the sources.
@@ -19,6 +19,7 @@ from tests.mutants import ROOT
 from tests.mutants.session import MUTANTS
 
 PATIENCE = 600  # seconds; a fault may make a loop endless
+AT_FIRST = 3600  # without a fault: what the tests compile is compiled here
 PASSED, FAILED = 0, 1  # of pytest; anything else is an error of ours
 
 
@@ -39,15 +40,17 @@ def copy_tree(target: Path) -> None:
             shutil.copy(found.origin, target / "rest_fast")
 
 
-def run(tree: Path, tests: str) -> int:
+def run(tree: Path, tests: str, patience: int = PATIENCE) -> int:
     """pytest's exit code; FAILED also where it takes too long."""
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     paths = os.pathsep.join([str(tree), *packages])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-S", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=patience)
     except subprocess.TimeoutExpired:
+        return FAILED
+    if done.returncode < 0:  # a signal: the fault ended the process
         return FAILED
     if done.returncode not in (PASSED, FAILED):
         print(done.stdout[-2000:], done.stderr[-2000:])
@@ -55,13 +58,13 @@ def run(tree: Path, tests: str) -> int:
 
 
 def main(words: list[str]) -> int:
-    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    chosen = [m for m in MUTANTS if not words or any(word in f"{m.name} {m.file}" for word in words)]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         copy_tree(tree)
         everything = " ".join(dict.fromkeys(m.tests for m in chosen))
-        if run(tree, everything) != PASSED:
+        if run(tree, everything, AT_FIRST) != PASSED:
             print("the tests must pass before a fault is planted")
             return 2
         for mutant in chosen:

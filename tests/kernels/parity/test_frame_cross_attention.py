@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_fast.kernels import frame_cross_attention as package
-from rest_fast.ops.qk_norm_rope_cache import rms_norm
 from tests.kernels import kit
 from tests.kit.compare import assert_close, assert_same_bits, twice_eager
 from tests.ops import calls
+from tests.ops.cases.frame_cross_attention import eager
 
 NAME = "frame_cross_attention"
 
@@ -72,15 +72,8 @@ def test_any_shape(data):
 def test_many_keys_are_at_most_twice_eager(shape, dtype):
     """Tensor cores take rounded queries and weights, and so does eager attention, which this is compared with."""
     call = calls.frame_cross_attention(**shape, dtype=dtype)
-    lanes, frames, _, heads, dim = call["k"].shape
-    q = rms_norm(call["q"], call["q_weight"], call["eps"]).to(dtype)
-    q = q.view(lanes * frames, -1, heads, dim).transpose(1, 2)
-    k, v = (call[name].flatten(0, 1).transpose(1, 2) for name in "kv")
-    # The unfused form: softmax in fp32, its weights rounded for the product with v.
-    weights = (q @ k.transpose(-1, -2) * dim**-0.5).float().softmax(-1).to(dtype)
-    eager = (weights @ v).transpose(1, 2).reshape(call["q"].shape)
     exact = kit.run(NAME, kit.widened(NAME, call), "reference")["out"]
-    twice_eager(kit.run(NAME, call, "triton")["out"], eager, exact, tiny=1e-6)
+    twice_eager(kit.run(NAME, call, "triton")["out"], eager(call), exact, tiny=1e-6)
 
 
 @pytest.mark.parametrize("shape", [FEW["odd"], MANY["nine_keys"]], ids=["few", "many"])
