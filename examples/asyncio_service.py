@@ -24,7 +24,7 @@ async def watch(viewer, seconds):
 async def main(args):
     model = rest_fast.load(args.model)
     avatar, sound = model.prepare(args.photo), media.load_audio(args.sound)
-    with model.engine(sessions=2) as engine:
+    with model.engine(sessions=2, admission=False) as engine:  # also on a slow machine
         viewer = await Viewer.open(engine, avatar, sample_rate=sound.rate)
         watching = asyncio.create_task(watch(viewer, args.seconds))
         viewer.push(sound.mono)  # all of it at once, as from a speech synthesiser

@@ -25,7 +25,7 @@ async def speak(session, sound):
 async def main(args):
     model = rest_fast.load(args.model)
     avatar, sound = model.prepare(args.photo), media.load_audio(args.sound)
-    with model.engine(sessions=1) as engine:
+    with model.engine(sessions=1, admission=False) as engine:  # a slow machine shows late frames
         async with await engine.asession(avatar, sample_rate=sound.rate) as session:
             speaking = asyncio.create_task(speak(session, sound))
             pacer = Pacer(session)
