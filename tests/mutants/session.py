@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants import Mutant
 from tests.mutants.engine import MANY
+from tests.mutants.windows import WINDOWS
 
 ORACLE = "tests/streaming/test_session_oracle.py"
 DEFAULT = f"{ORACLE}::test_a_session_shows_what_the_oracle_says[default]"
@@ -219,5 +220,5 @@ GRAPHS = [
      "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
-EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY]
+EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *WINDOWS]
 MUTANTS = [Mutant(*row) for row in EVERY]
