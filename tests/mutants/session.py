@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants import Mutant
 from tests.mutants.engine import MANY
 from tests.mutants.kernels import KERNELS
+from tests.mutants.windows import WINDOWS
 
 ORACLE = "tests/streaming/test_session_oracle.py"
 DEFAULT = f"{ORACLE}::test_a_session_shows_what_the_oracle_says[default]"
@@ -220,5 +221,5 @@ GRAPHS = [
      "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
-EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS]
+EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS, *WINDOWS]
 MUTANTS = [Mutant(*row) for row in EVERY]
