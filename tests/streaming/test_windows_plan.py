@@ -84,6 +84,7 @@ def test_peak_counts_what_lives():
     assert peak(lambda x: x.add_(1), x) == 0
 
 
+@pytest.mark.slow
 def test_the_published_model_takes_no_memory_to_plan():
     """By hand: keys and values of 5 x 32 tokens in 30 blocks, six numbers of latents; 11 latents of 8 frames."""
     lite = FlashHeadConfig("lite", 512, 512, ConvVAEConfig())
