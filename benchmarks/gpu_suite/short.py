@@ -28,18 +28,18 @@ class Measurement:
 
 
 CONVOLVES = "bench_vae_layers bench_vae vae_peers vae_stages roofline"
-WARMS = f"{CONVOLVES} bench_ops bench_attention bench_block peers device/right device/attention device/layers"
+WARMS = f"{CONVOLVES} bench_ops op_table bench_attention bench_block peers device/right device/attention device/layers"
 ATTENTION = ("kernels/__init__.py", "kernels/rows.py", "kernels/sink_ring_attention")
 COMPILE = Measurement("compile", 45, 150, f"{WARMS} device/decode device/captured")
 PRODUCTS = Measurement("products", 30, 110, of=())
 # docs/gpu_suite.md says where the seconds come from.
 MEASUREMENTS = (
-    Measurement("right", 50, 120, f"{CONVOLVES} bench_ops peers"),
+    Measurement("right", 50, 120, f"{CONVOLVES} bench_ops op_table peers"),
     Measurement("captured", 80, 150),
     Measurement("engine", 80, 100),
     Measurement("attention", 30, 90, "bench_attention peers roofline", ("rest_fast", *ATTENTION)),
     PRODUCTS,
-    Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops peers"),
+    Measurement("layers", 60, 120, f"{CONVOLVES} device/right bench_ops op_table peers"),
     Measurement("decode", 60, 120, CONVOLVES),
     Measurement("block", 60, 120, "bench_block peers"),
     Measurement("flashhead", 80, 140, "flashhead device/captured device/engine"),

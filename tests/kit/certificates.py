@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -53,3 +54,14 @@ def chain(kind: str = "es256", **more) -> tuple[bytes, bytes, bytes]:
     root_key, key = KINDS["es256"](), KINDS[kind]()
     root = certificate("root", root_key, "root", root_key, authority=True)
     return certificate("signer", key, "root", root_key, authority=False, **more) + root, pem(key), root
+
+
+def verified(path, root: bytes):
+    """What C2PA's reader that trusts this root says: the state, the codes of what is wrong, the manifest."""
+    import c2pa
+
+    trust = {"trust": {"trust_anchors": root.decode()}, "verify": {"verify_trust": True}}
+    with c2pa.Context(c2pa.Settings.from_dict(trust)) as context, c2pa.Reader(str(path), context=context) as reader:
+        found = json.loads(reader.json())
+    wrong = [status["code"] for status in found.get("validation_status") or []]
+    return found["validation_state"], wrong, found["manifests"][found["active_manifest"]]

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
-import shutil
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("c2pa", reason="signatures are c2pa-python's")
 pytest.importorskip("cryptography", reason="certificates are made by cryptography")
-import c2pa
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -28,23 +21,12 @@ from rest_fast.media.signing import Signer, publish
 from tests.kit import certificates, toys
 from tests.kit.command import refused, words, write_inputs
 
-PAGE = Path(__file__).parents[2] / "docs" / "responsible_use.md"
-
 
 def video(path, source_type=provenance.SYNTHETIC):
     pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     with VideoWriter(path, 32, 32, sample_rate=16000, source_type=source_type) as writer:
         writer.write(pictures, np.zeros(5120, np.float32))
     return path
-
-
-def verified(path, root: bytes):
-    """What a reader that trusts this root says: the state, the codes of what is wrong, the manifest."""
-    trust = {"trust": {"trust_anchors": root.decode()}, "verify": {"verify_trust": True}}
-    with c2pa.Context(c2pa.Settings.from_dict(trust)) as context, c2pa.Reader(str(path), context=context) as reader:
-        found = json.loads(reader.json())
-    wrong = [status["code"] for status in found.get("validation_status") or []]
-    return found["validation_state"], wrong, found["manifests"][found["active_manifest"]]
 
 
 def origins(manifest) -> list[tuple[str, str]]:
@@ -64,7 +46,7 @@ def test_a_signed_video_is_trusted_plays_and_says_where_it_is_from(authority, tm
     chain, key, root = authority
     plain, signed = video(tmp_path / f"plain{ending}", kind), tmp_path / f"signed{ending}"
     Signer(chain, key)(plain, signed)
-    state, wrong, manifest = verified(signed, root)
+    state, wrong, manifest = certificates.verified(signed, root)
     assert (state, wrong) == ("Trusted", [])
     assert origins(manifest) == [("c2pa.created", kind)] and manifest["title"] == signed.name
     assert manifest["claim_generator_info"][0]["name"] == "rest_fast"
@@ -80,18 +62,21 @@ def test_the_key_decides_on_the_algorithm(tmp_path, algorithm):
     signer = Signer(chain, key)
     for name in ("a.mp4", "b.mp4"):  # a signer signs as many as it is given
         signer(video(tmp_path / "plain.mp4"), tmp_path / name)
-        state, _, manifest = verified(tmp_path / name, root)
+        state, _, manifest = certificates.verified(tmp_path / name, root)
         assert state == "Trusted" and manifest["signature_info"]["alg"].lower() == algorithm
 
 
 def test_whoever_changes_a_picture_or_does_not_know_the_root_is_told(authority, tmp_path):
     chain, key, root = authority
     Signer(chain, key)(video(tmp_path / "plain.mp4"), tmp_path / "a.mp4")
-    assert verified(tmp_path / "a.mp4", certificates.chain()[2])[:2] == ("Valid", ["signingCredential.untrusted"])
+    assert certificates.verified(tmp_path / "a.mp4", certificates.chain()[2])[:2] == (
+        "Valid",
+        ["signingCredential.untrusted"],
+    )
     data = bytearray((tmp_path / "a.mp4").read_bytes())
     data[data.rindex(b"mdat") + 100] ^= 1
     (tmp_path / "a.mp4").write_bytes(data)
-    assert verified(tmp_path / "a.mp4", root)[:2] == ("Invalid", ["assertion.bmffHash.mismatch"])
+    assert certificates.verified(tmp_path / "a.mp4", root)[:2] == ("Invalid", ["assertion.bmffHash.mismatch"])
 
 
 def test_files_as_openssl_writes_them(authority, tmp_path):
@@ -105,7 +90,7 @@ def test_files_as_openssl_writes_them(authority, tmp_path):
     (tmp_path / "key.pem").write_bytes(parameters + certificates.pem(key, form=traditional))
     (tmp_path / "chain.pem").write_bytes(chain)
     Signer(tmp_path / "chain.pem", str(tmp_path / "key.pem"))(video(tmp_path / "a.mp4"), tmp_path / "b.mp4")
-    assert verified(tmp_path / "b.mp4", root)[0] == "Trusted"
+    assert certificates.verified(tmp_path / "b.mp4", root)[0] == "Trusted"
 
 
 @functools.cache
@@ -175,7 +160,7 @@ def test_render_signs_the_whole_file(authority, model, avatar, tmp_path):
     chain, key, root = authority
     out = tmp_path / "a.mp4"
     rest_fast.render(model, avatar, media.Audio(toys.sound(16000, 0.64)[:, None], 16000), out, sign=Signer(chain, key))
-    state, wrong, manifest = verified(out, root)
+    state, wrong, manifest = certificates.verified(out, root)
     assert (state, wrong) == ("Trusted", []) and manifest["title"] == "a.mp4"
     assert len(read_video(out)[0]) == 16 and os.listdir(tmp_path) == ["a.mp4"]
 
@@ -189,7 +174,7 @@ def test_the_command_signs_and_refuses_before_a_model_is_loaded(authority, tmp_p
     (inputs / "key.pem").write_bytes(key)
     argv = words(inputs, out, "--c2pa-cert", inputs / "chain.pem", "--c2pa-key", inputs / "key.pem")
     assert cli.main(argv) == 0
-    state, _, manifest = verified(out, root)
+    state, _, manifest = certificates.verified(out, root)
     assert state == "Trusted" and manifest["title"] == "a.mp4" and os.listdir(out.parent) == ["a.mp4"]
     capsys.readouterr()
     monkeypatch.setattr("rest_fast.load", lambda *_, **__: pytest.fail("loaded a model"))
@@ -201,12 +186,3 @@ def test_what_is_said_without_the_library(authority, monkeypatch):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(rest_fast.SigningError, match=r"pip install 'rest_fast\[c2pa\]'"):
         Signer(*authority[:2])
-
-
-@pytest.mark.skipif(not shutil.which("openssl") or not PAGE.exists(), reason="openssl or the page is not here")
-def test_the_pages_certificate_signs(tmp_path):
-    (commands,) = re.findall(r"```\n(  openssl .*?)  ```", PAGE.read_text(), re.DOTALL)
-    subprocess.run(["sh", "-ec", textwrap.dedent(commands)], cwd=tmp_path, check=True, capture_output=True)
-    Signer(tmp_path / "chain.pem", tmp_path / "key.pem")(video(tmp_path / "plain.mp4"), tmp_path / "signed.mp4")
-    state, wrong, _ = verified(tmp_path / "signed.mp4", (tmp_path / "root.pem").read_bytes())
-    assert (state, wrong) == ("Trusted", [])

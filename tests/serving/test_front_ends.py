@@ -34,7 +34,7 @@ def test_the_lowest_and_the_newest_were_tried(name):
     assert all(version < numbers(bound) for version in found)
     assert " and ".join(row["dependencies"] for row in rows) == "lowest and newest"
     for row in rows:
-        assert row["failed"] == 0 and row["passed"] > 15, row
+        assert row["failed"] == 0 and row["passed"] >= 15, row
 
 
 @pytest.mark.parametrize("name", front_ends.NAMED)
