@@ -63,7 +63,7 @@ class Residual(nn.Module):
             self.conv2.weight.mul_(0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + cast(torch.Tensor, self.conv2(F.silu(self.conv1(F.silu(x)))))
+        return x + cast(torch.Tensor, self.conv2(F.silu(self.conv1(F.silu(x)), inplace=True)))
 
 
 class Larger(nn.Module):
@@ -74,7 +74,7 @@ class Larger(nn.Module):
         self.up, self.conv = conv(channels, 4 * out_channels, 1), conv(out_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.conv(F.silu(F.pixel_shuffle(self.up(F.silu(x)), 2))))
+        return cast(torch.Tensor, self.conv(F.silu(F.pixel_shuffle(self.up(F.silu(x)), 2), inplace=True)))
 
 
 def to_codes(latents: torch.Tensor) -> torch.Tensor:
