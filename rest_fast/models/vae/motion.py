@@ -304,8 +304,8 @@ class MotionDecoder(Decoder):
         self.pose = PoseFilter(config.latent_channels // TEMPORAL, config.pose_alpha) if config.pose_alpha < 1 else None
 
     def pack(self) -> None:
-        """Channels last: all maps behind a convolution of such weights have this order, too. On a CPU without AVX-512
-        oneDNN is two to three times as fast so for few channels."""
+        """Channels last: all maps behind a convolution of such weights have this order, too. oneDNN convolves few
+        channels faster so, above all without AVX-512."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
