@@ -46,15 +46,16 @@ def test_any_count_and_a_prefix_of_the_longest(count):
     assert_same_bits(got, longest[:, :count].contiguous(), f"{count} numbers")
 
 
+@pytest.mark.parametrize("count", [515, 516])
 @pytest.mark.parametrize("start", [1, 2, 4])
-def test_any_start_in_memory(start):
+def test_any_start_in_memory(start, count):
     """Numbers instead of vectors where these would begin inside of one: the same bits, and nothing else is written."""
-    call = calls.latent_noise(frames=2, count=516)
-    memory = torch.full((2 * 516 + 8,), 77.0)
-    out = memory[start : start + 2 * 516].view(2, 516)
+    call = calls.latent_noise(frames=2, count=count)
+    memory = torch.full((2 * count + 8,), 77.0)
+    out = memory[start : start + 2 * count].view(2, count)
     built.run(NAME, call | {"out": out}, in_place=True)
     assert_same_bits(out, built.run(NAME, call)["out"], "out")
-    assert (memory[:start] == 77).all() and (memory[start + 2 * 516 :] == 77).all()
+    assert (memory[:start] == 77).all() and (memory[start + 2 * count :] == 77).all()
 
 
 def test_nothing_to_do():

@@ -236,8 +236,8 @@ class Film(Socket):
 
     async def interrupt(self) -> None:
         """What came while this player read the file was on its way, too: where processors are busy, many frames."""
-        self.transit = Film.transit + max(0, len(self.early) - self.shown - 7)
         await super().interrupt()
+        self.transit = Film.transit + max(0, len(self.early) - self.shown - 7)
 
     async def _meanwhile(self, job: Awaitable[Any]) -> Any:
         """The result of a job, while frames go on to arrive at their times."""

@@ -51,7 +51,7 @@ VECTORS = [
      "whole && aligned({p.x, p.q, p.keys, p.base, p.update, p.null}, 16)", "whole", of("frame_audio_update")),
     ("projections are vectors wherever they begin", f"{FOLDER}/qk_norm_rope_cache.cu",
      "aligned({p.qkv, p.q_weight, p.k_weight, p.k_cache, p.v_cache, p.q_out}, bytes)", "true",
-     of("qk_norm_rope_cache")),
+     of("alignment")),
     ("keys are pairs wherever they begin", f"{FOLDER}/rotate_context.cu", "aligned({p.k_cache}, 2 * sizeof(T))",
      "true", of("rotate_context")),
     ("slots are copied wherever they begin", f"{FOLDER}/sink_ring_attention.cu",
