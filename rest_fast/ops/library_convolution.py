@@ -5,8 +5,9 @@ on the CPU, and a sequence of ops on a GPU. Buffers with channels innermost (``c
 the library reorders others at every call. A ``haloed`` buffer is read with its halo, which has to be zero.
 
 oneDNN is called directly, because ``F.conv3d`` takes a loop that is four times slower for a single small piece
-(64 channels, 6 frames of 32 x 32). A frozen weight is kept a second time in oneDNN's order if reordering it would cost
-a tenth of the convolution, that is, if the weight is small or there are few pixels (:func:`packed`).
+(64 channels, 6 frames of 32 x 32). A frozen weight is kept a second time in the order that oneDNN wants for this size
+if reordering it would cost a tenth of the convolution, that is, if the weight is small or there are few pixels
+(:func:`packed`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EPILOGUE = "conv_epilogue"  # of rest_fast._cpu
 MOST_CHANNELS = 8192  # that the epilogue takes: kMaxConvChannels in csrc/ops/conv_epilogue.h
 SMALL = 1 << 20  # numbers of a weight: a second copy of all of a small decoder costs a few megabytes
 FEW = 1024  # pixels of a call; with more, the convolution takes much longer than reordering even the widest weight
-SEEN = (1, 5, 32, 32)  # batch and buffer that the order is made for: always the same, whatever the first call has
+KEPT = 4 * SMALL  # numbers of all orders of one weight together, unless it is the first one
 
 
 def _cpu_dtypes() -> tuple[torch.dtype, ...]:
@@ -85,7 +86,7 @@ def convolved(buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
         return F.conv3d(x, weight, bias, padding=(0, side, side))
     b, _, t, h, w = buffer.shape
     if weight.numel() <= SMALL or b * (t - 2) * h * w <= FEW:
-        weight = packed(weight)
+        weight = packed(weight, (*x.shape[2:], side))
     return torch.ops.mkldnn._convolution_pointwise(
         x, weight, bias, [0, side, side], [1, 1, 1], [1, 1, 1], 1, "none", [], ""
     )
@@ -160,22 +161,31 @@ def _rearranged(x: torch.Tensor, factors: list[int], drop: int) -> torch.Tensor:
     return y
 
 
-def packed(weight: torch.Tensor) -> torch.Tensor:
-    """A frozen CPU weight [O, C, 3, 3, 3] in oneDNN's order, kept with the tensor until it changes; others unchanged.
+def packed(weight: torch.Tensor, size: tuple[int, int, int, int]) -> torch.Tensor:
+    """A frozen weight [O, C, 3, 3, 3] in the order that oneDNN wants for a size: frames, rows, columns and border of
+    what is convolved. It is kept with the weight until that changes; other weights come back unchanged.
 
-    The numbers are the same, and so are the results. A model may call this at load, to make its first call fast, too.
+    The numbers are the same, and so are the results. The order depends on the size and the number of threads, and one
+    for another size is worse than none: turning a weight of 128 channels from order to order takes 30 ms at every call.
     """
-    if not weight.is_cpu:
+    none: dict[tuple[int, ...], torch.Tensor] = {}
+    orders = derived(weight, "packed", (weight,), dict, learning=none)
+    if orders is none:
         return weight
-    return derived(weight, "packed", (weight,), lambda: _reordered(weight.detach()), learning=weight)
+    key = (torch.get_num_threads(), *size)
+    if key not in orders:
+        if orders and (len(orders) + 1) * weight.numel() > KEPT:
+            return weight
+        orders[key] = _reordered(weight.detach(), size)
+    return orders[key]
 
 
-def _reordered(weight: torch.Tensor) -> torch.Tensor:
-    batch, *buffer = SEEN
-    size = [batch, weight.shape[1], *buffer]
-    reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight, [0, 1, 1], [1, 1, 1], [1, 1, 1], 1, size
-    )
+def _reordered(weight: torch.Tensor, size: tuple[int, int, int, int]) -> torch.Tensor:
+    *frames_rows_columns, side = size
+    with torch.inference_mode(False), torch.no_grad():
+        reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, [0, side, side], [1, 1, 1], [1, 1, 1], 1, [1, weight.shape[1], *frames_rows_columns]
+        )
     return reordered
 
 

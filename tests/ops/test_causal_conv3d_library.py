@@ -233,8 +233,9 @@ def test_the_compiled_pass_refuses(position, value, text):
 
 class TestPacking:
     @staticmethod
-    def convolved(weight: torch.Tensor) -> torch.Tensor:
-        buffer = torch.randn(2, weight.shape[1], 4, 9, 11, generator=torch.Generator().manual_seed(3)).to(weight.dtype)
+    def convolved(weight: torch.Tensor, frames: int = 4, side: int = 9) -> torch.Tensor:
+        size = (2, weight.shape[1], frames, side, 11)
+        buffer = torch.randn(size, generator=torch.Generator().manual_seed(3)).to(weight.dtype)
         buffer = channels_last(buffer)
         return library_convolution.convolved(buffer, weight, None, reflect=False)
 
@@ -243,8 +244,9 @@ class TestPacking:
     def test_same_bits(self, shape, dtype):
         weight = torch.randn(*shape, 3, 3, 3).to(dtype)
         packed = self.convolved(weight)
-        assert weight.packed.value.is_mkldnn
-        with mock.patch.object(library_convolution, "packed", lambda w: w):
+        (order,) = weight.packed.value.values()
+        assert order.is_mkldnn
+        with mock.patch.object(library_convolution, "packed", lambda w, size: w):
             assert_same_bits(packed, self.convolved(weight), "packed against plain")
 
     def test_a_changed_weight_is_packed_anew(self):
@@ -257,6 +259,24 @@ class TestPacking:
         assert_close(self.convolved(weight), 2 * before, rtol=0, reason="powers of two are exact")
         weight.data = torch.zeros_like(weight)
         assert not self.convolved(weight).any()
+
+    def test_an_order_for_each_size(self):
+        """oneDNN turns one for another size at every call, which for 128 channels takes longer than 200 pixels do."""
+        weight = torch.randn(8, 6, 3, 3, 3)
+        for frames, side in ((4, 9), (4, 5), (6, 9), (4, 9)):
+            self.convolved(weight, frames, side)
+        assert [key[1:] for key in weight.packed.value] == [(4, 9, 11, 1), (4, 5, 11, 1), (6, 9, 11, 1)]
+
+    def test_orders_of_wide_weights_take_no_more_memory_than_one(self, monkeypatch):
+        monkeypatch.setattr(library_convolution, "KEPT", 2 * 8 * 6 * 27)
+        weight = torch.randn(8, 6, 3, 3, 3)
+        for side in (5, 6, 7):
+            self.convolved(weight, side=side)
+        assert [key[2] for key in weight.packed.value] == [5, 6], "as many as there is memory for"
+        wider = torch.randn(8, 20, 3, 3, 3)
+        for side in (5, 6):
+            self.convolved(wider, side=side)
+        assert [key[2] for key in wider.packed.value] == [5], "the first in any case"
 
     def test_weights_that_are_not_packed(self):
         learns = torch.randn(4, 4, 3, 3, 3, requires_grad=True)
