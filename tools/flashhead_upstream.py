@@ -1,7 +1,8 @@
 """Runs SoulX-FlashHead's published code on made weights and stores a sample of what it gives, for our tests.
 
     git clone https://github.com/Soul-AILab/SoulX-FlashHead upstream && git -C upstream checkout 12467ce
-    python -m tools.flashhead_upstream upstream tests/models/flashhead/upstream.json
+    python -m tools.flashhead_upstream upstream tests/models/flashhead/upstream_128.json
+    python -m tools.flashhead_upstream upstream tests/models/flashhead/upstream_512.json --side 512 --chunks 1
 
 It needs the published code's transformers 4.57, diffusers below 0.36 and einops, and neither a GPU nor a download: in
 the place of xfuser, loguru, torchvision and pyloudnorm stand what it calls of them, its compile flags are off, it

@@ -19,7 +19,7 @@ from rest_fast.models.flashhead.dit import FlashHeadDiT
 from rest_fast.models.vae import to_latents, to_tokens
 from tests.kit import flashhead_folder as made
 
-STORED = json.loads((Path(__file__).parent / "upstream.json").read_text())
+STORED = {side: json.loads((Path(__file__).parent / f"upstream_{side}.json").read_text()) for side in (128, 512)}
 TOLERANCE = 2e-4  # of the largest stored number: both compute in float32, sums have up to 110,592 terms
 
 
@@ -44,7 +44,7 @@ def test_an_evaluation_at_full_width():
     }
     model.load_state_dict(state, assign=True)
     given = made.evaluation_inputs()
-    stored = STORED["evaluation"]
+    stored = STORED[128]["evaluation"]
     with torch.no_grad():
         heard = model.hear(model.audio(given["input.features"]))
         t = torch.tensor(stored["timestep"], dtype=torch.float64)
@@ -53,24 +53,25 @@ def test_an_evaluation_at_full_width():
 
 
 @pytest.mark.slow
-def test_chunks_through_decode_colour_and_encode_back(tmp_path):
-    """The folder is converted; wav2vec, sampler, VAE, colour match and what the next chunk begins with follow."""
+@pytest.mark.parametrize("side", STORED)
+def test_chunks_through_decode_colour_and_encode_back(side, tmp_path):
+    """The folder is converted; wav2vec, sampler, VAE, colour match and what the next chunk begins with follow: two
+    chunks of small pictures, one of 512 x 512."""
     import rest_fast
     from rest_fast.streaming.flashhead import FlashHeadSampler, FlashHeadStream, Networks
 
-    published, wav2vec = made.write(tmp_path / "given", made.FULL, STORED["seed"])
-    side = STORED["side"]
+    whole = STORED[side]
+    published, wav2vec = made.write(tmp_path / "given", made.FULL, whole["seed"])
     convert_flashhead(published, tmp_path / "head", wav2vec=wav2vec, size=side)
     model = rest_fast.load(tmp_path / "head", device="cpu")
     avatar = model.prepare(made.picture(side), crop="center")
-    close(to_latents(avatar.reference[None], model.config.grid), STORED["reference"])
+    close(to_latents(avatar.reference[None], model.config.grid), whole["reference"])
     sampling = model.config.replace(sampling__rounding="none").sampling  # it ran in float32, where nothing is rounded
-    stream = FlashHeadStream(Networks(model), avatar, FlashHeadSampler.of(model, sampling), seed=STORED["seed"])
-    stream.push(made.sound(len(STORED["chunks"])))
-    for i, stored in enumerate(STORED["chunks"]):
-        job = stream.next_chunk()
-        if i:
-            close(to_latents(job.window.motion, model.config.grid), STORED["chunks"][i - 1]["motion"])
+    stream = FlashHeadStream(Networks(model), avatar, FlashHeadSampler.of(model, sampling), seed=whole["seed"])
+    stream.push(made.sound(len(whole["chunks"])))
+    stream.push(np.zeros(15360, np.float32))  # of the chunk that begins with the last one's frames
+    job = stream.next_chunk()
+    for i, stored in enumerate(whole["chunks"]):
         heard = stream.timeline.sound.window16((i + 1) * 15360 - 128000, (i + 1) * 15360, 1 << 60)
         close(windows(model.speech(torch.from_numpy(heard)[None]), 33, 5), stored["audio"])
         with torch.inference_mode():
@@ -80,3 +81,5 @@ def test_chunks_through_decode_colour_and_encode_back(tmp_path):
         while stream.has_block():
             stream.make_block()
             stream.deliver()
+        job = stream.next_chunk()
+        close(to_latents(job.window.motion, model.config.grid), stored["motion"])
