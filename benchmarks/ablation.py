@@ -5,6 +5,7 @@
         --reader build/demo/reader.safetensors
     python benchmarks/ablation_report.py --figure docs/ablation.png && python benchmarks/tables.py
 
+``--config`` takes another model's latents (a preset, or a JSON file of training), ``--variants`` a part of the runs.
 Every run is resumable, and its measurements are stored when it ends. Shared: the data and the VAE by all; the speech
 encoder and the teacher by one seed; the student by those variants that differ in the distillation alone. Policies of
 inference need no training.
@@ -19,6 +20,7 @@ import logging
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
 from rest_fast.models.vae import to_tokens
 from rest_fast.training import chain
-from rest_fast.training.config import TrainingConfig, training_preset
+from rest_fast.training.config import TrainingConfig, read_config
 from rest_fast.training.flow import clip_codes
 from rest_fast.training.reports import read_log
 from rest_fast.training.shards import Shards
@@ -76,9 +78,9 @@ VARIANTS = (
 )
 
 
-def schedule(seed: int) -> TrainingConfig:
-    """The training of drawn faces with a smaller DiT and short stages, the same for all variants."""
-    config = training_preset("drawn").replace(
+def schedule(seed: int, source: str = "drawn", changes: Sequence[str] = ()) -> TrainingConfig:
+    """A training with a smaller DiT and short stages, the same for all variants."""
+    config = read_config(source, changes).replace(
         model__dit__layers=4, model__dit__heads=2, seed=seed, save_every=250, report_every=50
     )
     stages: dict[str, dict[str, Any]] = {
@@ -90,13 +92,13 @@ def schedule(seed: int) -> TrainingConfig:
     return config.replace(**{f"{stage}__{k}": v for stage, values in stages.items() for k, v in values.items()})
 
 
-def train(data: Path, work: Path, seed: int, vae: str) -> None:
+def train(data: Path, work: Path, config: TrainingConfig, vae: str, variants: Sequence[Variant]) -> None:
     """All trainings of one seed, in the order in which they need each other; what is done already is left."""
-    config = schedule(seed)
+    seed = config.seed
     shared, full = work / f"seed_{seed}" / "shared", work / f"seed_{seed}" / "full"
     for stage in SHARED:
         chain.run(stage, config, data, shared, vae=vae, resume=True, device="cpu")
-    for variant in VARIANTS:
+    for variant in variants:
         if variant.inference:
             continue
         folder = work / f"seed_{seed}" / variant.name.replace(" ", "_")
@@ -168,7 +170,8 @@ class Held:
 
 def measure(model: Model, held: Held, seed: int) -> dict[str, Any]:
     """All numbers of one model: of long streams, and of clips against the truth."""
-    talks = [Talk.random(TALKS * seed + n, SECONDS) for n in range(TALKS)]  # a seed has its own people
+    side = model.config.height
+    talks = [Talk.random(TALKS * seed + n, SECONDS, size=side) for n in range(TALKS)]  # a seed has its own people
     seeds = [1000 * seed + n for n in range(TALKS)]
     streams = measure_streams(model, talks, held.reader, seeds=seeds, dtype=DECODER)
     return {"streams": [dataclasses.asdict(s) for s in streams], "clips": measure_clips(model, held, seed)}
@@ -222,11 +225,11 @@ def latents_of_photo(model: Model, clips: Clips, clip: int) -> torch.Tensor:
     return to_tokens(model.vae.encode(clips.pixels(clip, slice(0, 1))[None]))[0]
 
 
-def measure_all(work: Path, results: Path, held: Held, seeds: list[int]) -> None:
+def measure_all(work: Path, results: Path, held: Held, seeds: list[int], variants: Sequence[Variant]) -> None:
     """Every trained variant that has not been measured yet; a file for each."""
     results.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        for variant in VARIANTS:
+        for variant in variants:
             path = results / f"seed_{seed}.{variant.name.replace(' ', '_')}.json"
             if path.exists() or not (folder_of(work, seed, variant) / checkpoint.WEIGHTS).is_file():
                 continue
@@ -269,19 +272,23 @@ def main() -> None:
         command.add_argument("--vae", required=True, help="checkpoint whose VAE made the latents (docs/ablation.md)")
         command.add_argument("--work", type=Path, required=True)
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], help="all unless given")
         command.add_argument("--threads", type=int, default=1)
+    training.add_argument("--config", default="drawn", help="preset of a training, or its JSON file")
+    training.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes, as of rest-fast train")
     measuring.add_argument("--test", type=Path, required=True, help="rest-fast synth --split test")
     measuring.add_argument("--reader", type=Path, required=True, help="fitted mouth reader (demo_report)")
     measuring.add_argument("--results", type=Path, default=Path("benchmarks/results/ablation"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
+    variants = [v for v in VARIANTS if not args.variants or v.name in args.variants]
     if args.command == "train":
         for seed in args.seeds:
-            train(args.data, args.work, seed, args.vae)
+            train(args.data, args.work, schedule(seed, args.config, args.set), args.vae, variants)
     else:
         held = Held.load(args.data, args.test, args.reader, args.vae)
-        measure_all(args.work, args.results, held, args.seeds)
+        measure_all(args.work, args.results, held, args.seeds, variants)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """A chunk of SoulX-FlashHead by stage: this package, and the published code's arithmetic as plain eager PyTorch.
 
-    python -m benchmarks.flashhead --out benchmarks/results/flashhead_cpu.json
+    python -m benchmarks.flashhead --compile --out benchmarks/results/flashhead_cpu.json
 
 Random weights, the same for both, in one process, stages taking turns. The published code itself is not here: *plain*
 is what its ``forward`` computes, call by call, with nothing kept from one evaluation to the next: timestep, audio
 tokens and their keys and values anew in each, rotations as complex numbers in float64, one kernel a formula; its
-decoder is ours with every op's reference in PyTorch. Latents are compared with ours before anything is timed. The model
-has all layers and a quarter of each width; ``device/flashhead.py`` has the published size, for a GPU.
+decoder is diffusers', of which it has a copy. ``--compile``: the same through ``torch.compile``, as on its servers, but
+for the transformer a block at a time: thirty of them in one graph were not compiled in 12 minutes of two cores. Latents
+and frames are compared with ours before anything is timed. The model has all layers and a quarter of each width;
+``device/flashhead.py`` has the published size, for a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -21,8 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks import kit
-from rest_fast import ops
+from benchmarks import kit, vae_peers
 from rest_fast.config import ConvVAEConfig
 from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, Wav2VecConfig
 from rest_fast.latency import where
@@ -79,20 +81,26 @@ def random_model(config: FlashHeadConfig) -> FlashHeadModel:
 
 
 def published_velocity(
-    dit: FlashHeadDiT, z: torch.Tensor, reference: torch.Tensor, timestep: torch.Tensor, features: torch.Tensor
+    dit: FlashHeadDiT,
+    z: torch.Tensor,
+    reference: torch.Tensor,
+    timestep: torch.Tensor,
+    features: torch.Tensor,
+    block: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
+    """``block``: :func:`published_block`, compiled."""
     heard = dit.audio(features)
     six, embedded = dit.time(timestep)
     turning = torch.view_as_complex(dit.rope[:, : dit.config.head_dim // 2].contiguous())[:, None]
     x = dit.proj_in(torch.cat([z, reference], -1))
-    for block in dit.blocks:
-        x = _published_block(block, x, six, turning, heard, dit.config.head_dim)
+    for layer in dit.blocks:
+        x = (block or published_block)(layer, x, six, turning, heard, dit.config.head_dim)
     shift, scale = dit.table + embedded
     found: torch.Tensor = dit.proj_out(F.layer_norm(x, x.shape[-1:], eps=dit.config.norm_eps) * (1 + scale) + shift)
     return found
 
 
-def _published_block(
+def published_block(
     block: FlashHeadBlock, x: torch.Tensor, six: torch.Tensor, turning: torch.Tensor, heard: torch.Tensor, dim: int
 ) -> torch.Tensor:
     shift1, scale1, gate1, shift2, scale2, gate2 = block.table + six
@@ -119,8 +127,9 @@ def _published_block(
     x = x + gate1 * block.attn.out(seen)
     audio = block.audio
     q, (k, v) = rms(audio.q(block.norm(x)), audio.q_norm), audio.kv(heard).chunk(2, -1)
-    frames = heads(q).unflatten(1, (heard.shape[1], -1))
-    x = x + audio.out(attention(frames, heads(rms(k, audio.k_norm)), heads(v)).flatten(1, 2))
+    k, v = (heads(y).flatten(0, 1) for y in (rms(k, audio.k_norm), v))
+    q = heads(q).unflatten(1, (heard.shape[1], -1)).flatten(0, 1)  # a frame of a lane is one of the batch
+    x = x + audio.out(attention(q, k, v).view(x.shape))
     return x + gate2 * block.mlp(normed(x) * (1 + scale2) + shift2)
 
 
@@ -157,12 +166,12 @@ class Chunk:
     def evaluations(self) -> torch.Tensor:
         return self.sampler.run([self.job])
 
-    def published_evaluations(self) -> torch.Tensor:
+    def published_evaluations(self, velocity: Callable[..., torch.Tensor] = published_velocity) -> torch.Tensor:
         z, held, dtype = self.noise[0].clone(), self.motion.shape[1], self.model.dtype
         for i, level in enumerate(self.sampler.levels):
             z[:, :held] = self.motion
             timestep = torch.tensor(level.timestep, dtype=torch.float64, device=z.device)
-            v = published_velocity(self.model.dit, z.to(dtype), self.reference.to(dtype), timestep, self.features)
+            v = velocity(self.model.dit, z.to(dtype), self.reference.to(dtype), timestep, self.features)
             fresh = self.noise[(i + 1) % len(self.noise)]
             z = (1 - level.after) * (z - level.now * v) + level.after * fresh
         z[:, :held] = self.motion
@@ -171,44 +180,64 @@ class Chunk:
     def decode(self) -> torch.Tensor:
         return self.model.vae.decode(to_latents(self.latents.to(self.model.dtype), self.model.config.grid))
 
-    def published_decode(self) -> torch.Tensor:
-        with ops.use_backend("reference"):
-            return self.decode()
+    def published_decode(self, decoder: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        z = to_latents(self.latents.to(self.model.dtype), self.model.config.grid)
+        return decoder(self.model.vae.denormalised(z, 0, 0))
 
     def colour(self) -> torch.Tensor:
         return match_colours(self.frames, self.photo.to(self.model.wide))
 
-    def stages(self) -> dict[str, dict[str, Callable[[], Any]]]:
-        """Of each stage: ours, and *plain* where that differs."""
-        encode = functools.partial(self.networks.encode, self.shown, self.posterior)
-        return {
+    def published(self, compiled: bool) -> dict[str, Callable[[], torch.Tensor]]:
+        """The published code's two longest stages; without diffusers the first alone."""
+        around = functools.partial(torch.compile, dynamic=False) if compiled else lambda call: call
+        velocity = functools.partial(published_velocity, block=around(published_block))
+        found = {"four evaluations": functools.partial(self.published_evaluations, velocity)}
+        with contextlib.suppress(ImportError, RuntimeError):  # not installed, or its libraries do not fit it
+            decoder = vae_peers.Diffusers(self.model.vae)
+            found["decode, 33 frames"] = functools.partial(self.published_decode, around(decoder))
+        return found
+
+    def stages(self, compiled: bool = False) -> dict[str, dict[str, Callable[[], Any]]]:
+        """Of each stage: ours, and *plain* and *compiled* where they differ."""
+        found: dict[str, dict[str, Callable[[], Any]]] = {
             "wav2vec and audio tokens": {
                 "ours": lambda: self.networks.hear(self.sound),
                 "plain": lambda: self.model.speech(self.sound),  # the tokens come with each evaluation
             },
-            "four evaluations": {"ours": self.evaluations, "plain": self.published_evaluations},
-            "decode, 33 frames": {"ours": self.decode, "plain": self.published_decode},
+            "four evaluations": {"ours": self.evaluations},
+            "decode, 33 frames": {"ours": self.decode},
             "colour match": {"ours": self.colour},
-            "encode back, 9 frames": {"ours": encode},
+            "encode back, 9 frames": {"ours": functools.partial(self.networks.encode, self.shown, self.posterior)},
             "decode, 24 frames of a stream": {"ours": lambda: self.ahead.piece(self.piece, pictures=True)},
         }
+        for way in ("plain", "compiled")[: 1 + compiled]:
+            for name, call in self.published(way == "compiled").items():
+                found[name][way] = call
+        return found
 
 
-def judged(chunk: Chunk) -> float:
-    """The largest difference between our latents and *plain*'s, as a share of the largest number."""
-    ours, plain = chunk.evaluations(), chunk.published_evaluations()
-    off = float((ours - plain).abs().max() / plain.abs().max())
-    limit = OFF if chunk.model.dtype == torch.bfloat16 else OFF / 1000
-    assert off <= limit, f"expected the same latents but for {limit:g} of the largest, got {off:.3g}"
-    return off
+def judged(stages: dict[str, dict[str, Callable[[], Any]]], dtype: torch.dtype) -> dict[str, float]:
+    """The largest difference between our latents and frames and others', as a share of the largest number."""
+    limit, found = OFF if dtype == torch.bfloat16 else OFF / 1000, {}
+    for name in ("four evaluations", "decode, 33 frames"):
+        ours = stages[name]["ours"]().clone()
+        for way in stages[name].keys() - {"ours"}:
+            other = stages[name][way]()
+            off = float((ours - other).abs().max() / other.abs().max())
+            assert off <= limit, f"{name}, {way}: expected ours but for {limit:g} of the largest, got {off:.3g}"
+            found[f"{name}, {way}"] = off
+    return found
 
 
 @torch.no_grad()
-def measured(config: FlashHeadConfig, budget: float, graphs: Graphs | None = None) -> dict[str, Any]:
+def measured(
+    config: FlashHeadConfig, budget: float, graphs: Graphs | None = None, *, compiled: bool = False
+) -> dict[str, Any]:
     """Medians of each stage, and what was measured."""
     chunk = Chunk(random_model(config), graphs)
-    off, found = judged(chunk), {}
-    for name, variants in chunk.stages().items():
+    stages, found = chunk.stages(compiled), {}
+    off = judged(stages, chunk.model.dtype)
+    for name, variants in stages.items():
         calls = {key: (lambda i, run=run: run()) for key, run in variants.items()}
         times = kit.interleaved(calls, budget=budget, least=LEAST)
         found[name] = {key: kit.summary(t)["median_us"] / 1e3 for key, t in times.items()}
@@ -227,9 +256,10 @@ def main() -> None:
     parser.add_argument("--narrower", type=int, default=4, help="by what each width is divided")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of a stage")
+    parser.add_argument("--compile", action="store_true", help="the published arithmetic through torch.compile, too")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = measured(config_of(args.narrower, args.side), args.budget)
+    found = measured(config_of(args.narrower, args.side), args.budget, compiled=args.compile)
     found["environment"] = where.environment(where.commit_info())
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -8,22 +8,27 @@ import stored
 
 
 def of_chunk(stages: dict[str, dict[str, float]], which: str) -> float:
-    """Milliseconds of a chunk: all stages but the last, which is for comparison."""
-    return sum(row.get(which, row["ours"]) for name, row in stages.items() if not name.endswith("stream"))
+    """Milliseconds of a chunk: all stages but the last, which is for comparison. A stage that was not made in this way
+    counts as the one that is nearest to it."""
+    return sum(
+        row.get(which, row.get("plain", row["ours"])) for name, row in stages.items() if not name.endswith("stream")
+    )
 
 
 def stage_table(found: dict[str, Any]) -> str:
-    """A chunk's stages, ours and the published arithmetic's."""
-    stages = found["stages"]
-    ours, plain = (of_chunk(stages, which) for which in ("ours", "plain"))
-    lines = [["stage", "ours", "share", "plain", "plain / ours"]]
-    for name, row in stages.items():
+    """A chunk's stages, ours and the published arithmetic's, compiled where that was measured."""
+    stages, ours = found["stages"], of_chunk(found["stages"], "ours")
+    others = [way for way in ("plain", "compiled") if any(way in row for row in stages.values())]
+    lines = [["stage", "ours", "share", *(cell for way in others for cell in (way, f"{way} / ours"))]]
+    chunk = {"ours": ours} | {way: of_chunk(stages, way) for way in others}
+    for name, row in [*stages.items(), ("chunk", chunk)]:
         if name.endswith("stream"):
             continue
-        share, other = f"{row['ours'] / ours:.0%}", row.get("plain")
-        cells = ["the same", ""] if other is None else [_ms(other), f"{other / row['ours']:.2f}"]
-        lines.append([name, _ms(row["ours"]), share, *cells])
-    return stored.table([*lines, ["chunk", _ms(ours), "100%", _ms(plain), f"{plain / ours:.2f}"]])
+        cells = [name, _ms(row["ours"]), f"{row['ours'] / ours:.0%}"]
+        for way in others:
+            cells += [_ms(row[way]), f"{row[way] / row['ours']:.2f}"] if way in row else ["", ""]
+        lines.append(cells)
+    return stored.table(lines)
 
 
 def cache_table(found: dict[str, Any]) -> str:

@@ -73,20 +73,20 @@ class Diffusers(nn.Module):
         super().__init__()
         ours, config = vae.decoder, vae.config
         assert isinstance(ours, ConvDecoder) and isinstance(config, ConvVAEConfig)
-        assert config.decoder_up == ("all",) * 3 and config.decoder_residual and not config.decoder_widen
-        like = ours.conv_in.weight
+        assert config.decoder_up == ("all",) * 3 and config.decoder_residual != config.decoder_widen
+        like, factor = ours.conv_in.weight, 2 if config.decoder_residual else 1
         with torch.device(like.device):
             self.decoder = LTXVideoDecoder3d(
                 in_channels=config.latent_channels,
-                block_out_channels=tuple(2 * c for c in reversed(config.decoder_channels[1:])),
+                block_out_channels=tuple(factor * c for c in reversed(config.decoder_channels[1:])),
                 spatio_temporal_scaling=(True,) * 3,
                 layers_per_block=tuple(reversed(config.decoder_layers)),
                 patch_size=config.patch_size,
                 is_causal=config.causal_decoder,
                 inject_noise=tuple(reversed(config.decoder_noise)),
                 timestep_conditioning=config.timestep_conditioning,
-                upsample_residual=(True,) * 3,
-                upsample_factor=(2,) * 3,
+                upsample_residual=(config.decoder_residual,) * 3,
+                upsample_factor=(factor,) * 3,
             )
         self.decoder.to(like.dtype).eval().requires_grad_(False)
         names = diffusers_names(config)
@@ -123,9 +123,11 @@ def _forward(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
 def diffusers_names(config: ConvVAEConfig):
     """A function from our name of a decoder's parameter to diffusers', where blocks are grouped by stage."""
     places = [f"mid_block.resnets.{k}" for k in range(config.decoder_layers[0])]
-    stages = ["mid_block"]
+    stages, widths = ["mid_block"], config.decoder_channels
     for i, layers in enumerate(config.decoder_layers[1:]):
         stages.append(f"up_blocks.{i}")
+        if config.decoder_widen and widths[i] != widths[i + 1]:
+            places.append(f"up_blocks.{i}.conv_in")
         places += [f"up_blocks.{i}.upsamplers.0", *(f"up_blocks.{i}.resnets.{k}" for k in range(layers))]
 
     def linear(layer: str, rest: str) -> str:
@@ -142,7 +144,8 @@ def diffusers_names(config: ConvVAEConfig):
             return f"{stages[int(stage)]}.{linear(layer, rest)}"
         if part == "blocks":
             index, _, rest = rest.partition(".")
-            rest = re.sub(r"^(conv\d?)\.", r"\1.conv.", rest)
+            rest = rest.replace("shortcut.", "conv_shortcut.").replace("norm.", "norm3.")
+            rest = re.sub(r"^(conv\d?|conv_shortcut)\.", r"\1.conv.", rest)
             rest = re.sub(r"^noise(\d)$", r"per_channel_scale\1", rest).replace("table", "scale_shift_table")
             return f"{places[int(index)]}.{rest}"
         return f"{part}.conv.{rest}"  # conv_in, conv_out

@@ -109,8 +109,7 @@ def test_all_trainings_of_a_seed(tmp_path, monkeypatch):
     assert cli.main(["synth", "clips", "--clips", "8", "--quiet"]) == 0
     assert cli.main(["prepare-data", "clips", "data", "--config", "demo", "--weights", "demo", "--quiet"]) == 0
     short = study.schedule(0).replace(speech__steps=1, teacher__steps=1, student__steps=1, asd__steps=1)
-    monkeypatch.setattr(study, "schedule", lambda seed: short)
-    study.train(tmp_path / "data", tmp_path / "work", 0, "demo")
+    study.train(tmp_path / "data", tmp_path / "work", short, "demo", study.VARIANTS)
     for variant in study.VARIANTS:
         changes = {**variant.model, **variant.inference}
         assert study.load(tmp_path / "work", 0, variant).config == short.model.replace(**changes)
