@@ -280,7 +280,8 @@ class Painter(nn.Module):
     def forward(self, x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share in 0..1, and paint in
         the colours of the moved photo times its share: [N, 4, ...] of the moved photo's size."""
-        y = self.blocks(self.conv_in(torch.cat([x, F.pixel_unshuffle(moved, 2).to(x.dtype)], 1)))
+        seen = F.pixel_unshuffle(moved, 2).to(x.dtype, memory_format=order_of(x))
+        y = self.blocks(self.conv_in(torch.cat([x, seen], 1)))
         return shared(F.pixel_shuffle(self.conv_out(F.silu(y)), 2), blur(moved))
 
 
@@ -360,7 +361,9 @@ class MotionDecoder(Decoder):
         coarse, inner_flow, x = self.flow(codes, state.histories[STILL], self.features(state), state)
         flow, paint = coarse.split([2, 4], 1)
         # eight bits of a place are an eighth of a pixel of 128
-        flow, inner_flow, work = wide(FLOW_UNIT * flow), wide(inner_flow), wide(at_work_size(photo))
+        planes = torch.contiguous_format  # in this order two channels are enlarged four times as fast
+        flow = wide((FLOW_UNIT * flow).contiguous(memory_format=planes))
+        inner_flow, work = wide(inner_flow.contiguous(memory_format=planes)), wide(at_work_size(photo))
         small = moved(F.avg_pool2d(work, WORK // flow.shape[2]), flow)
         place = scaled(self.window, (WORK, WORK))
         through = crop(whole_flow(flow, inner_flow, (WORK, WORK), self.window), place)
@@ -374,6 +377,11 @@ def convolutions_in(dtype: torch.dtype | None, z: torch.Tensor) -> torch.autocas
     return torch.autocast(place, low or torch.bfloat16, enabled=low not in (None, torch.float32))
 
 
+def order_of(x: torch.Tensor) -> torch.memory_format:
+    """Of the memory of maps [N, C, H, W]."""
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+
+
 def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
     top, left, rows, columns = window
     return x[..., top : top + rows, left : left + columns]
@@ -381,9 +389,17 @@ def crop(x: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
 
 def blur(x: torch.Tensor) -> torch.Tensor:
     """The mean of :data:`BLUR` x :data:`BLUR` pixels around each of [N, C, H, W]; at the border of those that are
-    there. That is a mean of means, as what is there is a rectangle."""
-    columns = F.avg_pool2d(x, (BLUR, 1), 1, (BLUR // 2, 0), count_include_pad=False)
-    return F.avg_pool2d(columns, (1, BLUR), 1, (0, BLUR // 2), count_include_pad=False)
+    there. That is a mean of means, as what is there is a rectangle, and each of them a matrix: ten times as fast as
+    PyTorch's pooling of three channels on a CPU."""
+    rows, columns = (_near(size, x) for size in x.shape[2:])
+    return rows @ (x @ columns.T)
+
+
+def _near(size: int, like: torch.Tensor) -> torch.Tensor:
+    """[size, size]: in each row, the shares of those of ``size`` places that are near to one."""
+    at = torch.arange(size, device=like.device)
+    near = ((at[:, None] - at).abs() <= BLUR // 2).to(like.dtype)
+    return near / near.sum(1, keepdim=True)
 
 
 def at_work_size(photo: torch.Tensor) -> torch.Tensor:
