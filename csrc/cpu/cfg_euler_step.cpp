@@ -36,24 +36,12 @@ REST_FAST_INLINE void run_range(const CfgEulerStepParams& p, int64_t begin, int6
   }
 }
 
-template <class Z>
-REST_FAST_INLINE void run_latents(const CfgEulerStepParams& p, int64_t begin, int64_t end) {
-  switch (p.velocity_dtype) {
-    case DType::kFloat32: return run_range<Z, float>(p, begin, end);
-    case DType::kBFloat16: return run_range<Z, BFloat16>(p, begin, end);
-    case DType::kFloat16: return run_range<Z, Float16>(p, begin, end);
-  }
-}
-
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const CfgEulerStepParams& p, int64_t begin, int64_t end) {
-  run_latents<float>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_bfloat16(const CfgEulerStepParams& p, int64_t begin, int64_t end) {
-  run_latents<BFloat16>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_float16(const CfgEulerStepParams& p, int64_t begin, int64_t end) {
-  run_latents<Float16>(p, begin, end);
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const CfgEulerStepParams& p, int64_t begin, int64_t end) {
+  by_dtype(p.dtype, [&](auto z) REST_FAST_INLINED {
+    by_dtype(p.velocity_dtype,
+             [&](auto v) REST_FAST_INLINED { run_range<decltype(z), decltype(v)>(p, begin, end); });
+  });
 }
 
 }  // namespace
@@ -63,14 +51,7 @@ int cfg_euler_step_cpu(const CfgEulerStepParams& p) {
   const int64_t elements = p.sessions * p.numel;
   if (elements == 0) return kOk;
 
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
-  const int threads = thread_count(elements);
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run(p, elements * thread / threads, elements * (thread + 1) / threads);
-  }
+  in_parallel(elements, elements, [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;
 }
 

@@ -24,10 +24,11 @@
 #define REST_FAST_MULTI_ISA
 #endif
 #if defined(__GNUC__)
-#define REST_FAST_INLINE inline __attribute__((always_inline))
+#define REST_FAST_INLINED __attribute__((always_inline))
 #else
-#define REST_FAST_INLINE inline
+#define REST_FAST_INLINED
 #endif
+#define REST_FAST_INLINE inline REST_FAST_INLINED
 
 namespace rest_fast {
 
@@ -116,6 +117,17 @@ REST_FAST_INLINE float sum_of_squares(const T* __restrict x, int64_t width) {
   return partial[0];
 }
 
+// Calls run(T{}) with the number type of the dtype. In a function of several versions `run` is
+// marked REST_FAST_INLINED, as what it calls is.
+template <class Run>
+REST_FAST_INLINE void by_dtype(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::kFloat32: return run(float{});
+    case DType::kBFloat16: return run(BFloat16{});
+    case DType::kFloat16: return run(Float16{});
+  }
+}
+
 // Threads for a pass over this many elements.
 inline int thread_count(int64_t elements) {
 #ifdef _OPENMP
@@ -128,6 +140,16 @@ inline int thread_count(int64_t elements) {
   (void)elements;
   return 1;
 #endif
+}
+
+// Calls run(begin, end) for equal parts of the items, on as many threads as the elements are worth.
+template <class Run>
+inline void in_parallel(int64_t items, int64_t elements, Run run) {
+  const int threads = thread_count(elements);
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int thread = 0; thread < threads; ++thread) {
+    run(items * thread / threads, items * (thread + 1) / threads);
+  }
 }
 
 }  // namespace rest_fast

@@ -197,15 +197,9 @@ REST_FAST_INLINE void run_range(const ConvEpilogueParams& p, int64_t begin, int6
   }
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const ConvEpilogueParams& p, int64_t begin, int64_t end) {
-  run_range<float>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_bfloat16(const ConvEpilogueParams& p, int64_t begin, int64_t end) {
-  run_range<BFloat16>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_float16(const ConvEpilogueParams& p, int64_t begin, int64_t end) {
-  run_range<Float16>(p, begin, end);
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const ConvEpilogueParams& p, int64_t begin, int64_t end) {
+  by_dtype(p.dtype, [&](auto zero) REST_FAST_INLINED { run_range<decltype(zero)>(p, begin, end); });
 }
 
 }  // namespace
@@ -215,9 +209,6 @@ int conv_epilogue_cpu(const ConvEpilogueParams& p) {
   const int64_t rows = p.batch * p.frames * p.height;
   const int64_t channels = p.channels * p.factor_t * p.factor_h * p.factor_w;
   if (rows * p.width * channels == 0) return kOk;
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
   in_parallel(rows, rows * p.width * channels,
               [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;

@@ -175,11 +175,8 @@ int frame_audio_update_cpu(const FrameAudioUpdateParams& p) {
   const int64_t items = p.batch * p.frames * ((frame_tokens + kTokens - 1) / kTokens);
   // A channel that is heard costs, a vector at a time, one product for each part of the rank.
   const int64_t rank = p.others * p.heads;
-  const int threads = thread_count(p.tokens * p.width * (p.batch + p.hearing * (1 + rank / 8)));
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run(p, items * thread / threads, items * (thread + 1) / threads);
-  }
+  in_parallel(items, p.tokens * p.width * (p.batch + p.hearing * (1 + rank / 8)),
+              [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;
 }
 

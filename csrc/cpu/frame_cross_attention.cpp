@@ -187,11 +187,8 @@ int frame_cross_attention_cpu(const FrameCrossAttentionParams& p) {
   const int64_t items = p.batch * p.frames * ((frame_tokens + kTokens - 1) / kTokens);
   const int64_t elements = p.batch * p.tokens * p.heads * p.head_dim;
   // An element costs its conversions and, a vector at a time, two products a key.
-  const int threads = thread_count(elements * (2 + p.audio / 8));
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run(p, items * thread / threads, items * (thread + 1) / threads);
-  }
+  in_parallel(items, elements * (2 + p.audio / 8),
+              [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;
 }
 

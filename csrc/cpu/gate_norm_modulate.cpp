@@ -119,24 +119,24 @@ REST_FAST_INLINE void run_rows(const GateNormModulateParams& p, int64_t begin, i
 }
 
 template <class T, bool kEager>
-REST_FAST_INLINE void run_range(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+REST_FAST_INLINE void run_rounded(const GateNormModulateParams& p, int64_t begin, int64_t end) {
   if (p.branch == nullptr) return run_rows<T, kEager, Sum::kStream>(p, begin, end);
   if (p.gate.data == nullptr) return run_rows<T, kEager, Sum::kPlain>(p, begin, end);
   run_rows<T, kEager, Sum::kGated>(p, begin, end);
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype. Rounding to fp32 does
-// nothing, so that both modes are one there.
-REST_FAST_MULTI_ISA void run_float32(const GateNormModulateParams& p, int64_t begin, int64_t end) {
-  run_range<float, false>(p, begin, end);
+// Rounding to fp32 does nothing, so that both modes are one there.
+template <class T>
+REST_FAST_INLINE void run_range(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) < sizeof(float)) {
+    if (p.rounding == Rounding::kEager) return run_rounded<T, true>(p, begin, end);
+  }
+  run_rounded<T, false>(p, begin, end);
 }
-REST_FAST_MULTI_ISA void run_bfloat16(const GateNormModulateParams& p, int64_t begin, int64_t end) {
-  if (p.rounding == Rounding::kEager) return run_range<BFloat16, true>(p, begin, end);
-  run_range<BFloat16, false>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_float16(const GateNormModulateParams& p, int64_t begin, int64_t end) {
-  if (p.rounding == Rounding::kEager) return run_range<Float16, true>(p, begin, end);
-  run_range<Float16, false>(p, begin, end);
+
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const GateNormModulateParams& p, int64_t begin, int64_t end) {
+  by_dtype(p.dtype, [&](auto zero) REST_FAST_INLINED { run_range<decltype(zero)>(p, begin, end); });
 }
 
 }  // namespace
@@ -146,14 +146,7 @@ int gate_norm_modulate_cpu(const GateNormModulateParams& p) {
   const int64_t items = p.batch * p.tokens;
   if (items == 0 || p.width == 0) return kOk;
 
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
-  const int threads = thread_count(items * p.width);
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run(p, items * thread / threads, items * (thread + 1) / threads);
-  }
+  in_parallel(items, items * p.width, [&](int64_t begin, int64_t end) { run(p, begin, end); });
   return kOk;
 }
 

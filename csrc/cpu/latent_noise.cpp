@@ -59,11 +59,8 @@ int latent_noise_cpu(const LatentNoiseParams& p) {
   if (const int error = check_sizes(p)) return error;
   if (p.frames == 0 || p.count == 0) return kOk;
   const int64_t items = p.frames * ((p.count + 4 * kTile - 1) / (4 * kTile));
-  const int threads = thread_count(p.frames * p.count);
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run_tiles(p, items * thread / threads, items * (thread + 1) / threads);
-  }
+  in_parallel(items, p.frames * p.count,
+              [&](int64_t begin, int64_t end) { run_tiles(p, begin, end); });
   return kOk;
 }
 

@@ -114,18 +114,11 @@ REST_FAST_INLINE void run_range(const PixelNormSiluParams& p, const PixelRuns& r
   }
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const PixelNormSiluParams& p, const PixelRuns& runs,
-                                     int64_t begin, int64_t end) {
-  run_range<float>(p, runs, begin, end);
-}
-REST_FAST_MULTI_ISA void run_bfloat16(const PixelNormSiluParams& p, const PixelRuns& runs,
-                                      int64_t begin, int64_t end) {
-  run_range<BFloat16>(p, runs, begin, end);
-}
-REST_FAST_MULTI_ISA void run_float16(const PixelNormSiluParams& p, const PixelRuns& runs,
-                                     int64_t begin, int64_t end) {
-  run_range<Float16>(p, runs, begin, end);
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const PixelNormSiluParams& p, const PixelRuns& runs, int64_t begin,
+                             int64_t end) {
+  by_dtype(p.dtype,
+           [&](auto zero) REST_FAST_INLINED { run_range<decltype(zero)>(p, runs, begin, end); });
 }
 
 }  // namespace
@@ -137,9 +130,6 @@ int pixel_norm_silu_cpu(const PixelNormSiluParams& p) {
   if (p.x == nullptr || p.out == nullptr) return kNullAddress;
   const PixelRuns runs =
       pixel_runs(p.batch, p.frames, p.height, p.width, p.x_strides, p.out_strides, kTile);
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
   in_parallel(runs.items(), pixels * p.channels,
               [&](int64_t begin, int64_t end) { run(p, runs, begin, end); });
   return kOk;

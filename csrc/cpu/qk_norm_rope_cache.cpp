@@ -111,18 +111,11 @@ REST_FAST_INLINE void run_range(const QkNormRopeCacheParams& p, int64_t begin, i
   }
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
-                                     float* scratch) {
-  run_range<float>(p, begin, end, scratch);
-}
-REST_FAST_MULTI_ISA void run_bfloat16(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
-                                      float* scratch) {
-  run_range<BFloat16>(p, begin, end, scratch);
-}
-REST_FAST_MULTI_ISA void run_float16(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
-                                     float* scratch) {
-  run_range<Float16>(p, begin, end, scratch);
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const QkNormRopeCacheParams& p, int64_t begin, int64_t end,
+                             float* scratch) {
+  by_dtype(p.dtype,
+           [&](auto zero) REST_FAST_INLINED { run_range<decltype(zero)>(p, begin, end, scratch); });
 }
 
 int check_indices(const QkNormRopeCacheParams& p) {
@@ -146,9 +139,6 @@ int qk_norm_rope_cache_cpu(const QkNormRopeCacheParams& p) {
   if (items == 0) return kOk;
   if (const int error = check_indices(p)) return error;
 
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
   const int threads = thread_count(items * 3 * p.width);
   // Empty, without an allocation, for every width that fits the stack.
   std::vector<float> heap(p.width > kStackWidth ? static_cast<size_t>(threads) * p.width : 0);

@@ -43,15 +43,9 @@ REST_FAST_INLINE void run_range(const RotateContextParams& p, int64_t begin, int
   }
 }
 
-// GCC does not multi-version templates, hence one plain function per dtype.
-REST_FAST_MULTI_ISA void run_float32(const RotateContextParams& p, int64_t begin, int64_t end) {
-  run_range<float>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_bfloat16(const RotateContextParams& p, int64_t begin, int64_t end) {
-  run_range<BFloat16>(p, begin, end);
-}
-REST_FAST_MULTI_ISA void run_float16(const RotateContextParams& p, int64_t begin, int64_t end) {
-  run_range<Float16>(p, begin, end);
+// GCC does not multi-version templates, hence a plain function around them.
+REST_FAST_MULTI_ISA void run(const RotateContextParams& p, int64_t begin, int64_t end) {
+  by_dtype(p.dtype, [&](auto zero) REST_FAST_INLINED { run_range<decltype(zero)>(p, begin, end); });
 }
 
 int check_indices(const RotateContextParams& p) {
@@ -77,9 +71,6 @@ int rotate_context_cpu(const RotateContextParams& p) {
   if (items == 0) return kOk;
   if (const int error = check_indices(p)) return error;
 
-  const auto run = p.dtype == DType::kFloat32    ? &run_float32
-                   : p.dtype == DType::kBFloat16 ? &run_bfloat16
-                                                 : &run_float16;
   const int threads = thread_count(items * (p.slots - p.sink - p.chunk) * p.width);
   // Dynamic: the lanes that are not enabled cost nothing.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)

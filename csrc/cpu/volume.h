@@ -72,14 +72,4 @@ REST_FAST_INLINE PixelTile pixel_tile(const PixelRuns& runs, int64_t item) {
           std::min(runs.tile, runs.run.size - first)};
 }
 
-// Calls run(begin, end) for equal parts of the items, on as many threads as the elements are worth.
-template <class Run>
-inline void in_parallel(int64_t items, int64_t elements, Run run) {
-  const int threads = thread_count(elements);
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int thread = 0; thread < threads; ++thread) {
-    run(items * thread / threads, items * (thread + 1) / threads);
-  }
-}
-
 }  // namespace rest_fast

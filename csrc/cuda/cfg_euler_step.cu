@@ -30,30 +30,15 @@ __global__ void __launch_bounds__(kThreads) cfg_euler_step_kernel(const CfgEuler
   store<T, kVec>(z, vector, next);
 }
 
-template <class T, class V, int kVec>
-int launch_for(const CfgEulerStepParams& p, void* stream) {
-  const int64_t blocks = (p.numel / kVec + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX || p.sessions > kMaxGridY) return kBadShape;
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.sessions), 1);
-  return launch(cfg_euler_step_kernel<T, V, kVec>, p, grid, kThreads, stream);
-}
-
 template <class T, class V>
 int dispatch(const CfgEulerStepParams& p, void* stream) {
   constexpr int kWide = 16 / (sizeof(T) > sizeof(V) ? sizeof(T) : sizeof(V));
   const bool in_vectors = p.numel % kWide == 0 && aligned({p.z}, kWide * sizeof(T)) &&
                           aligned({p.v_cond, p.v_uncond}, kWide * sizeof(V));
-  return in_vectors ? launch_for<T, V, kWide>(p, stream) : launch_for<T, V, 1>(p, stream);
-}
-
-template <class T>
-int by_velocity(const CfgEulerStepParams& p, void* stream) {
-  switch (p.velocity_dtype) {
-    case DType::kFloat32: return dispatch<T, float>(p, stream);
-    case DType::kBFloat16: return dispatch<T, __nv_bfloat16>(p, stream);
-    case DType::kFloat16: return dispatch<T, __half>(p, stream);
-  }
-  return kBadDType;
+  const auto kernel =
+      in_vectors ? cfg_euler_step_kernel<T, V, kWide> : cfg_euler_step_kernel<T, V, 1>;
+  const int64_t vectors = p.numel / (in_vectors ? kWide : 1);
+  return launch_each(kernel, p, vectors, p.sessions, kThreads, stream);
 }
 
 }  // namespace
@@ -61,8 +46,10 @@ int by_velocity(const CfgEulerStepParams& p, void* stream) {
 int cfg_euler_step_cuda(const CfgEulerStepParams& p, void* stream, int device) {
   if (const int error = check_sizes(p)) return error;
   if (p.sessions == 0 || p.numel == 0) return kOk;
-  return on_device(device, p.dtype,
-                   [&](auto zero) { return by_velocity<decltype(zero)>(p, stream); });
+  return on_device(device, p.dtype, [&](auto z) {
+    return by_dtype(p.velocity_dtype,
+                    [&](auto v) { return dispatch<decltype(z), decltype(v)>(p, stream); });
+  });
 }
 
 }  // namespace rest_fast

@@ -71,18 +71,12 @@ __global__ void __launch_bounds__(kThreads) elements_kernel(const DepthToSpacePa
   out[channel * p.out_strides.channel] = x[deep * p.x_strides.channel];
 }
 
-int launch_on(void (*kernel)(DepthToSpaceParams), const DepthToSpaceParams& p, int64_t work,
-              void* stream) {
-  const int64_t blocks = (work + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX) return kBadShape;
-  return launch(kernel, p, dim3(static_cast<unsigned>(blocks), 1, 1), kThreads, stream);
-}
-
 template <class T, int kPlaces>
 int launch_cells(const DepthToSpaceParams& p, void* stream) {
   constexpr int kVec = 16 / sizeof(T);
   const int64_t cells = p.batch * p.frames * p.height * p.width;
-  return launch_on(channels_last_kernel<T, kVec, kPlaces>, p, cells * (p.channels / kVec), stream);
+  return launch_each(channels_last_kernel<T, kVec, kPlaces>, p, cells * (p.channels / kVec), 1,
+                     kThreads, stream);
 }
 
 template <class T>
@@ -102,7 +96,7 @@ int dispatch(const DepthToSpaceParams& p, void* stream) {
   const int64_t frames = p.frames * p.factor_t - p.drop;
   const int64_t elements = p.batch * p.channels * frames * p.height * p.width * places / p.factor_t;
   const auto kernel = o.channel == 1 ? elements_kernel<T, true> : elements_kernel<T, false>;
-  return launch_on(kernel, p, elements, stream);
+  return launch_each(kernel, p, elements, 1, kThreads, stream);
 }
 
 int of_size(const DepthToSpaceParams& p, void* stream) {

@@ -36,15 +36,6 @@ __global__ void __launch_bounds__(kThreads) frames_to_uint8_kernel(const FramesT
   }
 }
 
-template <class T, int kPixels>
-int launch_for(const FramesToUint8Params& p, void* stream) {
-  const int64_t pixels = p.batch * p.frames * p.height * p.width;
-  const int64_t blocks = (pixels / kPixels + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX) return kBadShape;
-  const dim3 grid(static_cast<unsigned>(blocks), 1, 1);
-  return launch(frames_to_uint8_kernel<T, kPixels>, p, grid, kThreads, stream);
-}
-
 template <class T>
 int dispatch(const FramesToUint8Params& p, void* stream) {
   constexpr int kPixels = 4;
@@ -52,7 +43,10 @@ int dispatch(const FramesToUint8Params& p, void* stream) {
   const bool in_vectors = p.width % kPixels == 0 && s.column == 1 &&
                           steps_by(kPixels, {s.batch, s.channel, s.frame, s.row}) &&
                           aligned({p.x}, kPixels * sizeof(T)) && aligned({p.out}, 4);
-  return in_vectors ? launch_for<T, kPixels>(p, stream) : launch_for<T, 1>(p, stream);
+  const auto kernel =
+      in_vectors ? frames_to_uint8_kernel<T, kPixels> : frames_to_uint8_kernel<T, 1>;
+  const int64_t pixels = p.batch * p.frames * p.height * p.width;
+  return launch_each(kernel, p, pixels / (in_vectors ? kPixels : 1), 1, kThreads, stream);
 }
 
 }  // namespace

@@ -48,14 +48,12 @@ __global__ void __launch_bounds__(kThreads) latent_noise_kernel(const LatentNois
 int latent_noise_cuda(const LatentNoiseParams& p, void* stream, int device) {
   if (const int error = check_sizes(p)) return error;
   if (p.frames == 0 || p.count == 0) return kOk;
-  constexpr int64_t kInBlock = int64_t{kThreads} * kNumbers;
-  const int64_t blocks = (p.count + kInBlock - 1) / kInBlock;
-  if (blocks > INT32_MAX || p.frames > kMaxGridY) return kBadShape;
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.frames), 1);
+  const int64_t blocks = (p.count + kNumbers - 1) / kNumbers;  // of Philox
   const bool in_vectors = p.count % kNumbers == 0 && aligned({p.out}, kNumbers * sizeof(float));
   const auto kernel = in_vectors ? latent_noise_kernel<kNumbers> : latent_noise_kernel<1>;
-  return on_device(device, DType::kFloat32,
-                   [&](auto) { return launch(kernel, p, grid, kThreads, stream); });
+  return on_device(device, DType::kFloat32, [&](auto) {
+    return launch_each(kernel, p, blocks, p.frames, kThreads, stream);
+  });
 }
 
 }  // namespace rest_fast

@@ -35,17 +35,23 @@ class DeviceGuard {
   cudaError_t error_ = cudaSuccess;
 };
 
-// run(T{}) with the type of the dtype, on the device. Returns the error code of `run`.
+// run(T{}) with the type of the dtype. Returns the error code of `run`.
 template <class Run>
-int on_device(int device, DType dtype, Run run) {
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return error_code(guard.error());
+int by_dtype(DType dtype, Run run) {
   switch (dtype) {
     case DType::kFloat32: return run(float{});
     case DType::kBFloat16: return run(__nv_bfloat16{});
     case DType::kFloat16: return run(__half{});
   }
   return kBadDType;
+}
+
+// The same, on the device.
+template <class Run>
+int on_device(int device, DType dtype, Run run) {
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return error_code(guard.error());
+  return by_dtype(dtype, run);
 }
 
 // Kernels with instructions of a later architecture ask before a launch that would find no code.
@@ -82,6 +88,17 @@ int launch(void (*kernel)(Params), const Params& p, dim3 grid, int threads, void
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
   return error_code(cudaLaunchKernelEx(&config, kernel, p));
+}
+
+// Queues a thread for each of `count` pieces of work (blockIdx.x and threadIdx.x), in blocks of
+// `threads`, and as many for each of the `lanes` (blockIdx.y).
+template <class Params>
+int launch_each(void (*kernel)(Params), const Params& p, int64_t count, int64_t lanes, int threads,
+                void* stream) {
+  const int64_t blocks = (count + threads - 1) / threads;
+  if (blocks > INT32_MAX || lanes > kMaxGridY) return kBadShape;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(lanes), 1);
+  return launch(kernel, p, grid, threads, stream);
 }
 
 // Threads of a block that is to do `work` pieces, `most` at a time: whole warps.

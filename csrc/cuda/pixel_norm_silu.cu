@@ -97,32 +97,21 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(const PixelNormSiluPar
   }
 }
 
-int launch_on(void (*kernel)(PixelNormSiluParams), const PixelNormSiluParams& p, int in_block,
-              void* stream) {
-  const int64_t pixels = p.batch * p.frames * p.height * p.width;
-  const int64_t blocks = (pixels + in_block - 1) / in_block;
-  if (blocks > INT32_MAX) return kBadShape;
-  return launch(kernel, p, dim3(static_cast<unsigned>(blocks), 1, 1), kThreads, stream);
-}
-
-template <class T, int kVec>
-int launch_channels_last(const PixelNormSiluParams& p, void* stream) {
-  const int in_block = kThreads / pixel_lanes(p.channels / kVec);
-  return launch_on(channels_last_kernel<T, kVec>, p, in_block, stream);
-}
-
 template <class T>
 int dispatch(const PixelNormSiluParams& p, void* stream) {
   constexpr int kWide = 16 / sizeof(T);
   const VolumeStrides &s = p.x_strides, &o = p.out_strides;
+  const int64_t pixels = p.batch * p.frames * p.height * p.width;
   if (p.channels == 1 || s.channel != 1 || o.channel != 1) {
-    return launch_on(planes_kernel<T>, p, kWarp, stream);
+    // A pixel has a thread of each warp.
+    return launch_each(planes_kernel<T>, p, pixels * kWarps, 1, kThreads, stream);
   }
   const bool in_vectors = p.channels % kWide == 0 && aligned({p.x, p.out}, 16) &&
                           steps_by(kWide, {s.batch, s.frame, s.row, s.column}) &&
                           steps_by(kWide, {o.batch, o.frame, o.row, o.column});
-  return in_vectors ? launch_channels_last<T, kWide>(p, stream)
-                    : launch_channels_last<T, 1>(p, stream);
+  const auto kernel = in_vectors ? channels_last_kernel<T, kWide> : channels_last_kernel<T, 1>;
+  const int lanes = pixel_lanes(p.channels / (in_vectors ? kWide : 1));
+  return launch_each(kernel, p, pixels * lanes, 1, kThreads, stream);
 }
 
 }  // namespace

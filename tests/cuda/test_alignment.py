@@ -21,6 +21,7 @@ CALLS = {  # sizes that are whole vectors
     "frame_cross_attention many": {"dim": 64, "audio": 12, "dtype": HALF},
     "frame_audio_update": {"dim": 16, "dtype": HALF},
     "cfg_euler_step": {"dtype": HALF, "shape": (3, 5, 16)},
+    "x0_renoise_step": {"dtype": HALF, "shape": (3, 5, 16)},
     "latent_noise": {"count": 64},
     "move_and_paint": {"size": (64, 64)},
 }

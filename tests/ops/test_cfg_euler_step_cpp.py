@@ -1,4 +1,7 @@
-"""``cfg_euler_step`` in C++ against exact fractions and the reference, in every pair of dtypes."""
+"""``cfg_euler_step`` in C++ against exact fractions and the reference, in every pair of dtypes.
+
+What holds for every step of a sampler is in test_sampler_steps_cpp.py.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rest_fast import ops
-from rest_fast.ops.dispatch import OpError
-from tests.kit.compare import assert_close, assert_same_bits, twice_eager
+from tests.kit.compare import assert_close, twice_eager
 from tests.ops import calls, cpp
 from tests.ops.cases.cfg_euler_step import exact
+from tests.ops.cases.sampler_steps import DTYPES
 
 NAME = "cfg_euler_step"
 pytestmark = cpp.MISSING
-DTYPES = (torch.float32, *cpp.LOW)
 FP32 = 5 * cpp.UNIT  # v_c - v_u, its product, the sum; product with dt, sum
 
 
@@ -62,55 +63,3 @@ def test_large_velocities_in_bf16():
     call = calls.cfg_euler_step(torch.float16)
     call["v_cond"].fill_(6e4), call["v_uncond"].fill_(6e4), call["dt"].fill_(-0.5), call["z"].fill_(3e4)
     assert torch.equal(cpp.run(NAME, call)["z"], torch.zeros_like(call["z"]))
-
-
-@pytest.mark.parametrize("name", ["z", "v_cond", "v_uncond", "guidance", "dt"])
-def test_nan_of_one_session_stays_there(name):
-    call = calls.cfg_euler_step()
-    clean = cpp.run(NAME, call)["z"]
-    call[name][1] = torch.nan
-    got = cpp.run(NAME, call)["z"]
-    assert got[1].isnan().all()
-    assert_same_bits(got[[0, 2]], clean[[0, 2]], "other sessions")
-
-
-def test_threads():
-    one, three = cpp.by_threads(NAME, calls.cfg_euler_step(shape=(3, 333, 101)))
-    assert_same_bits(three["z"], one["z"], "z")
-
-
-@pytest.mark.parametrize(
-    "changes, text",
-    [
-        ({"dtype": 3}, "dtype is not one of"),
-        ({"dtype": -1}, "dtype is not one of"),
-        ({"velocity_dtype": 3}, "dtype is not one of"),
-        ({"sessions": -1}, "bad shape"),
-        ({"numel": -1}, "bad shape"),
-        *(
-            ({name: 0}, "address of a required tensor is null")
-            for name in ("z", "v_cond", "v_uncond", "guidance", "dt")
-        ),
-    ],
-)
-def test_the_module_refuses_and_writes_nothing(changes, text):
-    call = calls.cfg_euler_step()
-    before = call["z"].clone()
-    assert text in cpp.direct(NAME, call, changes)
-    assert_same_bits(call["z"], before, "z")
-    assert cpp.direct(NAME, call, {}) == "ok"
-    assert (call["z"] != before).any()
-
-
-def test_nothing_to_do():
-    for shape in ((0, 5, 7), (2, 0, 7)):
-        assert cpp.run(NAME, calls.cfg_euler_step(shape=shape))["z"].shape == shape
-
-
-def test_it_is_the_default_where_it_is_compiled():
-    double = torch.float64
-    for z, velocity, name in ((torch.float32, torch.bfloat16, "cpp"), (torch.float32, double, "reference")):
-        args, kwargs = calls.split(NAME, calls.cfg_euler_step(z, velocity))
-        assert ops.cfg_euler_step.choose(ops.cfg_euler_step.check(*args, **kwargs), None).name == name
-    with pytest.raises(OpError, match=r"'cpp' cannot run .*velocity dtype torch.float64 is not compiled in"):
-        cpp.run(NAME, calls.cfg_euler_step(torch.float32, double))

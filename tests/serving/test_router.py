@@ -61,27 +61,26 @@ def check_numbers(client):
         assert first.pts == pytest.approx(move["pts"])
 
 
+async def speak_while_its_server_drains(fleet):
+    """Sound that is pushed before, between and behind goes on to the sample; nothing is lost, nothing repeated."""
+    async with Counting.open(fleet) as client:
+        sound = counting_up(2)
+        await client.push(sound[: 20 * FRAME])
+        await client.watch(10)
+        fleet.drain(fleet.having(1))
+        await client.push(sound[20 * FRAME :])
+        await client.end("a")
+        while not client.finished:
+            await client.watch(1)
+        assert [move["reason"] for move in client.moves] == ["drained"] and client.moves[0]["resumed"]
+        assert (client.lost, client.repeated) == (0, 0)
+        np.testing.assert_array_equal(client.sound[client.sound != 0], sound)
+        assert client.finished == [("a", False)]
+        check_numbers(client)
+
+
 def test_a_server_that_drains_loses_and_repeats_nothing(fleet):
-    """Sound that was pushed before, between and behind goes on to the sample."""
-
-    async def talk():
-        async with Counting.open(fleet) as client:
-            sound = counting_up(2)
-            await client.push(sound[: 20 * FRAME])
-            await client.watch(10)
-            fleet.drain(fleet.having(1))
-            await client.push(sound[20 * FRAME :])
-            await client.end("a")
-            while not client.finished:
-                await client.watch(1)
-            assert [move["reason"] for move in client.moves] == ["drained"] and client.moves[0]["resumed"]
-            assert (client.lost, client.repeated) == (0, 0)
-            spoken = client.sound[client.sound != 0]
-            np.testing.assert_array_equal(spoken, sound)
-            assert client.finished == [("a", False)]
-            check_numbers(client)
-
-    run(talk())
+    run(speak_while_its_server_drains(fleet))
 
 
 @pytest.mark.parametrize("fleet", [{"snapshots": 0.05}], indirect=True)
@@ -89,22 +88,7 @@ def test_a_snapshot_that_is_on_its_way_is_not_taken_for_the_session_at_its_end(f
     """They are written so slowly that one always is; by its frames and sound it is too old."""
     write = Saved.to_bytes
     monkeypatch.setattr(Saved, "to_bytes", lambda saved: (time.sleep(0.3), write(saved))[1])
-
-    async def talk():
-        async with Counting.open(fleet) as client:
-            sound = counting_up(2)
-            await client.push(sound[: 20 * FRAME])
-            await client.watch(10)
-            fleet.drain(fleet.having(1))
-            await client.push(sound[20 * FRAME :])
-            await client.end("a")
-            while not client.finished:
-                await client.watch(1)
-            assert [move["reason"] for move in client.moves] == ["drained"] and client.moves[0]["resumed"]
-            assert (client.lost, client.repeated) == (0, 0)
-            np.testing.assert_array_equal(client.sound[client.sound != 0], sound)
-
-    run(talk())
+    run(speak_while_its_server_drains(fleet))
 
 
 @pytest.mark.parametrize("fleet", [{"snapshots": 0.7}], indirect=True)
