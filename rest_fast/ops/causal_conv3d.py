@@ -19,6 +19,7 @@ is scratch that all convolutions of one shape share.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -44,6 +45,7 @@ def causal_convolution(
     past: int = 2,  # 2: causal; 1: symmetric, the last frame repeated after the piece
     keep: int | None = None,  # frames of x that will not come again; None: all
     reflect: bool = False,  # mirror rows and columns at the border, instead of padding with zeros
+    convolve: Callable[..., torch.Tensor] = F.conv3d,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Functional reference: (conv [B, O, T, H, W], history for the next call). Differentiable."""
     if history is None:
@@ -53,7 +55,7 @@ def causal_convolution(
     kept = buffer[:, :, keep : keep + past]
     if reflect and side:
         buffer, side = mirrored(buffer), 0
-    return F.conv3d(buffer, weight, bias, padding=(0, side, side)), kept
+    return convolve(buffer, weight, bias, padding=(0, side, side)), kept
 
 
 def mirrored(x: torch.Tensor) -> torch.Tensor:

@@ -82,13 +82,25 @@ def convolved(buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
         surrounded = halo(buffer)
         if surrounded is not None:
             x, side = surrounded, 0
-    if not x.is_cpu:
-        return F.conv3d(x, weight, bias, padding=(0, side, side))
-    b, _, t, h, w = buffer.shape
-    if weight.numel() <= SMALL or b * (t - 2) * h * w <= FEW:
-        weight = packed(weight, (*x.shape[2:], side))
+    return conv3d(x, weight, bias, padding=(0, side, side))
+
+
+def conv3d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+) -> torch.Tensor:
+    """``F.conv3d`` of a kernel of three frames, by oneDNN where nothing learns and this CPU can."""
+    learns = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias))
+    if learns or not x.is_cpu or x.dtype not in DTYPES["cpu"]:
+        return F.conv3d(x, weight, bias, stride, padding)
+    b, _, t, h, w = x.shape
+    if weight.shape[-1] == 3 and stride == (1, 1, 1) and (weight.numel() <= SMALL or b * (t - 2) * h * w <= FEW):
+        weight = packed(weight, (t, h, w, padding[1]))
     return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, [0, side, side], [1, 1, 1], [1, 1, 1], 1, "none", [], ""
+        x, weight, bias, list(padding), list(stride), [1, 1, 1], 1, "none", [], ""
     )
 
 

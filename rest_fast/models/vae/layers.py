@@ -7,9 +7,11 @@ activations lie in a :class:`DecodeWorkspace`, where the next convolution reads 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rest_fast import ops
@@ -130,6 +132,8 @@ class CausalConv3d(nn.Module):
     ``rate``: its frames per latent. ``reflect``: rows and columns mirrored at the border, else zeros.
     """
 
+    convolve: Callable[..., torch.Tensor] = staticmethod(F.conv3d)  # of the functional pass
+
     def __init__(self, channels: int, out_channels: int, rate: int = 1, reflect: bool = False):
         super().__init__()
         self.path, self.rate, self.reflect = "", rate, reflect  # the path is set by name_memories
@@ -145,6 +149,7 @@ class CausalConv3d(nn.Module):
             past=state.past,
             keep=state.kept(x.shape[2], self.rate),
             reflect=self.reflect,
+            convolve=self.convolve,
         )
         # A view would keep the whole input of the convolution alive, unless a gradient does that anyway.
         state.histories[self.path] = history if history.requires_grad else history.clone()

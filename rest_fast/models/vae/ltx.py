@@ -11,7 +11,6 @@ import math
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from rest_fast import noise
@@ -31,6 +30,7 @@ from rest_fast.models.vae.state import StreamState
 from rest_fast.ops import functional
 from rest_fast.ops.derived import derived
 from rest_fast.ops.latent_noise import drawn
+from rest_fast.ops.library_convolution import conv3d
 
 
 class StridedConv(nn.Module):
@@ -50,7 +50,7 @@ class StridedConv(nn.Module):
         side = 1
         if self.reflect:
             x, side = functional.mirrored(x), 0
-        return F.conv3d(x, self.weight, self.bias, self.stride, (0, side, side))
+        return conv3d(x, self.weight, self.bias, self.stride, (0, side, side))
 
 
 class Downsampler(nn.Module):
@@ -141,6 +141,9 @@ class ConvEncoder(nn.Module):
             if channels[i] != channels[i + 1]:
                 self.blocks.append(ResBlock(channels[i], channels[i + 1], reflect=reflect))
         self.conv_out = CausalConv3d(channels[-1], config.latent_channels + 1, reflect=reflect)
+        for layer in self.modules():  # there is no other pass of an encoder than the functional one
+            if isinstance(layer, CausalConv3d):
+                layer.convolve = conv3d
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         x = self.conv_in(patchify(x, self.patch), state)
