@@ -14,6 +14,7 @@ from rest_fast.config.validate import build, check_fields, require
 from rest_fast.config.whole import WholeConfig
 
 FAMILY = "flashhead"
+PUBLISHED_FOLDER, PUBLISHED_CLASS = "Model_Lite", "WanModelAudioProject"  # what names a file of the authors'
 
 
 @dataclass(frozen=True)

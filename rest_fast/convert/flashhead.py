@@ -14,21 +14,28 @@ import torch
 
 from rest_fast.checkpoint import Unfilled, write
 from rest_fast.config import ConvVAEConfig
-from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, Wav2VecConfig
+from rest_fast.config.flashhead import (
+    PUBLISHED_CLASS,
+    PUBLISHED_FOLDER,
+    FlashHeadConfig,
+    FlashHeadDiTConfig,
+    Wav2VecConfig,
+)
 from rest_fast.config.validate import ConfigError
 from rest_fast.convert.ltx_vae import read_ltx_vae
-from rest_fast.convert.source import ConvertError, Source, new_folder, open_source, parse_dtype
+from rest_fast.convert.source import ConvertError, Source, cast, new_folder, open_source, parse_dtype
 from rest_fast.convert.wav2vec import read_wav2vec
 
-MODEL, VAE = "Model_Lite", "VAE_LTX"
+MODEL, VAE = PUBLISHED_FOLDER, "VAE_LTX"
 UNUSED = ("text_embedding.", "audio_emb.")  # in the file, and never used by the published code
 # Of the configuration, besides sizes: what the family is. Pro has another VAE, and patches of 2 x 2.
 _FIXED: dict[str, Any] = {
-    "_class_name": "WanModelAudioProject",
+    "_class_name": PUBLISHED_CLASS,
     "has_image_input": False,
     "patch_size": [1, 1, 1],
     "vae_stride": [8, 32, 32],
 }
+_CELL = _FIXED["vae_stride"][1]  # pixels of a latent's side
 _SIZES = ("dim", "in_dim", "out_dim", "ffn_dim", "freq_dim", "num_heads", "num_layers")
 _TOP = {
     "proj_in": "patch_embedding",
@@ -68,6 +75,8 @@ def convert_flashhead(
     Raises: :class:`ConvertError`, before anything is written.
     """
     wanted, out = parse_dtype(dtype), new_folder(out)
+    if type(size) is not int or size < _CELL or size % _CELL:
+        raise ConvertError(f"size: expected a positive multiple of {_CELL}, got {size!r}")
     parts = _parts(Path(folder))
     source = open_source(parts[MODEL], "flashhead")
     vae, vae_tensors = read_ltx_vae(open_source(parts[VAE], "vae"))
@@ -77,8 +86,8 @@ def convert_flashhead(
     source.check(_expected(table, config), {name for name in source.shapes if name.startswith(UNUSED)})
     tensors = {f"vae.{name}": tensor for name, tensor in vae_tensors.items()}
     tensors |= {f"dit.{ours}": joined(source.tensor, ours, theirs) for ours, theirs in table.items()}
-    tensors = {name: tensor.to(wanted or tensor.dtype) for name, tensor in tensors.items()}
-    write(tensors | {f"speech.{name}": tensor.float() for name, tensor in heard.items()}, config, out)
+    speech_tensors = {f"speech.{name}": tensor for name, tensor in heard.items()}
+    write(cast(tensors, wanted, folder) | cast(speech_tensors, torch.float32, wav2vec), config, out)
     return config
 
 

@@ -189,6 +189,17 @@ def new_folder(out: str | Path) -> Path:
     return out
 
 
+def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors in a dtype; None keeps that of each. ConvertError for what is not finite in it; ``path``: whence they
+    came."""
+    found = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    for name, tensor in found.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise ConvertError(f"{path}: {name}: expected finite numbers, got {bad} that are not (in {tensor.dtype})")
+    return found
+
+
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """A dtype by its name; None stays None."""
     if name is not None and name not in DTYPES:
