@@ -12,6 +12,8 @@ import torch
 import rest_fast
 from rest_fast import noise
 from rest_fast.errors import ArgumentError, ConfigError
+from rest_fast.latency import measures
+from rest_fast.latency.measures import Options
 from rest_fast.model import FlashHeadModel
 from rest_fast.models.flashhead.colour import match_colours
 from rest_fast.models.flashhead.sampling import levels
@@ -311,6 +313,31 @@ def test_rendered_from_a_converted_folder(tmp_path):
 
     with av.open(str(tmp_path / "out.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 25
+
+
+def test_the_pipeline_and_its_folder(model, avatar, tmp_path):
+    """Noise levels of its own schedule for a callback; a model card; and the same frames from the saved folder."""
+    samples, seen = sound(16000, 0.96), []
+
+    def shown(pipe, **options):
+        seeded = torch.Generator().manual_seed(7)
+        return pipe(photo(), samples, sampling_rate=16000, generator=seeded, output_type="np", **options).frames
+
+    pipe = rest_fast.RestPipeline(model)
+    whole = shown(pipe, callback_on_step_end=lambda _, step, level, more: seen.append((step, level, more["chunk"])))
+    assert whole.shape == (1, 24, 32, 32, 3)
+    assert seen == [(0, 1, 0), (1, 0.9375, 0), (2, 0.83203125, 0), (3, 0.625, 0)]
+    pipe.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "wav2vec 2.0" in card and "| sampling | 4 steps, guidance 1," in card and "whisper" not in card
+    assert np.array_equal(whole, shown(rest_fast.RestPipeline.from_pretrained(tmp_path, device="cpu")))
+
+
+def test_the_bench_measures_it(model, avatar):
+    """As ``rest-fast bench --peers``: stages of a chunk, and whole chunks of two sessions in one call."""
+    few = Options(chunks=1, crowd=2, rounds=1)
+    assert list(measures.parts(model, avatar, few)) == ["features", "denoise", "decode"]
+    assert measures.crowd(model, avatar, few, 2, "batched")["chunks_per_second"] > 0
 
 
 def test_a_server_takes_it_like_any_other(model):
