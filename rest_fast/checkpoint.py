@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
 from rest_fast.config.flashhead import FAMILY, PUBLISHED_CLASS, PUBLISHED_FOLDER, FlashHeadConfig
+from rest_fast.config.validate import require
 from rest_fast.errors import CheckpointError as CheckpointError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -90,7 +91,9 @@ def read_any_config(folder: str | Path) -> AnyConfig:
     try:
         text = path.read_text()
         _refuse_others(folder, text)
-        return FlashHeadConfig.from_json(text) if _family(text) == FAMILY else ModelConfig.from_json(text)
+        family = _family(text)
+        require(family in (None, FAMILY), "family", f"{FAMILY}, or none for REST", family)
+        return ModelConfig.from_json(text) if family is None else FlashHeadConfig.from_json(text)
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
 

@@ -125,10 +125,8 @@ def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int
         )
     if vae.timestep_conditioning or vae.causal_decoder:
         raise ConvertError(f"{source.path.parent / VAE}: expected LTX-Video's VAE 0.9.0, got one of another release")
-    rows, hidden = (
-        source.shapes.get("audio_proj.proj3.weight", (0, 0)),
-        source.shapes.get("audio_proj.proj2.bias", (0,)),
-    )
+    shapes = source.shapes  # a tensor that is not there is missed later, by its name
+    rows, hidden = shapes.get("audio_proj.proj3.bias", (0,))[0], shapes.get("audio_proj.proj2.bias", (0,))[0]
     try:
         dit = FlashHeadDiTConfig(
             layers=said["num_layers"],
@@ -138,8 +136,8 @@ def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int
             time_channels=said["freq_dim"],
             norm_eps=said.get("eps", 1e-6),
             qk_eps=said.get("eps", 1e-6),
-            audio_hidden=max(hidden[0], 1),
-            audio_tokens=max(rows[0] // width, 1),
+            audio_hidden=max(hidden, 1),
+            audio_tokens=max(rows // width, 1),
         )
         return FlashHeadConfig("flashhead-lite", size, size, vae, speech, dit)
     except ConfigError as e:

@@ -91,7 +91,7 @@ def open_source(path: str | Path, part: Part) -> Source:
         raise ConvertError(f"{path}: expected a safetensors file or a folder of diffusers, got nothing there")
     beside = path.parent / "config.json"
     if path.name.startswith("diffusion_pytorch_model") and beside.is_file():
-        return _collect(path, part, [path], _json(beside, beside.read_bytes()))
+        return _collect(path, part, [path], read_json(beside))
     return _collect(path, part, [path], None)
 
 
@@ -102,11 +102,11 @@ def _folder(path: Path, part: Part) -> Source:
     if "config.json" not in found:
         listing = sorted(p.name for p in path.iterdir())
         raise ConvertError(f"{path}: expected config.json, or a folder {part} with one, got {listing[:10]}")
-    config = _json(own / "config.json", (own / "config.json").read_bytes())
+    config = read_json(own / "config.json")
     indices = [n for n in found if n.endswith(".safetensors.index.json")]
     files = [n for n in found if n.endswith(".safetensors")]
     if len(indices) == 1:
-        index = _json(own / indices[0], (own / indices[0]).read_bytes()).get("weight_map")
+        index = read_json(own / indices[0]).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise ConvertError(f"{own / indices[0]}: weight_map: expected names and files, got {index!r}")
         files = sorted(set(map(str, index.values())))
@@ -163,6 +163,11 @@ def _metadata(file: Path, metadata: dict[str, str] | None, part: Part) -> dict[s
     if found is not None and not isinstance(found, dict):
         raise ConvertError(f"{file}, metadata config: {part}: expected an object, got {found!r}")
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. ConvertError."""
+    return _json(path, path.read_bytes())
 
 
 def _json(path: Path, data: bytes) -> dict[str, Any]:

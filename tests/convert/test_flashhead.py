@@ -174,6 +174,16 @@ def test_what_that_of_wav2vec_may_not_say(own, tmp_path, values, words):
     refuses(own[0], tmp_path, *words, wav2vec=own[1], size=64)
 
 
+def test_another_treatment_of_sound_is_refused(own, tmp_path):
+    settings = own[1] / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_normalize": False}))
+    refuses(own[0], tmp_path, str(settings), "do_normalize True", "do_normalize False", wav2vec=own[1], size=64)
+    settings.write_text("{")
+    refuses(own[0], tmp_path, str(settings), "expected JSON", wav2vec=own[1], size=64)
+    settings.unlink()
+    convert_flashhead(own[0], tmp_path / "out", wav2vec=own[1], size=64)
+
+
 def test_names_are_listed_with_near_ones(own, tmp_path):
     file = own[0] / "Model_Lite" / WEIGHTS
     state = load_file(file)

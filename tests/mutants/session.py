@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants import Mutant
 from tests.mutants.engine import MANY
+from tests.mutants.flashhead import FLASHHEAD
 from tests.mutants.kernels import KERNELS
 from tests.mutants.windows import WINDOWS
 
@@ -221,5 +222,5 @@ GRAPHS = [
      "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
-EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS, *WINDOWS]
+EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS, *WINDOWS, *FLASHHEAD]
 MUTANTS = [Mutant(*row) for row in EVERY]
