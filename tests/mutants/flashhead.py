@@ -56,7 +56,7 @@ FLASHHEAD = [
      "self.reference(self.pixels(picture), 0 * made.", STREAMS),
     ("flashhead: colours of the first frame", COLOUR, "return lab.mean((-3, -2), keepdim=True)",
      "return lab.mean((-4, -3, -2), keepdim=True)", COLOURS),
-    ("flashhead: deviation of a sample", COLOUR, "unbiased=False)", "unbiased=True)", COLOURS),
+    ("flashhead: the frame's own deviation", COLOUR, "(_deviation(wanted) / _safe(_deviation(lab)))", "1", COLOURS),
     ("flashhead: colours of what is shown alone", STREAM, "return to_uint8(new)[0], new[0]",
      "raw = self.model.vae.decode(__import__('rest_fast').models.vae.to_latents(latents, self.model.config.grid))\n"
      "        return to_uint8(new)[0], raw[0, :, -self.chunk_frames :]", STREAMS),

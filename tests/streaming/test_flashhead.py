@@ -55,7 +55,8 @@ def published(model, avatar, samples: np.ndarray, seed: int) -> np.ndarray:
     """The published loop, written down anew: a queue of sound, 33 frames a call, the first 9 dropped always."""
     config, stream = model.config, model.config.stream
     picture = torch.from_numpy(avatar.picture).permute(2, 0, 1)[None, :, None] / 127.5 - 1
-    reference = avatar.reference[None]
+    mean, deviation = model.vae.posterior(picture.expand(-1, -1, stream.frames, -1, -1))
+    reference = to_tokens(mean) + to_tokens(deviation) * keyed(0, 0, 5, noise.PHOTO, model)
     motion, queue, shown = reference[:, : config.tokens], np.zeros(model.speech.samples, np.float32), []
     for chunk in range(len(samples) // CHUNK):
         queue = np.concatenate([queue, samples[chunk * CHUNK : (chunk + 1) * CHUNK]])[-model.speech.samples :]
@@ -107,6 +108,19 @@ def test_chunks_go_on_from_what_was_shown(model, avatar):
         other = frames(play(s, samples, end=False))
     assert np.abs(whole[:24].astype(int) - other[:24]).max() > 3
     assert np.abs(whole[24:].astype(int) - other[24:]).max() > 3
+
+
+def test_what_is_encoded_back_was_never_8_bit(model, avatar):
+    """It is what is shown, but for the rounding: levels lie anywhere between whole ones, 1/4 from the next in mean."""
+    with model.session(avatar) as s:
+        shown = frames(play(s, sound(16000, 0.96), end=False))
+        levels_ = (
+            torch.cat([latent.frames for latent in s.stream.history], 1).permute(1, 2, 3, 0).numpy() * 127.5 + 127.5
+        )
+        held = s.snapshot().tensors["history.2"]
+    off = np.abs(levels_ - shown)
+    assert off.max() < 0.51 and off.mean() > 0.2
+    assert np.array_equal(held.permute(1, 2, 3, 0).numpy() * 127.5 + 127.5, levels_[16:])
 
 
 def test_mean_of_the_posterior_is_an_option(model):
@@ -174,6 +188,21 @@ def test_an_interrupt_goes_on_from_what_was_shown(model, avatar, shown):
     _, again = stream(second, max(shown, 3))
     assert np.array_equal(frames(after), frames(again)) is (shown % 3 == 0)
     same(after, stream(first, min(shown + 1, 6))[1])  # however much was taken before
+
+
+def test_too_few_frames_are_filled_up_with_the_photo(model, avatar, monkeypatch):
+    """Eight were shown, nine are encoded back."""
+    with model.session(avatar) as s:
+        s.push_audio(sound(16000, 0.96))
+        list(s.blocks())
+        shown = s.stream.history[0].frames.clone()
+        s.interrupt(shown_pts=0.32)
+        networks, given = s.stream.networks, []
+        encode = networks.encode
+        monkeypatch.setattr(networks, "encode", lambda *of: given.append(of[0]) or encode(*of))
+        play(s, sound(16000, 0.96, seed=4), end=False)
+        (encoded,) = given
+        assert torch.equal(encoded[:, :, :1], s.stream.photo) and torch.equal(encoded[0, :, 1:], shown)
 
 
 def test_undecoded_chunks_are_not_seen_behind_an_interrupt(model, avatar):
