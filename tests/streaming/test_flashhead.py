@@ -190,6 +190,17 @@ def test_an_interrupt_goes_on_from_what_was_shown(model, avatar, shown):
     same(after, stream(first, min(shown + 1, 6))[1])  # however much was taken before
 
 
+def test_what_is_said_again_after_an_interrupt_has_new_noise(model, avatar):
+    """From the photo on, with the same sound: nothing else could differ."""
+    samples = sound(16000, 0.96)
+    with model.session(avatar, seed=2) as s:
+        first = play(s, samples, end=False)
+        s.interrupt(shown_pts=0.0)
+        again = play(s, samples, end=False)
+    assert [block.pts for block in first] == [block.pts for block in again]
+    assert np.abs(frames(first).astype(int) - frames(again)).mean() > 0.1
+
+
 def test_too_few_frames_are_filled_up_with_the_photo(model, avatar, monkeypatch):
     """Eight were shown, nine are encoded back."""
     with model.session(avatar) as s:
