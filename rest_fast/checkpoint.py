@@ -16,12 +16,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
-from rest_fast.config.flashhead import FAMILY, PUBLISHED_CLASS, PUBLISHED_FOLDER, FlashHeadConfig
+from rest_fast.config.flashhead import FAMILY, PUBLISHED_FIELD, PUBLISHED_FOLDER, FlashHeadConfig
 from rest_fast.config.validate import require
 from rest_fast.errors import CheckpointError as CheckpointError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AnyConfig = ModelConfig | FlashHeadConfig
+_FLASHHEAD = f"rest-fast convert flashhead, of the folder that holds {PUBLISHED_FOLDER}"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -86,7 +87,7 @@ def read_any_config(folder: str | Path) -> AnyConfig:
     if not path.is_file():
         found = f"found no {CONFIG}" if Path(folder).is_dir() else "got a file" if Path(folder).exists() else "got none"
         published = Path(folder, PUBLISHED_FOLDER).is_dir()
-        hint = f"; first {_converter(PUBLISHED_CLASS)}" if published else _pickles(folder)
+        hint = f"; first {_FLASHHEAD}" if published else _pickles(folder)
         raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}{hint}")
     try:
         text = path.read_text()
@@ -119,18 +120,14 @@ def _refuse_others(folder: str | Path, text: str) -> None:
         raw = json.loads(text)
         if isinstance(raw, dict) and "kind" in raw:
             raise CheckpointError(f"{folder}: expected a whole model, got a VAE alone (for TemporalVAE and --vae)")
+        if isinstance(raw, dict) and PUBLISHED_FIELD in raw:
+            got = f"SoulX-FlashHead's transformer: first {_FLASHHEAD}"
+            raise CheckpointError(f"{folder}: expected a checkpoint of this package, got {got}")
         if isinstance(raw, dict) and "_class_name" in raw:
-            name = raw["_class_name"]
             raise CheckpointError(
-                f"{folder}: expected a checkpoint of this package, got diffusers' {name}: first {_converter(name)}"
+                f"{folder}: expected a checkpoint of this package, got diffusers' {raw['_class_name']}: first "
+                "rest-fast convert ltx-vae or ltx-transformer"
             )
-
-
-def _converter(name: object) -> str:
-    """The command for a class of diffusers."""
-    if name == PUBLISHED_CLASS:
-        return f"rest-fast convert flashhead, of the folder that holds {PUBLISHED_FOLDER}"
-    return "rest-fast convert ltx-vae or ltx-transformer"
 
 
 def read_vae_config(folder: str | Path) -> ModelConfig | ConvVAEConfig:

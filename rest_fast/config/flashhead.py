@@ -15,7 +15,7 @@ from rest_fast.config.whole import WholeConfig
 from rest_fast.units import FPS, RATE
 
 FAMILY = "flashhead"
-PUBLISHED_FOLDER, PUBLISHED_CLASS = "Model_Lite", "WanModelAudioProject"  # what names a file of the authors'
+PUBLISHED_FOLDER, PUBLISHED_FIELD = "Model_Lite", "vae_stride"  # what tells the authors' checkpoint by
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from rest_fast.checkpoint import Unfilled, write
 from rest_fast.config import ConvVAEConfig
 from rest_fast.config.flashhead import (
-    PUBLISHED_CLASS,
+    PUBLISHED_FIELD,
     PUBLISHED_FOLDER,
     FlashHeadConfig,
     FlashHeadDiTConfig,
@@ -28,14 +28,10 @@ from rest_fast.convert.wav2vec import read_wav2vec
 
 MODEL, VAE = PUBLISHED_FOLDER, "VAE_LTX"
 UNUSED = ("text_embedding.", "audio_emb.")  # in the file, and never used by the published code
-# Of the configuration, besides sizes: what the family is. Pro has another VAE, and patches of 2 x 2.
-_FIXED: dict[str, Any] = {
-    "_class_name": PUBLISHED_CLASS,
-    "has_image_input": False,
-    "patch_size": [1, 1, 1],
-    "vae_stride": [8, 32, 32],
-}
-_CELL = _FIXED["vae_stride"][1]  # pixels of a latent's side
+# Of the configuration, besides sizes: what the family is. Pro has another VAE, and patches of 2 x 2. The published code
+# does not look at the name of the class, so neither do we.
+_FIXED: dict[str, Any] = {"has_image_input": False, "patch_size": [1, 1, 1], PUBLISHED_FIELD: [8, 32, 32]}
+_CELL = _FIXED[PUBLISHED_FIELD][1]  # pixels of a latent's side
 _SIZES = ("dim", "in_dim", "out_dim", "ffn_dim", "freq_dim", "num_heads", "num_layers")
 _TOP = {
     "proj_in": "patch_embedding",

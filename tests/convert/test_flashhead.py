@@ -147,7 +147,7 @@ def test_names_of_the_vae_are_those_of_diffusers(given):
     [
         ({"has_image_input": True}, ("has_image_input False", "has_image_input True")),
         ({"patch_size": [1, 2, 2], "vae_stride": [4, 8, 8]}, ("Lite", "patch_size [1, 1, 1]", "[4, 8, 8]")),  # Pro
-        ({"_class_name": "WanTransformer3DModel"}, ("WanModelAudioProject", "WanTransformer3DModel")),
+        ({"patch_size": None, "vae_stride": None}, ("Lite", "vae_stride [8, 32, 32]", "vae_stride None")),
         ({"in_dim": 8}, ("in_dim 16", "in_dim 8")),
         ({"num_layers": "2"}, ("num_layers", "integer", "'2'")),
         ({"ffn_dim": None}, ("ffn_dim", "None")),
@@ -172,6 +172,15 @@ def test_what_its_configuration_may_not_say(own, tmp_path, values, words):
 def test_what_that_of_wav2vec_may_not_say(own, tmp_path, values, words):
     change(own[1], **values)
     refuses(own[0], tmp_path, *words, wav2vec=own[1], size=64)
+
+
+@pytest.mark.parametrize("name", ["WanModel", None])
+def test_the_name_of_the_class_does_not_matter(own, tmp_path, name):
+    """The published code does not look at it."""
+    change(own[0] / "Model_Lite", _class_name=name)
+    convert_flashhead(own[0], tmp_path / "out", wav2vec=own[1], size=64)
+    with pytest.raises(checkpoint.CheckpointError, match="first rest-fast convert flashhead"):
+        checkpoint.read_any_config(own[0] / "Model_Lite")
 
 
 def test_another_treatment_of_sound_is_refused(own, tmp_path):

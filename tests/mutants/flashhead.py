@@ -81,6 +81,6 @@ FLASHHEAD = [
      "self._noise(noise.LATENT, stream.motion)", STREAMS),
     ("flashhead: one length of the position's weight for each channel", "rest_fast/convert/wav2vec.py",
      "v.norm(dim=(0, 1), keepdim=True)", "v.norm(dim=(1, 2), keepdim=True)", FOLDERS),
-    ("flashhead: any picture's patch", CONVERT, '    "patch_size": [1, 1, 1],\n', "", FOLDERS),
-    ("flashhead: what sees a picture is taken", CONVERT, '    "has_image_input": False,\n', "", FOLDERS),
+    ("flashhead: any picture's patch", CONVERT, '"patch_size": [1, 1, 1], ', "", FOLDERS),
+    ("flashhead: what sees a picture is taken", CONVERT, '"has_image_input": False, ', "", FOLDERS),
 ]  # fmt: skip

@@ -100,7 +100,7 @@ RESTORING = [
      "stale, idle_wanted = False, ", DEFAULT),
     ("a snapshot without its idle flags", STREAM, "                *flags,\n",
      "                False,\n                flags[1],\n", DEFAULT),
-    ("a snapshot without its epoch", LINE, "fields.integer(\"epoch\", 0)\n", "0\n", DEFAULT),
+    ("a snapshot without its epoch", LINE, "fields.integer(\"epoch\", 0, noise.MOST)\n", "0\n", DEFAULT),
     ("a snapshot without its format", SEAT, "content.timeline.floor, content.timeline.sound.format",
      "content.timeline.floor, None",
      f"{SNAPSHOTS}::test_a_restored_session_knows_its_format"),
