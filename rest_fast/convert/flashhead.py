@@ -23,7 +23,7 @@ from rest_fast.config.flashhead import (
 )
 from rest_fast.config.validate import ConfigError
 from rest_fast.convert.ltx_vae import read_ltx_vae
-from rest_fast.convert.source import ConvertError, Source, cast, new_folder, open_source, parse_dtype
+from rest_fast.convert.source import ConvertError, Source, cast, new_folder, open_source, parse_dtype, require_values
 from rest_fast.convert.wav2vec import read_wav2vec
 
 MODEL, VAE = PUBLISHED_FOLDER, "VAE_LTX"
@@ -105,10 +105,7 @@ def _parts(folder: Path) -> dict[str, Path]:
 def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int) -> FlashHeadConfig:
     """From the file's own configuration and, for what it leaves out, the shapes of its tensors. ConvertError."""
     said, where = source.config or {}, f"{source.path}, config.json"
-    wrong = [(name, want, said.get(name)) for name, want in _FIXED.items() if said.get(name) != want]
-    if wrong:
-        expected, got = ", ".join(f"{n} {w}" for n, w, _ in wrong), ", ".join(f"{n} {f}" for n, _, f in wrong)
-        raise ConvertError(f"{where}: expected SoulX-FlashHead Lite, {expected}; got {got}")
+    require_values(where, "SoulX-FlashHead Lite", _FIXED, said)
     bad = [name for name in _SIZES if type(said.get(name)) is not int or said[name] < 1]
     if bad:
         raise ConvertError(f"{where}: {bad[0]}: expected an integer of at least 1, got {said.get(bad[0])!r}")

@@ -184,6 +184,14 @@ def _unreadable(path: Path, e: Exception) -> ConvertError:
     return ConvertError(f"{path}: expected a complete safetensors file, got one that cannot be read ({e})")
 
 
+def require_values(where: str | Path, model: str, fixed: dict[str, Any], said: dict[str, Any]) -> None:
+    """ConvertError, which names all differences, unless a configuration says these values."""
+    wrong = {name: want for name, want in fixed.items() if said.get(name) != want}
+    if wrong:
+        expected, got = (", ".join(f"{name} {of.get(name)}" for name in wrong) for of in (wrong, said))
+        raise ConvertError(f"{where}: expected {model}, {expected}; got {got}")
+
+
 def new_folder(out: str | Path) -> Path:
     """OUT as a path, which must be new or an empty folder: a checkpoint that is converted is never written over."""
     out = Path(out)

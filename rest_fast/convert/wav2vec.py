@@ -11,7 +11,7 @@ import torch
 from rest_fast.checkpoint import Unfilled
 from rest_fast.config.flashhead import Wav2VecConfig
 from rest_fast.config.validate import ConfigError, build
-from rest_fast.convert.source import ConvertError, open_source, read_json
+from rest_fast.convert.source import ConvertError, open_source, read_json, require_values
 
 UNUSED = ("masked_spec_embed", "lm_head.")  # of training, and of reading text from sound
 # Of the configuration, besides sizes: what the base model is. The other kind has other norms at other places.
@@ -61,7 +61,7 @@ def read_wav2vec(folder: str | Path) -> tuple[Wav2VecConfig, dict[str, torch.Ten
         raise ConvertError(f"{folder}: expected the folder of wav2vec 2.0, got no folder")
     source, before = open_source(folder, "wav2vec"), Path(folder) / "preprocessor_config.json"
     if before.is_file():
-        _require(_PREPROCESSOR, read_json(before), str(before))
+        require_values(before, "wav2vec 2.0 base", _PREPROCESSOR, _PREPROCESSOR | read_json(before))
     config = _config(source.config or {}, f"{source.path}, config.json")
     length, direction = next(
         (pair for pair in _WEIGHT_NORMS if f"{_POSITION}.{pair[0]}" in source.shapes), _WEIGHT_NORMS[0]
@@ -77,21 +77,13 @@ def read_wav2vec(folder: str | Path) -> tuple[Wav2VecConfig, dict[str, torch.Ten
 
 
 def _config(said: dict[str, Any], where: str) -> Wav2VecConfig:
-    _require(_FIXED, said, where)
+    require_values(where, "wav2vec 2.0 base", _FIXED, _FIXED | said)  # what is not said is the base model's
     values: dict[str, Any] = {ours: said[theirs] for ours, theirs in _SIZES.items() if theirs in said}
     try:
         config: Wav2VecConfig = build(Wav2VecConfig, values, "speech")
         return config
     except ConfigError as e:
         raise ConvertError(f"{where}: {e}") from None
-
-
-def _require(fixed: dict[str, Any], said: dict[str, Any], where: str) -> None:
-    """ConvertError unless these values, where they are said, are those of the base model."""
-    wrong = [(name, want, said[name]) for name, want in fixed.items() if said.get(name, want) != want]
-    if wrong:
-        expected, got = ", ".join(f"{n} {w}" for n, w, _ in wrong), ", ".join(f"{n} {f}" for n, _, f in wrong)
-        raise ConvertError(f"{where}: expected wav2vec 2.0 base, {expected}; got {got}")
 
 
 def _names(config: Wav2VecConfig) -> Iterator[tuple[str, list[str]]]:
