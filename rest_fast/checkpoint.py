@@ -16,32 +16,57 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from rest_fast.config import ConfigError, ConvVAEConfig, ModelConfig
-from rest_fast.config.flashhead import FAMILY, FlashHeadConfig
+from rest_fast.config.flashhead import FAMILY, PUBLISHED_FIELD, PUBLISHED_FOLDER, FlashHeadConfig
+from rest_fast.config.validate import require
 from rest_fast.errors import CheckpointError as CheckpointError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AnyConfig = ModelConfig | FlashHeadConfig
+_FLASHHEAD = f"rest-fast convert flashhead, of the folder that holds {PUBLISHED_FOLDER}"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
-def save(module: nn.Module, config: AnyConfig, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint folder; floating tensors in ``dtype``."""
-    state = {k: v.detach().to(dtype if v.is_floating_point() else v.dtype) for k, v in module.state_dict().items()}
-    write(state, config, folder)
+def save(
+    module: nn.Module,
+    config: AnyConfig,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float16,
+    *,
+    exact: tuple[str, ...] = (),
+) -> None:
+    """Write a checkpoint folder; floating tensors in ``dtype``, but for names that begin with one of ``exact``."""
+
+    def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and not name.startswith(exact) else tensor
+
+    write({name: stored(name, tensor.detach()) for name, tensor in module.state_dict().items()}, config, folder)
 
 
 def write(tensors: dict[str, torch.Tensor], config: AnyConfig | ConvVAEConfig, folder: str | Path) -> None:
     """Write a checkpoint folder, of a whole model or of a VAE alone, with tensors in their dtypes.
 
-    The configuration is written last, so a folder that has one is complete.
+    The configuration comes last, so a folder that has one is complete.
+    Raises: :class:`CheckpointError` where it cannot be written; what was begun is removed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)  # a reader never sees half a file
-    partial.rename(folder / WEIGHTS)
-    (folder / CONFIG).write_text(config.to_json() + "\n")
+    made, parts = not folder.exists(), {name: folder / f"{name}.partial" for name in (WEIGHTS, CONFIG)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, parts[WEIGHTS])  # a reader never sees half a file
+        parts[CONFIG].write_text(config.to_json() + "\n")
+        for name, partial in parts.items():
+            partial.rename(folder / name)
+    except (SafetensorError, OSError) as e:
+        with contextlib.suppress(OSError):
+            for partial in parts.values():
+                partial.unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
+        size = sum(tensor.nbytes for tensor in state.values()) / 1e6
+        raise CheckpointError(
+            f"{folder}: expected a folder to write to, with room for {size:.0f} MB, got: {e}"
+        ) from None
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -61,11 +86,15 @@ def read_any_config(folder: str | Path) -> AnyConfig:
         )
     if not path.is_file():
         found = f"found no {CONFIG}" if Path(folder).is_dir() else "got a file" if Path(folder).exists() else "got none"
-        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}{_pickles(folder)}")
+        published = Path(folder, PUBLISHED_FOLDER).is_dir()
+        hint = f"; first {_FLASHHEAD}" if published else _pickles(folder)
+        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, {found}{hint}")
     try:
         text = path.read_text()
         _refuse_others(folder, text)
-        return FlashHeadConfig.from_json(text) if _family(text) == FAMILY else ModelConfig.from_json(text)
+        family = _family(text)
+        require(family in (None, FAMILY), "family", f"{FAMILY}, or none for REST", family)
+        return ModelConfig.from_json(text) if family is None else FlashHeadConfig.from_json(text)
     except (ConfigError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path}: {e}") from None
 
@@ -91,6 +120,9 @@ def _refuse_others(folder: str | Path, text: str) -> None:
         raw = json.loads(text)
         if isinstance(raw, dict) and "kind" in raw:
             raise CheckpointError(f"{folder}: expected a whole model, got a VAE alone (for TemporalVAE and --vae)")
+        if isinstance(raw, dict) and PUBLISHED_FIELD in raw:
+            got = f"SoulX-FlashHead's transformer: first {_FLASHHEAD}"
+            raise CheckpointError(f"{folder}: expected a checkpoint of this package, got {got}")
         if isinstance(raw, dict) and "_class_name" in raw:
             raise CheckpointError(
                 f"{folder}: expected a checkpoint of this package, got diffusers' {raw['_class_name']}: first "

@@ -130,8 +130,12 @@ class Talking(Network):
         return self.config.replace(**{f"sampling__{k}": v for k, v in changes.items()}).sampling
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write a checkpoint folder: ``config.json``, and ``model.safetensors`` with floats of ``dtype``."""
-        checkpoint.save(self, self.config, folder, dtype)
+        """Write a checkpoint folder: ``config.json``, and ``model.safetensors`` with floats of ``dtype``; wav2vec's
+        tensors keep theirs.
+
+        Raises: :class:`rest_fast.CheckpointError` where it cannot be written.
+        """
+        checkpoint.save(self, self.config, folder, dtype, exact=self.exact)
 
 
 class Model(Talking, REST):

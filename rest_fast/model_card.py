@@ -9,8 +9,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from rest_fast.checkpoint import CONFIG, WEIGHTS, read_config
+from rest_fast.checkpoint import CONFIG, WEIGHTS, read_any_config
 from rest_fast.config import SpeechConfig
+from rest_fast.config.flashhead import Wav2VecConfig
 from rest_fast.units import FPS, RATE
 
 PARTS = {
@@ -77,7 +78,7 @@ def model_card(folder: str | Path, *, source: str = "path/to/this/folder", licen
         license: of the weights, as the hub names it, such as ``apache-2.0``; None: the card says that none is stated.
     Raises: :class:`rest_fast.CheckpointError`.
     """
-    config, weights = read_config(folder), Path(folder) / WEIGHTS
+    config, weights = read_any_config(folder), Path(folder) / WEIGHTS
     with safe_open(weights, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         dtypes = Counter(part.get_dtype() for part in slices.values())
@@ -103,14 +104,20 @@ def model_card(folder: str | Path, *, source: str = "path/to/this/folder", licen
         megabytes=weights.stat().st_size / 1e6,
         sha256=_sha256(weights),
         source=source,
-        whisper=", whisper=your_whisper_model" if config.speech.features == "whisper" else "",
+        whisper=", whisper=your_whisper_model" if _of_whisper(config.speech) else "",
         config=CONFIG,
         weights=WEIGHTS,
     )
 
 
-def _features(speech: SpeechConfig) -> str:
-    if speech.features == "whisper":
+def _of_whisper(speech: SpeechConfig | Wav2VecConfig) -> bool:
+    return isinstance(speech, SpeechConfig) and speech.features == "whisper"
+
+
+def _features(speech: SpeechConfig | Wav2VecConfig) -> str:
+    if isinstance(speech, Wav2VecConfig):
+        return "hidden states of wav2vec 2.0, which is part of this checkpoint"
+    if _of_whisper(speech):
         return "features of a Whisper encoder, which is not part of this checkpoint"
     return f"log-mel spectra of {speech.channels} bands"
 

@@ -53,6 +53,9 @@ def _require(name: str, value: int, bits: int) -> None:
         raise ArgumentError(f"{name}: expected an integer in 0..2^{bits} - 1, got {value!r}")
 
 
+MOST = (1 << 32) - 1  # interrupts, and latents, of one stream
+
+
 def in_epoch(epoch: int, latent: int) -> int:
     """The index of latent number ``latent`` of a stream after so many interrupts: unlike that of any other."""
     _require("epoch", epoch, 32)

@@ -26,7 +26,6 @@ from rest_fast.model import Model, find_checkpoint, load
 from rest_fast.model_card import model_card
 from rest_fast.rendering import playable
 from rest_fast.streaming.block import Block
-from rest_fast.streaming.sampler import noise_levels
 from rest_fast.units import FPS
 
 # pipe, step, noise level, {"chunk": chunk}; what it returns is not looked at
@@ -245,7 +244,7 @@ class RestPipeline:
             guidance=guidance,
             on_step=callback and on_step,
         )
-        levels = noise_levels(session.sampling)
+        levels = session.stream.sampler.sigmas
         with session:
             session.push_audio(talk.samples)
             session.end_segment()

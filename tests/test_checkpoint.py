@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rest_fast.checkpoint import CONFIG, WEIGHTS, CheckpointError, fingerprint, read_config, read_weights, save
+from rest_fast.checkpoint import CONFIG, WEIGHTS, CheckpointError, fingerprint, read_config, read_weights, save, write
 from rest_fast.models.dit import StreamingDiT
 from rest_fast.models.speech import SpeechEncoder
 from tests.kit.models import randomise, toy
@@ -63,6 +63,27 @@ def test_saving_again_replaces(folder):
     loaded = dit(0)
     read_weights(loaded, folder)
     assert torch.equal(loaded.table, dit(5).table)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, there):
+    """The system's own limit of a file's size stands for it."""
+    resource = pytest.importorskip("resource")
+    out, before = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if there:
+        out.mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with refuses(out, "room for 2 MB", "File too large"):
+            write({"weights": torch.zeros(500_000)}, toy(), out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [*tmp_path.rglob("*")] == [out] * there
+
+
+def test_a_place_where_no_folder_can_be(folder):
+    with refuses(folder / WEIGHTS / "out", "expected a folder to write to"):
+        save(dit(), toy(), folder / WEIGHTS / "out")
 
 
 def test_weights_load_into_another_dtype(folder):

@@ -6,14 +6,13 @@ Units are in the field comments; the glossary is in ``docs/design.md``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rest_fast.config.vae import STRIDES as STRIDES
 from rest_fast.config.vae import TEMPORAL as TEMPORAL
 from rest_fast.config.vae import VAE_KINDS, BasisVAEConfig, ConvVAEConfig, MotionVAEConfig, VAEConfig
-from rest_fast.config.validate import ConfigError, build, check_fields, require
+from rest_fast.config.validate import ConfigError, build, check_fields, json_object, require
 from rest_fast.config.whole import WholeConfig
 
 Context = Literal["last_step", "clean", "per_step"]
@@ -153,12 +152,7 @@ class ModelConfig(WholeConfig):
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Read and check a ``config.json``. Raises: :class:`rest_fast.ConfigError` with the name of the field."""
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise ConfigError(f"config is not JSON: {e}") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"config: expected a JSON object, got {type(raw).__name__}")
+        raw = json_object(text)
         vae = raw.get("vae")
         kind = vae.get("kind") if isinstance(vae, dict) else None
         known = isinstance(kind, str) and kind in VAE_KINDS

@@ -5,15 +5,17 @@ Sources: ``flash_head_model.py``, ``flash_head_pipeline.py`` and ``infer_params.
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rest_fast.config.vae import TEMPORAL, ConvVAEConfig
-from rest_fast.config.validate import build, check_fields, require
+from rest_fast.config.validate import build, check_fields, json_object, require
 from rest_fast.config.whole import WholeConfig
+from rest_fast.units import FPS, RATE
 
 FAMILY = "flashhead"
+PUBLISHED_FOLDER, PUBLISHED_FIELD = "Model_Lite", "vae_stride"  # what tells the authors' checkpoint by
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Wav2VecConfig:
         for name in ("heads", "position_groups"):
             value = getattr(self, name)
             require(self.width % value == 0, f"speech.{name}", f"a divisor of {self.width}", value)
+        least = f"strides that, with the kernels, leave something of {self.seconds} s of sound"
+        require(self._positions() > 0, "speech.conv_strides", least, self.conv_strides)
+
+    def _positions(self) -> int:
+        """How many features the convolutions make of a window; none where a kernel is longer than what it gets."""
+        count = self.seconds * RATE
+        for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
+            count = max(0, (count - kernel) // stride + 1)
+        return count
 
 
 @dataclass(frozen=True)
@@ -140,13 +151,14 @@ class FlashHeadConfig(WholeConfig):
     def __post_init__(self) -> None:
         check_fields(self, "")
         self.check_picture()
-        least = self.stream.frames + self.dit.audio_window // 2
-        require(self.speech.seconds * 25 >= least, "speech.seconds", f"at least {least} frames", self.speech.seconds)
+        heard = self.stream.frames + self.dit.audio_window // 2
+        least = f"at least {math.ceil(heard / FPS)}, for {heard} frames"
+        require(self.speech.seconds * FPS >= heard, "speech.seconds", least, self.speech.seconds)
 
     @classmethod
     def from_json(cls, text: str) -> FlashHeadConfig:
         """Read and check a JSON object. Raises: :class:`rest_fast.ConfigError` with the name of the field."""
-        raw = json.loads(text)
+        raw = json_object(text)
         parts: dict[str, Any] = {
             "vae": ConvVAEConfig,
             "speech": Wav2VecConfig,

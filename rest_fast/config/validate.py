@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -64,6 +65,17 @@ def _describe(hint: Any) -> str:
         return f"a list of {_describe(args[0])}" if args[-1] is Ellipsis else f"{len(args)} x {_describe(args[0])}"
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
     return words.get(hint, f"an object of {getattr(hint, '__name__', hint)}")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """What a ``config.json`` holds. Raises: :class:`ConfigError`."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"config is not JSON: {e}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config: expected a JSON object, got {type(raw).__name__}")
+    return raw
 
 
 def build(cls: Any, values: Any, where: str) -> Any:

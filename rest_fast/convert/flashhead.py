@@ -14,21 +14,24 @@ import torch
 
 from rest_fast.checkpoint import Unfilled, write
 from rest_fast.config import ConvVAEConfig
-from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, Wav2VecConfig
+from rest_fast.config.flashhead import (
+    PUBLISHED_FIELD,
+    PUBLISHED_FOLDER,
+    FlashHeadConfig,
+    FlashHeadDiTConfig,
+    Wav2VecConfig,
+)
 from rest_fast.config.validate import ConfigError
 from rest_fast.convert.ltx_vae import read_ltx_vae
-from rest_fast.convert.source import ConvertError, Source, new_folder, open_source, parse_dtype
+from rest_fast.convert.source import ConvertError, Source, cast, new_folder, open_source, parse_dtype, require_values
 from rest_fast.convert.wav2vec import read_wav2vec
 
-MODEL, VAE = "Model_Lite", "VAE_LTX"
+MODEL, VAE = PUBLISHED_FOLDER, "VAE_LTX"
 UNUSED = ("text_embedding.", "audio_emb.")  # in the file, and never used by the published code
-# Of the configuration, besides sizes: what the family is. Pro has another VAE, and patches of 2 x 2.
-_FIXED: dict[str, Any] = {
-    "_class_name": "WanModelAudioProject",
-    "has_image_input": False,
-    "patch_size": [1, 1, 1],
-    "vae_stride": [8, 32, 32],
-}
+# Of the configuration, besides sizes: what the family is. Pro has another VAE, and patches of 2 x 2. The published code
+# does not look at the name of the class, so neither do we.
+_FIXED: dict[str, Any] = {"has_image_input": False, "patch_size": [1, 1, 1], PUBLISHED_FIELD: [8, 32, 32]}
+_CELL = _FIXED[PUBLISHED_FIELD][1]  # pixels of a latent's side
 _SIZES = ("dim", "in_dim", "out_dim", "ffn_dim", "freq_dim", "num_heads", "num_layers")
 _TOP = {
     "proj_in": "patch_embedding",
@@ -68,6 +71,8 @@ def convert_flashhead(
     Raises: :class:`ConvertError`, before anything is written.
     """
     wanted, out = parse_dtype(dtype), new_folder(out)
+    if type(size) is not int or size < _CELL or size % _CELL:
+        raise ConvertError(f"size: expected a positive multiple of {_CELL}, got {size!r}")
     parts = _parts(Path(folder))
     source = open_source(parts[MODEL], "flashhead")
     vae, vae_tensors = read_ltx_vae(open_source(parts[VAE], "vae"))
@@ -77,8 +82,8 @@ def convert_flashhead(
     source.check(_expected(table, config), {name for name in source.shapes if name.startswith(UNUSED)})
     tensors = {f"vae.{name}": tensor for name, tensor in vae_tensors.items()}
     tensors |= {f"dit.{ours}": joined(source.tensor, ours, theirs) for ours, theirs in table.items()}
-    tensors = {name: tensor.to(wanted or tensor.dtype) for name, tensor in tensors.items()}
-    write(tensors | {f"speech.{name}": tensor.float() for name, tensor in heard.items()}, config, out)
+    speech_tensors = {f"speech.{name}": tensor for name, tensor in heard.items()}
+    write(cast(tensors, wanted, folder) | cast(speech_tensors, torch.float32, wav2vec), config, out)
     return config
 
 
@@ -100,10 +105,7 @@ def _parts(folder: Path) -> dict[str, Path]:
 def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int) -> FlashHeadConfig:
     """From the file's own configuration and, for what it leaves out, the shapes of its tensors. ConvertError."""
     said, where = source.config or {}, f"{source.path}, config.json"
-    wrong = [(name, want, said.get(name)) for name, want in _FIXED.items() if said.get(name) != want]
-    if wrong:
-        expected, got = ", ".join(f"{n} {w}" for n, w, _ in wrong), ", ".join(f"{n} {f}" for n, _, f in wrong)
-        raise ConvertError(f"{where}: expected SoulX-FlashHead Lite, {expected}; got {got}")
+    require_values(where, "SoulX-FlashHead Lite", _FIXED, said)
     bad = [name for name in _SIZES if type(said.get(name)) is not int or said[name] < 1]
     if bad:
         raise ConvertError(f"{where}: {bad[0]}: expected an integer of at least 1, got {said.get(bad[0])!r}")
@@ -116,10 +118,8 @@ def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int
         )
     if vae.timestep_conditioning or vae.causal_decoder:
         raise ConvertError(f"{source.path.parent / VAE}: expected LTX-Video's VAE 0.9.0, got one of another release")
-    rows, hidden = (
-        source.shapes.get("audio_proj.proj3.weight", (0, 0)),
-        source.shapes.get("audio_proj.proj2.bias", (0,)),
-    )
+    shapes = source.shapes  # a tensor that is not there is missed later, by its name
+    rows, hidden = shapes.get("audio_proj.proj3.bias", (0,))[0], shapes.get("audio_proj.proj2.bias", (0,))[0]
     try:
         dit = FlashHeadDiTConfig(
             layers=said["num_layers"],
@@ -129,8 +129,8 @@ def _config(source: Source, vae: ConvVAEConfig, speech: Wav2VecConfig, size: int
             time_channels=said["freq_dim"],
             norm_eps=said.get("eps", 1e-6),
             qk_eps=said.get("eps", 1e-6),
-            audio_hidden=max(hidden[0], 1),
-            audio_tokens=max(rows[0] // width, 1),
+            audio_hidden=max(hidden, 1),
+            audio_tokens=max(rows // width, 1),
         )
         return FlashHeadConfig("flashhead-lite", size, size, vae, speech, dit)
     except ConfigError as e:

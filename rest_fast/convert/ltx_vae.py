@@ -23,7 +23,7 @@ from rest_fast.convert.ltx_vae_config import (
     describe_native,
     describe_release,
 )
-from rest_fast.convert.source import ConvertError, Source, new_folder, open_source, parse_dtype
+from rest_fast.convert.source import ConvertError, Source, cast, new_folder, open_source, parse_dtype
 
 DECODE_NOISE = 0.025  # share of noise that LTX-Video mixes in if the decoder is told a noise level
 SCALE = "decoder.timestep_scale_multiplier"  # what a timestep is multiplied with before its sinusoid
@@ -57,7 +57,7 @@ def convert_ltx_vae(
     wanted = parse_dtype(dtype)
     out = new_folder(out)
     config, tensors = read_ltx_vae(open_source(file, "vae"), release)
-    write({name: tensor.to(wanted or tensor.dtype) for name, tensor in tensors.items()}, config, out)
+    write(cast(tensors, wanted, file), config, out)
     return config
 
 

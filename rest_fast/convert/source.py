@@ -91,7 +91,7 @@ def open_source(path: str | Path, part: Part) -> Source:
         raise ConvertError(f"{path}: expected a safetensors file or a folder of diffusers, got nothing there")
     beside = path.parent / "config.json"
     if path.name.startswith("diffusion_pytorch_model") and beside.is_file():
-        return _collect(path, part, [path], _json(beside, beside.read_bytes()))
+        return _collect(path, part, [path], read_json(beside))
     return _collect(path, part, [path], None)
 
 
@@ -102,11 +102,11 @@ def _folder(path: Path, part: Part) -> Source:
     if "config.json" not in found:
         listing = sorted(p.name for p in path.iterdir())
         raise ConvertError(f"{path}: expected config.json, or a folder {part} with one, got {listing[:10]}")
-    config = _json(own / "config.json", (own / "config.json").read_bytes())
+    config = read_json(own / "config.json")
     indices = [n for n in found if n.endswith(".safetensors.index.json")]
     files = [n for n in found if n.endswith(".safetensors")]
     if len(indices) == 1:
-        index = _json(own / indices[0], (own / indices[0]).read_bytes()).get("weight_map")
+        index = read_json(own / indices[0]).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise ConvertError(f"{own / indices[0]}: weight_map: expected names and files, got {index!r}")
         files = sorted(set(map(str, index.values())))
@@ -165,6 +165,11 @@ def _metadata(file: Path, metadata: dict[str, str] | None, part: Part) -> dict[s
     return found
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. ConvertError."""
+    return _json(path, path.read_bytes())
+
+
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
@@ -179,6 +184,14 @@ def _unreadable(path: Path, e: Exception) -> ConvertError:
     return ConvertError(f"{path}: expected a complete safetensors file, got one that cannot be read ({e})")
 
 
+def require_values(where: str | Path, model: str, fixed: dict[str, Any], said: dict[str, Any]) -> None:
+    """ConvertError, which names all differences, unless a configuration says these values."""
+    wrong = {name: want for name, want in fixed.items() if said.get(name) != want}
+    if wrong:
+        expected, got = (", ".join(f"{name} {of.get(name)}" for name in wrong) for of in (wrong, said))
+        raise ConvertError(f"{where}: expected {model}, {expected}; got {got}")
+
+
 def new_folder(out: str | Path) -> Path:
     """OUT as a path, which must be new or an empty folder: a checkpoint that is converted is never written over."""
     out = Path(out)
@@ -187,6 +200,17 @@ def new_folder(out: str | Path) -> Path:
     if out.exists() and not out.is_dir():
         raise ConvertError(f"{out}: expected a folder to write to, got a file")
     return out
+
+
+def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors in a dtype; None keeps that of each. ConvertError for what is not finite in it; ``path``: whence they
+    came."""
+    found = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    for name, tensor in found.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise ConvertError(f"{path}: {name}: expected finite numbers, got {bad} that are not (in {tensor.dtype})")
+    return found
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:

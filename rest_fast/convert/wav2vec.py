@@ -11,7 +11,7 @@ import torch
 from rest_fast.checkpoint import Unfilled
 from rest_fast.config.flashhead import Wav2VecConfig
 from rest_fast.config.validate import ConfigError, build
-from rest_fast.convert.source import ConvertError, open_source
+from rest_fast.convert.source import ConvertError, open_source, read_json, require_values
 
 UNUSED = ("masked_spec_embed", "lm_head.")  # of training, and of reading text from sound
 # Of the configuration, besides sizes: what the base model is. The other kind has other norms at other places.
@@ -23,6 +23,7 @@ _FIXED: dict[str, Any] = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
 }
+_PREPROCESSOR = {"do_normalize": True, "sampling_rate": 16000}  # what is done to sound before
 _SIZES = {
     "conv_channels": "conv_dim",
     "conv_kernels": "conv_kernel",
@@ -58,7 +59,9 @@ def read_wav2vec(folder: str | Path) -> tuple[Wav2VecConfig, dict[str, torch.Ten
     """Configuration and tensors under the names of :mod:`rest_fast.models.flashhead.wav2vec`. ConvertError."""
     if not Path(folder).is_dir():
         raise ConvertError(f"{folder}: expected the folder of wav2vec 2.0, got no folder")
-    source = open_source(folder, "wav2vec")
+    source, before = open_source(folder, "wav2vec"), Path(folder) / "preprocessor_config.json"
+    if before.is_file():
+        require_values(before, "wav2vec 2.0 base", _PREPROCESSOR, _PREPROCESSOR | read_json(before))
     config = _config(source.config or {}, f"{source.path}, config.json")
     length, direction = next(
         (pair for pair in _WEIGHT_NORMS if f"{_POSITION}.{pair[0]}" in source.shapes), _WEIGHT_NORMS[0]
@@ -74,10 +77,7 @@ def read_wav2vec(folder: str | Path) -> tuple[Wav2VecConfig, dict[str, torch.Ten
 
 
 def _config(said: dict[str, Any], where: str) -> Wav2VecConfig:
-    wrong = [(name, want, said[name]) for name, want in _FIXED.items() if said.get(name, want) != want]
-    if wrong:
-        expected, got = ", ".join(f"{n} {w}" for n, w, _ in wrong), ", ".join(f"{n} {f}" for n, _, f in wrong)
-        raise ConvertError(f"{where}: expected wav2vec 2.0 base, {expected}; got {got}")
+    require_values(where, "wav2vec 2.0 base", _FIXED, _FIXED | said)  # what is not said is the base model's
     values: dict[str, Any] = {ours: said[theirs] for ours, theirs in _SIZES.items() if theirs in said}
     try:
         config: Wav2VecConfig = build(Wav2VecConfig, values, "speech")

@@ -24,6 +24,7 @@ from rest_fast.evaluation.instruments import Given, Instruments
 from rest_fast.evaluation.sources import EvaluationError, Examples
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
+from rest_fast.models.rest import REST
 from rest_fast.units import FPS
 
 
@@ -99,6 +100,10 @@ def evaluate(
 
 
 def _check(model: Model, examples: Examples, data: Path, clips: int, seconds: int, streams: int) -> None:
+    if not isinstance(model, REST):
+        raise EvaluationError(
+            f"evaluate: expected a model of REST for clips, got {model.config.name} (--photos measures any)"
+        )
     if clips < 2:
         raise EvaluationError(f"evaluate: clips: expected at least 2 of the {len(examples)} in {data}, got {clips}")
     least = 2 * batched.EDGE

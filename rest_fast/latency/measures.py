@@ -26,8 +26,7 @@ from rest_fast.latency.viewers import BLOCK, BUFFER, Feed, Need, Player, Source,
 from rest_fast.latency.ways import WAYS
 from rest_fast.model import Model
 from rest_fast.streaming.block import Block
-from rest_fast.streaming.graphs import graphs_of
-from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.family import streams
 
 WARM = 2  # chunks of a session that are not timed
 LEAD = 0.2  # seconds between the start of viewers and the first sample
@@ -178,7 +177,7 @@ def interrupt(model: Model, avatar: Avatar, options: Options, way: str = "engine
 
 @torch.inference_mode()
 def _parts(model: Model, avatar: Avatar, options: Options) -> dict[str, Seconds]:
-    stream = Stream.alone(model, avatar, model.config.sampling, graphs_of("auto", model.device))
+    (stream,) = streams(model, avatar, 1)
     need, speech = Need.of(stream), recorded(20)
     size, times = need.chunks(1) - need.ahead, []
     stream.push(speech[: need.block(need.chunk - 1) - size])

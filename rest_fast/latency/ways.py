@@ -23,11 +23,9 @@ from rest_fast.avatar import Avatar
 from rest_fast.latency.viewers import Need, Source
 from rest_fast.model import Model
 from rest_fast.streaming.block import Block
-from rest_fast.streaming.decoding import Decoding
 from rest_fast.streaming.engine import Engine
-from rest_fast.streaming.graphs import graphs_of
-from rest_fast.streaming.sampler import ChunkSampler
-from rest_fast.streaming.stream import Stream
+from rest_fast.streaming.family import streams
+from rest_fast.streaming.viewing import Viewing
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,7 @@ class Batch:
     """Streams whose chunks are lanes of one call."""
 
     def __init__(self, model: Model, avatar: Avatar, count: int):
-        graphs = graphs_of("auto", model.device)
-        self.model, self.sampler = model, ChunkSampler.of(model, model.config.sampling, count, graphs)
-        decoding = Decoding(model, None, graphs and graphs("decoder"))
-        streams = [
-            Stream(model, avatar, self.sampler, self.sampler.session(i), seed=i, decoding=decoding)
-            for i in range(count)
-        ]
-        self.lanes = [Lane(self, stream) for stream in streams]
+        self.model, self.lanes = model, [Lane(self, stream) for stream in streams(model, avatar, count)]
         self.made = 0  # chunks of each
         self.job: asyncio.Task[None] | None = None
 
@@ -120,20 +111,20 @@ class Batch:
 
     @torch.inference_mode()
     def _compute(self, came: Sequence[Sequence[np.ndarray]]) -> list[list[Block]]:
-        streams = [lane.stream for lane in self.lanes]
-        for stream, pieces in zip(streams, came):
+        viewed = [lane.stream for lane in self.lanes]
+        for stream, pieces in zip(viewed, came):
             for samples in pieces:
                 stream.push(samples)
-        jobs = [stream.next_chunk() for stream in streams]
-        for stream, job, latents in zip(streams, jobs, self.sampler.run(jobs)):
+        jobs = [stream.next_chunk() for stream in viewed]
+        for stream, job, latents in zip(viewed, jobs, viewed[0].sampler.run(jobs)):
             stream.accept(job, latents)
-        return [list(_shown(stream)) for stream in streams]
+        return [list(_shown(stream)) for stream in viewed]
 
 
 class Lane:
     """One viewer's place in a batch."""
 
-    def __init__(self, batch: Batch, stream: Stream):
+    def __init__(self, batch: Batch, stream: Viewing):
         self.batch, self.stream, self.need = batch, stream, Need.of(stream)
         self.pushed = 0  # samples
         self.inbox: list[np.ndarray] = []
@@ -152,7 +143,7 @@ class Lane:
             yield block
 
 
-def _shown(stream: Stream) -> Iterator[Block]:
+def _shown(stream: Viewing) -> Iterator[Block]:
     """All blocks that can be shown."""
     while stream.has_block():
         block = stream.make_block()

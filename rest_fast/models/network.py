@@ -28,6 +28,7 @@ class Network(nn.Module):
 
     config: Any  # of its family
     dit: nn.Module  # with a parameter ``table``
+    exact: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint holds as they are
 
     def __init__(self, threads: int | None, *, any_threads: bool = False):
         super().__init__()

@@ -73,7 +73,7 @@ class Evaluations:
 
     @torch.no_grad()
     def warm(self) -> None:
-        """Evaluate and commit idle lanes, so that kernels are compiled and loaded before the first request."""
+        """Compute everything once with idle lanes, so that kernels are compiled and loaded before the first request."""
         self._fill_idle()
         self._evaluate_idle()
 

@@ -67,6 +67,14 @@ def family_of(model: Network, sampling: Any, places: Places) -> Family:
     return RESTFamily(model, sampling, places)
 
 
+def streams(model: Network, avatar: Avatar, count: int) -> list[Viewing]:
+    """Streams for so many viewers without an engine, whose chunks are lanes of one call of their sampler. They are
+    seeded by their numbers."""
+    sampling = model.config.sampling
+    family = family_of(model, sampling, Places(count, count * branches(sampling), "auto", None, False))
+    return [family.stream(avatar, place, seed=place) for place in range(count)]
+
+
 def _require_memory(model: Network, sampling: Any, places: Places) -> None:
     """Raise ArgumentError where a GPU lacks memory for the places; elsewhere, the largest parts are asked for one by
     one."""

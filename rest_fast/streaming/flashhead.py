@@ -48,6 +48,7 @@ class FlashHeadSampler:
 
     def __init__(self, step: WindowStep, sampling: FlashHeadSamplingConfig):
         self.step, self.sampling, self.levels = step, sampling, levels(sampling)
+        self.sigmas = [level.now for level in self.levels]
 
     @classmethod
     def of(

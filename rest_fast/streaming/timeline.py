@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rest_fast import media
+from rest_fast import media, noise
 from rest_fast.config import TEMPORAL
 from rest_fast.errors import MediaError, StateError
 from rest_fast.streaming.snapshot import Fields
@@ -176,8 +176,8 @@ class Timeline:
         Raises: :class:`rest_fast.StateError`.
         """
         found = Timeline(self.sound.rate, chunk=self.chunk, lead=self.lead, back=self.back, ahead=self.ahead)
-        found.epoch = fields.integer("epoch", 0)
-        found.generated = fields.integer("_next", 0)
+        found.epoch = fields.integer("epoch", 0, noise.MOST)
+        found.generated = fields.integer("_next", 0, noise.MOST)
         found.delivered = fields.integer("_delivered", 0, found.generated)
         found.floor = fields.integer("_floor", max(0, found.delivered - self.lead), found.delivered)
         found.sound = found._read_sound(fields)

@@ -30,6 +30,10 @@ class Sampler(Protocol):
     def step(self) -> Any:
         """It has ``run(turns)``."""
 
+    @property
+    def sigmas(self) -> list[float]:
+        """The noise level before each sampling step, from 1 on."""
+
     def run(self, jobs: Any) -> torch.Tensor:
         """The chunks of some jobs."""
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import rest_fast
 from rest_fast import checkpoint, cli
 from rest_fast.config.flashhead import FlashHeadConfig
 from rest_fast.convert import ConvertError, convert_flashhead
@@ -146,7 +147,7 @@ def test_names_of_the_vae_are_those_of_diffusers(given):
     [
         ({"has_image_input": True}, ("has_image_input False", "has_image_input True")),
         ({"patch_size": [1, 2, 2], "vae_stride": [4, 8, 8]}, ("Lite", "patch_size [1, 1, 1]", "[4, 8, 8]")),  # Pro
-        ({"_class_name": "WanTransformer3DModel"}, ("WanModelAudioProject", "WanTransformer3DModel")),
+        ({"patch_size": None, "vae_stride": None}, ("Lite", "vae_stride [8, 32, 32]", "vae_stride None")),
         ({"in_dim": 8}, ("in_dim 16", "in_dim 8")),
         ({"num_layers": "2"}, ("num_layers", "integer", "'2'")),
         ({"ffn_dim": None}, ("ffn_dim", "None")),
@@ -171,6 +172,25 @@ def test_what_its_configuration_may_not_say(own, tmp_path, values, words):
 def test_what_that_of_wav2vec_may_not_say(own, tmp_path, values, words):
     change(own[1], **values)
     refuses(own[0], tmp_path, *words, wav2vec=own[1], size=64)
+
+
+@pytest.mark.parametrize("name", ["WanModel", None])
+def test_the_name_of_the_class_does_not_matter(own, tmp_path, name):
+    """The published code does not look at it."""
+    change(own[0] / "Model_Lite", _class_name=name)
+    convert_flashhead(own[0], tmp_path / "out", wav2vec=own[1], size=64)
+    with pytest.raises(checkpoint.CheckpointError, match="first rest-fast convert flashhead"):
+        checkpoint.read_any_config(own[0] / "Model_Lite")
+
+
+def test_another_treatment_of_sound_is_refused(own, tmp_path):
+    settings = own[1] / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_normalize": False}))
+    refuses(own[0], tmp_path, str(settings), "do_normalize True", "do_normalize False", wav2vec=own[1], size=64)
+    settings.write_text("{")
+    refuses(own[0], tmp_path, str(settings), "expected JSON", wav2vec=own[1], size=64)
+    settings.unlink()
+    convert_flashhead(own[0], tmp_path / "out", wav2vec=own[1], size=64)
 
 
 def test_names_are_listed_with_near_ones(own, tmp_path):
@@ -205,12 +225,52 @@ def test_folders_of_others(own, tmp_path):
     refuses(published / "Model_Lite", tmp_path, "no Model_Lite and no VAE_LTX", WEIGHTS, wav2vec=wav2vec)
     refuses(published, tmp_path, "wav2vec 2.0", "no folder", wav2vec=tmp_path / "none")
     refuses(published, tmp_path, "feature_extractor", wav2vec=published / "Model_Lite", size=64)
-    refuses(published, tmp_path, "height", "multiple of 32", "got 100", wav2vec=wav2vec, size=100)
     lora = {"blocks.0.self_attn.q.lora_A.weight": torch.zeros(4, 24)}
     save_file(lora, published / "Model_Lite" / WEIGHTS)
     refuses(published, tmp_path, "SoulX-FlashHead's transformer", "lora_A", wav2vec=wav2vec, size=64)
     (published / "Model_Lite").rename(published / "Model_Pro")  # a folder of Pro alone
     refuses(published, tmp_path, "no Model_Lite", "Model_Pro", wav2vec=wav2vec)
+
+
+@pytest.mark.parametrize("size", [100, 0, -64, 64.0, True])
+def test_sizes(given, tmp_path, size):
+    refuses(given[0], tmp_path, "size: expected a positive multiple of 32, got", wav2vec=given[1], size=size)
+
+
+@pytest.mark.parametrize("part", ["Model_Lite", "VAE_LTX", "wav2vec"])
+def test_what_is_no_number(own, tmp_path, part):
+    """It would show black pictures, without a word."""
+    path = own[1] if part == "wav2vec" else own[0] / part
+    file = path / ("model.safetensors" if part == "wav2vec" else WEIGHTS)
+    state = load_file(file)
+    name = next(name for name in state if "attn" in name or "attention" in name or "resnets" in name)
+    state[name].view(-1)[3] = torch.nan
+    save_file(state, file)
+    refuses(own[0], tmp_path, str(path if part == "wav2vec" else own[0]), "got 1 that are not", wav2vec=own[1])
+
+
+def test_what_is_too_large_for_a_dtype(own, tmp_path):
+    file = own[0] / "Model_Lite" / WEIGHTS
+    save_file(load_file(file) | {"head.modulation": torch.full((1, 2, 24), 1e5)}, file)
+    refuses(own[0], tmp_path, "dit.table: expected finite", "48", "float16", wav2vec=own[1], dtype="float16")
+    convert_flashhead(own[0], tmp_path / "out", wav2vec=own[1], dtype="bfloat16")
+
+
+def test_a_folder_that_was_not_converted_says_how(given):
+    for folder in (given[0], given[0] / "Model_Lite"):
+        with pytest.raises(checkpoint.CheckpointError, match="first rest-fast convert flashhead"):
+            checkpoint.read_any_config(folder)
+    with pytest.raises(checkpoint.CheckpointError, match="first rest-fast convert ltx-vae"):
+        checkpoint.read_any_config(given[0] / "VAE_LTX")
+
+
+def test_saved_again_wav2vec_stays_as_it_is(given, tmp_path):
+    convert_flashhead(given[0], tmp_path / "out", wav2vec=given[1], size=64)
+    rest_fast.load(tmp_path / "out", device="cpu").save(tmp_path / "again")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor if name.startswith("speech.") else tensor.half()), name
 
 
 def test_the_vae_of_another_release(own, tmp_path):

@@ -17,9 +17,10 @@ from rest_fast.evaluation.evaluate import evaluate
 from rest_fast.evaluation.instruments import Instruments
 from rest_fast.evaluation.readers import LatentReader, PixelReader
 from rest_fast.evaluation.sources import EvaluationError, Examples
+from rest_fast.model import FlashHeadModel
 from rest_fast.training import shards
 from rest_fast.training.synthetic.clips import LEAD, Clips, write_clips
-from tests.kit import toys
+from tests.kit import flashhead, toys
 
 SIZE = 64  # of the toy
 
@@ -243,6 +244,11 @@ def test_what_is_refused_before_any_work(model, drawn, tmp_path, changes, says, 
     with pytest.raises(EvaluationError, match=says):
         evaluate(model, drawn, tmp_path / "out", **paths)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_family_is_refused(drawn, tmp_path):
+    with pytest.raises(EvaluationError, match="expected a model of REST for clips, got flashhead-toy"):
+        evaluate(FlashHeadModel(flashhead.toy()), drawn, tmp_path / "out")
 
 
 def test_folders_and_models_that_do_not_fit(model, drawn, filmed, tmp_path):

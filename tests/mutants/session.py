@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants import Mutant
 from tests.mutants.engine import MANY
+from tests.mutants.flashhead import FLASHHEAD
 from tests.mutants.kernels import KERNELS
 from tests.mutants.windows import WINDOWS
 
@@ -99,7 +100,7 @@ RESTORING = [
      "stale, idle_wanted = False, ", DEFAULT),
     ("a snapshot without its idle flags", STREAM, "                *flags,\n",
      "                False,\n                flags[1],\n", DEFAULT),
-    ("a snapshot without its epoch", LINE, "fields.integer(\"epoch\", 0)\n", "0\n", DEFAULT),
+    ("a snapshot without its epoch", LINE, "fields.integer(\"epoch\", 0, noise.MOST)\n", "0\n", DEFAULT),
     ("a snapshot without its format", SEAT, "content.timeline.floor, content.timeline.sound.format",
      "content.timeline.floor, None",
      f"{SNAPSHOTS}::test_a_restored_session_knows_its_format"),
@@ -221,5 +222,5 @@ GRAPHS = [
      "[cls(part) for part in parts]", GRAPH),
 ]  # fmt: skip
 
-EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS, *WINDOWS]
+EVERY = [*CONTEXT, *TIMELINE, *RESTORING, *DECODING, *SAMPLING, *AUDIO, *GRAPHS, *MANY, *KERNELS, *WINDOWS, *FLASHHEAD]
 MUTANTS = [Mutant(*row) for row in EVERY]

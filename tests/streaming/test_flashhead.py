@@ -12,6 +12,8 @@ import torch
 import rest_fast
 from rest_fast import noise
 from rest_fast.errors import ArgumentError, ConfigError
+from rest_fast.latency import measures
+from rest_fast.latency.measures import Options
 from rest_fast.model import FlashHeadModel
 from rest_fast.models.flashhead.colour import match_colours
 from rest_fast.models.flashhead.sampling import levels
@@ -53,7 +55,8 @@ def published(model, avatar, samples: np.ndarray, seed: int) -> np.ndarray:
     """The published loop, written down anew: a queue of sound, 33 frames a call, the first 9 dropped always."""
     config, stream = model.config, model.config.stream
     picture = torch.from_numpy(avatar.picture).permute(2, 0, 1)[None, :, None] / 127.5 - 1
-    reference = avatar.reference[None]
+    mean, deviation = model.vae.posterior(picture.expand(-1, -1, stream.frames, -1, -1))
+    reference = to_tokens(mean) + to_tokens(deviation) * keyed(0, 0, 5, noise.PHOTO, model)
     motion, queue, shown = reference[:, : config.tokens], np.zeros(model.speech.samples, np.float32), []
     for chunk in range(len(samples) // CHUNK):
         queue = np.concatenate([queue, samples[chunk * CHUNK : (chunk + 1) * CHUNK]])[-model.speech.samples :]
@@ -105,6 +108,19 @@ def test_chunks_go_on_from_what_was_shown(model, avatar):
         other = frames(play(s, samples, end=False))
     assert np.abs(whole[:24].astype(int) - other[:24]).max() > 3
     assert np.abs(whole[24:].astype(int) - other[24:]).max() > 3
+
+
+def test_what_is_encoded_back_was_never_8_bit(model, avatar):
+    """It is what is shown, but for the rounding: levels lie anywhere between whole ones, 1/4 from the next in mean."""
+    with model.session(avatar) as s:
+        shown = frames(play(s, sound(16000, 0.96), end=False))
+        levels_ = (
+            torch.cat([latent.frames for latent in s.stream.history], 1).permute(1, 2, 3, 0).numpy() * 127.5 + 127.5
+        )
+        held = s.snapshot().tensors["history.2"]
+    off = np.abs(levels_ - shown)
+    assert off.max() < 0.51 and off.mean() > 0.2
+    assert np.array_equal(held.permute(1, 2, 3, 0).numpy() * 127.5 + 127.5, levels_[16:])
 
 
 def test_mean_of_the_posterior_is_an_option(model):
@@ -172,6 +188,32 @@ def test_an_interrupt_goes_on_from_what_was_shown(model, avatar, shown):
     _, again = stream(second, max(shown, 3))
     assert np.array_equal(frames(after), frames(again)) is (shown % 3 == 0)
     same(after, stream(first, min(shown + 1, 6))[1])  # however much was taken before
+
+
+def test_what_is_said_again_after_an_interrupt_has_new_noise(model, avatar):
+    """From the photo on, with the same sound: nothing else could differ."""
+    samples = sound(16000, 0.96)
+    with model.session(avatar, seed=2) as s:
+        first = play(s, samples, end=False)
+        s.interrupt(shown_pts=0.0)
+        again = play(s, samples, end=False)
+    assert [block.pts for block in first] == [block.pts for block in again]
+    assert np.abs(frames(first).astype(int) - frames(again)).mean() > 0.1
+
+
+def test_too_few_frames_are_filled_up_with_the_photo(model, avatar, monkeypatch):
+    """Eight were shown, nine are encoded back."""
+    with model.session(avatar) as s:
+        s.push_audio(sound(16000, 0.96))
+        list(s.blocks())
+        shown = s.stream.history[0].frames.clone()
+        s.interrupt(shown_pts=0.32)
+        networks, given = s.stream.networks, []
+        encode = networks.encode
+        monkeypatch.setattr(networks, "encode", lambda *of: given.append(of[0]) or encode(*of))
+        play(s, sound(16000, 0.96, seed=4), end=False)
+        (encoded,) = given
+        assert torch.equal(encoded[:, :, :1], s.stream.photo) and torch.equal(encoded[0, :, 1:], shown)
 
 
 def test_undecoded_chunks_are_not_seen_behind_an_interrupt(model, avatar):
@@ -311,6 +353,31 @@ def test_rendered_from_a_converted_folder(tmp_path):
 
     with av.open(str(tmp_path / "out.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 25
+
+
+def test_the_pipeline_and_its_folder(model, avatar, tmp_path):
+    """Noise levels of its own schedule for a callback; a model card; and the same frames from the saved folder."""
+    samples, seen = sound(16000, 0.96), []
+
+    def shown(pipe, **options):
+        seeded = torch.Generator().manual_seed(7)
+        return pipe(photo(), samples, sampling_rate=16000, generator=seeded, output_type="np", **options).frames
+
+    pipe = rest_fast.RestPipeline(model)
+    whole = shown(pipe, callback_on_step_end=lambda _, step, level, more: seen.append((step, level, more["chunk"])))
+    assert whole.shape == (1, 24, 32, 32, 3)
+    assert seen == [(0, 1, 0), (1, 0.9375, 0), (2, 0.83203125, 0), (3, 0.625, 0)]
+    pipe.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "wav2vec 2.0" in card and "| sampling | 4 steps, guidance 1," in card and "whisper" not in card
+    assert np.array_equal(whole, shown(rest_fast.RestPipeline.from_pretrained(tmp_path, device="cpu")))
+
+
+def test_the_bench_measures_it(model, avatar):
+    """As ``rest-fast bench --peers``: stages of a chunk, and whole chunks of two sessions in one call."""
+    few = Options(chunks=1, crowd=2, rounds=1)
+    assert list(measures.parts(model, avatar, few)) == ["features", "denoise", "decode"]
+    assert measures.crowd(model, avatar, few, 2, "batched")["chunks_per_second"] > 0
 
 
 def test_a_server_takes_it_like_any_other(model):

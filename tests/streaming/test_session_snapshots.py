@@ -129,7 +129,7 @@ def test_every_value(case):
 
 
 IMPOSSIBLE = {  # of "later", with the field that is named
-    "epoch": [lambda m: -1, lambda m: 0.5],
+    "epoch": [lambda m: -1, lambda m: 0.5, lambda m: 1 << 32],
     "_next": [lambda m: -1, lambda m: 1 << 63],
     "_delivered": [lambda m: m["_next"] + 1, lambda m: m["_floor"] - 1, lambda m: m["_delivered"] - 1],
     "_floor": [lambda m: m["_delivered"] + 1, lambda m: m["_delivered"] - 4],

@@ -20,6 +20,7 @@ class FlashHead(Network):
     """VAE, wav2vec 2.0 and DiT of one configuration."""
 
     dit: FlashHeadDiT
+    exact = ("speech.",)
 
     def __init__(self, config: FlashHeadConfig, *, threads: int | None = None):
         super().__init__(threads)

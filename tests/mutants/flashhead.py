@@ -1,0 +1,86 @@
+"""The traps of SoulX-FlashHead's published arithmetic, each as the mistake that one makes."""
+
+from __future__ import annotations
+
+MODELS = "rest_fast/models/flashhead"
+AUDIO, COLOUR, DIT, HEAD = f"{MODELS}/audio.py", f"{MODELS}/colour.py", f"{MODELS}/dit.py", f"{MODELS}/__init__.py"
+SAMPLING, SPEECH = f"{MODELS}/sampling.py", f"{MODELS}/wav2vec.py"
+STREAM, MODEL = "rest_fast/streaming/flashhead.py", "rest_fast/model.py"
+CONFIG, CONVERT = "rest_fast/config/flashhead.py", "rest_fast/convert/flashhead.py"
+FORMULAS, HEARD = "tests/models/flashhead/test_dit.py", "tests/models/flashhead/test_audio.py"
+COLOURS, LEVELS = "tests/models/flashhead/test_colour.py", "tests/models/flashhead/test_sampling.py"
+STREAMS, FOLDERS = "tests/streaming/test_flashhead.py", "tests/convert/test_flashhead.py"
+
+FLASHHEAD = [
+    ("flashhead: exact timesteps", CONFIG, 'Literal["bfloat16", "none"] = "bfloat16"',
+     'Literal["bfloat16", "none"] = "none"', LEVELS),
+    ("flashhead: exact noise levels", SAMPLING,
+     "steps, noise = (x.float().bfloat16().double() for x in (steps, steps.float() / 1000))",
+     "steps = steps.float().bfloat16().double()", LEVELS),
+    ("flashhead: the head hears the projected time", DIT, "shift, scale = self.table + embedded  #",
+     "shift, scale = self.table + six[:2]  #", FORMULAS),
+    ("flashhead: vectors of the head, with those of a block", DIT, "self.table + embedded])",
+     "self.table + six[:2]])", "tests/streaming/test_windows.py"),
+    ("flashhead: sine before cosine", DIT, "torch.cat([angle.cos(), angle.sin()])",
+     "torch.cat([angle.sin(), angle.cos()])", FORMULAS),
+    ("flashhead: a gate on what is heard", DIT, "x = x + linear(self.audio.out, heard)",
+     "x = x + gate1 * linear(self.audio.out, heard)", FORMULAS),
+    ("flashhead: scale before shift", DIT, "shift1, scale1, gate1, shift2, scale2, gate2 = self.table + six",
+     "scale1, shift1, gate1, shift2, scale2, gate2 = self.table + six", FORMULAS),
+    ("flashhead: the MLP's GELU is exact", "rest_fast/models/linear.py", 'F.gelu(y, approximate="tanh")', "F.gelu(y)",
+     FORMULAS),
+    ("flashhead: pairs of a head in equal thirds", DIT, "(pairs - 2 * each, each, each)",
+     "(each, each, pairs - 2 * each)", FORMULAS),
+    ("flashhead: rotations in the dtype of the weights", DIT, "            self.rope = before.to(self.rope.device)\n",
+     "            pass\n", FORMULAS),
+    ("flashhead: the norm of audio tokens has the blocks' epsilon", CONFIG, "audio_eps: float = 1e-5",
+     "audio_eps: float = 1e-6", HEARD),
+    ("flashhead: windows from the first features", AUDIO, "torch.arange(end - frames, end,", "torch.arange(0, frames,",
+     HEARD),
+    ("flashhead: zeros behind the last feature", AUDIO, ".clamp(0, end - 1)", " % end", HEARD),
+    ("flashhead: the first of a group hears ahead", AUDIO, "groups[:, :, 0, : middle + 1]", "groups[:, :, 0, middle:]",
+     HEARD),
+    ("flashhead: corners are not aligned", SPEECH, "align_corners=True", "align_corners=False", HEARD),
+    ("flashhead: hidden states before each layer", SPEECH, "            x = layer(x)\n            states.append(x)\n",
+     "            states.append(x)\n            x = layer(x)\n", HEARD),
+    ("flashhead: no mean and variance", SPEECH,
+     "        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + SILENT).sqrt()\n", "",
+     HEARD),
+    ("flashhead: wav2vec in the dtype of the weights", SPEECH,
+     "tensor.to(found.device) if found.is_floating_point() and found.itemsize < 4 else found", "found", HEARD),
+    ("flashhead: both convolutions' norms", SPEECH, "self.conv_norm(x) if i == 0 else x", "x", HEARD),
+    ("flashhead: the mean of the posterior", HEAD, 'self.config.stream.posterior == "sample"', "False", STREAMS),
+    ("flashhead: the photo is one frame", HEAD, "self.encode(photo.expand(-1, -1, self.config.stream.frames, -1, -1)",
+     "self.encode(photo.expand(-1, -1, 1, -1, -1)", STREAMS),
+    ("flashhead: the photo without noise", MODEL, "self.reference(self.pixels(picture), made.",
+     "self.reference(self.pixels(picture), 0 * made.", STREAMS),
+    ("flashhead: colours of the first frame", COLOUR, "return lab.mean((-3, -2), keepdim=True)",
+     "return lab.mean((-4, -3, -2), keepdim=True)", COLOURS),
+    ("flashhead: the frame's own deviation", COLOUR, "(_deviation(wanted) / _safe(_deviation(lab)))", "1", COLOURS),
+    ("flashhead: colours of what is shown alone", STREAM, "return to_uint8(new)[0], new[0]",
+     "raw = self.model.vae.decode(__import__('rest_fast').models.vae.to_latents(latents, self.model.config.grid))\n"
+     "        return to_uint8(new)[0], raw[0, :, -self.chunk_frames :]", STREAMS),
+    ("flashhead: encoded back in 8 bits", STREAM, "return to_uint8(new)[0], new[0].to(self.model.dtype)",
+     "made = to_uint8(new)[0]\n        return made, made.permute(3, 0, 1, 2).to(self.model.dtype) / 127.5 - 1",
+     STREAMS),
+    ("flashhead: nine frames from another end", STREAM, "1)[None, :, -stream.motion_frames :]",
+     "1)[None, :, : stream.motion_frames]", STREAMS),
+    ("flashhead: no photo before too few frames", STREAM, "self.photo.expand(-1, -1, missing, -1, -1), frames], 2)",
+     "frames[:, :, :1].expand(-1, -1, missing, -1, -1), frames], 2)", STREAMS),
+    ("flashhead: sound that begins with the chunk", STREAM, "window16(start - timeline.back, end, plan.limit)",
+     "window16(start, end + timeline.back, plan.limit)", STREAMS),
+    ("flashhead: two motion latents at the start", STREAM, "return self.reference[:, : config.tokens]",
+     "return self.reference[:, : 2 * config.tokens]", STREAMS),
+    ("flashhead: the first frames are shown", STREAM, "[:, :, -self.chunk_frames :].contiguous()",
+     "[:, :, : self.chunk_frames].contiguous()", STREAMS),
+    ("flashhead: an interrupt keeps its noise", STREAM, "noise.in_epoch(self.timeline.epoch, self.timeline.generated)",
+     "noise.in_epoch(0, self.timeline.generated)", STREAMS),
+    ("flashhead: 8-bit pictures are cut", STREAM, "return to_uint8(new)[0], new",
+     "return ((new[0] + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 3, 0), new", STREAMS),
+    ("flashhead: keys of the motion are the chunk's", STREAM, "self._noise(noise.POSTERIOR, stream.motion)",
+     "self._noise(noise.LATENT, stream.motion)", STREAMS),
+    ("flashhead: one length of the position's weight for each channel", "rest_fast/convert/wav2vec.py",
+     "v.norm(dim=(0, 1), keepdim=True)", "v.norm(dim=(1, 2), keepdim=True)", FOLDERS),
+    ("flashhead: any picture's patch", CONVERT, '"patch_size": [1, 1, 1], ', "", FOLDERS),
+    ("flashhead: what sees a picture is taken", CONVERT, '"has_image_input": False, ', "", FOLDERS),
+]  # fmt: skip
