@@ -55,6 +55,7 @@ def write(tensors: dict[str, torch.Tensor], config: AnyConfig | ConvVAEConfig, f
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state, parts[WEIGHTS])  # a reader never sees half a file
         parts[CONFIG].write_text(config.to_json() + "\n")
+        parts[WEIGHTS].chmod(parts[CONFIG].stat().st_mode & 0o777)  # safetensors makes files for their owner alone
         for name, partial in parts.items():
             partial.rename(folder / name)
     except (SafetensorError, OSError) as e:

@@ -58,6 +58,13 @@ def test_nothing_else_is_left_in_the_folder(folder):
     assert sorted(p.name for p in folder.iterdir()) == sorted([CONFIG, WEIGHTS])
 
 
+def test_another_user_may_read_what_is_written_as_any_file(tmp_path):
+    (tmp_path / "any").write_text("")
+    save(dit(), toy(), tmp_path / "new")
+    for name in (WEIGHTS, CONFIG):
+        assert (tmp_path / "new" / name).stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_saving_again_replaces(folder):
     save(dit(5), toy(), folder, torch.float32)
     loaded = dit(0)
