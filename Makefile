@@ -37,7 +37,7 @@ BUILD_INPUTS := pyproject.toml tools/build_backend.py CMakeLists.txt constraints
 # Without an NVIDIA GPU: the pinned PyTorch, whose CPU build must be the one that pip finds (README).
 # With one: the CUDA PyTorch that is there.
 PIP_FLAGS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
-EXTRAS := test,dev
+EXTRAS := test,dev,c2pa
 # Quiet about what goes well: warnings and errors are shown.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SIZE := 2.7 GB, about two minutes (with a CUDA build of PyTorch 8 GB, four minutes)

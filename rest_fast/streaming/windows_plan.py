@@ -8,7 +8,7 @@ that much memory for itself. Ops count what they return; what a library takes in
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,13 +72,11 @@ class _Alive(TorchDispatchMode):
         self._seen = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for leaf in tree_leaves((args, kwargs or {})):
-            if isinstance(leaf, torch.Tensor):
-                self._seen.setdefault(leaf.untyped_storage())
+        for storage in _storages((args, kwargs or {})):
+            self._seen.setdefault(storage)
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._seen:
-                storage = leaf.untyped_storage()
+        for storage in _storages(result):
+            if storage not in self._seen:
                 self._seen[storage] = None
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._gone, storage.nbytes())
@@ -87,3 +85,10 @@ class _Alive(TorchDispatchMode):
 
     def _gone(self, count: int) -> None:
         self.now -= count
+
+
+def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
+    """Of all tensors but a CPU's weights in oneDNN's order, which no device has and which hide theirs."""
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn:
+            yield leaf.untyped_storage()

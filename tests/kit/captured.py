@@ -17,6 +17,11 @@ METHODS = ("tolist", "numpy", "cpu")
 CHECKS = ("ranges", "expect_range")  # of ops, which look at integers on a CPU only
 
 
+def tensors(tree: object) -> list[torch.Tensor]:
+    """All but weights in oneDNN's order, whose memory nobody can look at."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn]
+
+
 class Tape(TorchDispatchMode):
     """Records operations with their arguments and results; refuses those that wait for the host."""
 
@@ -26,19 +31,19 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition("::")[2].partition(".")[0]
-        leaves = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+        leaves = tensors((args, kwargs or {}))
         masked = name in ("index", "index_put_") and any(leaf.dtype == torch.bool for leaf in leaves[1:])
         assert name not in HOST and not masked, f"{name}: a captured graph cannot wait for the host"
         result = func(*args, **(kwargs or {}))
         before = {leaf.untyped_storage().data_ptr() for leaf in leaves}
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        made = tensors(result)
         new = [leaf.untyped_storage().data_ptr() not in before and leaf.numel() > 0 for leaf in made]
         self.operations.append((func, args, kwargs or {}, made, new))
         return result
 
     def repeat(self) -> None:
         for func, args, kwargs, made, new in self.operations:
-            again = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+            again = tensors(func(*args, **kwargs))
             for old, now, is_new in zip(made, again, new, strict=True):
                 if is_new:
                     old.copy_(now)
