@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from rest_fast.config import preset
 from rest_fast.config.flashhead import FlashHeadConfig, FlashHeadDiTConfig, Wav2VecConfig
+from rest_fast.model import FlashHeadModel
 from rest_fast.models.flashhead import FlashHead
 from rest_fast.models.flashhead.dit import FlashHeadDiT
 from tests.kit.models import randomise
@@ -41,6 +42,13 @@ def toy(**changes: Any) -> FlashHeadConfig:
 def toy_model(dtype: torch.dtype = torch.float32) -> FlashHead:
     """A frozen toy without any zeros left from its initialisation; shared."""
     model = FlashHead(toy(), threads=1).to(dtype)
+    randomise(model, 5)
+    return model.requires_grad_(False).eval()
+
+
+def small(side: int = 32) -> FlashHeadModel:
+    """A frozen model of one thread, from sound to pictures."""
+    model = FlashHeadModel(toy(height=side, width=side), threads=1)
     randomise(model, 5)
     return model.requires_grad_(False).eval()
 

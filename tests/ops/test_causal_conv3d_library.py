@@ -315,6 +315,27 @@ def test_small_pieces_go_through_onednn():
     assert_close(got, want, atol=1e-4, reason=SUMS)
 
 
+@pytest.mark.skipif(not library_convolution.DTYPES["cpu"], reason="oneDNN is called on x86-64 alone")
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_encoders_convolve_by(stride, side):
+    """The numbers of F.conv3d, by oneDNN where nothing learns; else it has gradients."""
+    x, weight, bias = torch.randn(2, 6, 5, 8, 9), torch.randn(4, 6, 3, 3, 3), torch.randn(4)
+    padding = (0, side, side)
+    want = F.conv3d(x.double(), weight.double(), bias.double(), stride, padding)
+    with mock.patch.object(F, "conv3d", side_effect=AssertionError("the loop")):
+        got = library_convolution.conv3d(x, weight, bias, stride, padding)
+    assert_close(got, want, atol=1e-4, reason=SUMS)
+    learns = weight.requires_grad_()
+    got = library_convolution.conv3d(x, learns, bias, stride, padding)
+    assert_close(got, want, atol=1e-4, reason=SUMS)
+    got.sum().backward()
+    (wanted,) = torch.autograd.grad(F.conv3d(x, learns, bias, stride, padding).sum(), learns)
+    assert_close(learns.grad, wanted, atol=1e-4, reason=SUMS)
+    with torch.no_grad():
+        assert not library_convolution.conv3d(x, learns, bias, stride, padding).requires_grad
+
+
 @pytest.mark.parametrize("kind", [CONTIGUOUS, CHANNELS_LAST, HALOED])
 @pytest.mark.parametrize("reflect", [False, True])
 def test_other_devices_take_the_same_sizes(kind, reflect):

@@ -20,23 +20,16 @@ from rest_fast.models.flashhead.sampling import levels
 from rest_fast.models.vae import to_latents, to_tokens
 from rest_fast.streaming.snapshot import SessionState
 from tests.kit import flashhead
-from tests.kit.models import randomise
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound
 
 CHUNK = 24 * 640  # samples at 16 kHz
 
 
-def made(side: int) -> FlashHeadModel:
-    toy = FlashHeadModel(flashhead.toy(height=side, width=side), threads=1)
-    randomise(toy, 5)
-    return toy.requires_grad_(False).eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> FlashHeadModel:
     """Of one token a latent frame, for what does not depend on places in a picture."""
-    return made(32)
+    return flashhead.small(32)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,7 @@ def frames(blocks) -> np.ndarray:
 
 def test_a_stream_is_the_published_loop():
     """Three chunks: photo, then 9 frames encoded back; zeros before the start; frames 0 to 8 dropped of the first."""
-    model = made(64)
+    model = flashhead.small(64)
     avatar, samples = model.prepare(photo(), crop="center"), sound(16000, 2.88)
     with model.session(avatar, seed=3) as s:
         got = frames(play(s, samples, end=False))

@@ -6,7 +6,6 @@ import pytest
 
 from rest_fast.model import FlashHeadModel
 from tests.kit import flashhead
-from tests.kit.models import randomise
 from tests.kit.scripts import long_script
 from tests.kit.streams import perform, play, same
 from tests.kit.toys import photo, sound
@@ -14,9 +13,7 @@ from tests.kit.toys import photo, sound
 
 @pytest.fixture(scope="module")
 def model() -> FlashHeadModel:
-    toy = FlashHeadModel(flashhead.toy(height=32, width=32), threads=1)
-    randomise(toy, 5)
-    return toy.requires_grad_(False).eval()
+    return flashhead.small()
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,13 @@ from rest_fast.streaming.engine import Engine
 from rest_fast.streaming.snapshot import SessionState
 from tests.kit import flashhead
 from tests.kit.captured import StandIn
-from tests.kit.models import randomise
 from tests.kit.streams import play, same
 from tests.kit.toys import photo, sound
 
 
 @pytest.fixture(scope="module")
 def model() -> FlashHeadModel:
-    toy = FlashHeadModel(flashhead.toy(height=32, width=32), threads=1)
-    randomise(toy, 5)
-    return toy.requires_grad_(False).eval()
+    return flashhead.small()
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +132,7 @@ def test_words(model, avatar):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_session_on_a_gpu_shows_the_same_with_graphs_and_without():
-    toy = FlashHeadModel(flashhead.toy(height=32, width=32), threads=1)
-    randomise(toy, 5)
-    toy = toy.requires_grad_(False).eval().to("cuda")
+    toy = flashhead.small().to("cuda")
     avatar = toy.prepare(photo(), crop="center")
     with toy.session(avatar, seed=3, graphs="off") as s:
         want = talk(s)
