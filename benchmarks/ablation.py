@@ -38,6 +38,7 @@ from rest_fast.evaluation.readers import PixelReader, latents
 from rest_fast.evaluation.streams import Talk
 from rest_fast.model import Model
 from rest_fast.models.vae import to_tokens
+from rest_fast.processor import decoder_dtype
 from rest_fast.training import chain
 from rest_fast.training.config import TrainingConfig, read_config
 from rest_fast.training.flow import clip_codes
@@ -50,7 +51,7 @@ log = logging.getLogger("rest_fast.ablation")
 
 SHARED = ("speech", "teacher")
 SECONDS, TALKS, CLIPS = 60, 4, 24  # streams of a seed, of held-out people, voices and sentences; clips of such people
-DECODER = torch.bfloat16  # faster than fp32 here; opening r and colours agree to 0.002 and 0.01 levels
+DECODER = decoder_dtype() or torch.float32  # opening r and colours of both agree to 0.002 and 0.01 levels
 RANK, FITTED = 32, 400  # principal axes of latents, and training clips that they come from
 LEVELS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)  # timesteps at which the velocity is compared
 

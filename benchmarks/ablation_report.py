@@ -126,13 +126,24 @@ def numbers(table: Table) -> str:
 
 def comparison(table: Table) -> str:
     lines = ["| variant | the paper | our number | full | difference, seed by seed | shows |", "|---" * 6 + "|"]
-    for claim in CLAIMS:
+    for claim in (claim for claim in CLAIMS if claim.variant in table):
         found = differences(table, claim.variant, claim.metric)
         base = [run[claim.metric] for run in table["full"].values()]
         scale = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
         shown = ", ".join(f"{d:+.3f}" for d in found)
         cells = [claim.variant, claim.says, METRICS[claim.metric], spread(base), shown, verdict(claim, found, scale)]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def velocities(found: dict[str, Any]) -> str:
+    """What ``candidates.py --velocity`` stored of weights called "seed, stage": a row a stage, over the seeds."""
+    stages: dict[str, dict[str, list[float]]] = {}
+    for name, row in found["candidates"].items():
+        for layout, error in row.items():
+            stages.setdefault(name.partition(", ")[2], {}).setdefault(layout, []).append(error)
+    lines = ["| weights | velocity error, streaming | velocity error, all frames at once |", "|---|---|---|"]
+    lines += [f"| {stage} | {spread(row['streaming'])} | {spread(row['teacher'])} |" for stage, row in stages.items()]
     return "\n".join(lines)
 
 

@@ -50,6 +50,7 @@ class Size:
     upsampled: tuple[int, int, int] = (96, 4, 32)
     factors: tuple[int, int, int] = (2, 4, 4)
     pixels: tuple[int, int] = (8, 128)  # frames and side of a block of video
+    maps: tuple[int, int, int] = (32, 24, 40)  # channels, frames, side of the motion VAE's, at any size of pictures
 
     @property
     def width(self) -> int:
@@ -83,6 +84,7 @@ SIZES = {
         upsampled=(1024, 4, 64),
         factors=(2, 2, 2),
         pixels=(8, 512),
+        maps=(64, 24, 16),
     ),
 }
 

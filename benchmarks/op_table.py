@@ -236,6 +236,19 @@ def eager_frames_to_uint8(x):
     return (functional.to_uint8(x),)
 
 
+def make_conv3x3(s: Size, draw: Draw) -> Values:
+    """The second convolution of a residual block, of maps with channels innermost."""
+    channels, n, side = s.maps
+    x, added = (draw(n, channels, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    values = {"x": x, "weight": draw(channels, channels, 3, 3) * (9 * channels) ** -0.5, "bias": draw(channels)}
+    values |= {"added": added, "scale": None, "shift": None, "out": torch.empty_like(x)}
+    return values | {"silu_before": True, "silu_after": False}
+
+
+def eager_conv3x3(x, weight, bias, added):
+    return (F.conv2d(F.silu(x), weight, bias, padding=1) + added,)
+
+
 def make_move_and_paint(s: Size, draw: Draw) -> Values:
     """In float32 whatever the dtype, as the decoder calls it."""
     n, side = s.pixels[0], -(-s.pixels[1] // 64) * 64
@@ -248,6 +261,11 @@ def make_move_and_paint(s: Size, draw: Draw) -> Values:
 def eager_move_and_paint(photo, flow, paint, inner_flow, inner_paint, window):
     frames = functional.moved_and_painted(photo, flow, paint, inner_flow, inner_paint, window)
     return (functional.to_uint8(frames[:, :, None])[:, 0],)
+
+
+def map_flop(s: Size) -> int:
+    c, n, side = s.maps
+    return 2 * 9 * c * c * n * side * side
 
 
 def conv_flop(s: Size) -> int:
@@ -328,6 +346,7 @@ TABLE = {
     "pixel_norm_silu": Entry(ops.pixel_norm_silu, make_pixel_norm_silu, eager_pixel_norm_silu, "x eps", "out"),
     "depth_to_space": Entry(ops.depth_to_space, make_depth_to_space, eager_depth_to_space, "x factors", "out"),
     "frames_to_uint8": Entry(ops.frames_to_uint8, make_frames_to_uint8, eager_frames_to_uint8, "x", "out"),
+    "conv3x3": Entry(ops.conv3x3, make_conv3x3, eager_conv3x3, "x weight bias added", "out", flop=map_flop),
     "move_and_paint": Entry(
         ops.move_and_paint,
         make_move_and_paint,

@@ -49,8 +49,8 @@ class Results:
     def report(self) -> dict[str, Any]:
         return stored.load(self.root / "docs" / "demo_model.json")
 
-    def ablation(self) -> ablation_report.Table:
-        return ablation_report.read(self.folder / "ablation")
+    def ablation(self, folder: str = "ablation") -> ablation_report.Table:
+        return ablation_report.read(self.folder / folder)
 
 
 def under(text: str, about: list[dict[str, Any]], note: str = "") -> str:
@@ -199,6 +199,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "step-parts": bench(cpu_tables.step_parts_table, "step_cpu"),
     "attention": machines(cpu_tables.attention_table, "attention"),
     "ops": machines(cpu_tables.ops_table, "ops"),
+    "conv3x3": bench(stored.ratio_table, "conv3x3_epyc"),
     "audio-and-paint": bench(stored.ratio_table, "audio_and_paint_cpu"),
     "vae-fairest": lambda r: vae_tables.fairest(r.bench("vae_cpu", "chunk")),
     "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),
@@ -223,6 +224,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "motion-decoder-speed": script_table(photo_tables.decoder_speed_table, "motion_decoder"),
     "ablation": lambda r: ablation_report.numbers(r.ablation()),
     "ablation-claims": lambda r: ablation_report.comparison(r.ablation()),
+    "ablation-demo": lambda r: ablation_report.numbers(r.ablation("ablation_demo")),
+    "ablation-demo-claims": lambda r: ablation_report.comparison(r.ablation("ablation_demo")),
+    "ablation-demo-velocity": script_table(ablation_report.velocities, "ablation_demo/velocity"),
 }
 
 

@@ -5,6 +5,7 @@
 #include "heads/raster.h"
 #include "heads/shade.h"
 #include "ops/cfg_euler_step.h"
+#include "ops/conv3x3.h"
 #include "ops/conv_epilogue.h"
 #include "ops/depth_to_space.h"
 #include "ops/frame_audio_update.h"
@@ -43,6 +44,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "frames_to_uint8", rf::frames_to_uint8_cpu);
   rf::bind_cpu(m, "move_and_paint", rf::move_and_paint_cpu);
   rf::bind_cpu(m, "conv_epilogue", rf::conv_epilogue_cpu);
+  rf::bind_cpu(m, "conv3x3", rf::conv3x3_cpu);
   rf::bind_cpu(m, "heads_pose", rf::heads_pose);
   rf::bind_cpu(m, "heads_raster", rf::heads_raster);
   rf::bind_cpu(m, "heads_shadow", rf::heads_shadow);

@@ -124,6 +124,9 @@ def _refuse_others(folder: str | Path, text: str) -> None:
         if isinstance(raw, dict) and PUBLISHED_FIELD in raw:
             got = f"SoulX-FlashHead's transformer: first {_FLASHHEAD}"
             raise CheckpointError(f"{folder}: expected a checkpoint of this package, got {got}")
+        if isinstance(raw, dict) and isinstance(raw.get("model_type"), str):
+            got = f"transformers' {raw['model_type']}"
+            raise CheckpointError(f"{folder}: expected a checkpoint of this package, got {got}")
         if isinstance(raw, dict) and "_class_name" in raw:
             raise CheckpointError(
                 f"{folder}: expected a checkpoint of this package, got diffusers' {raw['_class_name']}: first "

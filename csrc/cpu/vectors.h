@@ -13,7 +13,20 @@ struct Wide {
   static constexpr int kWidth = kWidth_;  // floats of a vector
   typedef float Type __attribute__((vector_size(4 * kWidth_)));
   typedef uint32_t Bits __attribute__((vector_size(4 * kWidth_)));
+  // Anywhere in memory. std::memcpy of several vectors at once becomes copies of narrower ones,
+  // whose results are slow to load as wide ones.
+  typedef float Loose __attribute__((vector_size(4 * kWidth_), aligned(4), may_alias));
 };
+
+template <class V>
+REST_FAST_INLINE void load(const float* x, typename V::Type& value) {
+  value = *reinterpret_cast<const typename V::Loose*>(x);
+}
+
+template <class V>
+REST_FAST_INLINE void store(const typename V::Type& value, float* x) {
+  *reinterpret_cast<typename V::Loose*>(x) = value;
+}
 
 // x <- 2^x for x <= 0. NaN passes; below -126.5 the result is 0. V: a Wide.
 //
@@ -39,6 +52,17 @@ REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
   typename V::Type power;
   std::memcpy(&power, &bits, sizeof(bits));
   x = p * power;
+}
+
+// x <- x / (1 + e^-x). NaN passes.
+template <class V>
+REST_FAST_INLINE void silu(typename V::Type& x) {
+  constexpr float kLog2E = 1.44269504f;
+  typename V::Type power = x * kLog2E;
+  power = power < -power ? power : -power;
+  exp2_nonpositive<V>(power);  // e^-|x|
+  const typename V::Type above = x < 0.0f ? x * power : x;
+  x = above / (1.0f + power);
 }
 
 template <class Params>

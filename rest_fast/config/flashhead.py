@@ -118,6 +118,9 @@ class FlashHeadStreamConfig:
         return 1 + TEMPORAL * (self.motion - 1)
 
 
+DISTILLED_STEPS = (2, 4)
+
+
 @dataclass(frozen=True)
 class FlashHeadSamplingConfig:
     """Few steps of a distilled flow: each predicts the clean latents and adds fresh noise again; no guidance."""
@@ -129,7 +132,7 @@ class FlashHeadSamplingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling", at_least={1: "steps"}, positive="shift")
-        require(self.steps in (2, 4), "sampling.steps", "2 or 4, for which the model was distilled", self.steps)
+        require(self.steps in DISTILLED_STEPS, "sampling.steps", "2 or 4, for which it was distilled", self.steps)
         require(self.guidance == 1, "sampling.guidance", "1, since the model was distilled", self.guidance)
 
 

@@ -4,6 +4,7 @@ from rest_fast.ops import oldest_torch  # isort: skip  # before what an older on
 from rest_fast.ops import functional
 from rest_fast.ops.causal_conv3d import causal_conv3d
 from rest_fast.ops.cfg_euler_step import cfg_euler_step
+from rest_fast.ops.conv3x3 import conv3x3
 from rest_fast.ops.depth_to_space import depth_to_space
 from rest_fast.ops.dispatch import Op, OpError, Spec, use_backend
 from rest_fast.ops.frame_audio_update import frame_audio_update
@@ -32,6 +33,7 @@ ALL: tuple[Op, ...] = (
     pixel_norm_silu,
     depth_to_space,
     frames_to_uint8,
+    conv3x3,
     move_and_paint,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "Spec",
     "causal_conv3d",
     "cfg_euler_step",
+    "conv3x3",
     "depth_to_space",
     "frame_audio_update",
     "frame_cross_attention",

@@ -2,6 +2,7 @@
 
 from rest_fast.ops.causal_conv3d import causal_convolution, mirrored
 from rest_fast.ops.cfg_euler_step import guided_euler
+from rest_fast.ops.conv3x3 import convolved
 from rest_fast.ops.depth_to_space import functional_depth_to_space as depth_to_space
 from rest_fast.ops.depth_to_space import space_to_depth
 from rest_fast.ops.frame_audio_update import audio_constants, audio_update
@@ -20,6 +21,7 @@ __all__ = [
     "audio_constants",
     "audio_update",
     "causal_convolution",
+    "convolved",
     "depth_to_space",
     "frame_attention",
     "gated_residual",

@@ -22,6 +22,8 @@ def layout(x: torch.Tensor) -> str:
 
 def expect_writable(op: str, name: str, out: torch.Tensor) -> None:
     """Raise :class:`OpError` for an output whose elements share memory: expanded, or of overlapping windows."""
+    if out.numel() == 0:
+        return
     end = 0  # offset of the last element along the axes seen so far, from the smallest stride on
     for stride, size in sorted((s, n) for s, n in zip(out.stride(), out.shape, strict=True) if n > 1):
         if stride <= end:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rest_fast.avatar import Avatar
+from rest_fast.config.flashhead import DISTILLED_STEPS
 from rest_fast.errors import ArgumentError
 from rest_fast.models.flashhead import FlashHead
 from rest_fast.models.flashhead.sampling import levels
@@ -130,6 +131,8 @@ class FlashHeadFamily:
 
     def __init__(self, model: FlashHead, sampling: Any, places: Places):
         captures, fewer = graphs_of(places.graphs, model.device), places.fewer_steps
+        if fewer is not None and fewer not in DISTILLED_STEPS:
+            raise ArgumentError(f"engine: fewer_steps: expected 2 or None for a model of flashhead, got {fewer}")
         less = None if fewer is None else dataclasses.replace(sampling, steps=fewer)
         more = () if less is None else levels(less)
         _require_memory(model, sampling, places)

@@ -82,6 +82,7 @@ def test_training_takes_the_decoder_that_is_given(folders, what):
     "text, words",
     [
         ('{"kind": "conv"}', "expected a whole model, got a VAE alone"),
+        ('{"model_type": "wav2vec2"}', "expected a checkpoint of this package, got transformers' wav2vec2"),
         ('{"_class_name": "AutoencoderKLLTXVideo"}', "got diffusers' AutoencoderKLLTXVideo: first rest-fast convert"),
     ],
 )

@@ -360,6 +360,37 @@ def frames_to_uint8(dtype: torch.dtype = torch.float32) -> Call:
     return {"x": x, "out": torch.full((2, 2, 3, 5, 3), 77, dtype=torch.uint8)}
 
 
+def conv3x3(
+    channels: int = 5,
+    out: int = 3,
+    frames: int = 4,
+    size: tuple[int, int] = (5, 6),
+    *,
+    added: int = 2,
+    silu: tuple[bool, bool] = (True, True),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Call:
+    """Maps with channels innermost, each added one of several frames."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=g).to(dtype)
+        return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
+
+    return {
+        "x": normal(frames, channels, *size),
+        "weight": normal(out, channels, 3, 3) * (9 * channels) ** -0.5,
+        "bias": normal(out),
+        "added": normal(added, out, *size),
+        "scale": 1 + 0.5 * normal(frames, out),
+        "shift": normal(frames, out),
+        "out": torch.full_like(normal(frames, out, *size), torch.nan),
+        "silu_before": silu[0],
+        "silu_after": silu[1],
+    }
+
+
 def move_and_paint(
     dtype: torch.dtype = torch.float32,
     size: tuple[int, int] = (64, 128),
@@ -404,5 +435,6 @@ VALID: dict[str, Callable[..., Call]] = {
     "pixel_norm_silu": pixel_norm_silu,
     "depth_to_space": depth_to_space,
     "frames_to_uint8": frames_to_uint8,
+    "conv3x3": conv3x3,
     "move_and_paint": move_and_paint,
 }

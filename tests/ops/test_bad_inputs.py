@@ -42,7 +42,7 @@ QK, RING, ROTATE = "qk_norm_rope_cache", "sink_ring_attention", "rotate_context"
 GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_step"
 HEAR = "frame_audio_update"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
-MOVE, NOISE, RENOISE = "move_and_paint", "latent_noise", "x0_renoise_step"
+MOVE, NOISE, RENOISE, MAPS = "move_and_paint", "latent_noise", "x0_renoise_step", "conv3x3"
 
 # op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
 ARGUMENTS = {
@@ -74,6 +74,7 @@ ARGUMENTS = {
     NORM: ("x", "scale shift out", "", "scale shift"),
     DEPTH: ("x", "out", "", ""),
     BYTES: ("x", "", "", "out"),
+    MAPS: ("x", "weight bias added scale shift out", "", "bias scale shift"),
     MOVE: ("photo", "flow paint inner_flow inner_paint", "", "photo flow paint inner_flow inner_paint out"),
 }
 OTHER_DTYPE = [  # arguments with a dtype of their own
@@ -233,6 +234,10 @@ VALUES = [  # op, changes, what the message must say
     (QK, {"rope": "by_head"}, r"rope_x: expected shape \[-1, 0, 2\], got \[3, 3, 2\]"),
     (GLUE, {"norm": "batch"}, r"norm: expected one of \['rms', 'layer', 'affine'\], got 'batch'"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
+    (MAPS, {"scale": None}, "shift: expected scale and shift together, got one of them"),
+    (MAPS, {"shift": None}, "shift: expected scale and shift together, got one of them"),
+    (MAPS, calls.conv3x3(added=3), "added: expected a number of maps that divides 4, got 3"),
+    (MAPS, {"weight": torch.randn(3, 5, 1, 1)}, r"weight: expected shape \[-1, 5, 3, 3\], got \[3, 5, 1, 1\]"),
     (MOVE, {"window": [8, 16, 40]}, r"window: expected top, left, rows, columns in 64ths .*got \[8, 16, 40\]"),
     (MOVE, {"window": [30, 16, 40, 32]}, r"window: expected .*got \[30, 16, 40, 32\]"),
     (MOVE, {"window": [8, -1, 40, 32]}, r"window: expected .*got \[8, -1, 40, 32\]"),

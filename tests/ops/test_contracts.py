@@ -24,6 +24,7 @@ LEFT_OUT = [
     ("causal_conv3d", ["bias", "noise", "noise_scale", "residual", "scale", "shift", "normed", "pictures"]),
     ("causal_conv3d", ["out", "pictures"]),
     ("pixel_norm_silu", ["scale", "shift"]),
+    ("conv3x3", ["bias", "added", "scale", "shift"]),
 ]
 SCRATCH = {"causal_conv3d": "buffer"}  # what a backend may write or leave
 
@@ -228,6 +229,11 @@ def differentiable() -> dict:
     def rotated(*tensors):
         return functional.qk_norm_rope(*tensors, table, heads=2, eps=1e-5)
 
+    maps = calls.conv3x3(2, 2, 2, (2, 3), added=1)
+
+    def convolved(*tensors):
+        return functional.convolved(*tensors, silu_before=True, silu_after=True)
+
     def renoised(*tensors):
         return functional.renoised(*tensors, renoise["now"], renoise["after"], renoise["held"])
 
@@ -252,6 +258,7 @@ def differentiable() -> dict:
         "guided_euler": (euler, wide(cfg, "z", "v_cond", "v_uncond")),
         "renoised": (renoised, wide(renoise, "z", "velocity", "noise")),
         "causal_convolution": (convolve, wide(conv, "x", "weight", "bias", "history")),
+        "convolved": (convolved, wide(maps, "x", "weight", "bias", "added", "scale", "shift")),
         "mirrored": (functional.mirrored, wide(conv, "x")),
         "normed_silu": (functools.partial(functional.normed_silu, eps=1e-8), wide(norm, "x", "scale", "shift")),
         "depth_to_space": (lambda x: functional.depth_to_space(x, (2, 3, 2), 1), wide(calls.depth_to_space(), "x")),

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rest_fast import ops
 from rest_fast.config import TEMPORAL, MotionVAEConfig
 from rest_fast.errors import ArgumentError
 from rest_fast.models.vae.family import Decoder
 from rest_fast.models.vae.layers import Piece
 from rest_fast.models.vae.state import REFERENCE, StreamState
-from rest_fast.ops import move_and_paint
 from rest_fast.ops.move_and_paint import moved, moved_and_painted, scaled, whole_flow
 
 CELLS = 4  # of a code along one side
@@ -33,7 +33,7 @@ STILL = "still"  # among a stream's histories: the code of the photo
 FEATURES = "photo features"  # and what the photo branch made of it
 POSE = "pose"  # and the pose of the last frame, behind either filter
 POSE_LABELS = 5  # numbers that say where a head is
-Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift of features [N, C, 1, 1]
+Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift of features, [N, C]
 
 
 class Maps(NamedTuple):
@@ -53,6 +53,28 @@ def conv(channels: int, out_channels: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, size, padding=size // 2)
 
 
+def convolve(
+    layer: nn.Conv2d,
+    x: torch.Tensor,
+    added: torch.Tensor | None = None,
+    modulation: Modulation | tuple[None, None] = (None, None),
+    *,
+    silu_before: bool = False,
+    silu_after: bool = False,
+) -> torch.Tensor:
+    """A layer of 3 x 3 with what is around it (:mod:`rest_fast.ops.conv3x3`): in place on a CPU, in float32, where
+    nothing learns."""
+    weight, innermost = layer.weight, torch.channels_last
+    silu = {"silu_before": silu_before, "silu_after": silu_after}
+    wide = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not wide or order_of(weight) is not innermost or torch.is_grad_enabled() or weight.requires_grad:
+        return ops.functional.convolved(x, weight, layer.bias, added, *modulation, **silu)
+    out = torch.empty((len(x), layer.out_channels, *x.shape[2:]), memory_format=innermost)
+    maps = [None if y is None else y.contiguous(memory_format=innermost) for y in (x, added)]
+    ops.conv3x3(maps[0], weight, layer.bias, maps[1], *modulation, out, **silu)
+    return out
+
+
 class Residual(nn.Module):
     """x + conv(silu(conv(silu(x)))), near to x at first."""
 
@@ -63,7 +85,7 @@ class Residual(nn.Module):
             self.conv2.weight.mul_(0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + cast(torch.Tensor, self.conv2(F.silu(self.conv1(F.silu(x)), inplace=True)))
+        return convolve(self.conv2, convolve(self.conv1, x, silu_before=True, silu_after=True), x)
 
 
 class Larger(nn.Module):
@@ -73,8 +95,11 @@ class Larger(nn.Module):
         super().__init__()
         self.up, self.conv = conv(channels, 4 * out_channels, 1), conv(out_channels, out_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.conv(F.silu(F.pixel_shuffle(self.up(F.silu(x)), 2), inplace=True)))
+    def forward(
+        self, x: torch.Tensor, seen: torch.Tensor, modulation: Modulation | tuple[None, None] = (None, None)
+    ) -> torch.Tensor:
+        """``seen`` [B, C', 2h, 2w], of N / B frames each, is added; then follow scale and shift."""
+        return convolve(self.conv, F.pixel_shuffle(self.up(F.silu(x)), 2), seen, modulation, silu_before=True)
 
 
 def to_codes(latents: torch.Tensor) -> torch.Tensor:
@@ -138,15 +163,15 @@ class PhotoBranch(nn.Module):
 
     def forward(self, photo: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, 128, 128] in -1..1 -> four maps, the largest first."""
-        x, down = self.conv_in(F.pixel_unshuffle(photo, 2)), []
+        x, down = convolve(self.conv_in, F.pixel_unshuffle(photo, 2)), []
         for i, block in enumerate(self.blocks):
             x = block(self.down[i - 1](F.silu(x)) if i else x)
             down.append(x)
         maps = [down[-1]]
         for i in reversed(range(len(self.up))):
-            maps.insert(0, down[i] + self.up[i](maps[0]))
+            maps.insert(0, self.up[i](maps[0], down[i]))
         maps[0] = crop(maps[0], self.window)
-        return [out(F.silu(x)) for out, x in zip(self.out, maps)]
+        return [convolve(out, x, silu_before=True) for out, x in zip(self.out, maps)]
 
 
 class CausalMemory(nn.Module):
@@ -234,11 +259,11 @@ class FlowBranch(nn.Module):
         x, (low, middle, fine) = self._lowest(told, maps[3])
         x = self.memory(x.unflatten(0, (b, t)).transpose(1, 2), state).transpose(1, 2).flatten(0, 1)
         x = self.first(x)
-        x = self.blocks[0](self._seen(self.larger[0](x), maps[2], t, low))
-        x = self.blocks[1](self._seen(self.larger[1](x), maps[1], t, middle))
-        coarse = self.coarse(F.silu(x))
-        x = self.blocks[2](self._seen(self.larger[2](crop(x, self.window)), maps[0], t, fine))
-        return coarse, FLOW_UNIT * self.inner(F.silu(x)), x
+        x = self.blocks[0](self.larger[0](x, maps[2], low))
+        x = self.blocks[1](self.larger[1](x, maps[1], middle))
+        coarse = convolve(self.coarse, x, silu_before=True)
+        x = self.blocks[2](self.larger[2](crop(x, self.window), maps[0], fine))
+        return coarse, FLOW_UNIT * convolve(self.inner, x, silu_before=True), x
 
     def remember(self, codes: torch.Tensor, still: torch.Tensor, maps: list[torch.Tensor], state: StreamState) -> None:
         """Frames that came before, of which nothing is shown: codes [B, T, c, 4, 4]."""
@@ -253,16 +278,12 @@ class FlowBranch(nn.Module):
     def _lowest(self, told: torch.Tensor, photo: torch.Tensor) -> tuple[torch.Tensor, list[Modulation]]:
         """Features [B T, C, 8, 8], and the modulations of the three larger maps."""
         widths = self.channels[::-1]
-        scales, shifts = self.modulation(self.code(told.flatten(2))).flatten(0, 1)[..., None, None].chunk(2, 1)
-        here, *others = zip((1 + scales).split(widths, 1), shifts.split(widths, 1))
+        scales, shifts = self.modulation(self.code(told.flatten(2))).flatten(0, 1).chunk(2, 1)
+        scales, shifts = ([x.contiguous() for x in y.split(widths, 1)] for y in (1 + scales, shifts))
+        (scale, *_), (shift, *_), others = scales, shifts, list(zip(scales, shifts))[1:]
         places = F.interpolate(self.place(told.flatten(0, 1)), scale_factor=2.0, mode="nearest")
-        return self._seen(places, photo, told.shape[1], here), others
-
-    @staticmethod
-    def _seen(x: torch.Tensor, photo: torch.Tensor, frames: int, modulation: Modulation) -> torch.Tensor:
-        """Features [B T, C, h, w] and the photo's map [B, C, h, w] together, scaled and shifted by the motion."""
-        both = (x.unflatten(0, (-1, frames)) + photo[:, None]).flatten(0, 1)
-        return torch.addcmul(modulation[1], both, modulation[0])
+        both = (places.unflatten(0, (-1, told.shape[1])) + photo[:, None]).flatten(0, 1)
+        return torch.addcmul(shift[..., None, None], both, scale[..., None, None]), others
 
 
 class Painter(nn.Module):
@@ -281,8 +302,8 @@ class Painter(nn.Module):
         """Features [N, C, rows, columns] and the moved photo [N, 3, 2 rows, 2 columns] -> share in 0..1, and paint in
         the colours of the moved photo times its share: [N, 4, ...] of the moved photo's size."""
         seen = F.pixel_unshuffle(moved, 2).to(x.dtype, memory_format=order_of(x))
-        y = self.blocks(self.conv_in(torch.cat([x, seen], 1)))
-        return shared(F.pixel_shuffle(self.conv_out(F.silu(y)), 2), blur(moved))
+        y = self.blocks(convolve(self.conv_in, torch.cat([x, seen], 1)))
+        return shared(F.pixel_shuffle(convolve(self.conv_out, y, silu_before=True), 2), blur(moved))
 
 
 def shared(y: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
@@ -305,8 +326,8 @@ class MotionDecoder(Decoder):
         self.pose = PoseFilter(config.latent_channels // TEMPORAL, config.pose_alpha) if config.pose_alpha < 1 else None
 
     def pack(self) -> None:
-        """Channels last: all maps behind a convolution of such weights have this order, too. oneDNN convolves few
-        channels faster so, above all without AVX-512."""
+        """Channels last: all maps behind a convolution of such weights have this order, too, and are convolved faster
+        (:func:`convolve`)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -321,7 +342,7 @@ class MotionDecoder(Decoder):
         if not pictures:
             return maps.shown(photo, self.window).to(z.dtype).unflatten(0, (len(z), -1)).transpose(1, 2)
         out = torch.empty(len(maps.flow), *photo.shape[2:], 3, dtype=torch.uint8, device=z.device)
-        move_and_paint(*(x.contiguous() for x in (photo, *maps)), out, window=self.window)
+        ops.move_and_paint(*(x.contiguous() for x in (photo, *maps)), out, window=self.window)
         return out.unflatten(0, (len(z), -1))
 
     def drawn(self, z: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, Maps]:
