@@ -84,6 +84,13 @@ class Enlarged {
   int64_t held_[2] = {-1, -1};
 };
 
+// Where a row of pixels is read in the photo: the upper left one of four, and how far from it.
+struct Places {
+  explicit Places(int64_t width) : first(width), right(width), below(width) {}
+  std::vector<int32_t> first;
+  std::vector<float> right, below;
+};
+
 // What a thread needs for the rows that it makes.
 struct Rows {
   explicit Rows(const MoveAndPaintParams& p)
@@ -92,7 +99,8 @@ struct Rows {
         inner_flow(p.inner_rows, p.inner_columns, p.window_rows, p.window_columns),
         inner_paint(2 * p.inner_rows, 2 * p.inner_columns, p.window_rows, p.window_columns),
         moved(2 * p.width),
-        faded(p.window_columns) {}
+        faded(p.window_columns),
+        places(p.width) {}
 
   void begin(const MoveAndPaintParams& p, int64_t frame) {
     const int64_t map = p.map_rows * p.map_columns, inner = p.inner_rows * p.inner_columns;
@@ -108,6 +116,7 @@ struct Rows {
   Enlarged<4> inner_paint;
   std::vector<float> moved;  // flow of both maps, [W, 2]
   std::vector<float> faded;  // share of the inner maps, [columns of the window]
+  Places places;
 };
 
 // How much a line of the window's pixels counts, at place i of n.
@@ -128,15 +137,32 @@ REST_FAST_INLINE float bounded(float x, float most) {
   return above < most ? above : most;
 }
 
-// The photo [H, W] of quads, read bilinearly; what lies outside has the colours of the border.
-REST_FAST_INLINE Quad sampled(const float* photo, int64_t height, int64_t width, float x, float y) {
-  x = bounded(x, static_cast<float>(width - 1));
-  y = bounded(y, static_cast<float>(height - 1));
-  const int64_t left = std::min(static_cast<int64_t>(x), width - 2);
-  const int64_t top = std::min(static_cast<int64_t>(y), height - 2);
-  const float* at = photo + 4 * (top * width + left);
-  const float right = x - static_cast<float>(left);
-  const float below = y - static_cast<float>(top);
+// What lies outside has the colours of the border. moved: flow of row y, [W, 2]. A loop of its own,
+// which the compiler makes vectors of.
+REST_FAST_INLINE void find_places(const MoveAndPaintParams& p, const float* __restrict moved,
+                                  int64_t y, Places& places) {
+  const float width = static_cast<float>(p.width), height = static_cast<float>(p.height);
+  const int32_t columns = static_cast<int32_t>(p.width);
+  const int32_t last_column = columns - 2, last_row = static_cast<int32_t>(p.height) - 2;
+  const float row = static_cast<float>(y);
+  int32_t* __restrict first = places.first.data();
+  float* __restrict right = places.right.data();
+  float* __restrict below = places.below.data();
+  for (int32_t x = 0; x < columns; ++x) {
+    const float at_x = bounded(static_cast<float>(x) + width * moved[2 * x], width - 1.0f);
+    const float at_y = bounded(row + height * moved[2 * x + 1], height - 1.0f);
+    const int32_t left = std::min(static_cast<int32_t>(at_x), last_column);
+    const int32_t top = std::min(static_cast<int32_t>(at_y), last_row);
+    first[x] = top * columns + left;
+    right[x] = at_x - static_cast<float>(left);
+    below[x] = at_y - static_cast<float>(top);
+  }
+}
+
+// The photo [H, W] of quads, read bilinearly.
+REST_FAST_INLINE Quad sampled(const float* photo, int64_t width, int32_t first, float right,
+                              float below) {
+  const float* at = photo + 4 * static_cast<int64_t>(first);
   const Quad above = load(at) * (1.0f - right) + load(at + 4) * right;
   const Quad under = load(at + 4 * width) * (1.0f - right) + load(at + 4 * width + 4) * right;
   return above * (1.0f - below) + under * below;
@@ -146,8 +172,15 @@ REST_FAST_INLINE Quad laid_over(Quad x, Quad paint) {
   return x + paint - x * paint[0];
 }
 
-REST_FAST_INLINE void store(Quad colour, uint8_t* out) {
-  for (int c = 0; c < 3; ++c) out[c] = to_byte(colour[c + 1]);
+// Red, green and blue as bytes from the lowest on: to_byte() of pixel.h, four at once.
+REST_FAST_INLINE uint32_t to_bytes(Quad colour) {
+  Quad value = (colour + 1.0f) * 127.5f;
+  value = value > 0.0f ? value : Quad{};  // NaN fails the comparison
+  value = value < 255.0f ? value : Quad{} + 255.0f;
+  value += 8388608.0f;
+  uint32_t bits[4];
+  std::memcpy(bits, &value, sizeof(bits));
+  return (bits[1] & 255u) | (bits[2] & 255u) << 8 | (bits[3] & 255u) << 16;
 }
 
 // One row of a frame. photo: quads [H, W].
@@ -172,16 +205,20 @@ REST_FAST_INLINE void draw_row(const MoveAndPaintParams& p, Rows& rows, const fl
       moved[2 * (left + x) + 1] += faded[x] * finer[2 * x + 1];
     }
   }
-  const float width = static_cast<float>(p.width), height = static_cast<float>(p.height);
+  find_places(p, moved, y, rows.places);
   for (int64_t x = 0; x < p.width; ++x) {
-    const float from_x = static_cast<float>(x) + width * moved[2 * x];
-    const float from_y = static_cast<float>(y) + height * moved[2 * x + 1];
-    Quad colour = sampled(photo, p.height, p.width, from_x, from_y);
+    const Places& from = rows.places;
+    Quad colour = sampled(photo, p.width, from.first[x], from.right[x], from.below[x]);
     colour = laid_over(colour, load(paint + 4 * x));
     if (inside && x >= left && x < right) {
       colour = laid_over(colour, load(inner + 4 * (x - left)) * rows.faded[x - left]);
     }
-    store(colour, out + 3 * x);
+    const uint32_t bytes = to_bytes(colour);
+    if (x + 1 < p.width) {
+      std::memcpy(out + 3 * x, &bytes, 4);  // the fourth is the next pixel's, which comes later
+    } else {
+      std::memcpy(out + 3 * x, &bytes, 3);
+    }
   }
 }
 

@@ -30,6 +30,7 @@ struct MoveAndPaintParams {
 inline int check_sizes(const MoveAndPaintParams& p) {
   if (p.photos < 1 || p.frames < 0 || p.frames % p.photos != 0) return kBadShape;
   if (p.height < 2 || p.width < 2 || p.map_rows < 1 || p.map_columns < 1) return kBadShape;
+  if (p.height > INT32_MAX / p.width) return kBadShape;  // places in a photo are 32 bits
   if (p.inner_rows < 1 || p.inner_columns < 1 || p.fade < 1) return kBadShape;
   const bool inside = p.window_top >= 0 && p.window_left >= 0 && p.window_rows >= 1 &&
                       p.window_columns >= 1 && p.window_top + p.window_rows <= p.height &&

@@ -106,9 +106,9 @@ def test_all_trainings_of_a_seed(tmp_path, monkeypatch):
     pytest.importorskip("espeakng_loader")
     study = script("ablation")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["synth", "clips", "--clips", "8", "--quiet"]) == 0
+    assert cli.main(["synth", "clips", "--clips", "8", "--size", "256", "--quiet"]) == 0
     assert cli.main(["prepare-data", "clips", "data", "--config", "demo", "--weights", "demo", "--quiet"]) == 0
-    short = study.schedule(0).replace(speech__steps=1, teacher__steps=1, student__steps=1, asd__steps=1)
+    short = study.schedule(0, "demo").replace(speech__steps=1, teacher__steps=1, student__steps=1, asd__steps=1)
     study.train(tmp_path / "data", tmp_path / "work", short, "demo", study.VARIANTS)
     for variant in study.VARIANTS:
         changes = {**variant.model, **variant.inference}
@@ -116,7 +116,7 @@ def test_all_trainings_of_a_seed(tmp_path, monkeypatch):
 
     # what the trainings left, as candidates: every number of both tables, of two stages
     candidates = script("candidates")
-    assert cli.main(["synth", "test", "--clips", "2", "--split", "test", "--quiet"]) == 0
+    assert cli.main(["synth", "test", "--clips", "2", "--split", "test", "--size", "256", "--quiet"]) == 0
     PixelReader().save(tmp_path / "reader.safetensors")
     shared = tmp_path / "work" / "seed_0" / "shared"
     named = [f"teacher={shared / 'teacher'}", f"ASD={shared.parent / 'full' / 'asd'}", "--test", "test"]
