@@ -13,6 +13,7 @@ from benchmarks import kit, peers
 from benchmarks.kit import LAYERS, Size
 from rest_fast import noise, ops
 from rest_fast.ops import functional, rope
+from rest_fast.ops.derived import derived
 from rest_fast.ops.memory_layouts import haloed
 
 EPS = 1e-5
@@ -263,6 +264,23 @@ def eager_move_and_paint(photo, flow, paint, inner_flow, inner_paint, window):
     return (functional.to_uint8(frames[:, :, None])[:, 0],)
 
 
+def make_linear(s: Size, draw: Draw) -> Values:
+    """The first layer of the MLP, for a session with guidance."""
+    weight, rows = draw(4 * s.width, s.width) * s.width**-0.5, s.lanes * s.tokens
+    out = draw(rows, 4 * s.width)
+    return {"x": draw(rows, s.width), "weight": weight, "bias": draw(4 * s.width), "out": out, "gelu": True}
+
+
+def eager_linear(x, weight, bias):
+    return (F.gelu(F.linear(x, weight, bias), approximate="tanh"),)
+
+
+def unfused_linear(x, weight, bias):
+    """oneDNN's, as :mod:`rest_fast.models.linear` calls it where it does not call ours."""
+    reordered = derived(weight, "reordered", (weight,), lambda: torch.ops.mkldnn._reorder_linear_weight(weight, 128))
+    return (torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "gelu", [], "tanh"),)
+
+
 def map_flop(s: Size) -> int:
     c, n, side = s.maps
     return 2 * 9 * c * c * n * side * side
@@ -335,6 +353,15 @@ TABLE = {
         ops.x0_renoise_step, make_x0_renoise_step, eager_x0_renoise_step, "z velocity noise now after held", "z"
     ),
     "latent_noise": Entry(ops.latent_noise, make_latent_noise, lambda *v: (noise.normals(*v),), "words count", "out"),
+    "linear": Entry(
+        ops.linear,
+        make_linear,
+        eager_linear,
+        "x weight bias",
+        "out",
+        flop=lambda s: 8 * s.lanes * s.tokens * s.width**2,
+        unfused=unfused_linear,
+    ),
     "causal_conv3d": Entry(
         ops.causal_conv3d,
         make_causal_conv3d,

@@ -200,6 +200,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "attention": machines(cpu_tables.attention_table, "attention"),
     "ops": machines(cpu_tables.ops_table, "ops"),
     "conv3x3": bench(stored.ratio_table, "conv3x3_epyc"),
+    "linear": bench(stored.ratio_table, "linear_epyc"),
     "audio-and-paint": bench(stored.ratio_table, "audio_and_paint_cpu"),
     "vae-fairest": lambda r: vae_tables.fairest(r.bench("vae_cpu", "chunk")),
     "vae-chunk": bench(vae_tables.chunk_table, "vae_cpu", "chunk"),

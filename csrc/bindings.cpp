@@ -13,6 +13,7 @@
 #include "ops/frames_to_uint8.h"
 #include "ops/gate_norm_modulate.h"
 #include "ops/latent_noise.h"
+#include "ops/linear.h"
 #include "ops/move_and_paint.h"
 #include "ops/pixel_norm_silu.h"
 #include "ops/qk_norm_rope_cache.h"
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_cpu, m) {
   rf::bind_cpu(m, "cfg_euler_step", rf::cfg_euler_step_cpu);
   rf::bind_cpu(m, "x0_renoise_step", rf::x0_renoise_step_cpu);
   rf::bind_cpu(m, "latent_noise", rf::latent_noise_cpu);
+  rf::bind_cpu(m, "linear", rf::linear_cpu);
   rf::bind_cpu(m, "pixel_norm_silu", rf::pixel_norm_silu_cpu);
   rf::bind_cpu(m, "depth_to_space", rf::depth_to_space_cpu);
   rf::bind_cpu(m, "frames_to_uint8", rf::frames_to_uint8_cpu);

@@ -119,8 +119,8 @@ def test_the_path_without_a_compiler(without_a_compiler):
 
 
 def test_the_path_in_cuda_by_name(without_a_compiler, monkeypatch):
-    """Where the wheel's module is there nothing is left to the reference but what PyTorch convolves, and a graph can
-    hold all of it."""
+    """Where the wheel's module is there nothing is left to the reference but what PyTorch convolves and
+    multiplies, and a graph can hold all of it."""
 
     def supports(spec, dtypes, device="cpu"):
         return spec.device == device and spec.dtype in dtypes, "not in this dtype"
@@ -128,7 +128,7 @@ def test_the_path_in_cuda_by_name(without_a_compiler, monkeypatch):
     monkeypatch.setattr(native, "supports", supports)
     path = diagnostics.path("cuda", "cuda,library,reference")
     assert set(path["backends"]) == {"cuda", "library", "reference"} and path["uncaptured"] == {}
-    assert (path["backends"]["library"], path["backends"]["reference"]) == (["causal_conv3d"], ["conv3x3"])
+    assert (path["backends"]["library"], path["backends"]["reference"]) == (["causal_conv3d"], ["linear", "conv3x3"])
 
 
 def test_the_path_of_this_machine_is_what_runs():

@@ -54,15 +54,21 @@ REST_FAST_INLINE void exp2_nonpositive(typename V::Type& x) {
   x = p * power;
 }
 
+// x <- x / (1 + e^-u). NaN passes.
+template <class V>
+REST_FAST_INLINE void sigmoid_times(const typename V::Type& u, typename V::Type& x) {
+  constexpr float kLog2E = 1.44269504f;
+  typename V::Type power = u * kLog2E;
+  power = power < -power ? power : -power;
+  exp2_nonpositive<V>(power);  // e^-|u|
+  const typename V::Type above = u < 0.0f ? x * power : x;
+  x = above / (1.0f + power);
+}
+
 // x <- x / (1 + e^-x). NaN passes.
 template <class V>
 REST_FAST_INLINE void silu(typename V::Type& x) {
-  constexpr float kLog2E = 1.44269504f;
-  typename V::Type power = x * kLog2E;
-  power = power < -power ? power : -power;
-  exp2_nonpositive<V>(power);  // e^-|x|
-  const typename V::Type above = x < 0.0f ? x * power : x;
-  x = above / (1.0f + power);
+  sigmoid_times<V>(x, x);
 }
 
 template <class Params>

@@ -1,5 +1,5 @@
-"""Linear layers. Without gradients, oneDNN computes them on the CPU, together with a GELU that follows; on a GPU
-cuBLASLt has the GELU in its product.
+"""Linear layers. Without gradients, oneDNN computes them on the CPU, together with a GELU that follows, or our own
+:mod:`rest_fast.ops.linear`; on a GPU cuBLASLt has the GELU in its product.
 
 For float32 PyTorch would take MKL, which is half as fast on an AMD processor (docs/measured_facts.md), and a separate
 GELU costs half as much as the product before it. Small frozen weights are kept a second time in oneDNN's order; others
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rest_fast import ops
+from rest_fast.ops import native
 from rest_fast.ops.derived import derived
 
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
@@ -29,6 +31,10 @@ def _dtypes() -> tuple[torch.dtype, ...]:
 
 
 DTYPES = _dtypes()
+# Whether small float32 weights are multiplied by our own op: with AVX2 alone it takes two thirds of oneDNN's time
+# (benchmarks/results/linear_epyc.json); with AVX-512 nobody has measured it.
+OURS = torch.backends.cpu.get_cpu_capability() == "AVX2" and native.module()[0] is not None
+MOST_ROWS = 512  # of x; with more, oneDNN keeps what it reads in the caches, which ours does not
 
 
 def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool = True) -> torch.Tensor:
@@ -45,6 +51,11 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool 
     if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, added, x):
         y = layer(x) if bias else F.linear(x, weight)
         return F.gelu(y, approximate="tanh") if gelu else y
+    if OURS and x.dtype == torch.float32 and weight.numel() <= SMALL and x.numel() <= MOST_ROWS * x.shape[-1]:
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        out = flat.new_empty(len(flat), len(weight))
+        ops.linear(flat, weight, added, out, gelu=gelu)
+        return out.view(*x.shape[:-1], len(weight))
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # a graph must not keep weights
     if weight.numel() <= SMALL and not traced:
         source = weight

@@ -12,6 +12,7 @@ from rest_fast.ops.frame_cross_attention import frame_cross_attention
 from rest_fast.ops.frames_to_uint8 import frames_to_uint8
 from rest_fast.ops.gate_norm_modulate import gate_norm_modulate
 from rest_fast.ops.latent_noise import latent_noise
+from rest_fast.ops.linear import linear
 from rest_fast.ops.move_and_paint import move_and_paint
 from rest_fast.ops.pixel_norm_silu import pixel_norm_silu
 from rest_fast.ops.qk_norm_rope_cache import qk_norm_rope_cache
@@ -29,6 +30,7 @@ ALL: tuple[Op, ...] = (
     cfg_euler_step,
     x0_renoise_step,
     latent_noise,
+    linear,
     causal_conv3d,
     pixel_norm_silu,
     depth_to_space,
@@ -52,6 +54,7 @@ __all__ = [
     "functional",
     "gate_norm_modulate",
     "latent_noise",
+    "linear",
     "move_and_paint",
     "oldest_torch",
     "pixel_norm_silu",

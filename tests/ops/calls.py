@@ -291,6 +291,21 @@ def latent_noise(dtype: torch.dtype = torch.float32, frames: int = 3, count: int
     return {"out": nans(frames, count, dtype=dtype), "words": words}
 
 
+def linear(
+    rows: int = 5,
+    inputs: int = 7,
+    outputs: int = 3,
+    dtype: torch.dtype = torch.float32,
+    *,
+    gelu: bool = True,
+    seed: int = 0,
+) -> Call:
+    g = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(s, generator=g).to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
+    weight = weight * max(inputs, 1) ** -0.5
+    return {"x": x, "weight": weight, "bias": bias, "out": nans(rows, outputs, dtype=dtype), "gelu": gelu}
+
+
 def causal_conv3d(
     channels: int = 5,
     out: int = 3,
@@ -431,6 +446,7 @@ VALID: dict[str, Callable[..., Call]] = {
     "cfg_euler_step": cfg_euler_step,
     "x0_renoise_step": x0_renoise_step,
     "latent_noise": latent_noise,
+    "linear": linear,
     "causal_conv3d": causal_conv3d,
     "pixel_norm_silu": pixel_norm_silu,
     "depth_to_space": depth_to_space,

@@ -43,6 +43,7 @@ GLUE, CROSS, CFG = "gate_norm_modulate", "frame_cross_attention", "cfg_euler_ste
 HEAR = "frame_audio_update"
 CONV, NORM, DEPTH, BYTES = "causal_conv3d", "pixel_norm_silu", "depth_to_space", "frames_to_uint8"
 MOVE, NOISE, RENOISE, MAPS = "move_and_paint", "latent_noise", "x0_renoise_step", "conv3x3"
+LINEAR = "linear"
 
 # op -> (first tensor, float arguments that follow its dtype, int32 arguments, those that must be contiguous)
 ARGUMENTS = {
@@ -65,6 +66,7 @@ ARGUMENTS = {
     CFG: ("z", "", "", "z v_cond v_uncond guidance dt"),
     RENOISE: ("z", "noise", "held", "z velocity noise now after held"),
     NOISE: ("out", "", "words", "out words"),
+    LINEAR: ("x", "weight bias out", "", "x bias out"),
     CONV: (
         "buffer",
         "history weight bias noise noise_scale residual scale shift out normed",
@@ -234,6 +236,7 @@ VALUES = [  # op, changes, what the message must say
     (QK, {"rope": "by_head"}, r"rope_x: expected shape \[-1, 0, 2\], got \[3, 3, 2\]"),
     (GLUE, {"norm": "batch"}, r"norm: expected one of \['rms', 'layer', 'affine'\], got 'batch'"),
     (BYTES, {"x": torch.randn(2, 4, 2, 3, 5)}, r"x: expected shape \[-1, 3, -1, -1, -1\], got \[2, 4, 2, 3, 5\]"),
+    (LINEAR, {"weight": torch.randn(3, 6)}, r"weight: expected shape \[-1, 7\], got \[3, 6\]"),
     (MAPS, {"scale": None}, "shift: expected scale and shift together, got one of them"),
     (MAPS, {"shift": None}, "shift: expected scale and shift together, got one of them"),
     (MAPS, calls.conv3x3(added=3), "added: expected a number of maps that divides 4, got 3"),

@@ -24,6 +24,7 @@ LEFT_OUT = [
     ("causal_conv3d", ["bias", "noise", "noise_scale", "residual", "scale", "shift", "normed", "pictures"]),
     ("causal_conv3d", ["out", "pictures"]),
     ("pixel_norm_silu", ["scale", "shift"]),
+    ("linear", ["bias"]),
     ("conv3x3", ["bias", "added", "scale", "shift"]),
 ]
 SCRATCH = {"causal_conv3d": "buffer"}  # what a backend may write or leave
