@@ -16,7 +16,7 @@ from torch import nn
 
 from rest_fast import ops
 from rest_fast.ops import native
-from rest_fast.ops.derived import derived
+from rest_fast.ops.derived import derived, frozen
 
 SMALL = 1 << 20  # weights: a second copy of all of a small model's layers costs a few megabytes
 ROWS = 128  # of x that the order is made for: always the same, so that results do not depend on the first call
@@ -51,7 +51,8 @@ def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool 
     if not x.is_cpu or x.dtype not in DTYPES or weight.dtype != x.dtype or not _plain(layer, weight, added, x):
         y = layer(x) if bias else F.linear(x, weight)
         return F.gelu(y, approximate="tanh") if gelu else y
-    if OURS and x.dtype == torch.float32 and weight.numel() <= SMALL and x.numel() <= MOST_ROWS * x.shape[-1]:
+    few = weight.numel() <= SMALL and x.numel() <= MOST_ROWS * x.shape[-1]
+    if OURS and few and x.dtype == torch.float32 and frozen(weight):
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         out = flat.new_empty(len(flat), len(weight))
         ops.linear(flat, weight, added, out, gelu=gelu)

@@ -26,7 +26,7 @@ def derived(
     through ``.numpy()``, so these go unnoticed.
     """
     found = owner.__dict__.get(name)
-    if not _frozen(*sources):
+    if not frozen(*sources):
         if found is not None:
             del owner.__dict__[name]
         return make() if learning is None else learning
@@ -39,9 +39,12 @@ def derived(
     return value
 
 
-def _frozen(*sources: torch.Tensor) -> bool:
-    """Whether changes of these tensors are noticed: PyTorch does not count those of a fused optimiser to a tensor that
-    requires a gradient, nor any of an inference tensor."""
+def frozen(*sources: torch.Tensor) -> bool:
+    """Whether changes of these tensors are noticed, so that what is derived from them is kept.
+
+    PyTorch does not count those of a fused optimiser to a tensor that requires a gradient, nor any of an inference
+    tensor.
+    """
     for tensor in sources:  # noqa: SIM110 - a generator takes three times as long
         if tensor.requires_grad or tensor.is_inference():
             return False

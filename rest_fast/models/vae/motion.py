@@ -22,6 +22,7 @@ from rest_fast.errors import ArgumentError
 from rest_fast.models.vae.family import Decoder
 from rest_fast.models.vae.layers import Piece
 from rest_fast.models.vae.state import REFERENCE, StreamState
+from rest_fast.ops.derived import frozen
 from rest_fast.ops.move_and_paint import moved, moved_and_painted, scaled, whole_flow
 
 CELLS = 4  # of a code along one side
@@ -67,7 +68,7 @@ def convolve(
     weight, innermost = layer.weight, torch.channels_last
     silu = {"silu_before": silu_before, "silu_after": silu_after}
     wide = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not wide or order_of(weight) is not innermost or torch.is_grad_enabled() or weight.requires_grad:
+    if not wide or order_of(weight) is not innermost or torch.is_grad_enabled() or not frozen(weight):
         return ops.functional.convolved(x, weight, layer.bias, added, *modulation, **silu)
     out = torch.empty((len(x), layer.out_channels, *x.shape[2:]), memory_format=innermost)
     maps = [None if y is None else y.contiguous(memory_format=innermost) for y in (x, added)]
