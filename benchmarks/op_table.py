@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from benchmarks import kit, peers
 from benchmarks.kit import LAYERS, Size
 from rest_fast import noise, ops
+from rest_fast.models.linear import DTYPES
 from rest_fast.ops import functional, rope
 from rest_fast.ops.derived import derived
 from rest_fast.ops.memory_layouts import haloed
@@ -276,7 +277,9 @@ def eager_linear(x, weight, bias):
 
 
 def unfused_linear(x, weight, bias):
-    """oneDNN's, as :mod:`rest_fast.models.linear` calls it where it does not call ours."""
+    """oneDNN's, as :mod:`rest_fast.models.linear` calls it where it does not call ours; eager where it cannot."""
+    if not x.is_cpu or x.dtype not in DTYPES:
+        return eager_linear(x, weight, bias)
     reordered = derived(weight, "reordered", (weight,), lambda: torch.ops.mkldnn._reorder_linear_weight(weight, 128))
     return (torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "gelu", [], "tanh"),)
 

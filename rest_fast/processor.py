@@ -19,7 +19,7 @@ CPUINFO = Path("/proc/cpuinfo")
 # that fits counts. Measured with the decoder of the preset drawn: bfloat16 is 1.5 times as fast as float32 with AMX,
 # and 1.46 times on an AMD EPYC (the decode alone). It is 1.2 times slower on an Intel Xeon with AMX disabled, and 1.4
 # times on one without AMX. Without instructions for it, it is emulated. The demo's decoder was measured with AMX alone:
-# 1.34 times as fast (docs/motion_vae.md).
+# 1.34 times as fast (docs/motion_vae.md), before its float32 convolutions were our own (docs/kernels/conv3x3.md).
 DECODER_DTYPES: tuple[tuple[frozenset[str], torch.dtype | None, str], ...] = (
     (frozenset({"amx_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_cpu.json"),
     (frozenset({"amd", "avx512_bf16"}), torch.bfloat16, "benchmarks/results/decoder_dtype_epyc.json"),
