@@ -298,15 +298,15 @@ def test_a_wanted_gradient_does_not_change_the_result(kind, dtype):
         torch.testing.assert_close(plain, wanted.detach(), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind, needed", [("conv", "causal_conv3d"), ("basis", "depth_to_space")])
+@pytest.mark.parametrize("kind, needed", [("conv", "causal_conv3d"), ("basis", "linear|depth_to_space")])
 def test_ops_run_where_no_gradient_is_wanted(kind, needed):
     module = in_dtype(kind, torch.float32)
     z = latents(module, 2).float()
     with ops.use_backend("no-such"):
-        with pytest.raises(ops.OpError, match=f"{needed}: backend"):
+        with pytest.raises(ops.OpError, match=f"({needed}): backend"):
             module.decode(z)
         module.decode(z.requires_grad_(True))
-        with torch.no_grad(), pytest.raises(ops.OpError, match=f"{needed}: backend"):
+        with torch.no_grad(), pytest.raises(ops.OpError, match=f"({needed}): backend"):
             module.decode(z)
 
 

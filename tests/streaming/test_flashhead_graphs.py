@@ -103,11 +103,6 @@ def test_captured_lanes_at_other_steps_do_not_matter(model, avatar, lanes, graph
     assert max(counts) == lanes
 
 
-def test_fewer_steps_for_which_it_was_not_distilled(model):
-    with pytest.raises(ArgumentError, match="engine: fewer_steps: expected 2 or None for a model of flashhead, got 3"):
-        model.engine(fewer_steps=3)
-
-
 def test_fewer_steps_are_evaluated_by_the_same_step(model, avatar, graphs):
     samples, made = sound(16000, 0.96), graphs()
     with model.session(avatar, seed=3, steps=2) as s:

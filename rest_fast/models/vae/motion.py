@@ -70,7 +70,8 @@ def convolve(
     wide = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not wide or order_of(weight) is not innermost or torch.is_grad_enabled() or not frozen(weight):
         return ops.functional.convolved(x, weight, layer.bias, added, *modulation, **silu)
-    out = torch.empty((len(x), layer.out_channels, *x.shape[2:]), memory_format=innermost)
+    shape = (len(x), layer.out_channels, *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=innermost)
     maps = [None if y is None else y.contiguous(memory_format=innermost) for y in (x, added)]
     ops.conv3x3(maps[0], weight, layer.bias, maps[1], *modulation, out, **silu)
     return out
