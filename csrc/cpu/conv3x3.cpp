@@ -1,7 +1,7 @@
 // A convolution of 3 x 3 with SiLU before and after it, a map added, and a scale and a shift.
 //
-// Layout: ops/conv3x3.h. Why it exists: maps of few channels are convolved at half the speed of the
-// machine by oneDNN below AVX-512, and each SiLU and sum beside it passes over memory once more.
+// Layout: ops/conv3x3.h. Why it exists: with AVX2 alone oneDNN and the passes for SiLU and sum take
+// twice as long for maps of few channels (docs/kernels/conv3x3.md).
 //
 // Winograd's F(4 x 4, 3 x 3): 4 x 4 results come of 6 x 6 numbers (a tile) by 36 products a pair of
 // channels, in place of 144. Tile and weight are polynomials; they are evaluated at the points 0,
@@ -19,8 +19,8 @@
 namespace rest_fast {
 namespace {
 
-constexpr int kTile = 4;       // results along a side of a tile
-constexpr int kAround = 6;     // numbers along a side that they come of
+constexpr int kTile = 4;        // results along a side of a tile
+constexpr int kAround = 6;      // numbers along a side that they come of
 constexpr int64_t kTiles = 24;  // at a time, about: of 32 channels they fill a third of an L2 cache
 static_assert(kColumns == kConvBlock);
 

